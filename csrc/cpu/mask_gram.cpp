@@ -1,0 +1,195 @@
+// Mask Gram matrices on the CPU: their tiles, written out or multiplied by v.
+//
+// Threads own tiles of the result, and every row meets the columns in order: no result depends on
+// the number of threads.
+#include "mask_gram.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "cpu/gram_tiles.h"
+#include "cpu/large_output.h"
+#include "mask_gram_args.h"
+
+namespace ksm {
+namespace {
+
+// A thread takes at least this many pairs, some 50 us of work: waking it costs 10.
+constexpr int64_t kPairsPerThread = 1 << 16;
+
+int64_t grain(int64_t pairs_per_item) {
+  return std::max<int64_t>(1, kPairsPerThread / std::max<int64_t>(1, pairs_per_item));
+}
+
+// Calls body(begin, end) on ranges of the m rows, in parallel; ranges start at multiples of 16, so
+// that a few hundred rows still occupy many threads.
+template <typename Body>
+void parallel_rows(int64_t m, int64_t l, const Body& body) {
+  constexpr int64_t kStep = 16;
+  const int64_t steps = (m + kStep - 1) / kStep;
+  torch::stable::parallel_for(0, steps, grain(kStep * l), [&](int64_t begin, int64_t end) {
+    body(begin * kStep, std::min(end * kStep, m));
+  });
+}
+
+template <typename T>
+void mask_gram_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
+                      T* out) {  // (m, l)
+  const TileWriter<T> writer(out, m, l);
+  parallel_rows(m, l, [&](int64_t begin, int64_t end) {
+    alignas(64) T values[kTileRows * kBlockColumns];
+    for (int64_t i = begin; i < end; i += kTileRows) {
+      const int64_t rows = std::min(kTileRows, end - i);
+      for (int64_t b = 0; b < gram.blocks.count(); ++b) {
+        gram.template fill<Layout::kRowMajor>(i, rows, b, values);
+        const int64_t columns = gram.blocks.columns(b);
+        writer.template write<kBlockColumns>(values, rows, columns, i, b * kBlockColumns);
+      }
+    }
+    writer.finish();
+  });
+}
+
+// A 4 x 4 corner of a tile, transposed.
+template <typename T>
+void transpose_square(const T* from, T* to) {
+  for (int64_t a = 0; a < 4; ++a) {
+    for (int64_t b = 0; b < 4; ++b) to[b * kTileRows + a] = from[a * kBlockColumns + b];
+  }
+}
+
+#if defined(__x86_64__)
+// In registers: the compiler moves single floats, which took longer than counting them.
+template <>
+void transpose_square(const float* from, float* to) {
+  __m128 row[4];
+  for (int64_t a = 0; a < 4; ++a) row[a] = _mm_load_ps(from + a * kBlockColumns);
+  _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+  for (int64_t b = 0; b < 4; ++b) _mm_store_ps(to + b * kTileRows, row[b]);
+}
+#endif
+
+template <typename T>
+void transpose_tile(const T* tile,    // (kTileRows, kBlockColumns)
+                    T* transposed) {  // (kBlockColumns, kTileRows)
+  for (int64_t i = 0; i < kTileRows; i += 4) {
+    for (int64_t j = 0; j < kBlockColumns; j += 4) {
+      transpose_square(tile + i * kBlockColumns + j, transposed + j * kTileRows + i);
+    }
+  }
+}
+
+// y is x: tiles on and above the diagonal, each written twice.
+template <typename T>
+void mask_gram_symmetric_kernel(const GramTiles<T>& gram, int64_t m,
+                                T* out) {  // (m, m)
+  static_assert(kTileRows == kBlockColumns, "tiles must be square to be mirrored");
+  const TileWriter<T> writer(out, m, m);
+  const int64_t tiles = gram.blocks.count();
+  const auto fill_rows_of = [&](int64_t a, T* values, T* transposed) {
+    const int64_t i = a * kTileRows, rows = gram.blocks.columns(a);
+    for (int64_t b = a; b < tiles; ++b) {
+      const int64_t j = b * kBlockColumns, columns = gram.blocks.columns(b);
+      gram.template fill<Layout::kRowMajor>(i, rows, b, values);
+      writer.template write<kBlockColumns>(values, rows, columns, i, j);
+      if (b == a) continue;
+      transpose_tile(values, transposed);
+      writer.template write<kTileRows>(transposed, columns, rows, j, i);
+    }
+  };
+  // A long row of tiles goes with a short one: the threads get equal work.
+  torch::stable::parallel_for(0, (tiles + 1) / 2, grain(kTileRows * m),
+                              [&](int64_t begin, int64_t end) {
+                                alignas(64) T values[kTileRows * kBlockColumns] = {};
+                                alignas(64) T transposed[kTileRows * kBlockColumns];
+                                for (int64_t a = begin; a < end; ++a) {
+                                  fill_rows_of(a, values, transposed);
+                                  if (tiles - 1 - a != a)
+                                    fill_rows_of(tiles - 1 - a, values, transposed);
+                                }
+                                writer.finish();
+                              });
+}
+
+template <typename T>
+void mask_gram_matmul_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
+                             const T* v,  // (l, t)
+                             int64_t t,
+                             T* out) {  // (m, t)
+  parallel_rows(m, l, [&](int64_t begin, int64_t end) {
+    alignas(64) T values[kBlockColumns * kTileRows] = {};  // transposed: rows are the lanes
+    std::vector<double> totals(t * kTileRows);
+    for (int64_t i = begin; i < end; i += kTileRows) {
+      const int64_t rows = std::min(kTileRows, end - i);
+      std::fill(totals.begin(), totals.end(), 0.0);
+      for (int64_t b = 0; b < gram.blocks.count(); ++b) {
+        gram.template fill<Layout::kTransposed>(i, rows, b, values);
+        gram.multiply(values, v + b * kBlockColumns * t, gram.blocks.columns(b), t, totals.data());
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < t; ++c) {
+          out[(i + r) * t + c] = static_cast<T>(totals[c * kTileRows + r]);
+        }
+      }
+    }
+  });
+}
+
+// Calls body with a value of the C++ type of a checked dtype.
+template <typename Body>
+void for_dtype(ScalarType dtype, const Body& body) {
+  dtype == ScalarType::Float ? body(float{}) : body(double{});
+}
+
+Tensor mask_gram_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
+                     const MaybeTensor& hamming_table, const MaybeTensor& overlap_table) {
+  const Tensor& y = maybe_y ? *maybe_y : x;
+  const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
+  const Tensor& like = result_like(hamming_table, overlap_table);
+  Tensor out = torch::stable::new_empty(like, {m, l});
+  if (m == 0 || l == 0) return out;
+  for_dtype(like.scalar_type(), [&, m = m, l = l, n = n](auto type) {
+    using T = decltype(type);
+    T* result = out.mutable_data_ptr<T>();
+    request_huge_pages(result, m * l * sizeof(T));
+    const GramTiles<T> gram(words_pointer(x), m, words_pointer(y), l, words_of(n),
+                            tables_of<T>(hamming_table, overlap_table));
+    if (maybe_y) {
+      mask_gram_kernel(gram, m, l, result);
+    } else {
+      mask_gram_symmetric_kernel(gram, m, result);
+    }
+  });
+  return out;
+}
+
+Tensor mask_gram_matmul_cpu(const Tensor& x, const Tensor& y, int64_t num_tasks,
+                            const MaybeTensor& hamming_table, const MaybeTensor& overlap_table,
+                            const Tensor& v) {
+  const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
+  const Tensor& like = result_like(hamming_table, overlap_table);
+  check_multiplied(v, x, l, like.scalar_type());
+  const int64_t t = v.size(1);
+  Tensor out = torch::stable::new_empty(like, {m, t});
+  if (m == 0 || t == 0) return out;
+  for_dtype(like.scalar_type(), [&, m = m, l = l, n = n](auto type) {
+    using T = decltype(type);
+    const GramTiles<T> gram(words_pointer(x), m, words_pointer(y), l, words_of(n),
+                            tables_of<T>(hamming_table, overlap_table));
+    mask_gram_matmul_kernel(gram, m, l, v.const_data_ptr<T>(), t, out.mutable_data_ptr<T>());
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ksm_ext, CPU, m) {
+  m.impl("mask_gram", TORCH_BOX(&mask_gram_cpu));
+  m.impl("mask_gram_matmul", TORCH_BOX(&mask_gram_matmul_cpu));
+}
+
+}  // namespace ksm

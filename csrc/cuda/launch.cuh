@@ -1,0 +1,22 @@
+// What every launch of ours has in common.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace ksm {
+
+constexpr int kThreads = 256;  // per block, in every kernel
+constexpr int kWarps = kThreads / 32;
+
+// Blocks for a grid-stride loop over `work` items: enough to fill any GPU several times over, and
+// below the grid's limit for any int64 size.
+inline unsigned grid_for(int64_t work, int64_t per_block) {
+  constexpr int64_t kMaxBlocks = int64_t{1} << 14;
+  return static_cast<unsigned>(
+      std::clamp<int64_t>((work + per_block - 1) / per_block, 1, kMaxBlocks));
+}
+
+}  // namespace ksm

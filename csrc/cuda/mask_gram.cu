@@ -1,0 +1,70 @@
+// Mask Gram matrices on CUDA: bit counts on the tensor cores, tables in shared memory.
+//
+// One block computes one tile of 128 x 128 pairs; the result is bound by its own writing, so that a
+// symmetric one is simply computed in full.
+#include "cuda/gram_tile.cuh"
+
+namespace ksm {
+namespace {
+
+using Tile = OverlapTile<2, 8>;
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Two {
+  T first, second;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    mask_gram_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables, bool tables_fit,
+                     T* __restrict__ out) {  // (m, l)
+  __shared__ Tile::Staging staging;
+  extern __shared__ double shared_tables[];
+  const Tables<T> tables =
+      cached_tables(global_tables, n, tables_fit, reinterpret_cast<T*>(shared_tables));
+  const int64_t m = x.count, l = y.count;
+  const int64_t row_tiles = (m + Tile::kRows - 1) / Tile::kRows;
+  const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
+  for (int64_t k = blockIdx.x; k < row_tiles * column_tiles; k += gridDim.x) {
+    const int64_t i0 = k / column_tiles * Tile::kRows, j0 = k % column_tiles * Tile::kColumns;
+    Tile tile;
+    tile.count(x, i0, y, j0, n, staging);
+    tile.for_each_pair([&](int r, int c, int overlap, int next_overlap) {
+      const int64_t i = i0 + r, j = j0 + c;
+      if (i >= m || j >= l) return;
+      const T value = entry_of(tables, x, i, y, j, overlap);
+      T* target = out + i * l + j;
+      if (j + 1 == l) {
+        *target = value;
+        return;
+      }
+      const T next = entry_of(tables, x, i, y, j + 1, next_overlap);
+      if (l % 2 == 0) {
+        *reinterpret_cast<Two<T>*>(target) = {value, next};
+      } else {
+        target[0] = value;
+        target[1] = next;
+      }
+    });
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_mask_gram(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, T* out,
+                             cudaStream_t stream) {
+  const int64_t tiles = ((x.count + Tile::kRows - 1) / Tile::kRows) *
+                        ((y.count + Tile::kColumns - 1) / Tile::kColumns);
+  const int64_t bytes = cached_table_bytes(tables, n, sizeof(Tile::Staging));
+  mask_gram_kernel<T>
+      <<<grid_for(tiles, 1), kThreads, bytes, stream>>>(x, y, n, tables, bytes > 0, out);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_mask_gram(MaskSet, MaskSet, int64_t, Tables<float>, float*,
+                                      cudaStream_t);
+template cudaError_t launch_mask_gram(MaskSet, MaskSet, int64_t, Tables<double>, double*,
+                                      cudaStream_t);
+
+}  // namespace ksm

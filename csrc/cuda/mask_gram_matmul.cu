@@ -1,0 +1,134 @@
+// Mask Gram matrix times v on CUDA: each 64 x 64 tile of K lives in shared memory only.
+//
+// A block owns 64 rows, 16 targets and a range of columns, which it visits in order; the ranges'
+// sums are added in order by a second kernel. No atomics: the result is the same in every run.
+#include "cuda/gram_tile.cuh"
+
+namespace ksm {
+namespace {
+
+using Tile = OverlapTile<1, 4>;
+
+constexpr int kTargets = 16;  // columns of v per block
+constexpr int kTargetsPerThread = kTargets * Tile::kRows / kThreads;
+// Rows of K^T are padded from 64 to 68: the 4 columns x 8 rows that a warp writes at once lie in
+// different banks.
+constexpr int kGramStride = Tile::kRows + 4;
+
+template <typename T>
+struct Shared {
+  Tile::Staging staging;
+  T gram[Tile::kColumns][kGramStride];  // transposed
+  T v[Tile::kColumns][kTargets];
+};
+
+struct Work {
+  int64_t row_tiles, target_tiles, splits, column_tiles_per_split;
+
+  __host__ __device__ int64_t blocks() const { return row_tiles * target_tiles * splits; }
+};
+
+Work work_of(int64_t m, int64_t l, int64_t t) {
+  constexpr int64_t kEnoughBlocks = 1024;    // several per multiprocessor of any GPU
+  constexpr int64_t kFewestColumnTiles = 8;  // below this a block's start and end dominate
+  Work work;
+  work.row_tiles = (m + Tile::kRows - 1) / Tile::kRows;
+  work.target_tiles = (t + kTargets - 1) / kTargets;
+  const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
+  const int64_t wanted = kEnoughBlocks / (work.row_tiles * work.target_tiles);
+  work.splits = std::max<int64_t>(1, std::min(wanted, column_tiles / kFewestColumnTiles));
+  work.column_tiles_per_split = (column_tiles + work.splits - 1) / work.splits;
+  return work;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    partial_products_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables,
+                            bool tables_fit,
+                            const T* __restrict__ v,  // (l, t)
+                            int64_t t, Work work,
+                            double* __restrict__ partials) {  // (splits, m, t)
+  __shared__ Shared<T> shared;
+  extern __shared__ double shared_tables[];
+  const Tables<T> tables =
+      cached_tables(global_tables, n, tables_fit, reinterpret_cast<T*>(shared_tables));
+  const int64_t m = x.count, l = y.count;
+  const int r = threadIdx.x % Tile::kRows;
+  const int first_target = threadIdx.x / Tile::kRows * kTargetsPerThread;
+  for (int64_t k = blockIdx.x; k < work.blocks(); k += gridDim.x) {
+    const int64_t i0 = k % work.row_tiles * Tile::kRows;
+    const int64_t c0 = k / work.row_tiles % work.target_tiles * kTargets;
+    const int64_t split = k / work.row_tiles / work.target_tiles;
+    const int64_t begin = split * work.column_tiles_per_split * Tile::kColumns;
+    const int64_t end = std::min(begin + work.column_tiles_per_split * Tile::kColumns, l);
+    double totals[kTargetsPerThread] = {};
+    for (int64_t j0 = begin; j0 < end; j0 += Tile::kColumns) {
+      Tile tile;
+      tile.count(x, i0, y, j0, n, shared.staging);
+      __syncthreads();  // the gram and v of the tile before have been read
+      tile.for_each_pair([&](int row, int c, int overlap, int next_overlap) {
+        const int64_t i = i0 + row, j = j0 + c;
+        // Pairs beyond the sets meet a v of zero, or a row that is not stored.
+        const bool first = i < m && j < l, second = i < m && j + 1 < l;
+        shared.gram[c][row] = first ? entry_of(tables, x, i, y, j, overlap) : T(0);
+        shared.gram[c + 1][row] = second ? entry_of(tables, x, i, y, j + 1, next_overlap) : T(0);
+      });
+      for (int q = threadIdx.x; q < Tile::kColumns * kTargets; q += kThreads) {
+        const int64_t j = j0 + q / kTargets, c = c0 + q % kTargets;
+        shared.v[q / kTargets][q % kTargets] = j < l && c < t ? v[j * t + c] : T(0);
+      }
+      __syncthreads();
+      T sums[kTargetsPerThread] = {};
+      const int columns = static_cast<int>(std::min<int64_t>(Tile::kColumns, end - j0));
+      for (int j = 0; j < columns; ++j) {
+        const T g = shared.gram[j][r];
+        for (int c = 0; c < kTargetsPerThread; ++c) sums[c] += g * shared.v[j][first_target + c];
+      }
+      for (int c = 0; c < kTargetsPerThread; ++c) totals[c] += sums[c];
+    }
+    if (i0 + r >= m) continue;
+    for (int c = 0; c < kTargetsPerThread; ++c) {
+      const int64_t target = c0 + first_target + c;
+      if (target < t) partials[(split * m + i0 + r) * t + target] = totals[c];
+    }
+  }
+}
+
+template <typename T>
+__global__ void sum_splits_kernel(const double* __restrict__ partials,  // (splits, size)
+                                  int64_t splits, int64_t size,
+                                  T* __restrict__ out) {  // (size)
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t k = first; k < size; k += int64_t{gridDim.x} * kThreads) {
+    double sum = 0;
+    for (int64_t s = 0; s < splits; ++s) sum += partials[s * size + k];
+    out[k] = static_cast<T>(sum);
+  }
+}
+
+}  // namespace
+
+int64_t num_column_splits(int64_t m, int64_t l, int64_t t) { return work_of(m, l, t).splits; }
+
+template <typename T>
+cudaError_t launch_mask_gram_matmul(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, const T* v,
+                                    int64_t t, double* partials, T* out, cudaStream_t stream) {
+  const Work work = work_of(x.count, y.count, t);
+  const int64_t bytes = cached_table_bytes(tables, n, sizeof(Shared<T>));
+  partial_products_kernel<T><<<grid_for(work.blocks(), 1), kThreads, bytes, stream>>>(
+      x, y, n, tables, bytes > 0, v, t, work, partials);
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess) return status;
+  const int64_t size = x.count * t;
+  sum_splits_kernel<T>
+      <<<grid_for(size, kThreads), kThreads, 0, stream>>>(partials, work.splits, size, out);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_mask_gram_matmul(MaskSet, MaskSet, int64_t, Tables<float>, const float*,
+                                             int64_t, double*, float*, cudaStream_t);
+template cudaError_t launch_mask_gram_matmul(MaskSet, MaskSet, int64_t, Tables<double>,
+                                             const double*, int64_t, double*, double*,
+                                             cudaStream_t);
+
+}  // namespace ksm

@@ -1,0 +1,20 @@
+// Every operator of ksm_ext: the table of contents of csrc/. Kernels are registered where they are
+// written, in cpu/ and cuda/; shapes, dtypes and derivatives are documented in ksm_ext/ops.py.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(ksm_ext, m) {
+  m.def("pack_masks(Tensor masks) -> Tensor");
+  m.def(
+      "mask_gram(Tensor x, Tensor? y, int num_tasks, Tensor? hamming_table, "
+      "Tensor? overlap_table) -> Tensor");
+  m.def(
+      "mask_gram_matmul(Tensor x, Tensor y, int num_tasks, Tensor? hamming_table, "
+      "Tensor? overlap_table, Tensor v) -> Tensor");
+}
+
+// Importing ksm_ext._C loads this library, which registers the operators; the module is empty.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}

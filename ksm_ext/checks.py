@@ -1,0 +1,70 @@
+"""Argument checks with the one message form of the library.
+
+Every message reads ```<name>` must be <expected>, got <found>. <what to do>.``
+``ValueError`` is for shapes and values, ``TypeError`` for kinds and dtypes, ``RuntimeError`` for
+numerics and environment.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def message(name: str, expected: str, found: str, remedy: str) -> str:
+    """Compose the one message form of the module's head."""
+    return f"`{name}` must be {expected}, got {found}. {remedy}"
+
+
+def shape_text(tensor: Tensor) -> str:
+    """Spell a shape as ``(m, n)`` for a message."""
+    return "shape (" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            message(name, f"one of {listed}", repr(value), remedy or "Choose one of these.")
+        )
+
+
+def check_ndim(name: str, tensor: Tensor, ndim: int, meaning: str) -> None:
+    """Raise ``ValueError`` unless ``tensor`` has ``ndim`` dimensions; ``meaning`` names them."""
+    if tensor.ndim != ndim:
+        raise ValueError(
+            message(
+                name,
+                f"{ndim}-dimensional {meaning}",
+                shape_text(tensor),
+                "Reshape it so that its dimensions have this meaning.",
+            )
+        )
+
+
+def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
+    """Raise ``ValueError`` naming the first non-finite entries of ``tensor``."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = (~torch.isfinite(tensor)).nonzero()
+        first = tuple(bad[0].tolist())
+        raise ValueError(
+            message(
+                name,
+                "finite",
+                f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}",
+                remedy or "Drop the subsets concerned, or find out why their runs diverged.",
+            )
+        )
+
+
+def check_positive_int(name: str, value: object, minimum: int = 1) -> None:
+    """Raise unless ``value`` is an integer (not bool) of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            message(name, "an integer", type(value).__name__, f"Pass a whole number >= {minimum}.")
+        )
+    if value < minimum:
+        raise ValueError(
+            message(name, f"at least {minimum}", str(value), f"Pass a whole number >= {minimum}.")
+        )

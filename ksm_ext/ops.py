@@ -1,0 +1,380 @@
+r"""The only door to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
+
+A set of subsets arrives as *packed masks*: bits in int64 words, task j at bit ``j % 64`` of word
+``j // 64``, the bits past n zero. A kernel between masks arrives as tables,
+
+.. math:: K_{ij} = A[\mathrm{hamming}(x_i, y_j)] + B[\mathrm{overlap}(x_i, y_j)],
+
+where hamming counts the tasks in which two subsets differ and overlap those they share. Every
+kernel on 0/1 masks that depends on distances and inner products has this form, so that its Gram
+matrix costs bit counts and table reads: no products, no exponentials.
+
+Every function here runs on the CPU and on CUDA, gives the same bits for any number of threads, and
+raises before it computes. Derivatives go through ``torch.autograd.Function`` inside
+``allow_in_graph``: an operator with ``register_autograd`` alone has silently zero tangents under
+``torch.func.jvp``, and so has a plain ``autograd.Function`` under ``torch.compile``.
+
+Shapes: masks (m, n) bool, packed x (m, w) and y (l, w) int64 with w = ceil(n / 64), tables A and B
+(n + 1,) float32 or float64, v (l, t).
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from ksm_ext import _C  # noqa: F401  registers the operators and their CPU kernels
+from ksm_ext.checks import message
+
+# Built only where CUDA was wanted, and loadable only beside a CUDA torch.
+BUILT_WITH_CUDA = importlib.util.find_spec("ksm_ext._C_cuda") is not None
+if torch.version.cuda is not None and BUILT_WITH_CUDA:
+    from ksm_ext import _C_cuda  # noqa: F401  registers the CUDA kernels
+
+BITS_PER_WORD = 64
+
+
+def pack_masks(masks: Tensor) -> Tensor:
+    """Pack boolean masks into the bits of int64 words.
+
+    Args:
+        masks: (m, n) bool. Row i selects the tasks of subset i.
+
+    Returns:
+        (m, ceil(n / 64)) int64: bit ``j % 64`` of word ``j // 64`` is task j, the rest zero.
+
+    Raises:
+        ValueError: If ``masks`` is not two-dimensional.
+        TypeError: If ``masks`` is not bool.
+    """
+    _check_ndim("masks", masks, 2)
+    if masks.dtype != torch.bool:
+        raise TypeError(
+            message("masks", "of dtype torch.bool", str(masks.dtype), "Convert it with .bool().")
+        )
+    _check_device("masks", masks, masks.device)
+    return torch.ops.ksm_ext.pack_masks.default(masks.contiguous())
+
+
+def mask_gram(
+    x: Tensor,
+    y: Tensor | None,
+    num_tasks: int,
+    *,
+    hamming_table: Tensor | None = None,
+    overlap_table: Tensor | None = None,
+) -> Tensor:
+    """Gram matrix ``hamming_table[hamming(x_i, y_j)] + overlap_table[overlap(x_i, y_j)]``.
+
+    The entries are the tables' own values (or one sum of two): the same bits on every device.
+
+    Args:
+        x: (m, w) int64. Packed masks, see :func:`pack_masks`.
+        y: (l, w) int64. Packed masks; None means ``x`` and computes half of the symmetric result.
+        num_tasks: n, the number of tasks that the masks were packed from.
+        hamming_table: (n + 1,) float32 or float64. The term for 0 .. n differing tasks, or None.
+        overlap_table: (n + 1,), same dtype. The term for 0 .. n shared tasks, or None.
+
+    Returns:
+        (m, l) in the dtype of the tables, contiguous.
+
+    Raises:
+        ValueError: If shapes or devices disagree, no table is given, or a table requires a
+            gradient: tables are not differentiable here.
+        TypeError: If the masks are not int64, or the tables not of one of the two dtypes.
+    """
+    tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
+    return _mask_gram(x.contiguous(), None if y is None else y.contiguous(), num_tasks, *tables)
+
+
+def mask_gram_matmul(
+    x: Tensor,
+    y: Tensor,
+    num_tasks: int,
+    v: Tensor,
+    *,
+    hamming_table: Tensor | None = None,
+    overlap_table: Tensor | None = None,
+) -> Tensor:
+    """``mask_gram(x, y) @ v`` without ever storing the Gram matrix.
+
+    Sums run in the dtype of the tables over 64 columns at a time, and in float64 across them.
+    Differentiable in ``v``, any number of times and in both modes; the adjoint is the same
+    operation with ``x`` and ``y`` exchanged.
+
+    Args:
+        x: (m, w) int64. Packed masks, see :func:`pack_masks`.
+        y: (l, w) int64. Packed masks.
+        num_tasks: n, the number of tasks that the masks were packed from.
+        v: (l, t), in the dtype of the tables.
+        hamming_table: (n + 1,) float32 or float64. The term for 0 .. n differing tasks, or None.
+        overlap_table: (n + 1,), same dtype. The term for 0 .. n shared tasks, or None.
+
+    Returns:
+        (m, t) in the dtype of the tables, contiguous.
+
+    Raises:
+        ValueError: As :func:`mask_gram`, or if ``v`` has not one row per mask of ``y``.
+        TypeError: As :func:`mask_gram`, or if ``v`` is not in the dtype of the tables.
+    """
+    tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
+    _check_ndim("v", v, 2)
+    _check_device("v", v, x.device)
+    if v.shape[0] != y.shape[0]:
+        raise ValueError(
+            message(
+                "v",
+                f"of {y.shape[0]} rows like y",
+                f"shape {tuple(v.shape)}",
+                "Pass one row per mask of y.",
+            )
+        )
+    dtype = next(table.dtype for table in tables if table is not None)
+    if v.dtype != dtype:
+        raise TypeError(
+            message("v", f"of dtype {dtype} like the tables", str(v.dtype), "Convert one of them.")
+        )
+    return _mask_gram_matmul(x.contiguous(), y.contiguous(), num_tasks, *tables, v.contiguous())
+
+
+def _check_ndim(name: str, tensor: Tensor, ndim: int) -> None:
+    if tensor.ndim != ndim:
+        raise ValueError(
+            message(name, f"{ndim}-dimensional", f"shape {tuple(tensor.shape)}", "Reshape it.")
+        )
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raise unless ``tensor`` is on ``device`` and the kernels for it were built."""
+    if tensor.device != device:
+        raise ValueError(
+            message(name, f"on {device} like x", str(tensor.device), f"Move it to {device}.")
+        )
+    if device.type == "cuda" and not (BUILT_WITH_CUDA and torch.version.cuda):
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                message(name, "on a device that exists", f"{device} but no CUDA device", "Use cpu.")
+            )
+        raise RuntimeError(
+            message(
+                name,
+                "on the CPU",
+                f"{device}, and ksm_ext was built without CUDA",
+                "Reinstall with KSM_EXT_CUDA=1 pip install .",
+            )
+        )
+
+
+def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device) -> None:
+    _check_ndim(name, masks, 2)
+    if masks.dtype != torch.int64:
+        raise TypeError(
+            message(name, "packed masks of torch.int64", str(masks.dtype), "Use ops.pack_masks.")
+        )
+    words = -(-num_tasks // BITS_PER_WORD)
+    if masks.shape[1] != words:
+        raise ValueError(
+            message(
+                name,
+                f"of {words} words for {num_tasks} tasks",
+                f"shape {tuple(masks.shape)}",
+                "Pass the num_tasks that the masks were packed from.",
+            )
+        )
+    _check_device(name, masks, device)
+
+
+def _checked_tables(
+    x: Tensor,
+    y: Tensor | None,
+    num_tasks: int,
+    hamming_table: Tensor | None,
+    overlap_table: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check all but ``v``; the tables, contiguous."""
+    if num_tasks < 0:
+        raise ValueError(message("num_tasks", "at least 0", str(num_tasks), "Count the tasks."))
+    _check_packed("x", x, num_tasks, x.device)
+    if y is not None:
+        _check_packed("y", y, num_tasks, x.device)
+    if hamming_table is None and overlap_table is None:
+        raise ValueError(
+            message("hamming_table", "given where overlap_table is not", "neither", "Pass one.")
+        )
+    for name, table in (("hamming_table", hamming_table), ("overlap_table", overlap_table)):
+        if table is None:
+            continue
+        _check_ndim(name, table, 1)
+        if table.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                message(name, "float32 or float64", str(table.dtype), "Convert it to one of them.")
+            )
+        if table.shape[0] != num_tasks + 1:
+            raise ValueError(
+                message(
+                    name,
+                    f"of {num_tasks + 1} values",
+                    f"shape {tuple(table.shape)}",
+                    "Tabulate the counts 0 .. num_tasks.",
+                )
+            )
+        if table.requires_grad and torch.is_grad_enabled():
+            raise ValueError(_not_differentiable(name))
+        _check_device(name, table, x.device)
+    dtypes = [table.dtype for table in (hamming_table, overlap_table) if table is not None]
+    if dtypes[0] != dtypes[-1]:
+        raise TypeError(
+            message(
+                "overlap_table",
+                f"of dtype {dtypes[0]} like hamming_table",
+                str(dtypes[-1]),
+                "Convert one of them.",
+            )
+        )
+    return (
+        None if hamming_table is None else hamming_table.contiguous(),
+        None if overlap_table is None else overlap_table.contiguous(),
+    )
+
+
+def _not_differentiable(name: str) -> str:
+    return message(
+        name,
+        "a constant",
+        "a table with a gradient or tangent, which this operator does not propagate",
+        "Detach it, or index the table with counts in plain PyTorch.",
+    )
+
+
+def _refuse_table_tangents(hamming_tangent: Tensor | None, overlap_tangent: Tensor | None) -> None:
+    for name, tangent in (("hamming_table", hamming_tangent), ("overlap_table", overlap_tangent)):
+        if tangent is not None:
+            raise ValueError(_not_differentiable(name))
+
+
+def _one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], args: Any) -> Tensor:
+    """Batch a function by a loop over its batched arguments; the results, stacked."""
+    rows = []
+    for index in range(info.batch_size):
+        rows.append(
+            function(
+                *(
+                    arg if dim is None else arg.select(dim, index)
+                    for arg, dim in zip(args, in_dims, strict=True)
+                )
+            )
+        )
+    return torch.stack(rows)
+
+
+class _MaskGram(torch.autograd.Function):
+    """Carries the rules of :func:`mask_gram`: no derivative, and an error instead of zeros."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, y: Tensor | None, num_tasks: int, hamming: Tensor | None, overlap: Tensor | None
+    ) -> Tensor:
+        return torch.ops.ksm_ext.mask_gram.default(x, y, num_tasks, hamming, overlap)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: Any, output: Tensor) -> None:
+        ctx.set_materialize_grads(False)  # an absent tangent is None, not zeros
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:
+        raise ValueError(_not_differentiable("hamming_table"))
+
+    @staticmethod
+    def jvp(ctx: FunctionCtx, x: None, y: None, n: None, hamming: Any, overlap: Any) -> None:
+        _refuse_table_tangents(hamming, overlap)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        return _one_by_one(_mask_gram, info, in_dims, args), 0
+
+
+class _MaskGramMatmul(torch.autograd.Function):
+    """Carries the rules of :func:`mask_gram_matmul`: linear in v, nothing else moves."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        num_tasks: int,
+        hamming: Tensor | None,
+        overlap: Tensor | None,
+        v: Tensor,
+    ) -> Tensor:
+        return torch.ops.ksm_ext.mask_gram_matmul.default(x, y, num_tasks, hamming, overlap, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, y, ctx.num_tasks, hamming, overlap, _ = inputs
+        ctx.set_materialize_grads(False)  # an absent tangent is None, not zeros
+        ctx.save_for_backward(x, y, hamming, overlap)
+        ctx.save_for_forward(x, y, hamming, overlap)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None:
+            return (None,) * 6
+        x, y, hamming, overlap = ctx.saved_tensors
+        grad_v = _mask_gram_matmul(y, x, ctx.num_tasks, hamming, overlap, grad.contiguous())
+        return None, None, None, None, None, grad_v
+
+    @staticmethod
+    def jvp(ctx: Any, x: None, y: None, n: None, hamming: Any, overlap: Any, v: Tensor) -> Tensor:
+        _refuse_table_tangents(hamming, overlap)
+        x_saved, y_saved, hamming_saved, overlap_saved = ctx.saved_tensors
+        return _mask_gram_matmul(
+            x_saved, y_saved, ctx.num_tasks, hamming_saved, overlap_saved, v.contiguous()
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        *others, v = args
+        *other_dims, v_dim = in_dims
+        if any(dim is not None for dim in other_dims):
+            return _one_by_one(_mask_gram_matmul, info, in_dims, args), 0
+        v = v.movedim(v_dim, 1)  # (l, batch, t): a batch of v is more columns of v
+        flat = _mask_gram_matmul(*others, v.reshape(len(v), -1))  # (m, batch * t)
+        return flat.reshape(len(flat), *v.shape[1:]), 1
+
+
+@torch.compiler.allow_in_graph
+def _mask_gram(*args: Any) -> Tensor:
+    return _MaskGram.apply(*args)
+
+
+@torch.compiler.allow_in_graph
+def _mask_gram_matmul(*args: Any) -> Tensor:
+    return _MaskGramMatmul.apply(*args)
+
+
+@torch.library.register_fake("ksm_ext::pack_masks")
+def _(masks: Tensor) -> Tensor:
+    words = (masks.shape[1] + BITS_PER_WORD - 1) // BITS_PER_WORD
+    return masks.new_empty(masks.shape[0], words, dtype=torch.int64)
+
+
+@torch.library.register_fake("ksm_ext::mask_gram")
+def _(
+    x: Tensor, y: Tensor | None, num_tasks: int, hamming: Tensor | None, overlap: Tensor | None
+) -> Tensor:
+    like = overlap if hamming is None else hamming
+    assert like is not None
+    return like.new_empty(x.shape[0], (x if y is None else y).shape[0])
+
+
+@torch.library.register_fake("ksm_ext::mask_gram_matmul")
+def _(
+    x: Tensor,
+    y: Tensor,
+    num_tasks: int,
+    hamming: Tensor | None,
+    overlap: Tensor | None,
+    v: Tensor,
+) -> Tensor:
+    return v.new_empty(x.shape[0], v.shape[1])

@@ -1,0 +1,148 @@
+"""Build of the native modules; everything else is in pyproject.toml.
+
+Three modules, because they load under different conditions:
+
+* ``ksm_ext._C``: operator schemas and CPU kernels, always built.
+* ``ksm_ext._C_cuda``: CUDA kernels, loaded by the package only beside a CUDA torch.
+* ``ksm_ext._build``: the facts of this build, through pybind11.
+
+The first two use nothing of torch but its stable ABI (2.10): what is built beside one torch runs
+beside any later one. ``KSM_EXT_CUDA=0`` or ``=1`` decides about CUDA; without it, a CUDA torch and
+a CUDA toolkit must both be there. The decision is printed.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+from torch.utils import cpp_extension
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=c++17",
+    # Without contraction every instruction set rounds alike; with it, results would differ by CPU.
+    "-ffp-contract=off",
+    # gcc 12 warns falsely inside its own AVX-512 headers.
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
+# The stable ABI of torch 2.10, and a compile error for anything outside of it.
+STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
+
+
+def sources(*patterns: str) -> list[str]:
+    """Files below csrc/, relative to the root as setuptools wants them."""
+    found = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def find_toolkit() -> Path | None:
+    """Root of a CUDA toolkit that has both the compiler and the headers."""
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), cpp_extension.CUDA_HOME]
+    for candidate in [*candidates, "/usr/local/cuda"]:
+        needed = ("include/cuda_runtime.h", "bin/nvcc")
+        if candidate and all((Path(candidate) / file).exists() for file in needed):
+            return Path(candidate)
+    return None
+
+
+def decide_cuda() -> tuple[Path | None, str]:
+    """The toolkit to build CUDA kernels with, or None; and the reason."""
+    request = os.environ.get("KSM_EXT_CUDA", "")
+    toolkit = find_toolkit()
+    if request == "0":
+        return None, "KSM_EXT_CUDA=0"
+    if request == "1":
+        if toolkit is None:
+            raise SystemExit(
+                "KSM_EXT_CUDA must be 0 without a CUDA toolkit, got 1 and no nvcc with "
+                "cuda_runtime.h. Set CUDA_HOME to the toolkit's folder."
+            )
+        return toolkit, f"KSM_EXT_CUDA=1, toolkit {toolkit}"
+    if request:
+        raise SystemExit(
+            f"KSM_EXT_CUDA must be 0 or 1, got {request}. Unset it to decide by torch."
+        )
+    if torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is a CPU build; KSM_EXT_CUDA=1 forces it"
+    if toolkit is None:
+        return None, "no nvcc with cuda_runtime.h found; set CUDA_HOME and KSM_EXT_CUDA=1"
+    return toolkit, f"torch {torch.__version__} and toolkit {toolkit}"
+
+
+def nvcc_version(toolkit: Path) -> str:
+    """Release of nvcc, such as 13.0."""
+    nvcc = str(toolkit / "bin" / "nvcc")
+    text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    match = re.search(r"release ([\d.]+)", text)
+    return match.group(1) if match else "unknown"
+
+
+def cpu_extension() -> CppExtension:
+    """Schemas and CPU kernels."""
+    return CppExtension(
+        "ksm_ext._C",
+        sources("ops.cpp", "cpu/*.cpp"),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args={"cxx": [*CXX_FLAGS, *STABLE_ABI]},
+        py_limited_api=True,
+    )
+
+
+def cuda_extension(toolkit: Path) -> CppExtension:
+    """CUDA kernels; beside a CPU torch they compile and link, for checks, but cannot be loaded."""
+    # torch looks beside the nvcc on the PATH, which may be a wrapper; a CPU torch does not look.
+    cpp_extension.CUDA_HOME = str(toolkit)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    if torch.version.cuda:
+        libraries = ["cudart", "c10_cuda", "torch_cuda"]
+    else:
+        libraries = ["cudart_static", "dl", "rt", "pthread"]
+    return CppExtension(
+        "ksm_ext._C_cuda",
+        sources("cuda/*.cpp", "cuda/*.cu"),
+        include_dirs=[str(ROOT / "csrc"), str(toolkit / "include")],
+        library_dirs=[str(toolkit / "lib64")],
+        libraries=libraries,
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *STABLE_ABI, "-DUSE_CUDA"],
+            # -fmad=false as -ffp-contract=off above; -Xptxas -v reports registers and spills.
+            "nvcc": ["-O3", "-std=c++17", "-lineinfo", "-fmad=false", "-Xptxas", "-v"],
+        },
+        py_limited_api=True,
+    )
+
+
+def build_facts_extension(toolkit: Path | None) -> Extension:
+    """The pybind11 module ``_build``: torch lends its copy of pybind11, and is not linked."""
+    facts = {
+        "KSM_TORCH_VERSION": f'"{torch.__version__}"',
+        "KSM_WITH_CUDA": str(int(toolkit is not None)),
+        "KSM_NVCC_VERSION": f'"{nvcc_version(toolkit) if toolkit else ""}"',
+        "KSM_CUDA_ARCHITECTURES": f'"{os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else ""}"',
+    }
+    return Extension(
+        "ksm_ext._build",
+        sources("bindings.cpp", "cpu/isa.cpp"),
+        include_dirs=[str(ROOT / "csrc"), *cpp_extension.include_paths()],
+        define_macros=list(facts.items()),
+        extra_compile_args={"cxx": CXX_FLAGS},
+        language="c++",
+    )
+
+
+toolkit, reason = decide_cuda()
+print(f"ksm_ext: building {'CPU and CUDA' if toolkit else 'CPU only'} ({reason})", flush=True)
+extensions = [cpu_extension()]
+if toolkit:
+    extensions.append(cuda_extension(toolkit))
+extensions.append(build_facts_extension(toolkit))
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
