@@ -1,0 +1,368 @@
+r"""Figures of attributions, interactions, predictions, spectra and learning curves.
+
+Every function draws tables of any kind on ``ax`` and returns it; without ``ax`` it opens a figure
+by ``matplotlib.pyplot``, reached as ``ax.figure`` and closed by the caller. Nothing else of
+pyplot's state, and no ``rcParams``, is touched. Colours are those of *Okabe & Ito 2008*, told apart
+with any colour vision: blue is positive, orange is negative.
+
+Shapes: attributions (n,), interactions (n, n), scores (l, t), curves (c, r): c curves of r points.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ksm_ext.arrays import ArrayLike, as_tensor, is_pandas
+from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
+from ksm_ext.evaluation import lds, residual_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BLUE, _ORANGE, _GREEN, _PINK, _SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+_CYCLE = (_BLUE, _ORANGE, _GREEN, _PINK, _SKY, "#E69F00")
+_MARKERS = "osD^vP"
+_INK, _MUTED, _GRID, _BLANK = "#222222", "#6B6B6B", "#E4E4E4", "#EFEFEF"
+_LABELLED_CELLS = 12  # tasks up to which a heat map carries its numbers
+
+
+def attribution_bars(
+    attributions: ArrayLike,
+    std: ArrayLike | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    top: int | None = None,
+    highlight: Iterable[int] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Horizontal bars of the attributions to one target, the largest on top.
+
+    Args:
+        attributions: (n,) float; its pandas index, if any, names the tasks.
+        std: (n,) float. Standard deviations; drawn as central normal intervals.
+        names: n task names; else those of a pandas index, else numbers.
+        level: Coverage of the intervals, strictly between 0 and 1.
+        top: Draw only this many tasks, those of the largest magnitude.
+        highlight: Numbers of tasks to draw in full colour, the others being muted.
+        ax: Where to draw.
+
+    Returns:
+        The axes. The bars from bottom to top ascend in attribution.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    tau = _finite("attributions", attributions, 1, "(n,): one attribution per task").numpy()
+    labels = _task_names(names, attributions, len(tau))
+    order = np.argsort(tau, kind="stable")
+    if top is not None:
+        check_positive_int("top", top)
+        largest = np.argsort(-np.abs(tau), kind="stable")[:top]
+        order = order[np.isin(order, largest)]
+    widths = None if std is None else _interval_widths(std, level, len(tau))[order]
+    axes = _axes(ax, (5.2, 0.9 + 0.24 * len(order)))
+    rows = np.arange(len(order))
+    colours = [_BLUE if tau[task] >= 0 else _ORANGE for task in order]
+    bars = axes.barh(rows, tau[order], height=0.72, color=colours, zorder=2)
+    if highlight is not None:
+        chosen = set(highlight)
+        for bar, task in zip(bars, order, strict=True):
+            bar.set_alpha(1.0 if int(task) in chosen else 0.3)
+    if widths is not None:
+        axes.errorbar(
+            tau[order], rows, xerr=widths, fmt="none", ecolor=_INK, elinewidth=1, capsize=2
+        )
+    axes.axvline(0, color=_INK, linewidth=0.8, zorder=3)
+    axes.set_yticks(rows, [labels[task] for task in order])
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    _style(axes, "attribution", None, grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def interaction_heatmap(
+    interactions: ArrayLike,
+    names: Sequence[str] | None = None,
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Matrix of pairwise interactions, with white at zero and symmetric colours about it.
+
+    Args:
+        interactions: (n, n) float. The diagonal, which is no pair, is left blank and sets no scale.
+        names: n task names; else those of a pandas table, else numbers.
+        ax: Where to draw.
+
+    Returns:
+        The axes, with a colour bar beside it. Up to 12 tasks the numbers are written in the cells.
+
+    Raises:
+        ValueError: If the matrix is not square or not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table = _finite("interactions", interactions, 2, "(n, n): tasks by tasks")
+    num_tasks = len(table)
+    if table.shape[1] != num_tasks:
+        remedy = "Give one row and one column per task."
+        raise ValueError(message("interactions", "square", shape_text(table), remedy))
+    labels = _task_names(names, interactions, num_tasks)
+    off_diagonal = ~torch.eye(num_tasks, dtype=torch.bool)
+    limit = float(table[off_diagonal].abs().max()) if num_tasks > 1 else 0.0
+    limit = limit or 1.0  # all zero: any scale will do, but it must not be empty
+    side = min(9.0, 2.2 + 0.34 * num_tasks)
+    axes = _axes(ax, (side + 0.8, side))
+    values = np.ma.masked_array(table.numpy(), mask=~off_diagonal.numpy())
+    axes.set_facecolor(_BLANK)  # seen on the diagonal only
+    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
+    if num_tasks <= _LABELLED_CELLS:
+        decimals = max(0, 1 - math.floor(math.log10(limit)))  # two digits of the largest
+        for row, column in off_diagonal.nonzero().tolist():
+            value = float(table[row, column])
+            colour = "white" if abs(value) > 0.6 * limit else _INK
+            text = f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    ticks = np.arange(num_tasks) if num_tasks <= 40 else np.arange(0, num_tasks, num_tasks // 20)
+    shown = [labels[tick] for tick in ticks]
+    turned = max(len(label) for label in shown) > 3
+    axes.set_xticks(ticks, shown, rotation=90 if turned else 0)
+    axes.set_yticks(ticks, shown)
+    axes.tick_params(length=0, labelsize=8, colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, pad=0.03)
+    bar.set_label("interaction", color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, labelsize=8, colors=_INK)
+    return axes
+
+
+def predicted_against_true(
+    true_scores: ArrayLike,
+    predicted_scores: ArrayLike,
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Scatter of predicted over true scores, with the line on which both agree.
+
+    The title carries the mean over targets of :func:`ksm_ext.evaluation.lds` (constant truths count
+    as 0) and the pooled :func:`ksm_ext.evaluation.residual_error`.
+
+    Args:
+        true_scores: (l, t) or (l,) float.
+        predicted_scores: (l, t) or (l,) float.
+        ax: Where to draw.
+
+    Returns:
+        The axes, of equal scale both ways.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    true = as_tensor("true_scores", true_scores).cpu().double()
+    predicted = as_tensor("predicted_scores", predicted_scores).cpu().double()
+    rank = float(lds(true, predicted, constant="zero").mean())
+    error = float(residual_error(true, predicted, pooled=True))
+    axes = _axes(ax, (4.0, 4.0))
+    x, y = true.flatten().numpy(), predicted.flatten().numpy()
+    size, alpha = (22, 0.75) if len(x) <= 300 else (8, 0.35)
+    axes.scatter(x, y, s=size, alpha=alpha, color=_BLUE, linewidths=0, rasterized=len(x) > 5000)
+    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    margin = 0.05 * (high - low)
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal", adjustable="box")
+    title = f"Spearman {rank:.2f}   residual error {error:.2f}".replace("-", "\N{MINUS SIGN}")
+    axes.set_title(title, fontsize=10, color=_INK, loc="left")
+    _style(axes, "true score", "predicted score", grid="both")
+    return axes
+
+
+def walsh_spectrum(
+    fractions: ArrayLike, *, max_order: int | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Bars of the fraction of a surrogate's variance at each order of interaction.
+
+    Args:
+        fractions: (r,) float between 0 and 1. Entry i belongs to order i + 1: single tasks first,
+            then pairs, triples and so on.
+        max_order: Draw the orders up to this one, the others together in a last bar.
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If fractions are not within 0 and 1.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    values = _finite("fractions", fractions, 1, "(r,): one fraction per order").numpy()
+    outside = (values < -1e-9) | (values > 1 + 1e-9)
+    if outside.any():
+        remedy = "Divide by the total variance."
+        raise ValueError(
+            message("fractions", "within 0 and 1", f"{values[outside][0]:.4g}", remedy)
+        )
+    labels = [str(order + 1) for order in range(len(values))]
+    if max_order is not None and max_order < len(values):
+        check_positive_int("max_order", max_order)
+        values = np.append(values[:max_order], values[max_order:].sum())
+        labels = [*labels[:max_order], f"\N{GREATER-THAN OR EQUAL TO}{max_order + 1}"]
+    axes = _axes(ax, (1.6 + 0.5 * len(values), 2.8))
+    bars = axes.bar(labels, 100 * values, width=0.68, color=_BLUE, zorder=2)
+    texts = [
+        f"{100 * value:.0f}" if value >= 0.01 else "<1" if value > 0 else "0" for value in values
+    ]
+    axes.bar_label(bars, texts, padding=2, fontsize=8, color=_INK)
+    axes.set_ylim(0, max(1.0, 112 * values.max(initial=0)))
+    _style(axes, "order of interaction", "variance [%]", grid="y")
+    return axes
+
+
+def learning_curve(
+    num_subsets: ArrayLike,
+    mean: ArrayLike,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    ylabel: str = "mean Spearman correlation",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Lines of a metric over the number of scored subsets, with bands of its uncertainty.
+
+    Args:
+        num_subsets: (r,) numbers of subsets m, ascending.
+        mean: (r,) or (c, r) float. One row per curve.
+        low: Like ``mean``. Lower ends of the bands; given together with ``high``.
+        high: Like ``mean``. Upper ends of the bands.
+        labels: c names for the legend.
+        ylabel: What is measured.
+        ax: Where to draw.
+
+    Returns:
+        The axes. Its horizontal scale is logarithmic where m spans a factor of 8 or more.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    x = _finite("num_subsets", num_subsets, 1, "(r,): one number per point").numpy()
+    curves = _curves("mean", mean, len(x))
+    ends = _bands(low, high, curves)
+    if labels is not None and len(labels) != len(curves):
+        found = f"{len(labels)} of them"
+        remedy = "Give one label per row of `mean`."
+        raise ValueError(message("labels", f"{len(curves)} names", found, remedy))
+    axes = _axes(ax, (4.8, 3.2))
+    for number, curve in enumerate(curves):
+        colour, marker = _CYCLE[number % len(_CYCLE)], _MARKERS[number % len(_MARKERS)]
+        label = labels[number] if labels is not None else None
+        axes.plot(x, curve, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=label)
+        if ends is not None:
+            axes.fill_between(
+                x, ends[0][number], ends[1][number], color=colour, alpha=0.15, linewidth=0
+            )
+    if len(x) and x.min() > 0 and x.max() >= 8 * x.min():
+        axes.set_xscale("log")
+    axes.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    if labels is not None:
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _style(axes, "number of subsets", ylabel, grid="y")
+    return axes
+
+
+def _axes(ax: "Axes | None", figsize: tuple[float, float]) -> "Axes":
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        remedy = "Run: pip install 'ksm_ext[plot]'."
+        raise RuntimeError(message("matplotlib", "installed", "no such module", remedy)) from error
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _style(axes: "Axes", xlabel: str, ylabel: str | None, grid: Literal["x", "y", "both"]) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_MUTED)
+    axes.tick_params(colors=_INK, labelsize=9, length=3, color=_MUTED)
+    axes.set_xlabel(xlabel, color=_INK)
+    if ylabel is not None:
+        axes.set_ylabel(ylabel, color=_INK)
+    axes.grid(axis=grid, color=_GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+
+
+def _finite(name: str, value: ArrayLike, ndim: int, meaning: str) -> Tensor:
+    tensor = as_tensor(name, value).cpu().double()
+    check_ndim(name, tensor, ndim, meaning)
+    check_finite(name, tensor)
+    return tensor
+
+
+def _task_names(names: Sequence[str] | None, table: ArrayLike, num_tasks: int) -> list[str]:
+    if names is None:
+        given: Iterable[Any] = table.index if is_pandas(table) else range(num_tasks)
+        return [str(name) for name in given]
+    if len(names) != num_tasks:
+        remedy = "Give one name per task."
+        raise ValueError(message("names", f"{num_tasks} names", f"{len(names)} of them", remedy))
+    return [str(name) for name in names]
+
+
+def _interval_widths(std: ArrayLike, level: float, num_tasks: int) -> np.ndarray:
+    """Half the width of the central normal interval of each standard deviation; (n,)."""
+    deviations = _finite("std", std, 1, "(n,): one standard deviation per task")
+    if len(deviations) != num_tasks or bool((deviations < 0).any()):
+        expected = f"{num_tasks} non-negative numbers"
+        found = f"{shape_text(deviations)}, the least {float(deviations.min()):.4g}"
+        remedy = "Give one standard deviation per task."
+        raise ValueError(message("std", expected, found, remedy))
+    if not 0 < level < 1:
+        remedy = "Pass 0.95 for 95 % intervals."
+        raise ValueError(message("level", "strictly between 0 and 1", str(level), remedy))
+    quantile = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))
+    return (quantile * deviations).numpy()
+
+
+def _curves(name: str, value: ArrayLike, num_points: int) -> np.ndarray:
+    """A (c, r) table of curves; one dimension is one curve."""
+    tensor = as_tensor(name, value).cpu().double()
+    table = _finite(
+        name, tensor[None] if tensor.ndim == 1 else tensor, 2, "(c, r): curves by points"
+    )
+    if table.shape[1] != num_points:
+        expected = f"of {num_points} columns like `num_subsets`"
+        remedy = "Give one value per number of subsets."
+        raise ValueError(message(name, expected, shape_text(table), remedy))
+    return table.numpy()
+
+
+def _bands(
+    low: ArrayLike | None, high: ArrayLike | None, curves: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both ends of the bands, shaped as the curves (c, r)."""
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        found = "`high` alone" if low is None else "`low` alone"
+        raise ValueError(message("low", "given together with `high`", found, "Give both ends."))
+    ends = _curves("low", low, curves.shape[1]), _curves("high", high, curves.shape[1])
+    for name, end in zip(("low", "high"), ends, strict=True):
+        if end.shape != curves.shape:
+            expected = f"of {len(curves)} rows like `mean`"
+            raise ValueError(message(name, expected, str(len(end)), "Give one row per curve."))
+    return ends

@@ -1,0 +1,461 @@
+r"""Choose tasks: by attribution, by greedy steps on a predicted score, or exactly.
+
+With :math:`\hat F(S)` the predicted score of a subset, averaged over targets by their weights,
+every function but :func:`top_k` looks for
+
+.. math:: \operatorname*{arg\,max}_S \hat F(S) \quad \text{or} \quad
+    \operatorname*{arg\,min}_S \hat F(S), \qquad |S| = \text{size or } \sum_{i \in S} c_i \le
+    \text{budget.}
+
+``maximize`` has no default, since a score may be an accuracy or a loss. Ties go to the task with
+the lowest number, so that every result can be repeated.
+
+Shapes: masks (l, n) bool, predicted scores (l,) or (l, t), attributions (n, t), costs (n,).
+
+References: greedy under a budget, *Khuller, Moss & Naor 1999, Inf. Process. Lett. 70(1)*; greedy on
+submodular functions, *Nemhauser, Wolsey & Fisher 1978*; forward selection of tasks on estimated
+scores, *Li et al. 2024 (GradEx)*.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor
+from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
+from ksm_ext.subsets import from_index_lists, iterate_subsets
+
+_MAX_CANDIDATES = 2**22
+_CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Anything fitted that predicts scores of subsets."""
+
+    def predict(self, masks: Tensor, /) -> Any:
+        """Scores (l,) or (l, t) of masks (l, n) bool."""
+        ...
+
+
+Predict = Callable[[Tensor], Any] | Predictor
+"""A function of masks (l, n) bool to scores (l,) or (l, t), or an object whose ``predict`` is."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tasks chosen, and what is predicted of them.
+
+    Attributes:
+        tasks: Task numbers, in the order of choice where there was one, else ascending.
+        score: Predicted score of exactly these tasks, in its own units and sign.
+        path: Predicted score after each step.
+        removed: Tasks in the order of removal, for :func:`greedy_backward`.
+    """
+
+    tasks: tuple[int, ...]
+    score: float
+    path: tuple[float, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
+def top_k(
+    attributions: ArrayLike,
+    k: int,
+    *,
+    maximize: bool,
+    target_weights: ArrayLike | None = None,
+) -> Any:
+    """The k tasks of the best attribution, best first.
+
+    Right where effects add up. Where tasks are redundant or need each other, use
+    :func:`greedy_forward`.
+
+    Args:
+        attributions: (n,) or (n, t) float. How much including a task raises the score.
+        k: Number of tasks, at most n.
+        maximize: Whether a higher score is better; False for a loss.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+
+    Returns:
+        (k,) int64 task numbers, of the kind of ``attributions``.
+
+    Raises:
+        ValueError: If ``k`` exceeds n, shapes differ or values are not finite.
+
+    Example:
+        >>> top_k([0.1, -0.3, 0.2], 2, maximize=True)
+        array([2, 0])
+    """
+    tau = as_tensor("attributions", attributions)
+    check_finite("attributions", tau)
+    values = _average_targets("attributions", tau, target_weights)  # (n,)
+    check_positive_int("k", k, minimum=0)
+    if k > len(values):
+        remedy = "There are no more tasks."
+        raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
+    order = values.sort(descending=maximize, stable=True).indices
+    return Kind.of(attributions).restore(order[:k])
+
+
+def greedy_forward(
+    predict: Predict,
+    num_tasks: int,
+    size: int,
+    *,
+    maximize: bool,
+    start: Iterable[int] = (),
+    candidates: Iterable[int] | None = None,
+    target_weights: ArrayLike | None = None,
+) -> Selection:
+    """Add the task that improves the predicted score most, until there are ``size``.
+
+    Optimal where effects add up; within ``1 - 1/e`` of the optimum where the predicted score is
+    monotone, submodular and zero at ``start`` (Nemhauser et al. 1978). Surrogates promise neither:
+    two tasks that help only together are found by :func:`exact` or :func:`greedy_backward`. Costs
+    about ``n * size`` predictions.
+
+    Args:
+        predict: Scores of masks, see :data:`Predict`.
+        num_tasks: n.
+        size: Number of tasks in the end, those of ``start`` included. Steps are taken even where
+            they make the score worse.
+        maximize: Whether a higher score is better; False for a loss.
+        start: Tasks to begin with.
+        candidates: Tasks that may be added; ``None`` is all.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+
+    Returns:
+        Tasks in the order of choice, ``start`` first; ``path`` has one score per task added.
+
+    Raises:
+        ValueError: If ``size`` cannot be reached, or predictions have the wrong shape or are not
+            finite.
+    """
+    objective = _Objective(predict, maximize, target_weights)
+    tasks = _task_list("start", start, num_tasks)
+    given = range(num_tasks) if candidates is None else candidates
+    left = sorted(set(_task_list("candidates", given, num_tasks)) - set(tasks))
+    _check_reachable(size, len(tasks), len(tasks) + len(left))
+    mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
+    path = []
+    while len(tasks) < size:
+        best, score = objective.best_of(_toggled(mask, left))
+        task = left.pop(best)
+        mask[task] = True
+        tasks.append(task)
+        path.append(score)
+    return Selection(tuple(tasks), path[-1] if path else objective.of(mask), tuple(path))
+
+
+def greedy_backward(
+    predict: Predict,
+    num_tasks: int,
+    size: int,
+    *,
+    maximize: bool,
+    start: Iterable[int] | None = None,
+    keep: Iterable[int] = (),
+    target_weights: ArrayLike | None = None,
+) -> Selection:
+    """Remove the task whose absence improves the predicted score most, until ``size`` are left.
+
+    Optimal where effects add up; otherwise without guarantee. Prefer it to
+    :func:`greedy_forward` where most tasks stay, near the subsets a surrogate is usually fitted to,
+    and where tasks need each other. Costs about ``n * (n - size)`` predictions.
+
+    Args:
+        predict: Scores of masks, see :data:`Predict`.
+        num_tasks: n.
+        size: Number of tasks in the end. Steps are taken even where they make the score worse.
+        maximize: Whether a higher score is better; False for a loss.
+        start: Tasks to begin with; ``None`` is all.
+        keep: Tasks that stay, a part of ``start``.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+
+    Returns:
+        The remaining tasks, ascending; ``removed`` and ``path`` have one entry per step.
+
+    Raises:
+        ValueError: If ``size`` cannot be reached, or predictions have the wrong shape or are not
+            finite.
+    """
+    objective = _Objective(predict, maximize, target_weights)
+    tasks = _task_list("start", range(num_tasks) if start is None else start, num_tasks)
+    kept = _task_list("keep", keep, num_tasks)
+    if outside := sorted(set(kept) - set(tasks)):
+        remedy = "Add these tasks to `start`."
+        raise ValueError(message("keep", "a part of `start`", f"task {outside[0]}", remedy))
+    _check_reachable(size, len(kept), len(tasks))
+    left = sorted(set(tasks) - set(kept))
+    mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
+    removed, path = [], []
+    while len(kept) + len(left) > size:
+        best, score = objective.best_of(_toggled(mask, left))
+        task = left.pop(best)
+        mask[task] = False
+        removed.append(task)
+        path.append(score)
+    remaining = tuple(sorted(kept + left))
+    score = path[-1] if path else objective.of(mask)
+    return Selection(remaining, score, tuple(path), tuple(removed))
+
+
+def exact(
+    predict: Predict,
+    num_tasks: int,
+    size: int | None = None,
+    *,
+    maximize: bool,
+    costs: ArrayLike | None = None,
+    budget: float | None = None,
+    target_weights: ArrayLike | None = None,
+) -> Selection:
+    """The best subset of a size, or within a budget, by predicting all of them.
+
+    Args:
+        predict: Scores of masks, see :data:`Predict`.
+        num_tasks: n.
+        size: Number of tasks; or else give ``costs`` and ``budget``.
+        maximize: Whether a higher score is better; False for a loss.
+        costs: (n,) float, positive.
+        budget: The most that the costs of the tasks may sum to, up to rounding. The empty set is
+            within any budget.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+
+    Returns:
+        The tasks, ascending. Of equally good subsets the first in the order of
+        :func:`ksm_ext.subsets.iterate_subsets`.
+
+    Raises:
+        ValueError: If more than 2^22 subsets would be enumerated, or predictions have the wrong
+            shape or are not finite.
+
+    Example:
+        >>> both = lambda masks: masks.all(dim=1).double()
+        >>> exact(both, 2, size=2, maximize=True)
+        Selection(tasks=(0, 1), score=1.0, path=(), removed=())
+    """
+    check_positive_int("num_tasks", num_tasks)
+    if (size is None) == (costs is None) or (costs is None) != (budget is None):
+        names = {"size": size, "costs": costs, "budget": budget}
+        found = ", ".join(name for name, value in names.items() if value is not None) or "none"
+        remedy = "Give exactly one of the two limits."
+        raise ValueError(message("size", "given, or else `costs` and `budget`", found, remedy))
+    if size is not None:
+        _check_reachable(size, 0, num_tasks)
+    num_subsets = 2**num_tasks if size is None else math.comb(num_tasks, size)
+    if num_subsets > _MAX_CANDIDATES:
+        expected = f"such that at most {_MAX_CANDIDATES} subsets exist"
+        remedy = "Use `greedy_forward`, `greedy_backward` or `under_budget`."
+        raise ValueError(message("num_tasks", expected, str(num_subsets), remedy))
+    objective = _Objective(predict, maximize, target_weights)
+    chunks = iterate_subsets(num_tasks, size, chunk_rows=_chunk_rows(num_tasks))
+    if costs is not None and budget is not None:
+        chunks = _affordable(chunks, _cost_vector(costs, num_tasks), budget)
+    winners = []  # of each chunk: its mask and score
+    for masks in chunks:
+        row, score = objective.best_of([masks])
+        winners.append((masks[row], score))
+    winner = objective.first_best(torch.tensor([score for _, score in winners]).double())
+    mask, score = winners[winner]
+    return Selection(tuple(mask.nonzero()[:, 0].tolist()), score)
+
+
+def under_budget(
+    predict: Predict,
+    costs: ArrayLike,
+    budget: float,
+    *,
+    maximize: bool,
+    target_weights: ArrayLike | None = None,
+) -> Selection:
+    """Spend a budget: best improvement per cost first, with the best single task as a safeguard.
+
+    Adds, among the tasks that still fit, the one of the largest improvement per cost, as long as it
+    improves the predicted score at all. The answer is the better of that set and the best single
+    task that fits, which keeps one large task from being crowded out by a cheap small one. Where
+    the predicted score is monotone, submodular and zero for no tasks, its improvement is at least
+    ``(1 - 1/e) / 2`` of the best possible (Khuller, Moss & Naor 1999), and at least half where
+    effects add up; otherwise there is no guarantee. Up to 22 tasks, :func:`exact` has no such need.
+
+    Args:
+        predict: Scores of masks, the empty one included, see :data:`Predict`.
+        costs: (n,) float, positive. In the units of ``budget``, such as samples or seconds.
+        budget: The most that the costs of the tasks may sum to, up to rounding.
+        maximize: Whether a higher score is better; False for a loss.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+
+    Returns:
+        Tasks in the order of choice, none where no task that fits improves the score; ``path`` has
+        one score per task.
+
+    Raises:
+        ValueError: If costs are not positive, the budget is negative, or predictions have the wrong
+            shape or are not finite.
+    """
+    prices = as_tensor("costs", costs)
+    check_ndim("costs", prices, 1, "(n,): one cost per task")
+    prices = _cost_vector(costs, len(prices))
+    objective = _Objective(predict, maximize, target_weights)
+    greedy = _greedy_per_cost(objective, prices, budget)
+    fitting = _fitting(prices, budget)
+    if not fitting:
+        return greedy
+    empty = torch.zeros(len(prices), dtype=torch.bool)
+    row, score = objective.best_of(_toggled(empty, fitting))
+    if objective.improvement(greedy.score, score) > 0:
+        return Selection((fitting[row],), score, (score,))
+    return greedy
+
+
+def _greedy_per_cost(objective: "_Objective", prices: Tensor, budget: float) -> Selection:
+    mask = torch.zeros(len(prices), dtype=torch.bool)
+    score = objective.of(mask)
+    tasks: list[int] = []
+    path: list[float] = []
+    while True:
+        spent = float(prices[mask].sum())
+        left = [task for task in _fitting(prices, budget, spent) if not mask[task]]
+        if not left:
+            break
+        scores = objective.scores(_toggled(mask, left))
+        rates = objective.improvement(score, scores) / prices[left]
+        best = int((rates == rates.max()).nonzero()[0])  # argmax promises no order among ties
+        if rates[best] <= 0:
+            break
+        score = float(scores[best])
+        mask[left[best]] = True
+        tasks.append(left[best])
+        path.append(score)
+    return Selection(tuple(tasks), score, tuple(path))
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """A predicted score with its direction, averaged over targets."""
+
+    predict: Predict
+    maximize: bool
+    target_weights: ArrayLike | None
+
+    def scores(self, chunks: Iterable[Tensor]) -> Tensor:
+        """Predicted scores (l,) float64 on the CPU, in the caller's sign, of all masks."""
+        return torch.cat([self._scores_of_chunk(masks) for masks in chunks])
+
+    def _scores_of_chunk(self, masks: Tensor) -> Tensor:
+        function = self.predict.predict if isinstance(self.predict, Predictor) else self.predict
+        predicted = as_tensor("predict(masks)", function(masks))
+        if predicted.ndim not in (1, 2) or len(predicted) != len(masks):
+            expected = f"of shape ({len(masks)},) or ({len(masks)}, t)"
+            remedy = "Return one row per subset."
+            raise ValueError(message("predict(masks)", expected, shape_text(predicted), remedy))
+        check_finite("predict(masks)", predicted, "Mind the subsets with very few tasks.")
+        return _average_targets("predict(masks)", predicted, self.target_weights).cpu()
+
+    def of(self, mask: Tensor) -> float:
+        """Predicted score of one mask (n,)."""
+        return float(self.scores([mask[None]]))
+
+    def best_of(self, chunks: Iterable[Tensor]) -> tuple[int, float]:
+        """Row and score of the first of the best masks."""
+        scores = self.scores(chunks)
+        row = self.first_best(scores)
+        return row, float(scores[row])
+
+    def first_best(self, scores: Tensor) -> int:
+        """Where the best of ``scores`` (l,) appears first."""
+        best = scores.max() if self.maximize else scores.min()
+        return int((scores == best).nonzero()[0])
+
+    def improvement(self, before: float, after: Any) -> Any:
+        """By how much ``after`` is better than ``before``."""
+        return after - before if self.maximize else before - after
+
+
+def _average_targets(name: str, table: Tensor, target_weights: ArrayLike | None) -> Tensor:
+    """Weighted mean over targets; (rows,) or (rows, t) -> (rows,) float64."""
+    if table.ndim == 1:
+        table = table[:, None]
+    check_ndim(name, table, 2, "with one column per target")
+    values = table.double()
+    if target_weights is None:
+        return values.mean(dim=1)
+    weights = as_tensor("target_weights", target_weights).to(values)
+    if weights.shape != values.shape[1:]:
+        expected = f"of shape ({values.shape[1]},)"
+        remedy = "Give one weight per target."
+        raise ValueError(message("target_weights", expected, shape_text(weights), remedy))
+    if not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < math.inf:
+        found = str(weights.tolist()[:8])
+        remedy = "Set the weights of targets to ignore to 0."
+        raise ValueError(message("target_weights", "non-negative, one positive", found, remedy))
+    return values @ weights / weights.sum()
+
+
+def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
+    """The task numbers as a list, each valid and given once."""
+    check_positive_int("num_tasks", num_tasks)
+    listed = list(tasks)
+    try:
+        from_index_lists([listed], num_tasks)
+    except (TypeError, ValueError) as error:
+        remedy = f"Give each task at most once, from 0 to {num_tasks - 1}."
+        raise type(error)(message(name, "task numbers", str(listed[:8]), remedy)) from error
+    return [int(task) for task in listed]
+
+
+def _check_reachable(size: int, minimum: int, maximum: int) -> None:
+    check_positive_int("size", size, minimum=0)
+    if not minimum <= size <= maximum:
+        remedy = "Mind the tasks that are fixed and those that are not candidates."
+        raise ValueError(message("size", f"from {minimum} to {maximum}", str(size), remedy))
+
+
+def _chunk_rows(num_tasks: int) -> int:
+    return min(2**16, max(1, _CHUNK_CELLS // num_tasks))
+
+
+def _toggled(mask: Tensor, tasks: list[int]) -> Iterator[Tensor]:
+    """Chunks of the masks (l, n) that differ from ``mask`` (n,) in one of the tasks each."""
+    for columns in torch.tensor(tasks, dtype=torch.int64).split(_chunk_rows(len(mask))):
+        masks = mask.repeat(len(columns), 1)
+        masks[torch.arange(len(columns)), columns] ^= True
+        yield masks
+
+
+def _cost_vector(costs: ArrayLike, num_tasks: int) -> Tensor:
+    prices = as_tensor("costs", costs).double().cpu()
+    if prices.shape != (num_tasks,):
+        remedy = "Give one cost per task."
+        raise ValueError(message("costs", f"of shape ({num_tasks},)", shape_text(prices), remedy))
+    check_finite("costs", prices, "Leave such tasks out.")
+    if not bool((prices > 0).all()):
+        first = int((prices <= 0).nonzero()[0])
+        found = f"{prices[first].item()} for task {first}"
+        remedy = "Leave free tasks out and add them afterwards."
+        raise ValueError(message("costs", "positive", found, remedy))
+    return prices
+
+
+def _limit(budget: float) -> float:
+    if not budget >= 0:
+        remedy = "It is in the units of `costs`."
+        raise ValueError(message("budget", "non-negative", str(budget), remedy))
+    return budget * (1 + 1e-12)  # three times 0.1 is within 0.3
+
+
+def _fitting(prices: Tensor, budget: float, spent: float = 0.0) -> list[int]:
+    """The tasks that fit into what is left of the budget, ascending."""
+    return [int(task) for task in (spent + prices <= _limit(budget)).nonzero()[:, 0]]
+
+
+def _affordable(chunks: Iterator[Tensor], prices: Tensor, budget: float) -> Iterator[Tensor]:
+    for masks in chunks:
+        within = masks.double() @ prices <= _limit(budget)
+        if within.any():
+            yield masks[within]

@@ -1,0 +1,704 @@
+r"""Designs: which subsets of the tasks to score.
+
+A design is a boolean matrix of masks whose row i is the indicator of the subset :math:`S_i`. Every
+random design here draws a size from a distribution :math:`w`, then a set uniformly among those of
+that size:
+
+.. math:: P(S) = w_{|S|} \Big/ \binom{n}{|S|}
+
+Without repeats (the default) rows are drawn one after another and a row seen before is drawn anew.
+
+Shapes: masks (m, n) bool with n tasks and m subsets.
+
+References: the fraction of tasks kept decides what a linear surrogate estimates, *Ilyas et al.
+2022, arXiv:2202.00622*; sampling by complementary pairs, *Covert & Lee 2021, arXiv:2012.01536*.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, is_pandas
+from ksm_ext.checks import check_ndim, check_positive_int, message
+
+_MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
+_CHUNK_CELLS = 2**26  # of a mask matrix held beside the result while it is filled
+_LISTED_CELLS = 2**20  # of a mask matrix that is listed rather than sampled
+_MAX_ROUNDS = 100  # of drawing anew what was drawn before
+
+
+def fixed_size(
+    num_tasks: int,
+    num_subsets: int,
+    size: int,
+    *,
+    seed: int,
+    allow_repeats: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw subsets of one size, uniformly.
+
+    The design of published datamodels: each task is left out of a fraction ``1 - size / num_tasks``
+    of the subsets. Prefer :func:`mixed_sizes` where the surrogate will be asked about subsets of
+    other sizes, as leave-one-out and Shapley values do.
+
+    Args:
+        num_tasks: n.
+        num_subsets: m.
+        size: Number of tasks in every subset, 0 to n.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        allow_repeats: Draw independently, so that a subset may appear twice.
+        device: Where the masks shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        ValueError: If ``size`` exceeds ``num_tasks``, or fewer than ``num_subsets`` distinct
+            subsets exist.
+
+    Example:
+        >>> fixed_size(5, 3, 2, seed=0).sum(dim=1).tolist()
+        [2, 2, 2]
+    """
+    check_positive_int("num_tasks", num_tasks)
+    _check_size("size", size, num_tasks)
+    weights = _weights_of_sizes(num_tasks, [size])
+    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    return masks.to(device)
+
+
+def bernoulli(
+    num_tasks: int,
+    num_subsets: int,
+    probability: float,
+    *,
+    seed: int,
+    allow_empty_and_full: bool = False,
+    allow_repeats: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw subsets that include each task independently with one probability.
+
+    The design of the theory of linear surrogates. For a score quadratic in the mask with gradient g
+    and Hessian H at the full set, such a design makes least squares converge to
+    ``g + (q - 1) H 1 + (1 - 2q) / 2 diag H`` with ``q = probability``.
+
+    Args:
+        num_tasks: n.
+        num_subsets: m.
+        probability: Chance of each task to be in, strictly between 0 and 1.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        allow_empty_and_full: Keep the empty and the full subset among what is drawn; otherwise the
+            distribution is conditioned on neither.
+        allow_repeats: Draw independently, so that a subset may appear twice. Without repeats a
+            probability far from one half is only approached, since likely subsets run out.
+        device: Where the masks shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        ValueError: If ``probability`` is not in (0, 1), or fewer than ``num_subsets`` distinct
+            subsets exist or could be found.
+    """
+    check_positive_int("num_tasks", num_tasks)
+    weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full)
+    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    return masks.to(device)
+
+
+def mixed_sizes(
+    num_tasks: int,
+    num_subsets: int,
+    sizes: Iterable[int] | None = None,
+    *,
+    seed: int,
+    allow_repeats: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw a size uniformly, then a subset of this size uniformly.
+
+    Covers the whole range from single tasks to all but one, so that leave-one-out, Shapley values
+    and greedy selection interpolate instead of extrapolating.
+
+    Args:
+        num_tasks: n.
+        num_subsets: m.
+        sizes: Sizes to draw from, each 0 to n; ``None`` is 1 to n - 1.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        allow_repeats: Draw independently, so that a subset may appear twice. Without repeats sizes
+            of which few subsets exist run out and the others fill their place.
+        device: Where the masks shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        ValueError: If a size exceeds ``num_tasks``, none is given, or fewer than ``num_subsets``
+            distinct subsets exist or could be found.
+    """
+    check_positive_int("num_tasks", num_tasks, minimum=1 if sizes is not None else 2)
+    chosen = list(range(1, num_tasks)) if sizes is None else sorted(set(sizes))
+    if not chosen:
+        raise ValueError(
+            message("sizes", "a list of sizes", "none", "Leave it out for 1 to num_tasks - 1.")
+        )
+    for size in chosen:
+        _check_size("sizes", size, num_tasks)
+    weights = _weights_of_sizes(num_tasks, chosen)
+    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    return masks.to(device)
+
+
+def paired(
+    num_tasks: int,
+    num_subsets: int,
+    *,
+    size: int | None = None,
+    probability: float | None = None,
+    seed: int,
+    allow_repeats: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw subsets together with their complements: rows 2i and 2i + 1 share no task.
+
+    Antithetic sampling: in a pair every interaction of even order cancels from the difference, and
+    every one of odd order from the sum, so main effects are seen without pairwise noise.
+
+    Args:
+        num_tasks: n.
+        num_subsets: m, an even number.
+        size: Number of tasks in row 2i; row 2i + 1 has the other ``n - size``. Strictly between 0
+            and n.
+        probability: Instead of ``size``: chance of each task to be in row 2i.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        allow_repeats: Draw independently, so that a pair may appear twice.
+        device: Where the masks shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) bool; ``masks[1::2]`` equals ``~masks[0::2]``.
+
+    Raises:
+        ValueError: If ``num_subsets`` is odd, not exactly one of ``size`` and ``probability`` is
+            given, or fewer than ``num_subsets / 2`` distinct pairs exist or could be found.
+    """
+    check_positive_int("num_tasks", num_tasks, minimum=2)
+    check_positive_int("num_subsets", num_subsets, minimum=0)
+    if num_subsets % 2:
+        raise ValueError(
+            message("num_subsets", "even", str(num_subsets), "A pair takes two subsets.")
+        )
+    if (size is None) == (probability is None):
+        found = "neither" if size is None else "both"
+        raise ValueError(
+            message("size", "given or else `probability`", found, "Give exactly one of the two.")
+        )
+    if size is not None:
+        _check_size("size", size, num_tasks, minimum=1, maximum=num_tasks - 1)
+        weights = _weights_of_sizes(num_tasks, [size])
+    else:
+        assert probability is not None
+        weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full=False)
+    first = _sample(weights, num_subsets // 2, seed=seed, allow_repeats=allow_repeats, pairs=True)
+    return torch.stack([first, ~first], dim=1).reshape(num_subsets, num_tasks).to(device)
+
+
+def leave_one_out(
+    num_tasks: int, include_full: bool = False, *, device: torch.device | str | None = None
+) -> Tensor:
+    """All subsets that lack exactly one task; row i lacks task i.
+
+    Args:
+        num_tasks: n.
+        include_full: Append the full set as the last row, as ``F(1) - F(1 - e_i)`` needs it.
+        device: Where the masks shall live.
+
+    Returns:
+        (n, n) bool, or (n + 1, n) with the full set.
+
+    Example:
+        >>> leave_one_out(2, include_full=True).int().tolist()
+        [[0, 1], [1, 0], [1, 1]]
+    """
+    check_positive_int("num_tasks", num_tasks)
+    masks = torch.ones(num_tasks + include_full, num_tasks, dtype=torch.bool, device=device)
+    return masks.fill_diagonal_(False)
+
+
+def leave_two_out(num_tasks: int, *, device: torch.device | str | None = None) -> Tensor:
+    """All subsets that lack exactly two tasks, in the order of ``itertools.combinations``.
+
+    Args:
+        num_tasks: n, at least 2.
+        device: Where the masks shall live.
+
+    Returns:
+        (n (n - 1) / 2, n) bool. The row of tasks i < j is that of
+        ``torch.triu_indices(n, n, offset=1)``.
+    """
+    check_positive_int("num_tasks", num_tasks, minimum=2)
+    pairs = torch.triu_indices(num_tasks, num_tasks, offset=1).T  # (n (n - 1) / 2, 2)
+    masks = torch.ones(len(pairs), num_tasks, dtype=torch.bool)
+    return masks.scatter_(1, pairs, False).to(device)
+
+
+def all_subsets(
+    num_tasks: int, include_empty: bool = True, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Every subset; task i is bit i of the row number.
+
+    Args:
+        num_tasks: n, at most 24; beyond, go through :func:`iterate_subsets` in chunks.
+        include_empty: Keep the empty set, row 0. Without it row r is the binary of r + 1.
+        device: Where the masks shall live.
+
+    Returns:
+        (2^n, n) bool, or (2^n - 1, n) without the empty set.
+
+    Raises:
+        ValueError: If ``num_tasks`` exceeds 24.
+
+    Example:
+        >>> all_subsets(2).int().tolist()
+        [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    check_positive_int("num_tasks", num_tasks)
+    if num_tasks > _MAX_ENUMERATED_TASKS:
+        raise ValueError(
+            message(
+                "num_tasks",
+                f"at most {_MAX_ENUMERATED_TASKS}",
+                f"{num_tasks}, hence 2^{num_tasks} subsets",
+                "Draw a sample by `mixed_sizes` or `bernoulli`.",
+            )
+        )
+    return _binary_rows(0 if include_empty else 1, 2**num_tasks, num_tasks).to(device)
+
+
+def iterate_subsets(
+    num_tasks: int, size: int | None = None, *, chunk_rows: int = 2**16
+) -> Iterator[Tensor]:
+    """Every subset, or every one of a size, in chunks that never meet in memory.
+
+    Args:
+        num_tasks: n.
+        size: Only subsets of this many tasks, in the order of ``itertools.combinations``; ``None``
+            gives all in the order of :func:`all_subsets`, the empty set first.
+        chunk_rows: Subsets per chunk.
+
+    Yields:
+        (chunk_rows, n) bool on the CPU; the last chunk may be shorter.
+    """
+    check_positive_int("num_tasks", num_tasks)
+    check_positive_int("chunk_rows", chunk_rows)
+    if size is None:
+        for start in range(0, 2**num_tasks, chunk_rows):
+            yield _binary_rows(start, min(start + chunk_rows, 2**num_tasks), num_tasks)
+        return
+    _check_size("size", size, num_tasks)
+    tuples = combinations(range(num_tasks), size)
+    while chunk := list(islice(tuples, chunk_rows)):
+        columns = np.fromiter(chain.from_iterable(chunk), np.int64, len(chunk) * size)
+        masks = torch.zeros(len(chunk), num_tasks, dtype=torch.bool)
+        yield masks.scatter_(1, torch.from_numpy(columns).reshape(len(chunk), size), True)
+
+
+def from_index_lists(
+    index_lists: Sequence[Iterable[int]],
+    num_tasks: int,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Masks of subsets that are given as lists of task numbers.
+
+    Args:
+        index_lists: m lists of task numbers 0 to n - 1, each number at most once per list.
+        num_tasks: n. Required: read off the largest number, it is silently wrong as soon as the
+            last task is in no subset.
+        device: Where the masks shall live.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        TypeError: If a task number is not an integer.
+        ValueError: If a task number is out of range or repeated within a list.
+
+    Example:
+        >>> from_index_lists([[2, 0], []], num_tasks=3).int().tolist()
+        [[1, 0, 1], [0, 0, 0]]
+    """
+    check_positive_int("num_tasks", num_tasks)
+    lists = [list(indices) for indices in index_lists]
+    lengths = [len(indices) for indices in lists]
+    columns = as_tensor("index_lists", list(chain.from_iterable(lists)) or np.empty(0, np.int64))
+    if columns.is_floating_point() or columns.dtype == torch.bool:
+        raise TypeError(
+            message(
+                "index_lists",
+                "lists of integers",
+                str(columns.dtype).removeprefix("torch."),
+                "A boolean matrix is a mask already.",
+            )
+        )
+    rows = torch.repeat_interleave(torch.arange(len(lists)), torch.tensor(lengths).long())
+    outside = (columns < 0) | (columns >= num_tasks)
+    if outside.any():
+        first = int(outside.nonzero()[0])
+        raise ValueError(
+            message(
+                "index_lists",
+                f"task numbers from 0 to {num_tasks - 1}",
+                f"{int(columns[first])} in list {int(rows[first])}",
+                "Count tasks from 0, and check `num_tasks`.",
+            )
+        )
+    masks = torch.zeros(len(lists), num_tasks, dtype=torch.bool)
+    masks[rows, columns.long()] = True
+    repeated = _count_tasks(masks) != torch.tensor(lengths).long()
+    if repeated.any():
+        first = int(repeated.nonzero()[0])
+        raise ValueError(
+            message(
+                "index_lists",
+                "free of repeated task numbers",
+                f"list {first} = {lists[first][:8]}",
+                "A task is in or out; drop the repeats.",
+            )
+        )
+    return masks.to(device)
+
+
+def to_index_lists(masks: ArrayLike) -> list[list[int]]:
+    """The ascending task numbers of each subset; undoes :func:`from_index_lists`.
+
+    Args:
+        masks: (m, n) bool, or numbers that are 0 or 1.
+
+    Returns:
+        m lists of integers.
+    """
+    table = as_masks("masks", masks).cpu()
+    columns = table.nonzero()[:, 1]
+    return [part.tolist() for part in columns.split(_count_tasks(table).tolist())]
+
+
+def identical_subsets(masks: ArrayLike) -> Any:
+    """Number the distinct rows in the order of their first appearance.
+
+    Args:
+        masks: (m, n) bool, or numbers that are 0 or 1.
+
+    Returns:
+        (m,) int64, of the kind of ``masks``: equal numbers for equal rows, 0 for the first row.
+
+    Example:
+        >>> identical_subsets(torch.tensor([[1, 0], [1, 1], [1, 0]])).tolist()
+        [0, 1, 0]
+    """
+    kind = Kind.of(masks)
+    index = list(masks.index) if is_pandas(masks) else None
+    return kind.restore(_groups(as_masks("masks", masks)), index=index)
+
+
+def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
+    """Merge tasks that are in or out together in every subset, since no score can tell them apart.
+
+    Published modular-arithmetic data have 500 columns that are 25 tasks. Merged, distances between
+    subsets count tasks once; the effect found for a group belongs to all of it.
+
+    Args:
+        masks: (m, n) bool, or numbers that are 0 or 1.
+
+    Returns:
+        merged: (m, g) bool of the kind of ``masks``, one column per group, in the order of each
+            group's first task. A pandas table keeps the name of that first task.
+        groups: g ascending lists of column numbers of ``masks``.
+
+    Example:
+        >>> merge_duplicate_tasks(torch.tensor([[1, 0, 1], [0, 0, 0]]))[1]
+        [[0, 2], [1]]
+    """
+    table = as_masks("masks", masks)
+    numbers = _groups(table.T)  # (n,)
+    groups: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1 if len(numbers) else 0)]
+    for column, number in enumerate(numbers.tolist()):
+        groups[number].append(column)
+    first = [group[0] for group in groups]
+    index = list(masks.index) if is_pandas(masks) else None
+    columns = [masks.columns[column] for column in first] if is_pandas(masks) else None
+    return Kind.of(masks).restore(table[:, first], index=index, columns=columns), groups
+
+
+def as_masks(name: str, value: ArrayLike) -> Tensor:
+    """Any accepted kind of masks as a boolean tensor on the device of ``value``.
+
+    Args:
+        name: The argument's name, for messages.
+        value: (m, n) bool, or numbers that are 0 or 1.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        TypeError: If ``value`` holds no numbers.
+        ValueError: If it is not a matrix, or holds anything but 0 and 1.
+    """
+    tensor = as_tensor(name, value)
+    check_ndim(name, tensor, 2, "(m, n): subsets by tasks")
+    if tensor.dtype == torch.bool:
+        return tensor
+    other = (tensor != 0) & (tensor != 1)
+    if other.any():
+        row, column = other.nonzero()[0].tolist()
+        raise ValueError(
+            message(
+                name,
+                "boolean, or 0 and 1",
+                f"{tensor[row, column].item()} at ({row}, {column})",
+                "Lists of task numbers go through `from_index_lists`.",
+            )
+        )
+    return tensor.bool()
+
+
+def _check_size(
+    name: str, size: int, num_tasks: int, minimum: int = 0, maximum: int | None = None
+) -> None:
+    maximum = num_tasks if maximum is None else maximum
+    check_positive_int(name, size, minimum=minimum)
+    if size > maximum:
+        remedy = f"There are {num_tasks} tasks."
+        raise ValueError(message(name, f"from {minimum} to {maximum}", str(size), remedy))
+
+
+def _weights_of_sizes(num_tasks: int, sizes: Sequence[int]) -> Tensor:
+    weights = torch.zeros(num_tasks + 1, dtype=torch.float64)
+    weights[list(sizes)] = 1 / len(sizes)
+    return weights
+
+
+def _weights_of_bernoulli(num_tasks: int, probability: float, allow_empty_and_full: bool) -> Tensor:
+    """Binomial probabilities of the sizes 0 to n, scaled to sum to one; (n + 1,) float64."""
+    if not 0 < probability < 1:
+        raise ValueError(
+            message(
+                "probability",
+                "strictly between 0 and 1",
+                str(probability),
+                "It is the chance of each task to be in.",
+            )
+        )
+    size = torch.arange(num_tasks + 1, dtype=torch.float64)
+    choices = torch.lgamma(size + 1) + torch.lgamma(num_tasks - size + 1)
+    logs = size * math.log(probability) + (num_tasks - size) * math.log1p(-probability) - choices
+    if not allow_empty_and_full:
+        check_positive_int("num_tasks", num_tasks, minimum=2)
+        logs[[0, num_tasks]] = -torch.inf
+    return torch.softmax(logs, dim=0)
+
+
+def _sample(
+    size_weights: Tensor,
+    num_subsets: int,
+    *,
+    seed: int,
+    allow_repeats: bool,
+    pairs: bool = False,
+) -> Tensor:
+    """Draw from the law of the module's head; ``pairs`` counts a complement as a repeat.
+
+    Args:
+        size_weights: (n + 1,) float64, the probabilities of the sizes.
+        num_subsets: m.
+        seed: Of the generator.
+        allow_repeats: Whether to draw independently.
+        pairs: Whether a subset and its complement are the same thing.
+
+    Returns:
+        (m, n) bool on the CPU.
+    """
+    check_positive_int("num_subsets", num_subsets, minimum=0)
+    check_positive_int("seed", seed, minimum=0)
+    generator = torch.Generator().manual_seed(seed)
+    if allow_repeats:
+        return _draw(size_weights, num_subsets, generator)
+    cap = max(2 * num_subsets, _LISTED_CELLS)
+    num_possible = _count_possible(size_weights, pairs, cap)
+    if num_subsets > num_possible:
+        what = "distinct pairs of complements" if pairs else "distinct subsets of these sizes"
+        raise ValueError(
+            message(
+                "num_subsets",
+                f"at most {num_possible * (1 + pairs)}, the number of {what}",
+                str(num_subsets * (1 + pairs)),
+                "Ask for fewer, or pass allow_repeats=True.",
+            )
+        )
+    identity = _up_to_complement if pairs else _as_it_is
+    # Where most of what exists is asked for, drawing until it was all seen would take too long; and
+    # where little exists, listing it costs nothing.
+    cells = num_possible * len(size_weights)
+    if num_possible <= 2 * num_subsets or cells <= _LISTED_CELLS:
+        shuffled = _shuffle_all(size_weights, generator)
+        return shuffled[_first_appearances(identity(shuffled))[:num_subsets]]
+    masks = torch.empty(0, len(size_weights) - 1, dtype=torch.bool)
+    for _ in range(_MAX_ROUNDS):
+        drawn = _draw(size_weights, num_subsets, generator)
+        masks = torch.cat([masks, drawn]) if len(masks) else drawn
+        kept = _first_appearances(identity(masks))
+        if len(kept) == num_subsets == len(masks):
+            return masks  # the usual case, spared a copy
+        masks = masks[kept[:num_subsets]]
+        if len(masks) == num_subsets:
+            return masks
+    raise ValueError(
+        message(
+            "num_subsets",
+            "within reach of sampling",
+            f"{len(masks)} distinct of {num_subsets} after {_MAX_ROUNDS} rounds",
+            "Ask for fewer, move the probability towards one half, or pass allow_repeats=True.",
+        )
+    )
+
+
+def _count_possible(size_weights: Tensor, pairs: bool, cap: int) -> int:
+    """How many subsets, or pairs of complements, can be drawn; exact up to ``cap``."""
+    n = len(size_weights) - 1
+    possible = (size_weights > 0).tolist()
+    doubled = 0  # a subset whose complement is possible too is half of a pair
+    for size in range(n + 1):
+        if possible[size]:
+            doubled += math.comb(n, size) * (1 if pairs and possible[n - size] else 2)
+        if doubled > 2 * cap:  # the binomials to come may have thousands of digits
+            break
+    return doubled // 2
+
+
+def _as_it_is(masks: Tensor) -> Tensor:
+    return masks
+
+
+def _up_to_complement(masks: Tensor) -> Tensor:
+    """The member of each complementary pair that has task 0."""
+    return masks ^ ~masks[:, :1]
+
+
+def _shuffle_all(size_weights: Tensor, generator: torch.Generator) -> Tensor:
+    """All possible subsets in the order in which drawing without repeats would find them.
+
+    Sorting log-probabilities plus Gumbel noise gives exactly that law (Efraimidis & Spirakis 2006).
+    """
+    n = len(size_weights) - 1
+    sizes = size_weights.nonzero()[:, 0].tolist()
+    masks = torch.cat([chunk for size in sizes for chunk in iterate_subsets(n, size)])
+    log_choices = torch.tensor([math.log(math.comb(n, size)) for size in range(n + 1)])
+    log_weights = (size_weights.log() - log_choices)[_count_tasks(masks)]
+    uniform = torch.rand(len(masks), generator=generator, dtype=torch.float64)
+    order = (log_weights - torch.log(-torch.log(uniform))).argsort(descending=True)
+    return masks[order]
+
+
+def _draw(size_weights: Tensor, num_subsets: int, generator: torch.Generator) -> Tensor:
+    """Independent draws from the law of the module's head; (num_subsets, n) bool."""
+    n = len(size_weights) - 1
+    masks = torch.empty(num_subsets, n, dtype=torch.bool)
+    if num_subsets == 0:
+        return masks
+    sizes = torch.multinomial(size_weights, num_subsets, replacement=True, generator=generator)
+    chunk_rows = max(1, _CHUNK_CELLS // n)
+    for start in range(0, num_subsets, chunk_rows):
+        rows = slice(start, start + chunk_rows)
+        masks[rows] = _uniform_sets(sizes[rows], n, generator)
+    return masks
+
+
+def _count_tasks(masks: Tensor) -> Tensor:
+    """Row sums of (m, n) bool on the CPU; NumPy's count is a hundred times torch's in speed."""
+    return torch.from_numpy(np.count_nonzero(masks.numpy(), axis=1))
+
+
+# Note [Drawing uniform sets of given sizes]
+# Sorting random keys costs 80 s for 10^5 subsets of 10^4 tasks (2 cores, AVX2), this way 12 s.
+# Coins of any bias, tossed for all tasks, give a set that is uniform among those of its size,
+# whatever size comes out; the tasks still missing are then added one by one, uniformly among those
+# absent. The bias is aimed three standard deviations below the wanted size, so that a set rarely
+# comes out too large; where one does it is tossed anew, which looks at its size only and so keeps
+# the law. Sets of more than half the tasks are drawn as the complements of small ones, so that an
+# addition finds an absent task at least every other time.
+
+
+def _uniform_sets(sizes: Tensor, num_tasks: int, generator: torch.Generator) -> Tensor:
+    """A uniform set of each of the sizes (m,) int64; (m, n) bool. Note [Drawing uniform sets …]."""
+    small = torch.minimum(sizes, num_tasks - sizes)  # (m,)
+    aim = (small - 3 * small.sqrt()) * (256 / num_tasks)
+    threshold = aim.clamp(min=0).to(torch.uint8)  # a byte below it is a coin that says "in"
+    masks = _coins(threshold, num_tasks, generator)
+    missing = small - _count_tasks(masks)
+    while (too_large := (missing < 0).nonzero()[:, 0]).numel():
+        masks[too_large] = _coins(threshold[too_large], num_tasks, generator)
+        missing[too_large] = small[too_large] - _count_tasks(masks[too_large])
+    _add_tasks(masks, missing, generator)
+    return masks.logical_xor_((sizes > small)[:, None])
+
+
+def _coins(threshold: Tensor, num_tasks: int, generator: torch.Generator) -> Tensor:
+    """Toss one coin per cell, "in" with chance ``threshold / 256``; (m,) uint8 -> (m, n) bool."""
+    words = torch.empty(len(threshold), -(-num_tasks // 8), dtype=torch.int64)
+    words.random_(-(2**63), None, generator=generator)
+    return words.view(torch.uint8)[:, :num_tasks] < threshold[:, None]
+
+
+def _add_tasks(masks: Tensor, missing: Tensor, generator: torch.Generator) -> None:
+    """Add ``missing`` (m,) absent tasks to each row of ``masks`` (m, n), uniformly, in place."""
+    cells = masks.view(-1).numpy()  # hundreds of short gathers: NumPy has no threads to wake
+    num_tasks = masks.shape[1]
+    left = missing.numpy()
+    starts = np.arange(len(left)) * num_tasks  # the first cell of each row
+    while len(left):
+        unfinished = left > 0
+        if not unfinished.all():
+            left, starts = left[unfinished], starts[unfinished]
+        columns = torch.randint(num_tasks, (len(left),), generator=generator).numpy()
+        chosen = starts + columns
+        left = left - ~cells[chosen]
+        cells[chosen] = True
+
+
+def _binary_rows(start: int, stop: int, num_tasks: int) -> Tensor:
+    """The binary digits of start to stop - 1, lowest first; (stop - start, n) bool."""
+    numbers = torch.arange(start, stop)
+    masks = torch.empty(stop - start, num_tasks, dtype=torch.bool)
+    for task in range(num_tasks):  # by columns: the (2^n, n) int64 matrix of shifts would be 8x
+        masks[:, task] = numbers.bitwise_right_shift(task).bitwise_and(1).bool()
+    return masks
+
+
+def _sorted_unique(masks: Tensor) -> tuple[Any, Any]:
+    """First row and inverse of each distinct row, in the arbitrary order of packed bytes."""
+    packed = np.packbits(masks.cpu().numpy(), axis=1)
+    # One opaque item per row compares by memcmp; np.unique(axis=0) goes field by field.
+    items = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
+    return first, inverse
+
+
+def _first_appearances(masks: Tensor) -> Tensor:
+    """The rows of ``masks`` (m, n) that equal no row above, ascending."""
+    return torch.from_numpy(np.sort(_sorted_unique(masks)[0]))
+
+
+def _groups(masks: Tensor) -> Tensor:
+    """Number of each row's group of equals, counted by first appearance; (m,) int64."""
+    if 0 in masks.shape:
+        return torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    first, inverse = _sorted_unique(masks)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return torch.from_numpy(rank[inverse]).to(masks.device)

@@ -1,0 +1,1 @@
+"""Surrogates ``F(S)``: fitting, choosing, asking, storing."""

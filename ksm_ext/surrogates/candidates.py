@@ -1,0 +1,85 @@
+"""Everything a fit tried: one row per kernel and ridge, with its leave-one-out error."""
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kernel with one ridge.
+
+    Attributes:
+        kernel: The kernel with its parameters, ``"lasso"``, ``"least_squares"`` or ``"mean"``.
+        ridge: Ridge lambda added to the Gram matrix; for lasso nan (one penalty per target).
+        error: Mean over targets of squared leave-one-out residuals over variance (``1 - R^2``);
+            5-fold cross-validation for lasso.
+        rank_correlation: Mean over targets of the Spearman correlation between scores and
+            leave-one-out predictions; over at most 32 evenly spaced targets unless selection
+            is by rank.
+        num_subsets: Subsets it was judged on; fewer than all where kernels were screened.
+        num_chosen: Latent columns (targets, or components of the targets) that it predicts.
+    """
+
+    kernel: str
+    ridge: float
+    error: float
+    rank_correlation: float
+    num_subsets: int
+    num_chosen: int
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateTable:
+    """Rows of :class:`Candidate`, in the order tried; prints as a table, best first.
+
+    Attributes:
+        rows: The candidates.
+        score_variance: (t,) float64 unbiased variance of the fitted scores per target.
+    """
+
+    rows: tuple[Candidate, ...]
+    score_variance: Tensor
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Iterate over the rows."""
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Candidate:
+        """The row at ``index``."""
+        return self.rows[index]
+
+    @property
+    def best(self) -> Candidate:
+        """The row with the smallest error among those judged on most subsets."""
+        most = max(row.num_subsets for row in self.rows)
+        judged = [row for row in self.rows if row.num_subsets == most]
+        return min(judged, key=lambda row: row.error)
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame."""
+        import pandas
+
+        names = [field.name for field in fields(Candidate)]
+        return pandas.DataFrame([astuple(row) for row in self.rows], columns=names)
+
+    def __str__(self) -> str:
+        """The best ridge of every kernel, smallest error first."""
+        best: dict[tuple[str, int], Candidate] = {}
+        for row in self.rows:
+            key = (row.kernel, row.num_subsets)
+            if key not in best or row.error < best[key].error:
+                best[key] = row
+        header = f"{'kernel':<44}{'ridge':>10}{'error':>8}{'rank':>8}{'subsets':>9}{'chosen':>8}"
+        lines = [
+            f"{row.kernel:<44}{row.ridge:>10.3g}{row.error:>8.3f}{row.rank_correlation:>8.3f}"
+            f"{row.num_subsets:>9}{row.num_chosen:>8}"
+            for row in sorted(best.values(), key=lambda row: row.error)
+        ]
+        return "\n".join([header, *lines])

@@ -1,0 +1,261 @@
+"""One surrogate per kernel, judged at every ridge by its exact leave-one-out residuals.
+
+Residuals are judged by ``criterion``: squared (pooled over targets, in units of their mean
+variance, so that a mean over subsets is ``1 - R^2``), or by the rank correlation of leave-one-out
+predictions. Either is a mean over subsets, so two candidates differ by a mean with a standard
+error.
+
+Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ksm_ext.correlation import pearson, ranks, standardised
+from ksm_ext.kernels import Kernel
+from ksm_ext.masks import Masks
+from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
+from ksm_ext.surrogates.spectral import SpectralRidge
+
+RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
+"""Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
+
+_RANKED_TARGETS = 32
+_SINGLE_FROM = 768  # ridges are compared in float32 where the products with U dominate the time
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What is fitted: scores and the two views of them in which ridges may differ.
+
+    Attributes:
+        values: (m, t).
+        center: Whether the surrogate has an intercept.
+        by_rank: Whether the criterion is the rank correlation.
+    """
+
+    values: Tensor
+    center: bool
+    by_rank: bool
+
+    def __getitem__(self, rows: Tensor) -> "Scores":
+        """The scores of some subsets."""
+        return Scores(self.values[rows], self.center, self.by_rank)
+
+    def spaced_targets(self, count: int) -> Tensor:
+        """At most ``count`` columns that are not constant, evenly spaced."""
+        varying = (self.variance > 0).nonzero()[:, 0]
+        if len(varying) <= count:
+            return varying
+        return varying[torch.linspace(0, len(varying) - 1, count).round().long().to(varying.device)]
+
+    def sample_targets(self, count: int) -> "Scores":
+        """The scores of :meth:`spaced_targets`."""
+        return Scores(self.values[:, self.spaced_targets(count)], self.center, self.by_rank)
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """(t,) mean score, or zero without an intercept."""
+        mean = self.values.mean(0)
+        return mean if self.center else torch.zeros_like(mean)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """(t,) unbiased variance; exactly zero for constant targets."""
+        constant = self.values.amax(0) == self.values.amin(0)
+        return self.values.var(0).masked_fill(constant, 0.0)
+
+    @cached_property
+    def mean_variance(self) -> float:
+        """Mean variance over targets, the unit of errors."""
+        return float(self.variance.mean())
+
+    @cached_property
+    def rotation(self) -> Tensor:
+        """(t, q) orthonormal principal components of the scores.
+
+        ``values - offset = components @ rotation.T`` exactly: nothing is truncated.
+        """
+        return torch.linalg.svd(self.values - self.offset, full_matrices=False)[2].T
+
+    @cached_property
+    def components(self) -> Tensor:
+        """(m, q) scores of the principal components."""
+        return (self.values - self.offset) @ self.rotation
+
+    def error(self, residuals: Tensor) -> float:
+        """Pooled squared residuals over pooled variance: ``1 - R^2``."""
+        return float(residuals.square().mean()) / self.mean_variance
+
+    def rank_correlation(self, residuals: Tensor) -> float:
+        """Mean Spearman correlation of scores and leave-one-out predictions, over a sample."""
+        columns, true = self._ranked
+        predicted = ranks(self.values[:, columns] - residuals[:, columns])
+        return float(pearson(true, predicted).mean())
+
+    def losses(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
+        """What the criterion charges each subset (m,), and each target on two halves (2, t).
+
+        The halves are alternate subsets, so that a choice made on one can be judged on the other.
+        """
+        if self.by_rank:
+            predicted = standardised(ranks(self.values - residuals))  # (t, m)
+            charge = -(standardised(self._ranked[1]) * predicted).T * len(residuals)  # (m, t)
+        else:
+            charge = residuals.square() / self.mean_variance
+        return charge.mean(1), torch.stack([charge[half::2].mean(0) for half in (0, 1)])
+
+    @cached_property
+    def _ranked(self) -> tuple[Tensor, Tensor]:
+        if self.by_rank:
+            columns = torch.arange(self.values.shape[1], device=self.values.device)
+        else:
+            columns = self.spaced_targets(_RANKED_TARGETS)
+        return columns, ranks(self.values[:, columns])
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What one predictor costs at each of its ridges.
+
+    Attributes:
+        ridges: (R,) absolute ridges.
+        errors: (R,) ``1 - R^2``.
+        ranks: (R,) mean rank correlations.
+        subset_losses: (R, m) by the criterion.
+        target_losses: (R, 2, t) by the criterion, on either half of the subsets.
+        component_losses: (R, q) squared residuals, or None where components were not asked for.
+    """
+
+    ridges: Tensor
+    errors: Tensor
+    ranks: Tensor
+    subset_losses: Tensor
+    target_losses: Tensor
+    component_losses: Tensor | None
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """(R,) mean over subsets."""
+        return self.subset_losses.mean(1)
+
+
+class Trial(Protocol):
+    """A way to predict scores that can be judged and, if chosen, kept."""
+
+    label: str
+    judgement: Judgement
+
+    def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
+        """Leave-one-out residuals (m, len(columns)) of some targets or components."""
+        ...
+
+
+def judge(
+    scores: Scores, ridges: Tensor, residuals_at: Iterable[Tensor], *, components: bool
+) -> Judgement:
+    """Summarise residuals (m, t), one matrix per ridge, none kept."""
+    errors, rank, subset, target, component = [], [], [], [], []
+    for residuals in residuals_at:
+        per_subset, per_target = scores.losses(residuals)
+        subset.append(per_subset.double())
+        target.append(per_target.double())
+        errors.append(scores.error(residuals) if scores.by_rank else float(per_subset.mean()))
+        rank.append(scores.rank_correlation(residuals))
+        if components:
+            component.append((residuals @ scores.rotation).square().mean(0))
+    return Judgement(
+        ridges,
+        torch.tensor(errors, dtype=torch.float64),
+        torch.tensor(rank, dtype=torch.float64),
+        torch.stack(subset),
+        torch.stack(target),
+        torch.stack(component) if components else None,
+    )
+
+
+class KernelTrial:
+    """Kernel ridge with one kernel, at every ridge."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        masks: Masks,
+        scores: Scores,
+        *,
+        ridge: Tensor | None = None,
+        components: bool = False,
+    ) -> None:
+        """Factor the kernel on ``masks``; ``ridge`` replaces the search by given ridges (R,)."""
+        self.kernel, self.scores = kernel, scores
+        self.label = str(kernel)
+        self.factor = SpectralRidge(kernel.gram(masks), center=scores.center)
+        if ridge is not None:
+            self.factor.check_ridge(float(ridge.min()))
+            ridges = ridge
+        else:
+            relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64)
+            ridges = relative.to(scores.values.device) * max(self.factor.scale, 1e-300)
+        self._rotated = self.factor.rotate(scores.values)
+        factor, rotated = self.factor, self._rotated
+        if len(masks) > _SINGLE_FROM:
+            factor, rotated = factor.in_single_precision(), rotated.to(torch.float32)
+        residuals = (factor.leave_one_out(rotated, ridge) for ridge in ridges)
+        self.judgement = judge(scores, ridges, residuals, components=components)
+
+    def rotated(self, columns: Tensor, *, components: bool) -> Tensor:
+        """Scores of some targets or components in the eigenbasis, (m, len(columns))."""
+        if not components:
+            return self._rotated[:, columns]
+        return self.factor.rotate(self.scores.components[:, columns])
+
+    def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
+        """See :class:`Trial`."""
+        return self.factor.leave_one_out(self.rotated(columns, components=components), ridges)
+
+
+class FixedTrial:
+    """A predictor without a ridge to choose: its residuals are known."""
+
+    def __init__(
+        self, label: str, scores: Scores, residuals: Tensor, *, components: bool = False
+    ) -> None:
+        """Judge given residuals (m, t)."""
+        self.label, self.scores, self._residuals = label, scores, residuals
+        ridges = residuals.new_full((1,), float("nan"))
+        self.judgement = judge(scores, ridges, [residuals], components=components)
+
+    def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
+        """See :class:`Trial`."""
+        rotated = self._residuals @ self.scores.rotation if components else self._residuals
+        return rotated[:, columns]
+
+
+class MeanTrial(FixedTrial):
+    """The mean score (zero without an intercept): what every kernel has to beat."""
+
+    def __init__(self, scores: Scores, *, components: bool = False) -> None:
+        """Leave-one-out residuals of the mean are ``(y - mean) m / (m - 1)``."""
+        m = len(scores.values)
+        residuals = (scores.values - scores.offset) * (m / (m - 1) if scores.center else 1.0)
+        super().__init__("mean", scores, residuals, components=components)
+
+
+class LinearTrial(FixedTrial):
+    """Lasso or least squares on the tasks."""
+
+    def __init__(self, label: str, masks: Masks, scores: Scores, folds: Tensor) -> None:
+        """Fit, and judge by cross-validation (lasso) or leaving one out (least squares)."""
+        if label == "lasso":
+            self.weights, _, residuals = fit_lasso(masks.floats, scores.values, folds)
+            self.offset = scores.values.mean(0) - masks.floats.mean(0) @ self.weights
+        else:
+            self.weights = least_squares(masks.floats, scores.values)
+            residuals = least_squares_residuals(masks.floats, scores.values)
+            self.offset = torch.zeros_like(scores.offset)
+        super().__init__(label, scores, residuals)
