@@ -1,0 +1,180 @@
+"""Oracles in float64: obviously right, slow, loops welcome. Imports only torch, math, itertools."""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+
+def pack_masks(masks: Tensor) -> Tensor:
+    """Bits of (m, n) bool masks as (m, ceil(n / 64)) int64 words, one bit at a time."""
+    m, n = masks.shape
+    words = [[0] * ((n + 63) // 64) for _ in range(m)]
+    for i, j in masks.nonzero().tolist():
+        words[i][j // 64] |= 1 << (j % 64)
+    signed = [[w - (1 << 64) if w >> 63 else w for w in row] for row in words]
+    return torch.tensor(signed, dtype=torch.int64).reshape(m, (n + 63) // 64)
+
+
+def hamming(x: Tensor, y: Tensor) -> Tensor:
+    """Number of tasks in which (m, n) and (l, n) bool masks differ: (m, l) int64."""
+    rows = [(row != y).sum(1) for row in x]
+    return torch.stack(rows) if rows else torch.zeros(0, len(y), dtype=torch.int64)
+
+
+def overlap(x: Tensor, y: Tensor) -> Tensor:
+    """Number of tasks that (m, n) and (l, n) bool masks share: (m, l) int64."""
+    rows = [(row & y).sum(1) for row in x]
+    return torch.stack(rows) if rows else torch.zeros(0, len(y), dtype=torch.int64)
+
+
+def mask_gram(
+    x: Tensor, y: Tensor, hamming_table: Tensor | None, overlap_table: Tensor | None
+) -> Tensor:
+    """Table values of every pair of (m, n) and (l, n) bool masks: (m, l), the tables' dtype."""
+    terms = []
+    if hamming_table is not None:
+        terms.append(hamming_table[hamming(x, y)])
+    if overlap_table is not None:
+        terms.append(overlap_table[overlap(x, y)])
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def mask_gram_matmul(
+    x: Tensor, y: Tensor, hamming_table: Tensor | None, overlap_table: Tensor | None, v: Tensor
+) -> Tensor:
+    """The Gram matrix times (l, t) ``v``, multiplied in float64: (m, t) float64."""
+    return mask_gram(x, y, hamming_table, overlap_table).double() @ v.double()
+
+
+# -- readouts of a function given on all subsets ------------------------------------------------
+
+
+def all_subsets(n: int) -> Tensor:
+    """Every subset of n tasks, (2^n, n) bool; the columns of the functionals below."""
+    rows = list(itertools.product([False, True], repeat=n))
+    return torch.tensor(rows, dtype=torch.bool).reshape(2**n, n)
+
+
+def context_weight(readout: str, others: int, size: int) -> float:
+    """Probability that a given context of ``size`` out of ``others`` tasks precedes."""
+    if readout == "loo":
+        return float(size == others)
+    if readout == "banzhaf":
+        return 0.5**others
+    return 1.0 / ((others + 1) * math.comb(others, size))
+
+
+def effect_functionals(n: int, readout: str) -> Tensor:
+    """Attributions as a matrix acting on the function's values: (n, 2^n)."""
+    columns = []
+    for members in all_subsets(n).tolist():
+        column = []
+        for i in range(n):
+            weight = context_weight(readout, n - 1, sum(members) - members[i])
+            column.append(weight if members[i] else -weight)
+        columns.append(column)
+    return torch.tensor(columns, dtype=torch.float64).T
+
+
+def interaction_functionals(n: int, readout: str) -> Tensor:
+    """Interactions of the pairs i < j, in the order of combinations: (n (n-1) / 2, 2^n)."""
+    pairs = list(itertools.combinations(range(n), 2))
+    columns = []
+    for members in all_subsets(n).tolist():
+        column = []
+        for i, j in pairs:
+            weight = context_weight(readout, n - 2, sum(members) - members[i] - members[j])
+            column.append(weight if members[i] == members[j] else -weight)
+        columns.append(column)
+    return torch.tensor(columns, dtype=torch.float64).reshape(2**n, len(pairs)).T
+
+
+def walsh_spectrum(values: Tensor, n: int) -> Tensor:
+    """Fraction of the variance of (2^n, t) ``values`` at interaction orders 1..n: (n, t)."""
+    signs = 2.0 * all_subsets(n).double() - 1
+    energy = torch.zeros(n + 1, values.shape[1], dtype=torch.float64)
+    for order in range(n + 1):
+        for chosen in itertools.combinations(range(n), order):
+            character = signs[:, list(chosen)].prod(1)
+            energy[order] += (character @ values / 2**n) ** 2
+    return energy[1:] / energy[1:].sum(0)
+
+
+# -- regression ---------------------------------------------------------------------------------
+
+
+def kernel_ridge(gram: Tensor, scores: Tensor, ridge: float, center: bool) -> tuple[Tensor, Tensor]:
+    """Dual coefficients (m, t) and unpenalised intercept (t,) by one bordered dense solve."""
+    m = len(gram)
+    shifted = gram + ridge * torch.eye(m, dtype=torch.float64)
+    if not center:
+        return torch.linalg.solve(shifted, scores), torch.zeros(scores.shape[1]).double()
+    one = torch.ones(m, 1, dtype=torch.float64)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    bordered = torch.cat([torch.cat([shifted, one], 1), torch.cat([one.T, zero], 1)])
+    right = torch.cat([scores, torch.zeros(1, scores.shape[1], dtype=torch.float64)])
+    solution = torch.linalg.solve(bordered, right)
+    return solution[:m], solution[m]
+
+
+def leave_one_out(gram: Tensor, scores: Tensor, ridge: float, center: bool) -> Tensor:
+    """Residual of each subset under the fit to all others, (m, t): m refits."""
+    m = len(gram)
+    residuals = []
+    for i in range(m):
+        rest = [j for j in range(m) if j != i]
+        dual, intercept = kernel_ridge(gram[rest][:, rest], scores[rest], ridge, center)
+        residuals.append(scores[i] - gram[i, rest] @ dual - intercept)
+    return torch.stack(residuals)
+
+
+def posterior_variance(
+    functionals: Tensor, prior: Tensor, fitted: Tensor, ridge: float, center: bool
+) -> Tensor:
+    """Variance of linear functionals of a Gaussian process, dense algebra on all its values.
+
+    functionals (rows, N) act on the N values with covariance prior (N, N), plus a constant of flat
+    prior if center; fitted (m,) int64 are the values observed with noise ridge. Returns (rows,).
+    """
+    cross = functionals @ prior[:, fitted]  # (rows, m)
+    noisy = prior[fitted][:, fitted] + ridge * torch.eye(len(fitted), dtype=torch.float64)
+    variance = (functionals @ prior * functionals).sum(1)
+    variance = variance - (cross * torch.linalg.solve(noisy, cross.T).T).sum(1)
+    if center:  # Rasmussen & Williams 2006, section 2.7, with the vague prior's limit
+        one = torch.ones(len(fitted), dtype=torch.float64)
+        weight = torch.linalg.solve(noisy, one)
+        variance = variance + (functionals.sum(1) - cross @ weight) ** 2 / (one @ weight)
+    return variance
+
+
+# -- kernels on real weights --------------------------------------------------------------------
+
+
+def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: float) -> Tensor:
+    """One kernel between every row of x (m, n) and of y (l, n), pair by pair: (m, l)."""
+    rows = []
+    for a in x.tolist():
+        rows.append([_kernel(name, a, b, **parameters) for b in y.tolist()])
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(x), len(y))
+
+
+def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> float:
+    dot = sum(u * v for u, v in zip(a, b, strict=True))
+    squares = sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
+    gamma = parameters.get("gamma", 1.0)
+    if name == "linear":
+        return dot
+    if name == "polynomial":
+        return (gamma * dot + parameters["coef0"]) ** parameters["degree"]
+    if name == "anova2":
+        products = [u * v for u, v in zip(a, b, strict=True)]
+        pairs = sum(p * q for p, q in itertools.combinations(products, 2))
+        return dot + parameters["pair_weight"] * pairs
+    if name == "rbf":
+        return math.exp(-gamma * squares)
+    if name == "laplace":
+        return math.exp(-gamma * sum(abs(u - v) for u, v in zip(a, b, strict=True)))
+    assert name == "exponential"
+    return math.exp(-gamma * math.sqrt(squares))

@@ -1,0 +1,404 @@
+"""pack_masks, mask_gram and mask_gram_matmul against their float64 loops."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from torch.autograd import forward_ad
+from torch.library import opcheck
+
+from ksm_ext import _build, ops
+from ksm_ext.build_facts import build_info
+
+# (m, l, n): 0, 1, off and on the multiples of 16, 32 and 64, and larger than every block.
+SHAPES = [
+    (0, 4, 3),
+    (4, 0, 3),
+    (3, 2, 0),
+    (1, 1, 1),
+    (7, 5, 31),
+    (16, 64, 64),
+    (65, 33, 65),
+    (130, 120, 256),
+    (67, 100, 300),
+    (70, 30, 1024),
+]
+TABLES = ["hamming", "overlap", "both"]
+DTYPES = [torch.float32, torch.float64]
+
+
+def random_masks(m, n, device="cpu"):
+    return (torch.rand(m, n) < torch.rand(m, 1)).to(device)
+
+
+def random_tables(which, n, dtype, device="cpu"):
+    """Tables without structure: a wrong count shows as a wrong value."""
+    tables = {}
+    if which in ("hamming", "both"):
+        tables["hamming_table"] = torch.randn(n + 1, dtype=dtype, device=device)
+    if which in ("overlap", "both"):
+        tables["overlap_table"] = torch.randn(n + 1, dtype=dtype, device=device)
+    return tables
+
+
+def on_cpu(tables):
+    return tuple(
+        tables[name].cpu() if name in tables else None
+        for name in ("hamming_table", "overlap_table")
+    )
+
+
+@pytest.mark.parametrize("m, n", sorted({(m, n) for m, _, n in SHAPES} | {(3, 128), (300, 63)}))
+def test_pack_masks_sets_one_bit_per_task(device, m, n):
+    masks = random_masks(m, n)
+    packed = ops.pack_masks(masks.to(device))
+    assert torch.equal(packed.cpu(), reference.pack_masks(masks))
+
+
+def test_pack_masks_takes_strided_masks():
+    masks = random_masks(70, 20)
+    assert torch.equal(ops.pack_masks(masks.T), reference.pack_masks(masks.T.clone()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", TABLES)
+@pytest.mark.parametrize("m, l, n", SHAPES)
+def test_mask_gram_is_the_tables_own_values(device, m, l, n, which, dtype):
+    x, y = random_masks(m, n), random_masks(l, n)
+    tables = random_tables(which, n, dtype, device)
+    gram = ops.mask_gram(ops.pack_masks(x.to(device)), ops.pack_masks(y.to(device)), n, **tables)
+    assert gram.is_contiguous() and gram.dtype == dtype
+    assert torch.equal(gram.cpu(), reference.mask_gram(x, y, *on_cpu(tables)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", TABLES)
+@pytest.mark.parametrize("m, n", [(0, 3), (1, 1), (3, 0), (64, 65), (129, 256), (200, 70)])
+def test_symmetric_gram_equals_the_explicit_one(device, m, n, which, dtype):
+    x = ops.pack_masks(random_masks(m, n, device))
+    tables = random_tables(which, n, dtype, device)
+    assert torch.equal(ops.mask_gram(x, None, n, **tables), ops.mask_gram(x, x, n, **tables))
+
+
+def test_counts_pass_sixteen_bits(device):
+    n = 66_000
+    x = torch.ones(2, n, dtype=torch.bool)
+    x[1, ::2] = False
+    packed = ops.pack_masks(x.to(device))
+    index = torch.arange(n + 1, dtype=torch.float32, device=device)
+    for which, count in (("overlap", reference.overlap), ("hamming", reference.hamming)):
+        gram = ops.mask_gram(packed, None, n, **{f"{which}_table": index})
+        assert torch.equal(gram.cpu().long(), count(x, x))
+
+
+def test_large_results_take_the_streaming_path():
+    for m in (2912, 2911):  # above 32 MiB, with and without rows that fill whole cache lines
+        x = ops.pack_masks(random_masks(m, 40))
+        table = torch.randn(41)
+        full = ops.mask_gram(x, None, 40, hamming_table=table)
+        assert full.numel() * 4 > 32 << 20
+        for rows in (slice(0, 70), slice(m - 70, m)):
+            assert torch.equal(full[rows], ops.mask_gram(x[rows], x, 40, hamming_table=table))
+            assert torch.equal(full[:, rows], ops.mask_gram(x, x[rows], 40, hamming_table=table))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", TABLES)
+@pytest.mark.parametrize("t", [0, 1, 3, 8])
+@pytest.mark.parametrize("m, l, n", SHAPES)
+def test_mask_gram_matmul_is_gram_times_v(device, m, l, n, t, which, dtype):
+    x, y = random_masks(m, n), random_masks(l, n)
+    tables = random_tables(which, n, dtype, device)
+    v = torch.randn(l, t, dtype=dtype, device=device)
+    out = ops.mask_gram_matmul(
+        ops.pack_masks(x.to(device)), ops.pack_masks(y.to(device)), n, v, **tables
+    )
+    expected = reference.mask_gram_matmul(x, y, *on_cpu(tables), v.cpu())
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=float(l + 1) * 1e-6)
+
+
+def test_float32_sums_of_many_columns_stay_near_float64(device):
+    l, n = 100_000, 64
+    x, y = random_masks(4, n, device), random_masks(l, n, device)
+    table = torch.rand(n + 1, device=device)  # positive terms: a float32 running sum would drift
+    v = torch.rand(l, 2, device=device)
+    x, y = ops.pack_masks(x), ops.pack_masks(y)
+    out = ops.mask_gram_matmul(x, y, n, v, hamming_table=table)
+    exact = ops.mask_gram_matmul(x, y, n, v.double(), hamming_table=table.double())
+    torch.testing.assert_close(out.double(), exact, rtol=2e-7, atol=0)
+
+
+def test_strided_inputs_are_copied(device):
+    n = 100
+    masks = random_masks(12, n, device)
+    x, table = ops.pack_masks(masks), torch.randn(n + 1, device=device)
+    v = torch.randn(2, 12, device=device)
+    strided_x = torch.stack([x, x], dim=2)[:, :, 0]
+    strided_table = torch.stack([table, table], dim=1)[:, 0]
+    assert not strided_x.is_contiguous() and not strided_table.is_contiguous()
+    expected = ops.mask_gram(x, None, n, hamming_table=table)
+    assert torch.equal(ops.mask_gram(strided_x, None, n, hamming_table=strided_table), expected)
+    product = ops.mask_gram_matmul(strided_x, strided_x, n, v.T, overlap_table=strided_table)
+    contiguous = ops.mask_gram_matmul(x, x, n, v.T.contiguous(), overlap_table=table)
+    assert torch.equal(product, contiguous)
+
+
+def test_results_do_not_depend_on_threads():
+    n, threads = 130, torch.get_num_threads()
+    x = ops.pack_masks(random_masks(333, n))
+    table, v = torch.randn(n + 1), torch.randn(333, 3)
+    results = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            results.append(
+                (
+                    ops.mask_gram(x, None, n, overlap_table=table),
+                    ops.mask_gram(x, x, n, overlap_table=table),
+                    ops.mask_gram_matmul(x, x, n, v, overlap_table=table),
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def digest_of_results():
+    """A hash over results of every kind, the same in every process that agrees bit for bit."""
+    digest = hashlib.sha256()
+    generator = torch.Generator().manual_seed(0)
+    random = partial(torch.randn, generator=generator)
+    for n in (5, 64, 300, 1024):
+        x, y = (ops.pack_masks(random(m, n) < 0.3) for m in (75, 133))
+        for dtype in DTYPES:
+            a, b = random(2, n + 1).to(dtype)
+            v = random(133, 7).to(dtype)
+            for pair in ((a, None), (None, b), (a, b)):
+                tables = dict(zip(("hamming_table", "overlap_table"), pair, strict=True))
+                digest.update(ops.mask_gram(x, y, n, **tables).numpy().tobytes())
+                digest.update(ops.mask_gram_matmul(x, y, n, v, **tables).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_with_isa(isa, code):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KSM_EXT_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    used = build_info()["cpu_instruction_set"]
+    order = ["portable", "avx2", "avx512"]
+    code = "import test_mask_gram; print(test_mask_gram.digest_of_results())"
+    digests = {isa: run_with_isa(isa, code).stdout.strip() for isa in order[: order.index(used)]}
+    assert set(digests.values()) <= {digest_of_results()}, digests
+
+
+def test_an_unknown_instruction_set_is_refused():
+    # The module of build facts is loaded alone: it needs no torch.
+    code = (
+        "from importlib.machinery import ExtensionFileLoader as Loader;"
+        f"Loader('_build', {_build.__file__!r}).load_module().cpu_instruction_set()"
+    )
+    result = run_with_isa("sse9", code)
+    assert "KSM_EXT_CPU_ISA must be one of {" in result.stderr
+    assert "got sse9. Unset it" in result.stderr
+
+
+# Derivatives: linear in v, nothing in the tables.
+
+
+@pytest.fixture(params=TABLES)
+def problem(request):
+    """A matmul of float64 as a function of v, and its dense matrix."""
+    n = 70
+    x, y = random_masks(9, n), random_masks(5, n)
+    tables = random_tables(request.param, n, torch.float64)
+    function = partial(_matmul, ops.pack_masks(x), ops.pack_masks(y), n, tables)
+    return function, reference.mask_gram(x, y, *on_cpu(tables))
+
+
+def _matmul(x, y, n, tables, v):
+    return ops.mask_gram_matmul(x, y, n, v, **tables)
+
+
+def test_gradcheck(problem):
+    function, gram = problem
+    v = torch.randn(gram.shape[1], 2, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(function, (v,), check_forward_ad=True, check_batched_grad=True)
+    torch.autograd.gradgradcheck(function, (v,), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_transforms_see_the_derivative(problem, compiled):
+    function, gram = problem
+    l = gram.shape[1]
+    v, tangent = torch.randn(2, l, 2, dtype=torch.float64)
+
+    def energy(u):
+        return 0.5 * function(u).square().sum()
+
+    def run(call, *args):
+        torch._dynamo.reset()
+        return (torch.compile(call, backend="aot_eager") if compiled else call)(*args)
+
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(run(lambda u, du: torch.func.jvp(function, (u,), (du,))[1], v, tangent), gram @ tangent)
+    close(run(torch.func.grad(energy), v), gram.T @ gram @ v)
+    close(
+        run(lambda u, du: torch.func.jvp(torch.func.grad(energy), (u,), (du,))[1], v, tangent),
+        gram.T @ gram @ tangent,
+    )
+    batch = torch.randn(3, l, 2, dtype=torch.float64)
+    close(run(torch.func.vmap(function), batch), gram @ batch)
+    close(run(torch.func.vmap(torch.func.grad(energy)), batch), gram.T @ gram @ batch)
+
+
+def test_jvp_agrees_with_finite_differences(problem):
+    function, gram = problem
+    v, tangent = torch.randn(2, gram.shape[1], 2, dtype=torch.float64)
+    step = 1e-3
+    difference = (function(v + step * tangent) - function(v - step * tangent)) / (2 * step)
+    _, derivative = torch.func.jvp(function, (v,), (tangent,))
+    torch.testing.assert_close(derivative, difference, rtol=1e-8, atol=1e-9)
+
+
+def test_vmap_batches_masks_and_tables():
+    n = 20
+    masks = random_masks(12, n).reshape(3, 4, n)
+    packed = torch.stack([ops.pack_masks(rows) for rows in masks])
+    tables, v = torch.randn(3, n + 1), torch.randn(3, 4, 2)
+    grams = torch.func.vmap(lambda x, a: ops.mask_gram(x, x, n, hamming_table=a))(packed, tables)
+    products = torch.func.vmap(lambda x, a, u: ops.mask_gram_matmul(x, x, n, u, hamming_table=a))(
+        packed, tables, v
+    )
+    for b in range(3):
+        assert torch.equal(grams[b], ops.mask_gram(packed[b], None, n, hamming_table=tables[b]))
+    torch.testing.assert_close(products, grams @ v)
+
+
+def test_tables_refuse_gradients_and_tangents():
+    n = 10
+    x, v = ops.pack_masks(random_masks(4, n)), torch.randn(4, 1)
+    table = torch.randn(n + 1)
+    calls = [
+        lambda a: ops.mask_gram(x, None, n, hamming_table=a),
+        lambda a: ops.mask_gram(x, None, n, overlap_table=a),
+        lambda a: ops.mask_gram_matmul(x, x, n, v, hamming_table=a),
+        lambda a: ops.mask_gram_matmul(x, x, n, v, overlap_table=a),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="_table` must be a constant, got a table with a grad"):
+            call(table.clone().requires_grad_())
+        with pytest.raises(ValueError, match="must be a constant"):
+            torch.func.jvp(call, (table,), (table,))
+        with forward_ad.dual_level(), pytest.raises(ValueError, match="must be a constant"):
+            call(forward_ad.make_dual(table, table))
+        with pytest.raises(ValueError, match="must be a constant"):
+            torch.func.grad(lambda a, call=call: call(a).sum())(table)
+        with torch.no_grad():
+            call(table.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("which", TABLES)
+def test_opcheck(device, which):
+    n = 70
+    x, y = (ops.pack_masks(random_masks(m, n, device)) for m in (6, 9))
+    tables = random_tables(which, n, torch.float64, device)
+    pair = tables.get("hamming_table"), tables.get("overlap_table")
+    v = torch.randn(9, 2, dtype=torch.float64, device=device)
+    opcheck(torch.ops.ksm_ext.pack_masks.default, (random_masks(6, n, device),))
+    opcheck(torch.ops.ksm_ext.mask_gram.default, (x, y, n, *pair))
+    opcheck(torch.ops.ksm_ext.mask_gram.default, (x, None, n, *pair))
+    opcheck(torch.ops.ksm_ext.mask_gram_matmul.default, (x, y, n, *pair, v))
+
+
+# Errors: <name> must be <expected>, got <found>. <what to do>.
+
+N = 70
+X = torch.zeros(4, 2, dtype=torch.int64)
+A = torch.zeros(N + 1)
+V = torch.zeros(4, 1)
+
+
+@pytest.mark.parametrize(
+    "error, message, call",
+    [
+        (ValueError, r"`masks` must be 2-dim.*shape \(3,\)", lambda: ops.pack_masks(A[:3] > 0)),
+        (
+            TypeError,
+            r"`masks` must be of dtype torch.bool, got torch.fl",
+            lambda: ops.pack_masks(V),
+        ),
+        (ValueError, r"`num_tasks` must be at least 0, got -1", lambda: gram(n=-1)),
+        (ValueError, r"`x` must be 2-dimensional, got shape \(2,\)", lambda: gram(x=X[0])),
+        (TypeError, r"`x` must be packed masks of torch.int64, got", lambda: gram(x=X.int())),
+        (ValueError, r"`x` must be of 2 words for 70 tasks, got shape", lambda: gram(x=X[:, :1])),
+        (ValueError, r"`y` must be of 2 words for 70 tasks, got shape", lambda: gram(y=X[:, :1])),
+        (ValueError, r"`hamming_table` must be given where overlap_t", lambda: gram(a=None)),
+        (TypeError, r"`hamming_table` must be float32 or float64", lambda: gram(a=A.half())),
+        (ValueError, r"`hamming_table` must be of 71 values, got", lambda: gram(a=A[1:])),
+        (ValueError, r"`hamming_table` must be 1-dimensional", lambda: gram(a=A[:, None])),
+        (TypeError, r"`overlap_table` must be of dtype torch.float32", lambda: gram(b=A.double())),
+        (ValueError, r"`v` must be 2-dimensional", lambda: product(V[:, 0])),
+        (ValueError, r"`v` must be of 4 rows like y, got shape \(3, 1\)", lambda: product(V[1:])),
+        (TypeError, r"`v` must be of dtype torch.float32 like", lambda: product(V.double())),
+        (ValueError, r"`y` must be on cpu like x, got meta", lambda: gram(y=X.to("meta"))),
+    ],
+)
+def test_errors_name_what_is_wrong(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def gram(x=X, y=None, n=N, a=A, b=None):
+    return ops.mask_gram(x, y, n, hamming_table=a, overlap_table=b)
+
+
+def product(v):
+    return ops.mask_gram_matmul(X, X, N, v, hamming_table=A)
+
+
+@pytest.mark.parametrize(
+    "message, call",
+    [
+        ("masks must be contiguous", lambda op: op.pack_masks((V > 0).expand(4, 3))),
+        ("masks must be of dtype bool", lambda op: op.pack_masks(V)),
+        ("x must be contiguous", lambda op: op.mask_gram(X[:, :1].expand(4, 2), None, N, A, None)),
+        ("x must be packed masks of dtype", lambda op: op.mask_gram(X.int(), None, N, A, None)),
+        ("x must be of 2 words", lambda op: op.mask_gram(X[:, :0].clone(), None, N, A, None)),
+        ("hamming_table must be of 71 val", lambda op: op.mask_gram(X, None, N, A[1:], None)),
+        ("hamming_table must be given", lambda op: op.mask_gram(X, None, N, None, None)),
+        ("overlap_table must be of the dtype", lambda op: op.mask_gram(X, X, N, A, A.double())),
+        ("v must be of 4 rows", lambda op: op.mask_gram_matmul(X, X, N, A, None, V[1:])),
+        ("v must be of the dtype", lambda op: op.mask_gram_matmul(X, X, N, A, None, V.double())),
+    ],
+)
+def test_the_operators_themselves_refuse_what_would_corrupt_memory(message, call):
+    with pytest.raises(RuntimeError, match=message):
+        call(torch.ops.ksm_ext)
+
+
+def test_cuda_tensors_without_cuda_kernels_say_so(monkeypatch):
+    from torch._subclasses import FakeTensorMode
+
+    if ops.BUILT_WITH_CUDA and torch.version.cuda:
+        pytest.skip("the CUDA kernels are here")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        masks = torch.empty(2, 3, dtype=torch.bool, device="cuda")
+        with pytest.raises(RuntimeError, match=r"`masks` must be .* but no CUDA device"):
+            ops.pack_masks(masks)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(RuntimeError, match=r"built without CUDA\. Reinstall with"):
+            ops.pack_masks(masks)

@@ -1,0 +1,223 @@
+"""Figures: what is drawn is what was given."""
+
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ksm_ext.plotting import (
+    attribution_bars,
+    interaction_heatmap,
+    learning_curve,
+    predicted_against_true,
+    walsh_spectrum,
+)
+
+TAU = np.array([0.3, -0.5, 0.1, 0.0, 0.7])
+CALLS = {
+    "attribution_bars": lambda **kw: attribution_bars(TAU, 0.1 * np.ones(5), **kw),
+    "interaction_heatmap": lambda **kw: interaction_heatmap(np.outer(TAU, TAU), **kw),
+    "predicted_against_true": lambda **kw: predicted_against_true(TAU, TAU**2, **kw),
+    "walsh_spectrum": lambda **kw: walsh_spectrum([0.8, 0.15, 0.05], **kw),
+    "learning_curve": lambda **kw: learning_curve([10, 20], [0.1, 0.2], [0, 0.1], [0.2, 0.3], **kw),
+}
+every_figure = pytest.mark.parametrize("draw", CALLS.values(), ids=CALLS)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def labels_of(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+@every_figure
+def test_draws_on_the_axes_given_without_pyplot(draw, ax, tmp_path):
+    assert draw(ax=ax) is ax
+    assert plt.get_fignums() == []
+    ax.figure.savefig(tmp_path / "figure.png", dpi=40)
+
+
+@every_figure
+def test_opens_one_figure_and_changes_no_setting(draw):
+    before = dict(matplotlib.rcParams)
+    axes = draw()
+    assert plt.get_fignums() == [axes.figure.number]
+    assert dict(matplotlib.rcParams) == before
+
+
+@every_figure
+def test_without_matplotlib_the_remedy_is_named(draw, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(RuntimeError, match=r"`matplotlib` must be installed.*'ksm_ext\[plot\]'"):
+        draw()
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    import subprocess
+
+    code = "import sys, ksm_ext.plotting; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Attribution bars
+
+
+def test_bars_ascend_and_carry_their_names(ax):
+    attribution_bars(TAU, names=list("abcde"), ax=ax)
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == sorted(TAU) and labels_of(ax.yaxis) == list("bdcae")
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+    np.testing.assert_allclose(middles, ax.get_yticks())
+    colours = {to_hex(bar.get_facecolor()) for bar in ax.patches if bar.get_width() < 0}
+    assert colours == {"#d55e00"}
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_intervals_end_where_the_normal_law_says(ax, level):
+    std = np.array([0.1, 0.2, 0.05, 0.0, 0.3])
+    attribution_bars(TAU, std, level=level, ax=ax)
+    segments = np.array(ax.collections[0].get_segments())  # (n, 2 ends, x and y)
+    order = np.argsort(TAU)
+    low, high = stats.norm.interval(level, TAU[order], np.maximum(std[order], 1e-300))
+    np.testing.assert_allclose(segments[:, 0, 0], low, atol=1e-12)
+    np.testing.assert_allclose(segments[:, 1, 0], high, atol=1e-12)
+
+
+def test_top_keeps_the_largest_magnitudes_in_order(ax):
+    attribution_bars(torch.tensor(TAU), top=3, ax=ax)
+    assert [bar.get_width() for bar in ax.patches] == [-0.5, 0.3, 0.7]
+    assert labels_of(ax.yaxis) == ["1", "0", "4"]
+
+
+def test_highlight_mutes_the_others(ax):
+    attribution_bars(TAU, highlight=[4, 1], ax=ax)
+    assert [bar.get_alpha() for bar in ax.patches] == [1, 0.3, 0.3, 0.3, 1]
+
+
+def test_pandas_names_the_tasks(ax):
+    attribution_bars(pd.Series([2.0, 1.0], index=["x", "y"]), ax=ax)
+    assert labels_of(ax.yaxis) == ["y", "x"]
+
+
+# Interactions
+
+
+def test_heatmap_is_centred_on_zero_without_the_diagonal(ax):
+    table = np.array([[9.0, 0.2, -0.4], [0.2, 9.0, 0.1], [-0.4, 0.1, 9.0]])
+    interaction_heatmap(pd.DataFrame(table, index=list("abc"), columns=list("abc")), ax=ax)
+    image = ax.images[0]
+    assert image.get_clim() == (-0.4, 0.4)
+    drawn = image.get_array()
+    assert drawn.mask.tolist() == np.eye(3, dtype=bool).tolist()
+    np.testing.assert_array_equal(drawn.filled(9.0), table)
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert len(texts) == 6 and texts[(2, 0)] == "\N{MINUS SIGN}0.40" and texts[(1, 0)] == "0.20"
+    assert labels_of(ax.xaxis) == labels_of(ax.yaxis) == list("abc")
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 60])
+def test_heatmap_sizes(ax, n):
+    interaction_heatmap(np.zeros((n, n)), ax=ax)
+    assert ax.images[0].get_array().shape == (n, n)
+    assert ax.images[0].get_clim() == (-1, 1)
+    assert len(ax.texts) == (n * (n - 1) if n <= 12 else 0)
+
+
+# Predictions
+
+
+def test_scatter_has_all_points_the_identity_and_both_numbers(ax):
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20, 3))
+    predicted = true + rng.normal(size=(20, 3))
+    predicted_against_true(true, predicted, ax=ax)
+    points = ax.collections[0].get_offsets()
+    np.testing.assert_array_equal(points, np.stack([true.ravel(), predicted.ravel()], axis=1))
+    line = ax.lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
+    assert ax.get_xlim() == ax.get_ylim()
+    spearman = np.mean([stats.spearmanr(true[:, j], predicted[:, j])[0] for j in range(3)])
+    error = ((true - predicted) ** 2).mean() / true.var(axis=0, ddof=1).mean()
+    assert ax.get_title(loc="left") == f"Spearman {spearman:.2f}   residual error {error:.2f}"
+
+
+# Spectrum
+
+
+def test_spectrum_bars(ax):
+    walsh_spectrum([0.7, 0.2, 0.06, 0.034, 0.006, 0.0], ax=ax)
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, [70, 20, 6, 3.4, 0.6, 0])
+    assert [text.get_text() for text in ax.texts] == ["70", "20", "6", "3", "<1", "0"]
+    assert labels_of(ax.xaxis) == list("123456")
+
+
+def test_spectrum_gathers_the_high_orders(ax):
+    walsh_spectrum([0.7, 0.2, 0.06, 0.04], max_order=2, ax=ax)
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [70, 20, 10])
+    assert labels_of(ax.xaxis) == ["1", "2", "\N{GREATER-THAN OR EQUAL TO}3"]
+
+
+# Learning curves
+
+
+def test_learning_curve_draws_lines_and_bands(ax):
+    x = [10, 40, 160]
+    mean = np.array([[0.1, 0.3, 0.5], [0.2, 0.3, 0.4]])
+    learning_curve(x, mean, mean - 0.1, mean + 0.2, labels=["a", "b"], ax=ax)
+    assert ax.get_xscale() == "log" and labels_of(ax.xaxis) == ["10", "40", "160"]
+    for number, line in enumerate(ax.lines):
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([x, mean[number]], axis=1))
+        vertices = ax.collections[number].get_paths()[0].vertices
+        for low, at in zip(mean[number] - 0.1, x, strict=True):
+            ends = vertices[vertices[:, 0] == at, 1]
+            np.testing.assert_allclose([ends.min(), ends.max()], [low, low + 0.3])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_learning_curve_of_one_curve_without_band(ax):
+    learning_curve([10, 20, 30], torch.tensor([0.1, 0.2, 0.3]), ax=ax)
+    assert len(ax.lines) == 1 and not ax.collections and ax.get_legend() is None
+    assert ax.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    "call, found",
+    [
+        (lambda: attribution_bars(np.eye(2)), "`attributions` must be 1-dimensional"),
+        (lambda: attribution_bars([1.0, np.nan]), "`attributions` must be finite"),
+        (lambda: attribution_bars(TAU, names=["a"]), "`names` must be 5 names, got 1 of them"),
+        (lambda: attribution_bars(TAU, [0.1]), "`std` must be 5 non-negative numbers"),
+        (lambda: attribution_bars(TAU, -TAU), "`std` must be 5 non-negative numbers"),
+        (lambda: attribution_bars(TAU, TAU**2, level=95), "`level` must be strictly between"),
+        (lambda: interaction_heatmap(np.ones((2, 3))), r"`interactions` must be square, got shape"),
+        (lambda: walsh_spectrum([1.5]), "`fractions` must be within 0 and 1, got 1.5"),
+        (lambda: learning_curve([1, 2], [1.0]), "`mean` must be of 2 columns"),
+        (lambda: learning_curve([1], [1.0], [0.5]), "`low` must be given together"),
+        (lambda: learning_curve([1], [[1.0], [2.0]], [0.5], [3.0]), "`low` must be of 2 rows"),
+        (lambda: learning_curve([1], [1.0], labels=["a", "b"]), "`labels` must be 1 names"),
+    ],
+)
+def test_errors_name_argument_and_value(call, found):
+    with pytest.raises(ValueError, match=found):
+        call()
+    assert plt.get_fignums() == []

@@ -1,0 +1,306 @@
+"""Selection against brute force, on additive, coverage and arbitrary set functions."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ksm_ext.selection import exact, greedy_backward, greedy_forward, top_k, under_budget
+from ksm_ext.subsets import all_subsets, from_index_lists
+
+directions = pytest.mark.parametrize("maximize", [True, False])
+
+
+def additive(effects):
+    weights = torch.as_tensor(effects, dtype=torch.float64)
+    return lambda masks: masks.double() @ weights + 0.5
+
+
+def arbitrary(n, seed, targets=None):
+    """A score for each of the 2^n subsets, drawn at random."""
+    shape = (2**n,) if targets is None else (2**n, targets)
+    table = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    bits = 2 ** torch.arange(n)
+    return lambda masks: table[masks.long() @ bits]
+
+
+def coverage(n, num_points, seed):
+    """Number of points covered by the tasks: monotone, submodular, zero for no tasks."""
+    covers = torch.rand(n, num_points, generator=torch.Generator().manual_seed(seed)) < 0.3
+    return lambda masks: (masks.double() @ covers.double() > 0).double().sum(dim=1)
+
+
+def brute_force(predict, subsets, n, maximize):
+    subsets = [list(tasks) for tasks in subsets]
+    scores = predict(from_index_lists(subsets, n))
+    best = int(scores.argmax() if maximize else scores.argmin())
+    return tuple(subsets[best]), float(scores[best])
+
+
+# top_k
+
+
+@directions
+def test_top_k_sorts_best_first(maximize):
+    tau = np.random.default_rng(0).normal(size=(30, 3))
+    order = np.argsort(-tau.mean(axis=1) if maximize else tau.mean(axis=1))
+    np.testing.assert_array_equal(top_k(tau, 7, maximize=maximize), order[:7])
+
+
+@directions
+def test_top_k_breaks_ties_by_number(maximize):
+    assert top_k(torch.zeros(100), 5, maximize=maximize).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_top_k_weighs_targets():
+    tau = [[1.0, 0.0], [0.0, 3.0], [0.9, 0.9]]
+    assert top_k(tau, 3, maximize=True).tolist() == [1, 2, 0]
+    assert top_k(tau, 3, maximize=True, target_weights=[1, 0]).tolist() == [0, 2, 1]
+    assert top_k(tau, 3, maximize=True, target_weights=[10, 1]).tolist() == [0, 2, 1]
+
+
+def test_top_k_answers_in_kind():
+    assert isinstance(top_k(torch.ones(3), 1, maximize=True), torch.Tensor)
+    assert isinstance(top_k([1.0], 1, maximize=True), np.ndarray)
+    assert isinstance(top_k(pd.DataFrame([[1.0], [2.0]]), 1, maximize=True), pd.Series)
+    assert top_k([1.0, 2.0], 0, maximize=True).shape == (0,)
+
+
+def test_direction_has_no_default():
+    for call in (lambda: top_k([1.0], 1), lambda: greedy_forward(additive([1.0]), 1, 1)):
+        with pytest.raises(TypeError, match="maximize"):
+            call()
+
+
+# Greedy
+
+
+@directions
+@pytest.mark.parametrize("n, size", [(1, 0), (1, 1), (9, 4), (9, 9), (40, 11)])
+@pytest.mark.parametrize("choose", [greedy_forward, greedy_backward])
+def test_greedy_is_optimal_on_additive_functions(choose, n, size, maximize):
+    effects = np.random.default_rng(n).normal(size=n)
+    selection = choose(additive(effects), n, size, maximize=maximize)
+    best = np.argsort(-effects if maximize else effects)[:size]
+    assert sorted(selection.tasks) == sorted(best.tolist())
+    assert selection.score == pytest.approx(effects[best].sum() + 0.5)
+
+
+@directions
+def test_greedy_forward_takes_the_best_step_each_time(maximize):
+    n, predict = 7, arbitrary(7, seed=1)
+    selection = greedy_forward(predict, n, 5, maximize=maximize)
+    chosen: tuple[int, ...] = ()
+    for step in range(5):
+        trials = [(*chosen, task) for task in range(n) if task not in chosen]
+        chosen, score = brute_force(predict, trials, n, maximize)
+        assert selection.path[step] == score
+    assert selection.tasks == chosen and selection.score == selection.path[-1]
+
+
+@directions
+def test_greedy_backward_takes_the_best_step_each_time(maximize):
+    n, predict = 7, arbitrary(7, seed=2)
+    selection = greedy_backward(predict, n, 2, maximize=maximize)
+    left = tuple(range(n))
+    for step in range(5):
+        trials = [tuple(task for task in left if task != gone) for gone in left]
+        smaller, score = brute_force(predict, trials, n, maximize)
+        assert selection.path[step] == score
+        assert (selection.removed[step],) == tuple(set(left) - set(smaller))
+        left = smaller
+    assert selection.tasks == left and selection.score == selection.path[-1]
+
+
+def test_greedy_forward_reaches_its_guarantee_on_coverage():
+    for seed in range(20):
+        predict = coverage(10, 40, seed)
+        _, optimum = brute_force(predict, itertools.combinations(range(10), 3), 10, True)
+        score = greedy_forward(predict, 10, 3, maximize=True).score
+        assert (1 - 1 / math.e) * optimum <= score <= optimum
+
+
+def test_backward_finds_the_pair_that_forward_misses():
+    predict = lambda masks: 3 * masks[:, :2].all(dim=1) + 0.1 * masks[:, 2:].sum(dim=1)  # noqa: E731
+    assert greedy_forward(predict, 5, 2, maximize=True).tasks == (2, 3)
+    assert greedy_backward(predict, 5, 2, maximize=True).tasks == (0, 1)
+    assert exact(predict, 5, 2, maximize=True).tasks == (0, 1)
+
+
+def test_start_candidates_and_keep():
+    predict = additive([5.0, 4, 3, 2, 1])
+    forward = greedy_forward(predict, 5, 3, maximize=True, start=[4], candidates=[1, 2, 3, 4])
+    assert forward.tasks == (4, 1, 2) and forward.path == (5.5, 8.5)
+    backward = greedy_backward(predict, 5, 2, maximize=True, start=[0, 3, 4, 1], keep=[4])
+    assert backward.tasks == (0, 4) and backward.removed == (3, 1)
+    none = greedy_forward(predict, 5, 1, maximize=True, start=[2])
+    assert none.tasks == (2,) and none.score == 3.5 and none.path == ()
+
+
+def test_ties_go_to_the_lowest_number():
+    constant = lambda masks: torch.ones(len(masks))  # noqa: E731
+    assert greedy_forward(constant, 50, 3, maximize=True).tasks == (0, 1, 2)
+    assert greedy_backward(constant, 5, 2, maximize=False).removed == (0, 1, 2)
+    assert exact(constant, 5, 2, maximize=False).tasks == (0, 1)
+
+
+def test_chunks_do_not_show(monkeypatch):
+    predict = arbitrary(9, seed=4)
+    calls = [
+        lambda: greedy_forward(predict, 9, 4, maximize=True),
+        lambda: exact(predict, 9, 4, maximize=True),
+        lambda: under_budget(predict, range(1, 10), 17, maximize=True),
+    ]
+    expected = [call() for call in calls]
+    monkeypatch.setattr("ksm_ext.selection._CHUNK_CELLS", 30)
+    assert [call() for call in calls] == expected
+
+
+# Exact
+
+
+@directions
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 8), seed=st.integers(0, 10**6), data=st.data())
+def test_exact_is_brute_force(maximize, n, seed, data):
+    size = data.draw(st.integers(0, n))
+    predict = arbitrary(n, seed)
+    expected = brute_force(predict, itertools.combinations(range(n), size), n, maximize)
+    selection = exact(predict, n, size, maximize=maximize)
+    assert (selection.tasks, selection.score) == expected
+
+
+@directions
+def test_exact_within_a_budget_is_brute_force(maximize):
+    rng = np.random.default_rng(0)
+    for seed in range(10):
+        costs, predict = rng.integers(1, 6, 8), arbitrary(8, seed)
+        subsets = [
+            tasks
+            for size in range(9)
+            for tasks in itertools.combinations(range(8), size)
+            if costs[list(tasks)].sum() <= 9
+        ]
+        selection = exact(predict, 8, maximize=maximize, costs=costs, budget=9)
+        assert (selection.tasks, selection.score) == brute_force(predict, subsets, 8, maximize)
+
+
+def test_exact_refuses_what_would_not_end():
+    with pytest.raises(ValueError, match="`num_tasks` must be such that at most 4194304 subsets"):
+        exact(additive(np.ones(40)), 40, 20, maximize=True)
+
+
+# Budget
+
+
+def test_rounding_does_not_waste_the_budget():
+    selection = under_budget(additive([1.0, 1, 1]), [0.1, 0.1, 0.1], 0.3, maximize=True)
+    assert selection.tasks == (0, 1, 2)
+    selection = exact(additive([1.0, 1, 1]), 3, maximize=True, costs=[0.1] * 3, budget=0.3)
+    assert selection.tasks == (0, 1, 2)
+
+
+def test_under_budget_goes_by_rate_with_the_best_single_task_as_safeguard():
+    predict = additive([2.0, 10.0])
+    assert under_budget(predict, [1.0, 10.0], 10.0, maximize=True).tasks == (1,)
+    assert under_budget(predict, [1.0, 10.0], 11.0, maximize=True).tasks == (0, 1)
+    assert under_budget(predict, [1.0, 10.0], 9.0, maximize=True).tasks == (0,)
+    assert under_budget(predict, [1.0, 10.0], 0.5, maximize=True).tasks == ()
+
+
+def test_under_budget_stops_where_nothing_helps():
+    selection = under_budget(additive([-1.0, 2.0, -3.0, 1.0]), [1.0] * 4, 4, maximize=True)
+    assert selection.tasks == (1, 3) and selection.path == (2.5, 3.5) and selection.score == 3.5
+    selection = under_budget(additive([-1.0, 2.0, -3.0, 1.0]), [1.0] * 4, 4, maximize=False)
+    assert selection.tasks == (2, 0) and selection.score == -3.5
+
+
+def test_under_budget_reaches_its_guarantees():
+    rng = np.random.default_rng(1)
+    for seed in range(20):
+        costs = rng.uniform(0.5, 3, 9)
+        effects = rng.uniform(0, 1, 9)
+        worth = lambda masks, effects=effects: masks.double() @ torch.tensor(effects)  # noqa: E731
+        for predict, share in ((worth, 0.5), (coverage(9, 30, seed), (1 - 1 / math.e) / 2)):
+            optimum = exact(predict, 9, maximize=True, costs=costs, budget=5).score
+            selection = under_budget(predict, costs, 5, maximize=True)
+            assert share * optimum - 1e-12 <= selection.score <= optimum + 1e-12
+            assert costs[list(selection.tasks)].sum() <= 5
+
+
+# What may be given
+
+
+class Fitted:
+    """A surrogate as the library fits them."""
+
+    def predict(self, masks):
+        return arbitrary(6, seed=3, targets=2)(masks).numpy()
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
+def test_fitted_surrogates_and_weights(weights):
+    scores = torch.tensor(np.average(Fitted().predict(all_subsets(6)), axis=1, weights=weights))
+    predict = lambda masks: scores[masks.long() @ (2 ** torch.arange(6))]  # noqa: E731
+    for choose in (greedy_forward, greedy_backward, exact):
+        selection = choose(Fitted(), 6, 3, maximize=True, target_weights=weights)
+        expected = choose(predict, 6, 3, maximize=True)
+        assert selection.tasks == expected.tasks
+        assert selection.score == pytest.approx(expected.score)
+
+
+@pytest.mark.parametrize(
+    "call, found",
+    [
+        (lambda f: top_k([1.0], 2, maximize=True), "`k` must be at most 1, got 2"),
+        (lambda f: top_k([math.nan], 1, maximize=True), "`attributions` must be finite"),
+        (
+            lambda f: top_k([[1.0, 2.0]], 1, maximize=True, target_weights=[1.0]),
+            r"`target_weights` must be of shape \(2,\), got shape \(1",
+        ),
+        (
+            lambda f: top_k([[1.0, 2.0]], 1, maximize=True, target_weights=[1.0, -1.0]),
+            "`target_weights` must be non-negative",
+        ),
+        (lambda f: greedy_forward(f, 3, 4, maximize=True), "`size` must be from 0 to 3, got 4"),
+        (
+            lambda f: greedy_forward(f, 3, 3, maximize=True, start=[0], candidates=[1]),
+            "`size` must be from 1 to 2, got 3",
+        ),
+        (lambda f: greedy_forward(f, 3, 1, maximize=True, start=[3]), "`start` must be task num"),
+        (
+            lambda f: greedy_backward(f, 3, 1, maximize=True, start=[0], keep=[1]),
+            "`keep` must be a part of `start`, got task 1",
+        ),
+        (lambda f: exact(f, 3, maximize=True), "`size` must be given, or else .* got none"),
+        (
+            lambda f: exact(f, 3, 1, maximize=True, costs=[1, 1, 1], budget=1),
+            "got size, costs, budget",
+        ),
+        (lambda f: exact(f, 3, maximize=True, costs=[1, 1, 1]), "got costs"),
+        (
+            lambda f: under_budget(f, [1, 0, 1], 1, maximize=True),
+            "`costs` must be positive, got 0.0 for task 1",
+        ),
+        (
+            lambda f: under_budget(f, [1, 1, 1], -1, maximize=True),
+            "`budget` must be non-negative, got -1",
+        ),
+        (
+            lambda f: greedy_forward(lambda masks: masks.sum(), 3, 1, maximize=True),
+            r"`predict\(masks\)` must be of shape \(3,\) or \(3, t\), got shape \(\)",
+        ),
+        (
+            lambda f: greedy_forward(lambda masks: masks.sum(1) / 0, 3, 1, maximize=True),
+            r"`predict\(masks\)` must be finite",
+        ),
+    ],
+)
+def test_errors_name_argument_and_value(call, found):
+    with pytest.raises(ValueError, match=found):
+        call(additive([1.0, 2.0, 3.0]))

@@ -1,0 +1,234 @@
+"""Surrogates on disk: bit-equal answers, no pickle, whole files or none."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ksm_ext import (
+    ANOVA2,
+    RBF,
+    Exponential,
+    Laplace,
+    Linear,
+    Polynomial,
+    fit_surrogate,
+    load_surrogate,
+)
+
+MASKS = torch.rand(16, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+SCORES = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def component_surrogate():
+    """Latent columns with a rotation, whatever the fit prefers."""
+    surrogate = fit_surrogate(MASKS, SCORES, kernel=RBF(gamma=0.2), ridge=0.1)
+    rotation = torch.linalg.qr(SCORES[:3])[0]
+    ridges = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64)
+    (term,) = surrogate.kernel_terms
+    terms = (replace(term, ridge=ridges),)
+    return replace(surrogate, kernel_terms=terms, rotation=rotation, sharing="component")
+
+
+SURROGATES = {
+    "linear": lambda: fit_surrogate(MASKS, SCORES, kernel=Linear(), ridge=0.1),
+    "polynomial": lambda: fit_surrogate(MASKS, SCORES, kernel=Polynomial(gamma=0.3), ridge=0.1),
+    "anova2": lambda: fit_surrogate(MASKS, SCORES, kernel=ANOVA2(0.3), ridge=0.1),
+    "exponential": lambda: fit_surrogate(MASKS, SCORES, kernel=Exponential(gamma=0.5), ridge=0.1),
+    "sum": lambda: fit_surrogate(MASKS, SCORES, kernel=Linear() + 0.3 * RBF(gamma=0.1), ridge=0.1),
+    "per target": lambda: fit_surrogate(MASKS, SCORES, share_ridge=False),
+    "auto": lambda: fit_surrogate(MASKS, SCORES),
+    "no intercept": lambda: fit_surrogate(
+        MASKS, SCORES, kernel=RBF(gamma=1), ridge=0.1, center=False
+    ),
+    "lasso": lambda: fit_surrogate(MASKS, SCORES, kernel="lasso"),
+    "least squares": lambda: fit_surrogate(MASKS, SCORES, kernel="least_squares"),
+    "component": component_surrogate,
+    "weights": lambda: fit_surrogate(0.3 * MASKS, SCORES, kernel=Laplace(gamma=1.0), ridge=0.1),
+    "single float32": lambda: fit_surrogate(
+        MASKS, SCORES[:, 0].float(), kernel=RBF(gamma=0.2), ridge=0.1
+    ),
+    "numpy": lambda: fit_surrogate(MASKS.numpy(), SCORES.numpy(), kernel=RBF(gamma=0.2), ridge=0.1),
+    "pandas": lambda: fit_surrogate(
+        pd.DataFrame(MASKS.numpy(), columns=list("abcde")),
+        pd.DataFrame(SCORES.numpy(), columns=["u", "v", "ŵ"]),
+        kernel=RBF(gamma=0.2),
+        ridge=0.1,
+    ),
+}
+
+
+def answers(surrogate):
+    query = MASKS[:4] if surrogate.masks.binary else 0.3 * MASKS[:4]
+    yield surrogate.predict(query)
+    yield surrogate.attribute("loo")
+    yield surrogate.loo_residuals
+    yield surrogate.loo_error
+    if surrogate.masks.binary:
+        yield surrogate.attribute("shapley")
+        yield surrogate.interactions("banzhaf")
+        yield surrogate.walsh_spectrum()
+    if surrogate.kernel_terms and not surrogate.linear_terms:
+        yield surrogate.predict(query, return_std=True)[1]
+
+
+@pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
+def test_answers_are_bit_equal_after_a_round_trip(make, tmp_path):
+    surrogate = make()
+    path = tmp_path / "surrogate.safetensors"
+    surrogate.save(path)
+    assert os.listdir(tmp_path) == [path.name]
+    loaded = load_surrogate(str(path))
+    for before, after in zip(answers(surrogate), answers(loaded), strict=True):
+        assert type(before) is type(after) and np.shape(before) == np.shape(after)
+        assert before.dtype == after.dtype if hasattr(before, "dtype") else True
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+        if isinstance(before, pd.DataFrame):
+            pd.testing.assert_frame_equal(before, after)
+    assert str(loaded) == str(surrogate) and str(loaded.candidates) == str(surrogate.candidates)
+    for name in ("task_names", "target_names", "sharing", "center", "single_target", "dtype"):
+        assert getattr(loaded, name) == getattr(surrogate, name)
+    again = tmp_path / "again"
+    loaded.save(again)
+    assert load_surrogate(again).predict([[1] * 5]).shape == surrogate.predict([[1] * 5]).shape
+
+
+def test_the_file_is_safetensors_and_no_pickle(tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["sum"]().save(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.1"
+    assert not content.startswith((b"\x80", b"PK"))
+
+
+def test_equal_surrogates_make_equal_files(tmp_path):
+    for name in "ab":
+        SURROGATES["auto"]().save(tmp_path / name)
+    assert (
+        load_surrogate(tmp_path / "a")
+        .predict(MASKS)
+        .equal(load_surrogate(tmp_path / "b").predict(MASKS))
+    )
+
+
+# -- what is no surrogate -----------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"^`path` must be a file, got .*\. Check where"
+        ):
+            load_surrogate(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:4],
+        lambda content: content[:100],
+        lambda content: content[:-1],
+        lambda content: b"\x80\x04" + content,
+        lambda content: b"hello, this is text",
+        lambda content: content[:8] + b"\xff" + content[9:],
+    ],
+    ids=["empty", "4 bytes", "100 bytes", "one byte short", "shifted", "text", "header"],
+)
+def test_damaged_files(damage, tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["linear"]().save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    form = r"^`path` must be a saved surrogate, got .*/s \(.*\)\. The file is damaged or no safe"
+    with pytest.raises(ValueError, match=form):
+        load_surrogate(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "ksm_ext.surrogate.99"}])
+def test_foreign_safetensors(metadata, tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x", metadata=metadata)
+    found = (metadata or {}).get("format")
+    form = (
+        rf"^`path` must be a saved surrogate, got .*/x with format {found!r}\. This version reads"
+    )
+    with pytest.raises(ValueError, match=form):
+        load_surrogate(tmp_path / "x")
+
+
+# -- disks that fail ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(step, tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    SURROGATES["linear"]().save(path)
+    old = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, "replace", full)
+    form = r"`path` must be writable, got .*/s: No space left on device\. Free some space"
+    with pytest.raises(OSError, match=form) as caught:
+        SURROGATES["sum"]().save(path)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["s"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files by RLIMIT_FSIZE")
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
+    """A real short write, in a process of its own."""
+    path = tmp_path / "s"
+    SURROGATES["linear"]().save(path)
+    old = path.read_bytes()
+    code = f"""
+import resource, signal
+from pathlib import Path
+from ksm_ext.surrogates.storage import write_whole
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}))
+try:
+    write_whole(Path({str(path)!r}), bytes(100_000))
+except OSError as error:
+    print(error.errno, error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(str(errno.EFBIG)) and "`path` must be writable" in run.stdout
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["s"]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    form = r"`path` must be writable, got .*No such file or directory\. Free"
+    with pytest.raises(OSError, match=form):
+        SURROGATES["linear"]().save(tmp_path / "no" / "s")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"`path` must be writable"):
+        SURROGATES["linear"]().save(tmp_path / "s")
+    tmp_path.chmod(0o700)
+    assert os.listdir(tmp_path) == []
+
+
+def test_saving_over_a_folder(tmp_path):
+    (tmp_path / "s").mkdir()
+    with pytest.raises(OSError, match=r"`path` must be writable"):
+        SURROGATES["linear"]().save(tmp_path / "s")
+    assert os.listdir(tmp_path) == ["s"]
