@@ -1,0 +1,1 @@
+"""Experiments: real training, subset by subset, and what a surrogate makes of the scores."""

@@ -1,0 +1,1 @@
+"""Which of 20 groups of handwritten digits carry wrong labels?"""

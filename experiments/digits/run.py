@@ -1,0 +1,300 @@
+"""``python -m experiments.digits.run``: find the groups of digits whose labels were shuffled.
+
+Train on subsets of the groups, fit a surrogate to the test losses, read off Shapley values with
+their intervals: a group whose interval lies entirely above zero raises the test loss, and is named.
+"""
+
+import json
+import platform
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import joblib
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.digits.pipeline import (
+    PRESETS,
+    TARGETS,
+    Settings,
+    load,
+    one_thread,
+    train_and_score,
+)
+from experiments.digits.store import ScoreStore
+from ksm_ext import Surrogate, fit_surrogate
+from ksm_ext.evaluation import mislabel_auc, retrain_noise
+from ksm_ext.report import write_report
+from ksm_ext.subsets import paired
+from ksm_ext.surrogates.storage import write_whole
+
+KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
+Z95 = 1.959964
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run found.
+
+    Attributes:
+        surrogate: Fitted to the mean scores of the subsets; target 0 is the test loss.
+        attributions: (n, t) Shapley values.
+        std: (n, t) their posterior standard deviations.
+        planted: Groups whose labels were shuffled.
+        found: Groups that were named, the most harmful first.
+        check: Mean scores (t,) of really training on all groups, and without the found ones.
+    """
+
+    surrogate: Surrogate
+    attributions: Tensor
+    std: Tensor
+    planted: tuple[int, ...]
+    found: tuple[int, ...]
+    check: tuple[Tensor, Tensor]
+
+
+def run(settings: Settings, output: Path) -> Result:
+    """Score, fit, name the bad groups, and write everything to ``output``.
+
+    Subsets go through joblib, hence wherever ``joblib.parallel_config`` sends them.
+
+    Raises:
+        ValueError: If ``output`` holds the scores of other settings.
+        OSError: If ``output`` cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    print(
+        f"Digits: {settings.num_tasks} groups of {settings.group_size} images, "
+        f"{settings.num_bad} of them with shuffled labels (seed {settings.seed}).\n"
+        f"Which? Train on {settings.num_subsets} subsets of the groups, "
+        f"{settings.num_repeats} times each.\n"
+    )
+    with one_thread(), ScoreStore(output / "scores.jsonl", settings) as store:
+        write_config(output / "config.json", settings)
+        # Half of the groups each, with the complement: see README.md, "The design".
+        masks = paired(
+            settings.num_tasks, settings.num_subsets, probability=0.5, seed=settings.seed
+        )
+        runs = score(settings, masks, store)  # (m, r, t)
+        names = [f"task {task:02d}" for task in range(settings.num_tasks)]
+        surrogate = fit_surrogate(
+            masks, runs.mean(1), kernel=KERNELS, task_names=names, target_names=TARGETS
+        )
+        values, std = surrogate.attribute("shapley", return_std=True)  # (n, t)
+        found = name_bad(values[:, 0], std[:, 0])
+        print_table(settings, surrogate, runs, masks, values, std, found)
+
+        print("\nThe check: train on all groups, and on all but the harmful ones.")
+        everything = torch.ones(settings.num_tasks, dtype=torch.bool)
+        without = everything.clone()
+        without[list(found)] = False
+        check = score(settings, torch.stack([everything, without]), store).mean(1)  # (2, t)
+    planted = load(settings).bad
+    result = Result(surrogate, values, std, planted, found, (check[0], check[1]))
+    print_verdict(result)
+    with one_thread():
+        write_results(result, output)
+    return result
+
+
+# -- scores -------------------------------------------------------------------------------------
+
+
+def score(settings: Settings, masks: Tensor, store: ScoreStore) -> Tensor:
+    """(m, r, t) scores of each training of each subset; what ``store`` has is not trained again."""
+    subsets = ["".join("1" if bit else "0" for bit in row) for row in masks.tolist()]
+    missing = [subset for subset in dict.fromkeys(subsets) if subset not in store.scores]
+    done = len(set(subsets)) - len(missing)
+    if store.num_dropped and done:
+        print("The last line of scores.jsonl was cut short and is trained again.")
+    if done and missing:
+        print(f"Resuming: {done} of {len(set(subsets))} subsets are done.")
+    jobs = (joblib.delayed(_named)(settings, subset) for subset in missing)
+    parallel = joblib.Parallel(return_as="generator_unordered")
+    bar = tqdm(
+        parallel(jobs) if missing else [],
+        desc="training",
+        unit=" subsets",
+        initial=done,
+        total=done + len(missing),
+        disable=not missing,
+        bar_format="{desc} {bar:28} {n_fmt}/{total_fmt}{unit}  {elapsed} < {remaining}",
+    )
+    for subset, rows in bar:
+        store.add(subset, rows)
+    return torch.tensor([store.scores[subset] for subset in subsets], dtype=torch.float64)
+
+
+def _named(settings: Settings, subset: str) -> tuple[str, list[list[float]]]:
+    return subset, train_and_score(settings, subset)
+
+
+def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
+    """Tasks that raise the loss: their 95 % interval lies above zero. The worst first."""
+    harmful = (values - Z95 * std > 0).nonzero()[:, 0].tolist()
+    return tuple(sorted(harmful, key=lambda task: -float(values[task])))
+
+
+# -- on the terminal ----------------------------------------------------------------------------
+
+
+def print_table(
+    settings: Settings,
+    surrogate: Surrogate,
+    runs: Tensor,
+    masks: Tensor,
+    values: Tensor,
+    std: Tensor,
+    found: Sequence[int],
+) -> None:
+    """Quality of the fit, then one line per task, the most harmful first."""
+    m, r, t = runs.shape
+    noise = retrain_noise(masks.repeat_interleave(r, 0), runs.reshape(m * r, t)) / r
+    share = noise / runs.mean(1).var(0)
+    print(f"\n{surrogate}")
+    print(f"\n{'':14}{'leave-one-out error':>22}{'of which noise':>18}")
+    for j, name in enumerate(TARGETS):
+        print(f"{name:14}{float(surrogate.loo_error[j]):>20.1%}{float(share[j]):>18.1%}")
+    print("\nShapley values with 95 % intervals; a positive test loss is harm.\n")
+    print(f"{'':9}{'test loss':>9}{'':22}{'test accuracy [%]':>22}")
+    for task in values[:, 0].argsort(descending=True).tolist():
+        loss, accuracy = values[task].tolist()
+        widths = (Z95 * std[task]).tolist()
+        flag = "  <- harmful" if task in found else ""
+        print(
+            f"{surrogate.task_names[task]:9}{loss:>+9.3f} ± {widths[0]:.3f}  "
+            f"{_bar(loss, float(values[:, 0].abs().max()))}"
+            f"{100 * accuracy:>+9.2f} ± {100 * widths[1]:.2f}{flag}"
+        )
+
+
+def _bar(value: float, largest: float, half: int = 9) -> str:
+    """A bar to the right of the middle for harm, to the left for help."""
+    length = round(half * abs(value) / largest) if largest else 0
+    left, right = ("", "█" * length) if value > 0 else ("█" * length, "")
+    return f"{left:>{half}}│{right:<{half}}"
+
+
+def print_verdict(result: Result) -> None:
+    """Found against planted, and what leaving out the found ones is worth."""
+    before, after = result.check
+    names = result.surrogate.task_names
+
+    def listed(tasks: Sequence[int]) -> str:
+        return ", ".join(names[task] for task in sorted(tasks)) or "none"
+
+    correct = "correct" if set(result.found) == set(result.planted) else "NOT the same"
+    flags = [task in result.planted for task in range(len(names))]
+    auc = float(mislabel_auc(result.attributions, flags)[0])
+    print(f"\nFound    {listed(result.found)}\nPlanted  {listed(result.planted)}   ({correct})")
+    print(f"A shuffled group ranks above a clean one with probability {auc:.2f}.")
+    if result.found:
+        print(
+            f"Leaving out the found: "
+            f"test accuracy {float(before[1]):.1%} -> {float(after[1]):.1%}, "
+            f"test loss {float(before[0]):.3f} -> {float(after[0]):.3f}."
+        )
+
+
+# -- on disk ------------------------------------------------------------------------------------
+
+
+def write_config(path: Path, settings: Settings) -> None:
+    """Settings and the environment they ran in."""
+    packages = ("ksm_ext", "torch", "numpy", "scikit-learn", "joblib")
+    facts = {
+        "settings": asdict(settings),
+        "environment": {
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {joblib.cpu_count()} cores",
+            **{package: version(package) for package in packages},
+        },
+    }
+    write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def write_results(result: Result, output: Path) -> None:
+    """The surrogate, the figure and the page."""
+    result.surrogate.save(output / "surrogate.safetensors")
+    draw(result, output / "attributions.png")
+    write_report(
+        result.surrogate,
+        output / "report.html",
+        title="Digits: which groups have wrong labels?",
+    )
+    print(f"\nWritten to {output}:")
+    for name, what in {
+        "report.html": "the page to look at",
+        "attributions.png": "the figure",
+        "surrogate.safetensors": "for ksm_ext.load_surrogate",
+        "scores.jsonl": "every score, to resume from",
+        "config.json": "settings and versions",
+    }.items():
+        print(f"  {name:23}{what}")
+
+
+def draw(result: Result, path: Path) -> None:
+    """Bars of both targets, the found tasks in full colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from ksm_ext.plotting import attribution_bars
+
+    values, std = result.attributions, result.std
+    figure = Figure(figsize=(9.6, 1.5 + 0.24 * len(values)), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    titles = ("test loss (right: harm)", "test accuracy [%] (left: harm)")
+    for j, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
+        unit = 1 if j == 0 else 100
+        attribution_bars(
+            unit * values[:, j],
+            unit * std[:, j],
+            result.surrogate.task_names,
+            highlight=result.found,
+            ax=axes,
+        )
+        axes.set_xlabel(f"Shapley value, {title}")
+    figure.suptitle("Groups of digits; in full colour those found harmful", fontsize=11)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    parser = ArgumentParser(prog="python -m experiments.digits.run", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/digits"), metavar="DIR")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=None, help="processes (default: all cores)")
+    flags = parser.parse_args(arguments)
+    if flags.seed < 0:
+        parser.error(f"--seed must be at least 0, got {flags.seed}. Choose another.")
+    jobs = flags.jobs if flags.jobs is not None else joblib.cpu_count()
+    if jobs == 0:
+        parser.error("--jobs must be a number of processes, got 0. Leave it out for all cores.")
+    start = perf_counter()
+    try:
+        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            run(replace(PRESETS[flags.preset], seed=flags.seed), flags.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is scored is kept: run the same command to go on.")
+        return 130
+    print(f"Done in {perf_counter() - start:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
