@@ -19,6 +19,7 @@ LAYERS = [
 SURROGATES = ["candidates lasso spectral walsh", "surrogate trials", "fit storage"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 INNER = {name: rank for rank, names in enumerate(SURROGATES) for name in names.split()}
+INNER |= {"_library": -1} | {path.stem: 0 for path in (ROOT / "ops").glob("[a-z]*.py")}
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
 OPTIONAL = {"matplotlib": {"plotting"}, "pandas": {"arrays", "candidates"}}
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -354,7 +354,11 @@ V = torch.zeros(4, 1)
         (ValueError, r"`v` must be 2-dimensional", lambda: product(V[:, 0])),
         (ValueError, r"`v` must be of 4 rows like y, got shape \(3, 1\)", lambda: product(V[1:])),
         (TypeError, r"`v` must be of dtype torch.float32 like", lambda: product(V.double())),
-        (ValueError, r"`y` must be on cpu like x, got meta", lambda: gram(y=X.to("meta"))),
+        (
+            ValueError,
+            r"`y` must be on cpu like the first argument, got meta",
+            lambda: gram(y=X.to("meta")),
+        ),
     ],
 )
 def test_errors_name_what_is_wrong(error, message, call):

@@ -1,4 +1,4 @@
-r"""The only door to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
+r"""Kernels between sets of subset masks, from packed bits and tables of values.
 
 A set of subsets arrives as *packed masks*: bits in int64 words, task j at bit ``j % 64`` of word
 ``j // 64``, the bits past n zero. A kernel between masks arrives as tables,
@@ -9,29 +9,18 @@ where hamming counts the tasks in which two subsets differ and overlap those the
 kernel on 0/1 masks that depends on distances and inner products has this form, so that its Gram
 matrix costs bit counts and table reads: no products, no exponentials.
 
-Every function here runs on the CPU and on CUDA, gives the same bits for any number of threads, and
-raises before it computes. Derivatives go through ``torch.autograd.Function`` inside
-``allow_in_graph``: an operator with ``register_autograd`` alone has silently zero tangents under
-``torch.func.jvp``, and so has a plain ``autograd.Function`` under ``torch.compile``.
-
 Shapes: masks (m, n) bool, packed x (m, w) and y (l, w) int64 with w = ceil(n / 64), tables A and B
 (n + 1,) float32 or float64, v (l, t).
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ksm_ext import _C  # noqa: F401  registers the operators and their CPU kernels
 from ksm_ext.checks import message
-
-# Built only where CUDA was wanted, and loadable only beside a CUDA torch.
-BUILT_WITH_CUDA = importlib.util.find_spec("ksm_ext._C_cuda") is not None
-if torch.version.cuda is not None and BUILT_WITH_CUDA:
-    from ksm_ext import _C_cuda  # noqa: F401  registers the CUDA kernels
+from ksm_ext.ops._library import check_device, check_ndim, one_by_one
 
 BITS_PER_WORD = 64
 
@@ -49,12 +38,12 @@ def pack_masks(masks: Tensor) -> Tensor:
         ValueError: If ``masks`` is not two-dimensional.
         TypeError: If ``masks`` is not bool.
     """
-    _check_ndim("masks", masks, 2)
+    check_ndim("masks", masks, 2)
     if masks.dtype != torch.bool:
         raise TypeError(
             message("masks", "of dtype torch.bool", str(masks.dtype), "Convert it with .bool().")
         )
-    _check_device("masks", masks, masks.device)
+    check_device("masks", masks, masks.device)
     return torch.ops.ksm_ext.pack_masks.default(masks.contiguous())
 
 
@@ -120,8 +109,8 @@ def mask_gram_matmul(
         TypeError: As :func:`mask_gram`, or if ``v`` is not in the dtype of the tables.
     """
     tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
-    _check_ndim("v", v, 2)
-    _check_device("v", v, x.device)
+    check_ndim("v", v, 2)
+    check_device("v", v, x.device)
     if v.shape[0] != y.shape[0]:
         raise ValueError(
             message(
@@ -139,36 +128,8 @@ def mask_gram_matmul(
     return _mask_gram_matmul(x.contiguous(), y.contiguous(), num_tasks, *tables, v.contiguous())
 
 
-def _check_ndim(name: str, tensor: Tensor, ndim: int) -> None:
-    if tensor.ndim != ndim:
-        raise ValueError(
-            message(name, f"{ndim}-dimensional", f"shape {tuple(tensor.shape)}", "Reshape it.")
-        )
-
-
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Raise unless ``tensor`` is on ``device`` and the kernels for it were built."""
-    if tensor.device != device:
-        raise ValueError(
-            message(name, f"on {device} like x", str(tensor.device), f"Move it to {device}.")
-        )
-    if device.type == "cuda" and not (BUILT_WITH_CUDA and torch.version.cuda):
-        if not torch.cuda.is_available():
-            raise RuntimeError(
-                message(name, "on a device that exists", f"{device} but no CUDA device", "Use cpu.")
-            )
-        raise RuntimeError(
-            message(
-                name,
-                "on the CPU",
-                f"{device}, and ksm_ext was built without CUDA",
-                "Reinstall with KSM_EXT_CUDA=1 pip install .",
-            )
-        )
-
-
 def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device) -> None:
-    _check_ndim(name, masks, 2)
+    check_ndim(name, masks, 2)
     if masks.dtype != torch.int64:
         raise TypeError(
             message(name, "packed masks of torch.int64", str(masks.dtype), "Use ops.pack_masks.")
@@ -183,7 +144,7 @@ def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device
                 "Pass the num_tasks that the masks were packed from.",
             )
         )
-    _check_device(name, masks, device)
+    check_device(name, masks, device)
 
 
 def _checked_tables(
@@ -206,7 +167,7 @@ def _checked_tables(
     for name, table in (("hamming_table", hamming_table), ("overlap_table", overlap_table)):
         if table is None:
             continue
-        _check_ndim(name, table, 1)
+        check_ndim(name, table, 1)
         if table.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 message(name, "float32 or float64", str(table.dtype), "Convert it to one of them.")
@@ -222,7 +183,7 @@ def _checked_tables(
             )
         if table.requires_grad and torch.is_grad_enabled():
             raise ValueError(_not_differentiable(name))
-        _check_device(name, table, x.device)
+        check_device(name, table, x.device)
     dtypes = [table.dtype for table in (hamming_table, overlap_table) if table is not None]
     if dtypes[0] != dtypes[-1]:
         raise TypeError(
@@ -254,21 +215,6 @@ def _refuse_table_tangents(hamming_tangent: Tensor | None, overlap_tangent: Tens
             raise ValueError(_not_differentiable(name))
 
 
-def _one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], args: Any) -> Tensor:
-    """Batch a function by a loop over its batched arguments; the results, stacked."""
-    rows = []
-    for index in range(info.batch_size):
-        rows.append(
-            function(
-                *(
-                    arg if dim is None else arg.select(dim, index)
-                    for arg, dim in zip(args, in_dims, strict=True)
-                )
-            )
-        )
-    return torch.stack(rows)
-
-
 class _MaskGram(torch.autograd.Function):
     """Carries the rules of :func:`mask_gram`: no derivative, and an error instead of zeros."""
 
@@ -292,7 +238,7 @@ class _MaskGram(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        return _one_by_one(_mask_gram, info, in_dims, args), 0
+        return one_by_one(_mask_gram, info, in_dims, args), 0
 
 
 class _MaskGramMatmul(torch.autograd.Function):
@@ -337,7 +283,7 @@ class _MaskGramMatmul(torch.autograd.Function):
         *others, v = args
         *other_dims, v_dim = in_dims
         if any(dim is not None for dim in other_dims):
-            return _one_by_one(_mask_gram_matmul, info, in_dims, args), 0
+            return one_by_one(_mask_gram_matmul, info, in_dims, args), 0
         v = v.movedim(v_dim, 1)  # (l, batch, t): a batch of v is more columns of v
         flat = _mask_gram_matmul(*others, v.reshape(len(v), -1))  # (m, batch * t)
         return flat.reshape(len(flat), *v.shape[1:]), 1
