@@ -1,6 +1,6 @@
 """RBF Gram matrices of subset masks: ksm_ext against correct formulas of PyTorch and scikit-learn.
 
-Every peer gets the masks in the form it likes best (float, bfloat16, NumPy); ksm_ext gets bits.
+Every peer gets the masks in the form it likes best (float, NumPy); ksm_ext gets bits.
 Medians of a few runs; each function is compared with the float64 formula once before it is timed.
 """
 
@@ -56,19 +56,6 @@ def gram_torch_cdist(masks: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.cdist(x, x).square_().mul_(-GAMMA).exp_()
 
 
-def gram_torch_bfloat16(masks: Tensor) -> Callable[[], Tensor]:
-    n = masks.shape[1]
-    assert n <= 256, "bfloat16 holds counts up to 256 exactly"
-    x = masks.bfloat16()
-    scaled = -GAMMA * masks.sum(1)
-
-    def run() -> Tensor:
-        gram = (x @ x.T).float().mul_(2 * GAMMA)
-        return gram.add_(scaled[None, :]).add_(scaled[:, None]).exp_()
-
-    return run
-
-
 def gram_sklearn(masks: Tensor) -> Callable[[], np.ndarray]:
     x = masks.float().numpy()
     return lambda: rbf_kernel(x, gamma=GAMMA)
@@ -90,14 +77,26 @@ def check_gram(gram: Tensor, masks: Tensor) -> None:
     torch.testing.assert_close(gram[:64].double(), expected, rtol=1e-4, atol=1e-6)
 
 
+def gram_group(m: int, n: int) -> str:
+    return f"mask_gram m=l={m} n={n} float32, {torch.get_num_threads()} threads"
+
+
 @pytest.mark.parametrize("m, n", [(8192, 256), (8192, 1024)])
 @pytest.mark.parametrize("peer", GRAMS)
 def bench_mask_gram(benchmark, peer, m, n):
-    benchmark.group = f"mask_gram m=l={m} n={n} float32, {torch.get_num_threads()} threads"
+    benchmark.group = gram_group(m, n)
     masks = torch.rand(m, n, generator=torch.Generator().manual_seed(0)) < 0.5
     run = GRAMS[peer](masks)
     check_gram(torch.as_tensor(run()), masks)
     benchmark.pedantic(run, rounds=9 if peer == "ksm_ext" else 3)
+
+
+@pytest.mark.parametrize("m, n", [(8192, 256), (8192, 1024)])
+@pytest.mark.parametrize("peer", ["torch_full"])
+def bench_result_alone(benchmark, peer, m, n):
+    """What any result of this size costs in PyTorch: fresh memory, filled with one number."""
+    benchmark.group = gram_group(m, n)
+    benchmark.pedantic(lambda: torch.full((m, m), 0.5), rounds=5)
 
 
 def matmul_ksm_ext(masks: Tensor, v: Tensor) -> Callable[[], Tensor]:

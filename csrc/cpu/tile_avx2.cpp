@@ -2,8 +2,7 @@
 //
 // Fix four tasks and a row. Its four bits, a nibble, choose one of 16 tables of 16 bytes that hold
 // the count for every nibble a column can have, so that one byte shuffle counts 32 pairs over four
-// tasks: two instructions (shuffle, add) per 128 bit pairs. Measured on Zen 3, 256 tasks, against
-// scalar popcnt and against the usual shuffle popcount of x & y: see benchmarks/bench_mask_gram.py.
+// tasks: two instructions (shuffle, add) per 128 bit pairs.
 #if defined(__x86_64__)
 #pragma GCC target("avx2")
 #include <immintrin.h>
