@@ -1,5 +1,5 @@
 // Every operator of ksm_ext: the table of contents of csrc/. Kernels are registered where they are
-// written, in cpu/ and cuda/; shapes, dtypes and derivatives are documented in ksm_ext/ops.py.
+// written, in cpu/ and cuda/; shapes, dtypes and derivatives are documented in ksm_ext/ops/.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -11,6 +11,12 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
   m.def(
       "mask_gram_matmul(Tensor x, Tensor y, int num_tasks, Tensor? hamming_table, "
       "Tensor? overlap_table, Tensor v) -> Tensor");
+  m.def(
+      "project_(Tensor(a!) out, Tensor x, int offset, int dim, int kind, int seed, int sparsity, "
+      "bool hadamard) -> ()");
+  m.def(
+      "project_adjoint(Tensor y, int num_coordinates, int offset, int dim, int kind, int seed, "
+      "int sparsity, bool hadamard) -> Tensor");
 }
 
 // Importing ksm_ext._C loads this library, which registers the operators; the module is empty.

@@ -178,3 +178,69 @@ def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> f
         return math.exp(-gamma * sum(abs(u - v) for u, v in zip(a, b, strict=True)))
     assert name == "exponential"
     return math.exp(-gamma * math.sqrt(squares))
+
+
+def philox(seed, counter):
+    """Philox4x32-10 of Salmon et al. 2011, on Python integers."""
+    c, keys = list(counter), [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [b >> 32 ^ c[1] ^ keys[0], b & 0xFFFFFFFF, a >> 32 ^ c[3] ^ keys[1], a & 0xFFFFFFFF]
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def projection_row(coordinate, dim, kind, seed, sparsity=1, hadamard=False):
+    """Row of P for one coordinate, (dim,) float64, entry by entry from csrc/project.h."""
+
+    def words(index, group, replicate):
+        tag = 1 << 24 | ("sbp", "rademacher", "gaussian", "sjlt").index(kind) << 16 | replicate
+        return philox(seed, [index & 0xFFFFFFFF, index >> 32, group, tag])
+
+    def negative(block, replicate, u):
+        return words(block, 1 + u // 128, replicate)[u % 128 // 32] >> u % 32 & 1
+
+    segment = dim // sparsity
+    row = torch.zeros(dim, dtype=torch.float64)
+    if kind == "rademacher":
+        block, j = divmod(coordinate, 128)
+        for r in range(dim):
+            bit = words(block, r, 0)[j % 8 // 2] >> (j // 8 + 16 * (j % 2)) & 1
+            row[r] = -1.0 if bit else 1.0
+        return row / math.sqrt(dim)
+    if kind == "gaussian":
+        quad, j = divmod(coordinate, 4)
+        for r in range(dim):
+            radius, angle = words(quad, r, 0)[j // 2 * 2 : j // 2 * 2 + 2]
+            u = ((radius >> 9) + 0.5) / 2**23
+            theta = (((angle & 0x3FFFFFFF) >> 7) + 0.5) / 2**23 - 0.5 + (angle >> 30)
+            turn = math.sin if j % 2 else math.cos
+            row[r] = math.sqrt(-2 * math.log(u)) * turn(theta * math.pi / 2)
+        return row / math.sqrt(dim)
+    if kind == "sjlt":
+        for t in range(sparsity):
+            word = words(coordinate, t // 4, 0)[t % 4]
+            row[t * segment + ((word >> 1) * segment >> 31)] = -1.0 if word & 1 else 1.0
+        return row / math.sqrt(sparsity)
+    length = max(2**e for e in range(5) if segment % 2**e == 0)
+    block, position = divmod(coordinate, segment)
+    mixed = {position: 1.0}
+    if hadamard:
+        run = max(2**e for e in range(13) if segment % 2**e == 0)
+        sign = -1.0 if negative(block, 0xFFFF, position) else 1.0
+        start, inner = position // run * run, position % run
+        mixed = {
+            start + u: sign * (-1.0) ** bin(inner & u).count("1") / math.sqrt(run)
+            for u in range(run)
+        }
+    for t in range(sparsity):
+        random, vectors = words(block, 0, t), segment // length
+        multiplier = (random[0] * vectors >> 32) + 1
+        while math.gcd(multiplier, vectors) != 1:
+            multiplier = multiplier % vectors + 1
+        shift, flip = random[1] * vectors >> 32, random[2] % length
+        for u, value in mixed.items():
+            vector = (multiplier * (u // length) + shift) % vectors
+            place = t * segment + vector * length + (u % length ^ flip)
+            row[place] += -value if negative(block, t, u) else value
+    return row / math.sqrt(sparsity)

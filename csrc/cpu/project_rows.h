@@ -1,0 +1,626 @@
+// project and its adjoint for a few rows and a range of coordinates, written once for every
+// instruction set (see sixteen.h for how it is included).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "cpu/project_kernels.h"
+#include "cpu/sixteen.h"
+
+namespace ksm {
+namespace {
+
+// Zeroed memory. A std::vector would have its members compiled for this instruction set, under names
+// that the linker shares with code for lesser ones.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : memory_(new T[size]()) {}
+  T* data() const { return memory_.get(); }
+  T& operator[](int64_t i) const { return memory_[i]; }
+
+ private:
+  std::unique_ptr<T[]> memory_;
+};
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// The part of block `block` (of `length` coordinates) that lies in `coordinates`, counted from the
+// block's first coordinate.
+Range part_of_block(Range coordinates, int64_t block, int64_t length) {
+  return {std::max<int64_t>(0, coordinates.begin - block * length),
+          std::min(length, coordinates.end - block * length)};
+}
+
+// ---- sbp -------------------------------------------------------------------------------------
+
+constexpr int64_t kPanelBlocks = 8;  // blocks whose permutations and signs are drawn at once
+
+// The random part of one block in one segment.
+struct BlockStream {
+  BlockPermutation permutation;
+  const uint16_t* signs;  // a bit for each coordinate, sixteen in a word
+};
+
+// The signs of coordinates `part`, in their places of `signs`, which holds `groups` of 128.
+void draw_signs(uint64_t seed, int64_t block, uint32_t replicate, Range part, int64_t groups,
+                uint16_t* signs) {
+  for (int64_t group = part.begin / 128; group * 128 < part.end; group += 16) {
+    const PhiloxSixteen random = philox_sixteen(
+        seed, counter_of(Kind::kSbp, block, 1 + static_cast<uint32_t>(group), replicate), 2);
+    for (int64_t l = 0; l < std::min<int64_t>(16, groups - group); ++l) {
+      const uint32_t words[4] = {random.words[0][l], random.words[1][l], random.words[2][l],
+                                 random.words[3][l]};
+      std::memcpy(signs + (group + l) * 8, words, sizeof(words));  // low halves first
+    }
+  }
+}
+
+// The permutations and signs of a panel of blocks.
+class SbpPanel {
+ public:
+  explicit SbpPanel(const Projection& projection)
+      : projection_(projection),
+        segment_(segment_of(projection)),
+        length_(vector_length(segment_)),
+        groups_((segment_ + 127) / 128),
+        streams_(kPanelBlocks * projection.sparsity),
+        signs_(kPanelBlocks * (projection.sparsity + 1) * groups_ * 8) {}
+
+  void draw(int64_t first, int64_t count, Range coordinates) {
+    const int64_t s = projection_.sparsity;
+    for (int64_t b = 0; b < count; ++b) {
+      const Range part = projection_.hadamard ? Range{0, segment_}
+                                              : part_of_block(coordinates, first + b, segment_);
+      for (int64_t t = 0; t < s; ++t) {
+        const auto replicate = static_cast<uint32_t>(t);
+        draw_signs(projection_.seed, first + b, replicate, part, groups_, signs(b, t));
+        streams_[b * s + t] = {
+            block_permutation(projection_.seed, first + b, replicate, segment_ / length_, length_),
+            signs(b, t)};
+      }
+      if (projection_.hadamard) {
+        draw_signs(projection_.seed, first + b, kHadamardReplicate, part, groups_, signs(b, s));
+      }
+    }
+  }
+
+  const BlockStream* streams(int64_t b) const { return &streams_[b * projection_.sparsity]; }
+  const uint16_t* rotation_signs(int64_t b) const { return signs(b, projection_.sparsity); }
+  int64_t segment() const { return segment_; }
+  int64_t length() const { return length_; }
+
+ private:
+  uint16_t* signs(int64_t b, int64_t t) const {
+    return signs_.data() + (b * (projection_.sparsity + 1) + t) * groups_ * 8;
+  }
+
+  const Projection projection_;
+  const int64_t segment_, length_, groups_;
+  const Buffer<BlockStream> streams_;
+  const Buffer<uint16_t> signs_;  // those before the rotation after those of the segments
+};
+
+bool sign_at(const uint16_t* signs, int64_t u) { return signs[u / 16] >> (u % 16) & 1; }
+
+int64_t place_of(const BlockPermutation& permutation, int64_t u, int64_t length, int64_t vectors) {
+  const int64_t v = (permutation.multiplier * (u / length) + permutation.shift) % vectors;
+  return v * length + ((u % length) ^ permutation.flip);
+}
+
+// Where vectors v, v + 1, ... of sixteen go, without a division.
+class Places {
+ public:
+  Places() = default;
+  Places(const BlockPermutation& permutation, int64_t v, int64_t vectors)
+      : step_(permutation.multiplier),
+        vectors_(vectors),
+        place_((permutation.multiplier * v + permutation.shift) % vectors) {}
+  int64_t next() {
+    const int64_t place = place_;
+    place_ += step_;
+    if (place_ >= vectors_) place_ -= vectors_;
+    return place * 16;
+  }
+
+ private:
+  int64_t step_ = 0, vectors_ = 0, place_ = 0;
+};
+
+// Calls body(v, values, first lane, end lane) for the vectors of sixteen that hold `part` of a
+// block; x is its first value. Lanes outside of the part are zero.
+template <typename T, typename Body>
+void for_vectors(Range part, const T* x, const Body& body) {
+  constexpr int64_t kPrefetch = 1024;  // values ahead: a page of float32, where streams restart
+  for (int64_t v = part.begin / 16; v * 16 < part.end; ++v) {
+    const int64_t first = std::max<int64_t>(part.begin - v * 16, 0);
+    const int64_t end = std::min<int64_t>(part.end - v * 16, 16);
+    const T* from = x + v * 16 - part.begin;
+    if (first == 0 && end == 16) {
+      __builtin_prefetch(from + kPrefetch);
+      body(v, Sixteen<T>::load(from));
+    } else {
+      T padded[16] = {};
+      std::copy(from + first, from + end, padded + first);
+      body(v, Sixteen<T>::load(padded));
+    }
+  }
+}
+
+// y += part of a block, in kSegments segments at once.
+template <int kSegments, typename T>
+void scatter_vectors(const BlockStream* streams, int64_t segment, Range part, T scale, const T* x,
+                     T* y) {
+  // Locals: what lies behind pointers would be read again after every vector that is stored.
+  Places places[kSegments];
+  const uint16_t* signs[kSegments];
+  uint32_t flips[kSegments];
+  for (int t = 0; t < kSegments; ++t) {
+    places[t] = Places(streams[t].permutation, part.begin / 16, segment / 16);
+    signs[t] = streams[t].signs;
+    flips[t] = streams[t].permutation.flip;
+  }
+  for_vectors(part, x, [&](int64_t v, Sixteen<T> value) {
+    value = value.times(scale);
+    for (int t = 0; t < kSegments; ++t) {
+      T* target = y + t * segment + places[t].next();
+      const auto moved = value.negated(signs[t][v]).flipped(flips[t]);
+      Sixteen<T>::load(target).plus(moved).store(target);
+    }
+  });
+}
+
+// y += part of a block.
+template <typename T>
+void scatter_block(const BlockStream* streams, int64_t sparsity, int64_t segment, int64_t length,
+                   Range part, T scale, const T* x, T* y) {
+  if (length < 16) {  // too short for vectors of sixteen
+    for (int64_t t = 0; t < sparsity; ++t) {
+      for (int64_t u = part.begin; u < part.end; ++u) {
+        const T value = x[u - part.begin] * scale;
+        y[t * segment + place_of(streams[t].permutation, u, length, segment / length)] +=
+            sign_at(streams[t].signs, u) ? -value : value;
+      }
+    }
+    return;
+  }
+  int64_t t = 0;
+  const auto advance = [&](int64_t count) { t += count, streams += count, y += count * segment; };
+  for (; t + 4 <= sparsity; advance(4)) scatter_vectors<4>(streams, segment, part, scale, x, y);
+  for (; t + 2 <= sparsity; advance(2)) scatter_vectors<2>(streams, segment, part, scale, x, y);
+  for (; t < sparsity; advance(1)) scatter_vectors<1>(streams, segment, part, scale, x, y);
+}
+
+// x = the sum over segments of the values of y that coordinates `part` of a block meet.
+template <typename T>
+void gather_block(const BlockStream* streams, int64_t sparsity, int64_t segment, int64_t length,
+                  Range part, T scale, const T* y, T* x) {
+  std::fill(x, x + part.size(), T{0});
+  for (int64_t t = 0; t < sparsity; ++t, y += segment) {
+    const BlockPermutation& permutation = streams[t].permutation;
+    const uint16_t* signs = streams[t].signs;
+    if (length < 16) {
+      for (int64_t u = part.begin; u < part.end; ++u) {
+        const T value = y[place_of(permutation, u, length, segment / length)] * scale;
+        x[u - part.begin] += sign_at(signs, u) ? -value : value;
+      }
+      continue;
+    }
+    Places places(permutation, part.begin / 16, segment / 16);
+    for (int64_t v = part.begin / 16; v * 16 < part.end; ++v) {
+      const auto moved = Sixteen<T>::load(y + places.next())
+                             .times(scale)
+                             .flipped(permutation.flip)
+                             .negated(signs[v]);
+      T* to = x + v * 16 - part.begin;
+      if (v * 16 >= part.begin && v * 16 + 16 <= part.end) {
+        Sixteen<T>::load(to).plus(moved).store(to);
+      } else {
+        T values[16];
+        moved.store(values);
+        for (int64_t l = 0; l < 16; ++l) {
+          if (v * 16 + l >= part.begin && v * 16 + l < part.end) to[l] += values[l];
+        }
+      }
+    }
+  }
+}
+
+// In place, every run of `length` values times the Walsh-Hadamard matrix of +-1.
+template <typename T>
+void walsh_hadamard(T* x, int64_t count, int64_t length) {
+  constexpr uint32_t kUpper[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // lanes with bit 0, 1, 2, 3
+  if (length >= 16) {
+    for (int64_t i = 0; i < count; i += 16) {
+      auto value = Sixteen<T>::load(x + i);
+      for (int bit = 0; bit < 4; ++bit) {
+        value = value.flipped(1u << bit).plus(value.negated(kUpper[bit]));
+      }
+      value.store(x + i);
+    }
+  }
+  for (int64_t half = length >= 16 ? 16 : 1; half < length; half *= 2) {
+    for (int64_t run = 0; run < count; run += 2 * half) {
+      T* low = x + run;
+      T* high = low + half;
+      for (int64_t i = 0; i < half; ++i) {
+        const T a = low[i], b = high[i];
+        low[i] = a + b;
+        high[i] = a - b;
+      }
+    }
+  }
+}
+
+template <typename T>
+void negate_signed(T* x, int64_t count, const uint16_t* signs) {
+  for (int64_t u = 0; u < count; ++u) x[u] = sign_at(signs, u) ? -x[u] : x[u];
+}
+
+template <typename T>
+void project_sbp(const Projection& projection, Range coordinates, Range, int64_t rows, const T* x,
+                 int64_t x_stride, T* y, int64_t y_stride) {
+  SbpPanel panel(projection);
+  const int64_t q = panel.segment(), s = projection.sparsity, run = hadamard_length(q);
+  const T scale = static_cast<T>(scale_of(projection) /
+                                 (projection.hadamard ? std::sqrt(static_cast<double>(run)) : 1.0));
+  const Buffer<T> rotated(projection.hadamard ? q : 0);
+  const int64_t end = (coordinates.end + q - 1) / q;
+  for (int64_t first = coordinates.begin / q; first < end; first += kPanelBlocks) {
+    const int64_t count = std::min(kPanelBlocks, end - first);
+    panel.draw(first, count, coordinates);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t b = 0; b < count; ++b) {
+        Range part = part_of_block(coordinates, first + b, q);
+        const T* from = x + i * x_stride + (first + b) * q + part.begin - coordinates.begin;
+        if (projection.hadamard) {  // a part is a block with zeros: the projection is linear
+          std::fill(rotated.data(), rotated.data() + q, T{0});
+          std::copy(from, from + part.size(), rotated.data() + part.begin);
+          negate_signed(rotated.data(), q, panel.rotation_signs(b));
+          walsh_hadamard(rotated.data(), q, run);
+          from = rotated.data();
+          part = {0, q};
+        }
+        scatter_block(panel.streams(b), s, q, panel.length(), part, scale, from, y + i * y_stride);
+      }
+    }
+  }
+}
+
+template <typename T>
+void adjoint_sbp(const Projection& projection, Range coordinates, int64_t rows, const T* y, T* x,
+                 int64_t x_stride) {
+  SbpPanel panel(projection);
+  const int64_t q = panel.segment(), s = projection.sparsity, run = hadamard_length(q);
+  const T scale = static_cast<T>(scale_of(projection) /
+                                 (projection.hadamard ? std::sqrt(static_cast<double>(run)) : 1.0));
+  const Buffer<T> rotated(projection.hadamard ? q : 0);
+  const int64_t end = (coordinates.end + q - 1) / q;
+  for (int64_t first = coordinates.begin / q; first < end; first += kPanelBlocks) {
+    const int64_t count = std::min(kPanelBlocks, end - first);
+    panel.draw(first, count, coordinates);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t b = 0; b < count; ++b) {
+        const Range part = part_of_block(coordinates, first + b, q);
+        const T* from = y + i * projection.k;
+        T* to = x + i * x_stride + (first + b) * q + part.begin - coordinates.begin;
+        if (!projection.hadamard) {
+          gather_block(panel.streams(b), s, q, panel.length(), part, scale, from, to);
+          continue;
+        }
+        gather_block(panel.streams(b), s, q, panel.length(), {0, q}, scale, from, rotated.data());
+        walsh_hadamard(rotated.data(), q, run);
+        negate_signed(rotated.data(), q, panel.rotation_signs(b));
+        std::copy(rotated.data() + part.begin, rotated.data() + part.end, to);
+      }
+    }
+  }
+}
+
+// ---- sjlt ------------------------------------------------------------------------------------
+
+constexpr int64_t kSjltPanel = 256;  // coordinates whose nonzeros are drawn at once
+
+// The nonzeros of coordinates [first, first + count): outputs and values, `sparsity` in a row.
+template <typename T>
+void draw_nonzeros(const Projection& projection, int64_t first, int64_t count, int32_t* outputs,
+                   T* values) {
+  const int64_t s = projection.sparsity, segment = segment_of(projection);
+  const T scale = static_cast<T>(scale_of(projection));
+  for (int64_t c = 0; c < count; c += 16) {
+    for (int64_t t = 0; t < s; t += 4) {
+      const auto group = static_cast<uint32_t>(t / 4);
+      const Words counter = counter_of(Kind::kSjlt, first + c, group, 0);
+      PhiloxSixteen random;
+      if (counter.word[0] <= UINT32_MAX - 15) {
+        random = philox_sixteen(projection.seed, counter, 0);
+      } else {  // the low word of the coordinate overflows within the sixteen
+        for (int l = 0; l < 16; ++l) {
+          const Words words = sjlt_words(projection.seed, first + c + l, t);
+          for (int q = 0; q < 4; ++q) random.words[q][l] = words.word[q];
+        }
+      }
+      for (int64_t l = 0; l < std::min<int64_t>(16, count - c); ++l) {
+        for (int64_t q = 0; q < std::min<int64_t>(4, s - t); ++q) {
+          const Nonzero nonzero = nonzero_of(random.words[q][l], segment);
+          outputs[(c + l) * s + t + q] = static_cast<int32_t>((t + q) * segment + nonzero.output);
+          values[(c + l) * s + t + q] = nonzero.negative ? -scale : scale;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void project_sjlt(const Projection& projection, Range coordinates, Range, int64_t rows, const T* x,
+                  int64_t x_stride, T* y, int64_t y_stride) {
+  const int64_t s = projection.sparsity;
+  const Buffer<int32_t> outputs(kSjltPanel * s);
+  const Buffer<T> values(kSjltPanel * s);
+  for (int64_t first = coordinates.begin; first < coordinates.end; first += kSjltPanel) {
+    const int64_t count = std::min(kSjltPanel, coordinates.end - first);
+    draw_nonzeros(projection, first, count, outputs.data(), values.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = x + i * x_stride + first - coordinates.begin;
+      T* to = y + i * y_stride;
+      for (int64_t c = 0; c < count; ++c) {
+        for (int64_t t = 0; t < s; ++t) to[outputs[c * s + t]] += from[c] * values[c * s + t];
+      }
+    }
+  }
+}
+
+template <typename T>
+void adjoint_sjlt(const Projection& projection, Range coordinates, int64_t rows, const T* y, T* x,
+                  int64_t x_stride) {
+  const int64_t s = projection.sparsity;
+  const Buffer<int32_t> outputs(kSjltPanel * s);
+  const Buffer<T> values(kSjltPanel * s);
+  for (int64_t first = coordinates.begin; first < coordinates.end; first += kSjltPanel) {
+    const int64_t count = std::min(kSjltPanel, coordinates.end - first);
+    draw_nonzeros(projection, first, count, outputs.data(), values.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = y + i * projection.k;
+      T* to = x + i * x_stride + first - coordinates.begin;
+      for (int64_t c = 0; c < count; ++c) {
+        T sum = 0;
+        for (int64_t t = 0; t < s; ++t) sum += from[outputs[c * s + t]] * values[c * s + t];
+        to[c] = sum;
+      }
+    }
+  }
+}
+
+// ---- dense kinds -----------------------------------------------------------------------------
+
+constexpr int64_t kTileOutputs = 64;
+
+// The coordinates of a row that lie in block `block` of 128, padded with zeros where it is cut.
+template <typename T>
+const T* padded_block(Range coordinates, int64_t block, const T* x, T* padded) {
+  const Range part = part_of_block(coordinates, block, kSignBlock);
+  const T* from = x + block * kSignBlock - coordinates.begin;
+  if (part.size() == kSignBlock) return from;
+  std::fill(padded, padded + kSignBlock, T{0});
+  std::copy(from + part.begin, from + part.end, padded + part.begin);
+  return padded;
+}
+
+// Entries of a block of 128 coordinates and 64 outputs from `output` on, without the scale.
+template <typename T>
+void fill_tile(const Projection& projection, int64_t block, int64_t output,
+               T* tile) {  // (kSignBlock, kTileOutputs)
+  if (projection.kind == Kind::kGaussian) {
+    for (int64_t quad = 0; quad < kSignBlock / 4; ++quad) {
+      for (int64_t r = 0; r < kTileOutputs; ++r) {
+        float normals[4];
+        gaussian_quad(projection.seed, block * (kSignBlock / 4) + quad, output + r, normals);
+        for (int64_t j = 0; j < 4; ++j) tile[(4 * quad + j) * kTileOutputs + r] = normals[j];
+      }
+    }
+    return;
+  }
+  for (int64_t r = 0; r < kTileOutputs; r += 16) {
+    const Words counter =
+        counter_of(Kind::kRademacher, block, static_cast<uint32_t>(output + r), 0);
+    const PhiloxSixteen random = philox_sixteen(projection.seed, counter, 2);
+    for (int j = 0; j < kSignBlock; ++j) {
+      const uint32_t* words = random.words[sign_word(j)];
+      T* row = tile + j * kTileOutputs + r;
+      for (int l = 0; l < 16; ++l) row[l] = words[l] >> sign_bit(j) & 1 ? T{-1} : T{1};
+    }
+  }
+}
+
+// Rows of sums of a block's coordinates, for 64 outputs: kRows rows share the loads of the tile.
+template <int kRows, typename T>
+void multiply_rows(const T* const* x, const T* tile, T scale, int64_t outputs, T* y,
+                   int64_t y_stride) {
+  for (int64_t r = 0; r < kTileOutputs; r += 16) {
+    Sixteen<T> sum[kRows];
+    for (int i = 0; i < kRows; ++i) sum[i] = Sixteen<T>::load(tile + r).times(x[i][0]);
+    for (int64_t j = 1; j < kSignBlock; ++j) {
+      const auto entries = Sixteen<T>::load(tile + j * kTileOutputs + r);
+      for (int i = 0; i < kRows; ++i) sum[i] = sum[i].plus(entries.times(x[i][j]));
+    }
+    for (int i = 0; i < kRows; ++i) {
+      T values[16];
+      sum[i].times(scale).store(values);
+      T* to = y + i * y_stride + r;
+      for (int64_t l = 0; l < std::min<int64_t>(16, outputs - r); ++l) to[l] += values[l];
+    }
+  }
+}
+
+template <typename T>
+void project_dense(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
+                   const T* x, int64_t x_stride, T* y, int64_t y_stride) {
+  constexpr int kRows = 4;
+  const T scale = static_cast<T>(scale_of(projection));
+  const Buffer<T> tile(kSignBlock * kTileOutputs), padded(kRows * kSignBlock);
+  const int64_t end = (coordinates.end + kSignBlock - 1) / kSignBlock;
+  for (int64_t block = coordinates.begin / kSignBlock; block < end; ++block) {
+    for (int64_t output = outputs.begin; output < outputs.end; output += kTileOutputs) {
+      const int64_t count = std::min(kTileOutputs, outputs.end - output);
+      fill_tile(projection, block, output, tile.data());
+      for (int64_t i = 0; i < rows; i += kRows) {
+        const int64_t group = std::min<int64_t>(kRows, rows - i);
+        const T* from[kRows];
+        for (int64_t r = 0; r < group; ++r) {
+          from[r] = padded_block(coordinates, block, x + (i + r) * x_stride,
+                                 padded.data() + r * kSignBlock);
+        }
+        T* to = y + i * y_stride + output;
+        if (group == kRows) {
+          multiply_rows<kRows>(from, tile.data(), scale, count, to, y_stride);
+        } else {
+          for (int64_t r = 0; r < group; ++r) {
+            multiply_rows<1>(from + r, tile.data(), scale, count, to + r * y_stride, y_stride);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void adjoint_dense(const Projection& projection, Range coordinates, int64_t rows, const T* y, T* x,
+                   int64_t x_stride) {
+  const T scale = static_cast<T>(scale_of(projection));
+  const Buffer<T> tile(kSignBlock * kTileOutputs);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::fill(x + i * x_stride, x + i * x_stride + coordinates.size(), T{0});
+  }
+  const int64_t end = (coordinates.end + kSignBlock - 1) / kSignBlock;
+  for (int64_t block = coordinates.begin / kSignBlock; block < end; ++block) {
+    const Range part = part_of_block(coordinates, block, kSignBlock);
+    for (int64_t output = 0; output < projection.k; output += kTileOutputs) {
+      const int64_t count = std::min(kTileOutputs, projection.k - output);
+      fill_tile(projection, block, output, tile.data());
+      for (int64_t i = 0; i < rows; ++i) {
+        T weights[kTileOutputs] = {};  // zero past the last output, whatever the tile holds there
+        for (int64_t r = 0; r < count; ++r) weights[r] = y[i * projection.k + output + r] * scale;
+        T* to = x + i * x_stride + block * kSignBlock - coordinates.begin;
+        for (int64_t j = part.begin; j < part.end; ++j) {
+          T lanes[16] = {};
+          for (int64_t r = 0; r < kTileOutputs; r += 16) {
+            for (int64_t l = 0; l < 16; ++l) {
+              lanes[l] += tile[j * kTileOutputs + r + l] * weights[r + l];
+            }
+          }
+          T sum = 0;
+          for (const T lane : lanes) sum += lane;
+          to[j] += sum;
+        }
+      }
+    }
+  }
+}
+
+#if KSM_VECTOR_BYTES == 64
+// Rademacher signs of float32 by lookup: the four bits of a nibble choose one of the sixteen signed
+// sums of four coordinates, which fill one register. A permutation and a sum then do the work of
+// four products and sums for sixteen outputs, and nothing is rounded that a product would not be.
+void project_rademacher(const Projection& projection, Range coordinates, Range outputs,
+                        int64_t rows, const float* x, int64_t x_stride, float* y,
+                        int64_t y_stride) {
+  constexpr int kNibbles = 8;                                     // per word
+  constexpr uint32_t kSet[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // entries with bit 0, 1, 2, 3
+  using Values = Sixteen<float>;
+  const auto scale = static_cast<float>(scale_of(projection));
+  const int64_t width = round_up(outputs.size(), 16);
+  const Buffer<uint32_t> words(4 * width);  // word q of every output
+  float padded[kSignBlock];
+  const Buffer<float> sums(2 * width);
+
+  const auto table_of = [&](const float* row, int q, int nibble) {
+    // Bits 4 * nibble + j of word q belong to coordinates 8 apart (see sign_bit).
+    const float* four = row + 32 * (nibble % 4) + 2 * q + nibble / 4;
+    Values table = {_mm512_setzero_ps()};
+    for (int j = 0; j < 4; ++j) {
+      table = table.plus(Values{_mm512_set1_ps(four[8 * j] * scale)}.negated(kSet[j]));
+    }
+    return table.lanes;
+  };
+  const auto add_word = [&](const float* row, int q, float* to) {
+    __m512 table[kNibbles];
+    for (int g = 0; g < kNibbles; ++g) table[g] = table_of(row, q, g);
+    const uint32_t* word = words.data() + q * width;
+    for (int64_t r = 0; r < width; r += 16) {
+      __m512i bits = _mm512_loadu_si512(word + r);
+      __m512 even = _mm512_loadu_ps(to + r), odd = _mm512_setzero_ps();
+      for (int g = 0; g < kNibbles; g += 2) {  // a permutation looks at the low four bits only
+        even = _mm512_add_ps(even, _mm512_permutexvar_ps(bits, table[g]));
+        odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(bits, 4), table[g + 1]));
+        bits = _mm512_srli_epi32(bits, 8);
+      }
+      _mm512_storeu_ps(to + r, _mm512_add_ps(even, odd));
+    }
+  };
+
+  const int64_t end = (coordinates.end + kSignBlock - 1) / kSignBlock;
+  for (int64_t block = coordinates.begin / kSignBlock; block < end; ++block) {
+    for (int64_t r = 0; r < width; r += 16) {
+      const Words counter =
+          counter_of(Kind::kRademacher, block, static_cast<uint32_t>(outputs.begin + r), 0);
+      const PhiloxSixteen random = philox_sixteen(projection.seed, counter, 2);
+      for (int q = 0; q < 4; ++q) {
+        std::memcpy(words.data() + q * width + r, random.words[q], sizeof(random.words[q]));
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* row = padded_block(coordinates, block, x + i * x_stride, padded);
+      float* to = y + i * y_stride + outputs.begin;
+      if (outputs.size() == width) {
+        for (int q = 0; q < 4; ++q) add_word(row, q, to);
+      } else {
+        std::fill(sums.data(), sums.data() + width, 0.0f);
+        for (int q = 0; q < 4; ++q) add_word(row, q, sums.data());
+        for (int64_t r = 0; r < outputs.size(); ++r) to[r] += sums[r];
+      }
+    }
+  }
+}
+#endif
+
+// ---- all kinds -------------------------------------------------------------------------------
+
+template <typename T>
+void project_rows(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
+                  const T* x, int64_t x_stride, T* y, int64_t y_stride) {
+  switch (projection.kind) {
+    case Kind::kSbp:
+      return project_sbp(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
+    case Kind::kSjlt:
+      return project_sjlt(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
+    case Kind::kRademacher:
+#if KSM_VECTOR_BYTES == 64
+      if constexpr (sizeof(T) == sizeof(float)) {
+        return project_rademacher(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
+      }
+#endif
+    case Kind::kGaussian: break;
+  }
+  project_dense(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
+}
+
+template <typename T>
+void adjoint_rows(const Projection& projection, Range coordinates, int64_t rows, const T* y, T* x,
+                  int64_t x_stride) {
+  switch (projection.kind) {
+    case Kind::kSbp: return adjoint_sbp(projection, coordinates, rows, y, x, x_stride);
+    case Kind::kSjlt: return adjoint_sjlt(projection, coordinates, rows, y, x, x_stride);
+    default: return adjoint_dense(projection, coordinates, rows, y, x, x_stride);
+  }
+}
+
+template <typename T>
+constexpr ProjectKernels<T> kernels_of() {
+  return {project_rows<T>, adjoint_rows<T>};
+}
+
+}  // namespace
+}  // namespace ksm

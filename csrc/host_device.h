@@ -1,0 +1,8 @@
+// Marks functions that contracts share between C++ and CUDA.
+#pragma once
+
+#ifdef __CUDACC__
+#define KSM_HOST_DEVICE __host__ __device__
+#else
+#define KSM_HOST_DEVICE
+#endif
