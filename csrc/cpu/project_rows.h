@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 
 #include "cpu/project_kernels.h"
 #include "cpu/sixteen.h"
@@ -13,17 +12,20 @@
 namespace ksm {
 namespace {
 
-// Zeroed memory. A std::vector would have its members compiled for this instruction set, under names
+// Zeroed memory. The members of a std::vector would be compiled for this instruction set under names
 // that the linker shares with code for lesser ones.
 template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size) : memory_(new T[size]()) {}
-  T* data() const { return memory_.get(); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { delete[] memory_; }
+  T* data() const { return memory_; }
   T& operator[](int64_t i) const { return memory_[i]; }
 
  private:
-  std::unique_ptr<T[]> memory_;
+  T* const memory_;
 };
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
