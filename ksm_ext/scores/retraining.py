@@ -240,10 +240,12 @@ def _run(train: Train, subset: str, seed: int, caller: int) -> _Run:
 
 
 def _as_scores(result: Any) -> np.ndarray:
+    expected, remedy = "a function to scores", "Return a number, or a vector of t numbers."
+    if result is None:  # a forgotten return; NumPy would read it as NaN
+        raise TypeError(message("train", expected, "None", remedy))
     scores = as_tensor("train", result)
     if scores.ndim > 1 or not scores.numel():
-        remedy = "Return a number, or a vector of t numbers."
-        raise ValueError(message("train", "a function to scores", shape_text(scores), remedy))
+        raise ValueError(message("train", expected, shape_text(scores), remedy))
     return scores.double().cpu().reshape(-1).numpy()
 
 
@@ -334,7 +336,9 @@ def _failure(
     """What to raise for a run that gave no scores, or another number of them."""
     where = f"for {_spell(subsets, run.subset, run.seed)}"
     remedy = "Correct it and call again" + (
-        f": finished runs are kept in {store}." if store else ", with a `store` to keep runs."
+        f": finished runs are kept in {store}."
+        if store
+        else ", with a `store` to keep finished runs."
     )
     if run.error:
         found = f"{run.error.splitlines()[-1]} {where}"

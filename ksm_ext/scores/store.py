@@ -126,15 +126,17 @@ class RunStore:
 
     def _check(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         """Refuse runs of other tasks, targets or settings, and say which."""
-        wanted, found = ({**facts, **facts.pop("settings")} for facts in (wanted, found))
-        other = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+        other = [
+            f"{name} = {have.get(name)} (now {want.get(name)})"
+            for want, have in ((wanted, found), (wanted.pop("settings"), found.pop("settings")))
+            for name in want | have
+            if want.get(name) != have.get(name)
+        ]
         if other:
-            text = ", ".join(
-                f"{name} = {found.get(name)} (now {wanted.get(name)})" for name in other
-            )
             expected = "a new file or one of the same tasks, targets and settings"
             remedy = "Choose another path, or delete the file to start over."
-            raise ValueError(message("store", expected, f"{self.path} with {text}", remedy))
+            text = f"{self.path} with {', '.join(other)}"
+            raise ValueError(message("store", expected, text, remedy))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -142,27 +144,23 @@ class RunStore:
         try:
             yield
         except sqlite3.OperationalError as error:
-            expected, remedy = (
-                "writable",
-                ("Make room or choose another path, and call again: finished runs are not lost."),
-            )
+            expected = "writable"
+            remedy = "Make room or choose another path, and call again: finished runs are kept."
             if "locked" in str(error):  # error codes come with Python 3.11
-                expected, remedy = (
-                    "open in one process at a time",
-                    ("Wait for the other process to end, or choose another path."),
-                )
+                expected = "open in one process at a time"
+                remedy = "Wait for the other process to end, or choose another path."
             found = f"{self.path} ({error})"
             raise OSError(message("store", expected, found, remedy)) from error
         except sqlite3.DatabaseError as error:
             found = f"{self.path} ({error})"
-            remedy = "Choose another path; this file was not changed."
+            remedy = "Choose another path, or delete the file to start over."
             raise ValueError(message("store", "a store of runs", found, remedy)) from error
 
 
 def _as_json(settings: Mapping[str, Any]) -> Any:
     """``settings`` as they come back from JSON, where tuples are lists and keys are text."""
     try:
-        return json.loads(json.dumps(dict(settings)))
+        return json.loads(json.dumps(dict(settings), allow_nan=False))
     except (TypeError, ValueError) as error:
         remedy = "Pass numbers, text, and lists and dicts of these."
         raise TypeError(
