@@ -16,7 +16,6 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -77,6 +76,8 @@ def test_any_vector_is_a_row_of_targets(as_result):
 
 
 def test_answers_are_of_the_kind_of_the_masks():
+    import pandas  # here, since workers import this file
+
     table = pandas.DataFrame(MASKS.int().numpy(), index=list("abcdef"))
     scores = quiet(train, table, seeds=(0, 1), target_names=("loss", "accuracy"))
     assert list(scores.mean.index) == list("abcdef")
