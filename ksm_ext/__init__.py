@@ -1,9 +1,9 @@
 """Kernel surrogate models: which training tasks help or hurt a target, alone and together.
 
-The flow: draw subsets of tasks (:mod:`ksm_ext.subsets`), score a model trained on each, fit a
-surrogate to the scores (:func:`fit_surrogate`), ask it for attributions and interactions
-(:class:`Surrogate`), judge it (:mod:`ksm_ext.evaluation`), choose tasks (:mod:`ksm_ext.selection`),
-show it (:mod:`ksm_ext.plotting`, :func:`write_report`).
+The flow: draw subsets of tasks (:mod:`ksm_ext.subsets`), score a model trained on each
+(:func:`retrain_scores`), fit a surrogate to the scores (:func:`fit_surrogate`), ask it for
+attributions and interactions (:class:`Surrogate`), judge it (:mod:`ksm_ext.evaluation`), choose
+tasks (:mod:`ksm_ext.selection`), show it (:mod:`ksm_ext.plotting`, :func:`write_report`).
 """
 
 from ksm_ext import evaluation as evaluation
@@ -18,6 +18,8 @@ from ksm_ext.kernels import Laplace as Laplace
 from ksm_ext.kernels import Linear as Linear
 from ksm_ext.kernels import Polynomial as Polynomial
 from ksm_ext.report import write_report as write_report
+from ksm_ext.scores.retraining import RetrainedScores as RetrainedScores
+from ksm_ext.scores.retraining import retrain_scores as retrain_scores
 from ksm_ext.surrogates.fit import fit_surrogate as fit_surrogate
 from ksm_ext.surrogates.storage import load_surrogate as load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate as Surrogate

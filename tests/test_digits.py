@@ -1,16 +1,18 @@
 """The digits experiment end to end on its smallest preset: found, resumable, refusing."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import joblib
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.digits.pipeline import PRESETS, Settings, load, train_and_score
+from experiments.digits.pipeline import PRESETS, load, train_and_score
 from experiments.digits.run import main, run
-from experiments.digits.store import ScoreStore
 
 SMOKE = PRESETS["smoke"]
 
@@ -23,6 +25,11 @@ def finished(tmp_path_factory):
         return folder, run(SMOKE, folder)
 
 
+def scores_in(folder):
+    with closing(sqlite3.connect(folder / "scores.sqlite")) as database:
+        return set(database.execute("SELECT subset, seed, scores FROM runs"))
+
+
 def test_the_shuffled_groups_are_found(finished):
     _, result = finished
     assert sorted(result.found) == list(result.planted) == list(load(SMOKE).bad)
@@ -32,66 +39,49 @@ def test_the_shuffled_groups_are_found(finished):
 def test_everything_is_written(finished):
     folder, _ = finished
     names = {path.name for path in folder.iterdir()}
-    files = {"attributions.png", "config.json", "report.html", "scores.jsonl"}
+    files = {"attributions.png", "config.json", "report.html", "scores.sqlite"}
     assert names == files | {"surrogate.safetensors"}
     config = (folder / "config.json").read_text()
     assert json.loads(config)["settings"]["num_subsets"] == SMOKE.num_subsets
     assert str(folder) not in config
-    assert len((folder / "scores.jsonl").read_bytes().splitlines()) == 1 + SMOKE.num_subsets + 2
+    assert len(scores_in(folder)) == (SMOKE.num_subsets + 2) * SMOKE.num_repeats
 
 
-def test_a_torn_line_is_trained_again_and_nothing_else(finished, tmp_path, capsys, monkeypatch):
+def test_only_what_is_missing_is_trained_again(finished, tmp_path, monkeypatch):
     folder, result = finished
-    content = (folder / "scores.jsonl").read_bytes()
-    lines = content.splitlines(keepends=True)
-    (tmp_path / "scores.jsonl").write_bytes(b"".join(lines[:10]) + lines[10][:-7])
-    trained = []
+    store = tmp_path / "scores.sqlite"
+    store.write_bytes((folder / "scores.sqlite").read_bytes())
+    with closing(sqlite3.connect(store)) as database, database:
+        lost = set(database.execute("SELECT subset, seed FROM runs WHERE subset LIKE '10%'"))
+        database.execute("DELETE FROM runs WHERE subset LIKE '10%'")
+    trained = set()
 
-    def spy(settings: Settings, subset: str) -> list[list[float]]:
-        trained.append(subset)
-        return train_and_score(settings, subset)
+    def spy(settings, mask, repeat):
+        trained.add(("".join("1" if bit else "0" for bit in mask.tolist()), repeat))
+        return train_and_score(settings, mask, repeat)
 
     monkeypatch.setattr("experiments.digits.run.train_and_score", spy)
     with joblib.parallel_config("sequential"):
         again = run(SMOKE, tmp_path)
-    assert sorted(trained) == sorted(json.loads(line)["subset"] for line in lines[10:])
-    assert (tmp_path / "scores.jsonl").read_bytes() == content
+    assert trained == lost != set()
+    assert scores_in(tmp_path) == scores_in(folder)
     assert again.found == result.found
-    printed = capsys.readouterr().out
-    assert "cut short" in printed and "Resuming: 9 of 24 subsets are done." in printed
-
-
-@pytest.mark.parametrize("keep", [0, 5])
-def test_a_torn_header_starts_over(finished, tmp_path, keep):
-    path = tmp_path / "scores.jsonl"
-    path.write_bytes((finished[0] / "scores.jsonl").read_bytes()[:keep])
-    with ScoreStore(path, SMOKE) as store:
-        store.add("1" * 8, [[0.5, 0.9]])
-    with ScoreStore(path, SMOKE) as store:
-        assert store.scores == {"1" * 8: [[0.5, 0.9]]}
 
 
 def test_other_settings_are_refused(finished, capsys):
     folder, _ = finished
     arguments = ["--preset", "smoke", "--jobs", "1", "--output", str(folder)]
-    before = (folder / "scores.jsonl").read_bytes()
+    before = [(folder / name).read_bytes() for name in ("scores.sqlite", "config.json")]
     assert main([*arguments, "--seed", "1"]) == 2
     text = capsys.readouterr().err
-    assert "`output` must be a new folder or one of the same settings" in text
+    assert "`store` must be a new file or one of the same tasks, targets and settings" in text
     assert "seed = 0 (now 1)" in text
-    assert (folder / "scores.jsonl").read_bytes() == before
+    assert [(folder / name).read_bytes() for name in ("scores.sqlite", "config.json")] == before
 
 
-def test_damage_before_the_end_is_refused(finished, tmp_path):
-    lines = (finished[0] / "scores.jsonl").read_bytes().splitlines(keepends=True)
-    lines[3] = b"\x00\xff\n"
-    (tmp_path / "scores.jsonl").write_bytes(b"".join(lines))
-    with pytest.raises(ValueError, match=r"scores.jsonl, line 4\. Delete"):
-        ScoreStore(tmp_path / "scores.jsonl", SMOKE)
-
-
-def test_a_score_depends_on_nothing_but_settings_and_subset():
-    first = train_and_score(SMOKE, "10110010")
-    train_and_score(SMOKE, "11110000")
-    assert train_and_score(SMOKE, "10110010") == first
-    assert first[0] != first[1]  # repeats are different trainings
+def test_a_score_depends_on_nothing_but_settings_and_subset_and_repeat():
+    mask = torch.tensor([True, False, True, True, False, False, True, False])
+    first = train_and_score(SMOKE, mask, 0)
+    train_and_score(SMOKE, ~mask, 0)
+    assert train_and_score(SMOKE, mask, 0) == first
+    assert train_and_score(SMOKE, mask, 1) != first  # repeats are different trainings

@@ -6,8 +6,6 @@ are permuted. F(S) is the test loss and test accuracy of a small network trained
 Shapes: images (n, g, 64) in n groups of g; labels (n, g); masks (n,) bool; t = 2 targets.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,32 +88,28 @@ def load(settings: Settings) -> Digits:
     return Digits(x[: n * g].reshape(n, g, -1), groups, x[n * g :], y[n * g :], tuple(bad))
 
 
-def train_and_score(settings: Settings, subset: str) -> list[list[float]]:
-    """Train on the groups of ``subset`` and test, ``num_repeats`` times.
+def train_and_score(settings: Settings, mask: Tensor, repeat: int) -> tuple[float, float]:
+    """Train on the groups of ``mask``, and test.
 
     Args:
         settings: What to train.
-        subset: One "0" or "1" for each group. The result is a function of this and ``settings``
-            alone, whichever process computes it, and in whichever order.
+        mask: (n,) bool. Which groups to train on.
+        repeat: Number of the training; the result is a function of these three alone, whichever
+            process computes it, and in whichever order.
 
     Returns:
-        One row for each training: the targets of :data:`TARGETS`.
+        The targets of :data:`TARGETS`.
     """
     digits = load(settings)
-    mask = torch.tensor([bit == "1" for bit in subset])
     images, labels = digits.images[mask].flatten(0, 1), digits.labels[mask].flatten()
-    rows = []
-    with one_thread():
-        for repeat in range(settings.num_repeats):
-            entropy = [settings.seed, 1, repeat, int(subset, 2)]
-            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-            model = _train(images, labels, settings, torch.Generator().manual_seed(seed))
-            with torch.no_grad():
-                logits = model(digits.test_images)
-            loss = cross_entropy(logits, digits.test_labels)
-            accuracy = (logits.argmax(1) == digits.test_labels).double().mean()
-            rows.append([float(loss), float(accuracy)])
-    return rows
+    subset = int("".join("1" if bit else "0" for bit in mask.tolist()), 2)
+    entropy = np.random.SeedSequence([settings.seed, 1, repeat, subset])
+    seed = int(entropy.generate_state(1, np.uint64)[0] >> 1)
+    model = _train(images, labels, settings, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        logits = model(digits.test_images)
+    accuracy = (logits.argmax(1) == digits.test_labels).double().mean()
+    return float(cross_entropy(logits, digits.test_labels)), float(accuracy)
 
 
 def _train(
@@ -139,14 +133,3 @@ def _train(
             cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
     return model
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a problem gains nothing from a second thread, and would sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,8 +8,10 @@ import json
 import platform
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -17,19 +19,16 @@ from time import perf_counter
 import joblib
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from experiments.digits.pipeline import (
     PRESETS,
     TARGETS,
     Settings,
     load,
-    one_thread,
     train_and_score,
 )
-from experiments.digits.store import ScoreStore
-from ksm_ext import Surrogate, fit_surrogate
-from ksm_ext.evaluation import mislabel_auc, retrain_noise
+from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
+from ksm_ext.evaluation import mislabel_auc
 from ksm_ext.report import write_report
 from ksm_ext.subsets import paired
 from ksm_ext.surrogates.storage import write_whole
@@ -62,7 +61,7 @@ class Result:
 def run(settings: Settings, output: Path) -> Result:
     """Score, fit, name the bad groups, and write everything to ``output``.
 
-    Subsets go through joblib, hence wherever ``joblib.parallel_config`` sends them.
+    Training goes through joblib, hence wherever ``joblib.parallel_config`` sends it.
 
     Raises:
         ValueError: If ``output`` holds the scores of other settings.
@@ -75,26 +74,32 @@ def run(settings: Settings, output: Path) -> Result:
         f"Which? Train on {settings.num_subsets} subsets of the groups, "
         f"{settings.num_repeats} times each.\n"
     )
-    with one_thread(), ScoreStore(output / "scores.jsonl", settings) as store:
-        write_config(output / "config.json", settings)
-        # Half of the groups each, with the complement: see README.md, "The design".
-        masks = paired(
-            settings.num_tasks, settings.num_subsets, probability=0.5, seed=settings.seed
-        )
-        runs = score(settings, masks, store)  # (m, r, t)
+    score = partial(
+        retrain_scores,
+        partial(train_and_score, settings),
+        seeds=range(settings.num_repeats),
+        store=output / "scores.sqlite",
+        settings=asdict(settings),
+        target_names=TARGETS,
+    )
+    # Half of the groups each, with the complement: see README.md, "The design".
+    masks = paired(settings.num_tasks, settings.num_subsets, probability=0.5, seed=settings.seed)
+    scores = score(masks)
+    write_config(output / "config.json", settings)  # the store has refused other settings by now
+    with one_thread():
         names = [f"task {task:02d}" for task in range(settings.num_tasks)]
         surrogate = fit_surrogate(
-            masks, runs.mean(1), kernel=KERNELS, task_names=names, target_names=TARGETS
+            masks, scores.mean, kernel=KERNELS, task_names=names, target_names=TARGETS
         )
         values, std = surrogate.attribute("shapley", return_std=True)  # (n, t)
-        found = name_bad(values[:, 0], std[:, 0])
-        print_table(settings, surrogate, runs, masks, values, std, found)
+    found = name_bad(values[:, 0], std[:, 0])
+    print_table(surrogate, scores, values, std, found)
 
-        print("\nThe check: train on all groups, and on all but the harmful ones.")
-        everything = torch.ones(settings.num_tasks, dtype=torch.bool)
-        without = everything.clone()
-        without[list(found)] = False
-        check = score(settings, torch.stack([everything, without]), store).mean(1)  # (2, t)
+    print("\nThe check: train on all groups, and on all but the harmful ones.")
+    everything = torch.ones(settings.num_tasks, dtype=torch.bool)
+    without = everything.clone()
+    without[list(found)] = False
+    check = score(torch.stack([everything, without])).mean  # (2, t)
     planted = load(settings).bad
     result = Result(surrogate, values, std, planted, found, (check[0], check[1]))
     print_verdict(result)
@@ -103,36 +108,15 @@ def run(settings: Settings, output: Path) -> Result:
     return result
 
 
-# -- scores -------------------------------------------------------------------------------------
-
-
-def score(settings: Settings, masks: Tensor, store: ScoreStore) -> Tensor:
-    """(m, r, t) scores of each training of each subset; what ``store`` has is not trained again."""
-    subsets = ["".join("1" if bit else "0" for bit in row) for row in masks.tolist()]
-    missing = [subset for subset in dict.fromkeys(subsets) if subset not in store.scores]
-    done = len(set(subsets)) - len(missing)
-    if store.num_dropped and done:
-        print("The last line of scores.jsonl was cut short and is trained again.")
-    if done and missing:
-        print(f"Resuming: {done} of {len(set(subsets))} subsets are done.")
-    jobs = (joblib.delayed(_named)(settings, subset) for subset in missing)
-    parallel = joblib.Parallel(return_as="generator_unordered")
-    bar = tqdm(
-        parallel(jobs) if missing else [],
-        desc="training",
-        unit=" subsets",
-        initial=done,
-        total=done + len(missing),
-        disable=not missing,
-        bar_format="{desc} {bar:28} {n_fmt}/{total_fmt}{unit}  {elapsed} < {remaining}",
-    )
-    for subset, rows in bar:
-        store.add(subset, rows)
-    return torch.tensor([store.scores[subset] for subset in subsets], dtype=torch.float64)
-
-
-def _named(settings: Settings, subset: str) -> tuple[str, list[list[float]]]:
-    return subset, train_and_score(settings, subset)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """So small a problem gains nothing from a second thread, and would sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
@@ -145,18 +129,14 @@ def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
 
 
 def print_table(
-    settings: Settings,
     surrogate: Surrogate,
-    runs: Tensor,
-    masks: Tensor,
+    scores: RetrainedScores,
     values: Tensor,
     std: Tensor,
     found: Sequence[int],
 ) -> None:
     """Quality of the fit, then one line per task, the most harmful first."""
-    m, r, t = runs.shape
-    noise = retrain_noise(masks.repeat_interleave(r, 0), runs.reshape(m * r, t)) / r
-    share = noise / runs.mean(1).var(0)
+    share = scores.noise_std**2 / len(scores.seeds) / scores.mean.var(0)
     print(f"\n{surrogate}")
     print(f"\n{'':14}{'leave-one-out error':>22}{'of which noise':>18}")
     for j, name in enumerate(TARGETS):
@@ -233,7 +213,7 @@ def write_results(result: Result, output: Path) -> None:
         "report.html": "the page to look at",
         "attributions.png": "the figure",
         "surrogate.safetensors": "for ksm_ext.load_surrogate",
-        "scores.jsonl": "every score, to resume from",
+        "scores.sqlite": "every score, to resume from",
         "config.json": "settings and versions",
     }.items():
         print(f"  {name:23}{what}")

@@ -1,0 +1,1 @@
+"""Scores ``F(S)`` of subsets of tasks: what surrogates are fitted to."""

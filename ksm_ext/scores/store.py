@@ -1,0 +1,172 @@
+"""Finished training runs on disk: an SQLite file that a kill, a crash or a full disk leaves whole.
+
+Two tables that any SQLite tool reads, once they are closed: ``metadata`` (name, value) and ``runs``
+with a row for each subset ("0110": tasks 1 and 2 of 4) and seed. Its scores are little-endian
+float64. A kill may leave a file ``-journal`` beside it, which belongs to it until the next opening.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from os import PathLike
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ksm_ext.checks import message
+
+FORMAT = "ksm_ext.runs.1"
+
+_TABLES = """
+    CREATE TABLE metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE runs (
+        subset TEXT, seed INTEGER, scores BLOB NOT NULL, finished TEXT NOT NULL,
+        seconds REAL NOT NULL, PRIMARY KEY (subset, seed)
+    ) WITHOUT ROWID;
+"""
+
+
+class RunStore:
+    """The runs of one training function, opened by one process at a time.
+
+    Attributes:
+        path: The file; ``":memory:"`` keeps nothing.
+        num_targets: Scores of each run, t; ``None`` until they are known.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] | None,
+        num_tasks: int,
+        num_targets: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open ``path``, or create it.
+
+        Args:
+            path: The file, or ``None`` to keep the runs in memory.
+            num_tasks: Length of the subsets, n.
+            num_targets: Scores of each run, t, if that is known before the first.
+            settings: What the scores depend on beside subset and seed, as JSON has it.
+
+        Raises:
+            TypeError: If ``settings`` cannot be written as JSON.
+            ValueError: If the file is something else, or holds runs of other tasks, targets
+                or settings.
+            OSError: If it cannot be written, or another process has it open.
+        """
+        self.path = ":memory:" if path is None else str(path)
+        facts = {"num_tasks": num_tasks, "settings": _as_json(settings or {})}
+        with ExitStack() as undo, self._explained():
+            self._db = sqlite3.connect(self.path, timeout=0)
+            undo.callback(self._db.close)
+            # The lock lasts until the file is closed, by whatever end of this process.
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA synchronous = EXTRA")  # commits survive a power cut
+            self._db.execute("BEGIN EXCLUSIVE")
+            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            if not tables:
+                self._create(facts)
+            elif not tables >= {"metadata", "runs"}:
+                raise sqlite3.DatabaseError("it has other tables")
+            found = dict(self._db.execute("SELECT name, value FROM metadata"))
+            self._db.commit()
+            if found.get("format") != FORMAT:
+                raise sqlite3.DatabaseError(f"its format is {found.get('format')!r}")
+            known = {name: json.loads(found[name]) for name in found.keys() - {"format"}}
+            self.num_targets: int | None = known.setdefault("num_targets", num_targets)
+            self._check({**facts, "num_targets": num_targets or self.num_targets}, known)
+            undo.pop_all()
+
+    def load(
+        self, subsets: Collection[str], seeds: Collection[int]
+    ) -> dict[tuple[str, int], np.ndarray]:
+        """Scores (t,) of the finished runs among ``subsets`` and ``seeds``."""
+        wanted = set(subsets)
+        with self._explained():
+            rows = self._db.execute("SELECT subset, seed, scores FROM runs")
+            return {
+                (subset, seed): np.frombuffer(scores, "<f8")
+                for subset, seed, scores in rows
+                if subset in wanted and seed in seeds
+            }
+
+    def add(self, subset: str, seed: int, scores: np.ndarray, seconds: float) -> None:
+        """Keep the scores (t,) of a run that took ``seconds``; it is on the disk when this returns.
+
+        Raises:
+            OSError: If it cannot be written; the runs that were kept stay.
+        """
+        row = (subset, seed, scores.astype("<f8").tobytes(), _now(), seconds)
+        with self._explained(), self._db:
+            targets = ("num_targets", json.dumps(len(scores)))
+            self._db.execute("INSERT OR IGNORE INTO metadata VALUES (?, ?)", targets)
+            self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", row)
+        self.num_targets = len(scores)
+
+    def __enter__(self) -> "RunStore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def _create(self, facts: Mapping[str, Any]) -> None:
+        for statement in _TABLES.split(";"):  # executescript would commit, and give up the lock
+            self._db.execute(statement)
+        rows = [(name, json.dumps(value, sort_keys=True)) for name, value in facts.items()]
+        self._db.executemany("INSERT INTO metadata VALUES (?, ?)", [("format", FORMAT), *rows])
+
+    def _check(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+        """Refuse runs of other tasks, targets or settings, and say which."""
+        other = [
+            f"{name} = {have.get(name)} (now {want.get(name)})"
+            for want, have in ((wanted, found), (wanted.pop("settings"), found.pop("settings")))
+            for name in want | have
+            if want.get(name) != have.get(name)
+        ]
+        if other:
+            expected = "a new file or one of the same tasks, targets and settings"
+            remedy = "Choose another path, or delete the file to start over."
+            text = f"{self.path} with {', '.join(other)}"
+            raise ValueError(message("store", expected, text, remedy))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say in the house's form what SQLite reports."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            expected = "writable"
+            remedy = "Make room or choose another path, and call again: finished runs are kept."
+            if "locked" in str(error):  # error codes come with Python 3.11
+                expected = "open in one process at a time"
+                remedy = "Wait for the other process to end, or choose another path."
+            found = f"{self.path} ({error})"
+            raise OSError(message("store", expected, found, remedy)) from error
+        except sqlite3.DatabaseError as error:
+            found = f"{self.path} ({error})"
+            remedy = "Choose another path, or delete the file to start over."
+            raise ValueError(message("store", "a store of runs", found, remedy)) from error
+
+
+def _as_json(settings: Mapping[str, Any]) -> Any:
+    """``settings`` as they come back from JSON, where tuples are lists and keys are text."""
+    try:
+        return json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        remedy = "Pass numbers, text, and lists and dicts of these."
+        raise TypeError(
+            message("settings", "a mapping that JSON can hold", f"{settings!r}", remedy)
+        ) from error
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
