@@ -30,9 +30,9 @@ from experiments.digits.pipeline import (
 from experiments.digits.store import ScoreStore
 from ksm_ext import Surrogate, fit_surrogate
 from ksm_ext.evaluation import mislabel_auc, retrain_noise
+from ksm_ext.files import write_whole
 from ksm_ext.report import write_report
 from ksm_ext.subsets import paired
-from ksm_ext.surrogates.storage import write_whole
 
 KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
 Z95 = 1.959964
