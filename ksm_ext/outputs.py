@@ -142,7 +142,8 @@ def _log_odds_of_all(odds: Tensor, kept: Tensor) -> Tensor:
     branch of a ``where`` is clamped to its own side, or its infinite derivative would leak.
     """
     log_loss = torch.where(odds > 30, -odds, (-F.logsigmoid(odds.clamp(max=30))).log())
-    log_sum = log_loss.where(kept, -torch.inf).logsumexp(dim=0)
+    shift = log_loss.detach().amax()  # the derivative of logsumexp rounds as its value does
+    log_sum = shift + (log_loss - shift).where(kept, -torch.inf).logsumexp(dim=0)
     total = (-F.logsigmoid(odds)).where(kept, 0.0).sum()
     small = total.clamp(max=1e-3)
     large = total.clamp(min=1e-3)
