@@ -41,8 +41,8 @@ GRADIENT_BYTES = 2**28  # of one chunk, unless batch_size says otherwise
 MAX_CHUNK = 64
 
 
-class Projector(Protocol):
-    """A projection of gradients to ``dim`` numbers, block of coordinates by block."""
+class AnyProjector(Protocol):
+    """What is asked of a projector, such as :class:`ksm_ext.projection.Projector`."""
 
     @property
     def dim(self) -> int:
@@ -82,11 +82,10 @@ def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = Non
     }
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = {
-            first
-            for name, first in aliases.items()
-            if name == pattern or fnmatchcase(name, pattern)
-        }
+        if pattern in aliases:
+            matched = {aliases[pattern]}
+        else:
+            matched = {own for name, own in aliases.items() if fnmatchcase(name, pattern)}
         if not matched:
             close = get_close_matches(pattern, aliases, n=3, cutoff=0.4) or list(aliases)[:3]
             remedy = f"Did you mean {', '.join(repr(name) for name in close)}?"
@@ -166,7 +165,7 @@ def collect_features(
     model: nn.Module,
     data: Any,
     output: Output,
-    projector: Projector | None = None,
+    projector: AnyProjector | None = None,
     *,
     parameters: str | Sequence[str] | None = None,
     store: Any = None,
@@ -264,7 +263,8 @@ def collect_features(
 
 
 def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    return {name: weight for name, weight in model.named_parameters() if name in set(names)}
+    weights = dict(model.named_parameters())
+    return {name: weights[name] for name in names}
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _projected(
-    gradients: dict[str, Tensor], projector: Projector | None, dtype: torch.dtype
+    gradients: dict[str, Tensor], projector: AnyProjector | None, dtype: torch.dtype
 ) -> Tensor:
     """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
     if projector is None:
