@@ -7,9 +7,13 @@ tasks (:mod:`ksm_ext.selection`), show it (:mod:`ksm_ext.plotting`, :func:`write
 """
 
 from ksm_ext import evaluation as evaluation
+from ksm_ext import gradients as gradients
 from ksm_ext import selection as selection
 from ksm_ext import subsets as subsets
 from ksm_ext.build_facts import build_info as build_info
+from ksm_ext.features import Features as Features
+from ksm_ext.features import load_features as load_features
+from ksm_ext.gradients import collect_features as collect_features
 from ksm_ext.kernels import ANOVA2 as ANOVA2
 from ksm_ext.kernels import RBF as RBF
 from ksm_ext.kernels import Exponential as Exponential

@@ -21,9 +21,9 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayLike, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.evaluation import lds, residual_error
+from ksm_ext.files import write_whole
 from ksm_ext.readouts import READOUTS
 from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.storage import write_whole
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_TARGETS, _MAX_TASKS, _MAX_CELLS, _MAX_POINTS, _MAX_KERNELS = 6, 200, 60, 1000, 12

@@ -8,8 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ksm_ext"
 LAYERS = [
     "checks _build _C _C_cuda",
-    "arrays ops correlation build_facts",
-    "masks subsets",
+    "arrays ops correlation build_facts files",
+    "masks subsets projection",
+    "batches features outputs",
+    "gradients",
     "kernels",
     "readouts",
     "scores surrogates",

@@ -199,7 +199,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     code = f"""
 import resource, signal
 from pathlib import Path
-from ksm_ext.surrogates.storage import write_whole
+from ksm_ext.files import write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}))
 try:

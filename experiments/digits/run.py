@@ -29,9 +29,9 @@ from experiments.digits.pipeline import (
 )
 from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import mislabel_auc
+from ksm_ext.files import write_whole
 from ksm_ext.report import write_report
 from ksm_ext.subsets import paired
-from ksm_ext.surrogates.storage import write_whole
 
 KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
 Z95 = 1.959964

@@ -1,8 +1,6 @@
 """Surrogates on disk: one safetensors file, no pickle, written whole or not at all."""
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from ksm_ext.arrays import Kind
 from ksm_ext.checks import message
+from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
@@ -111,24 +110,3 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
     )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, flush it to disk, then rename it into place.
-
-    Raises:
-        OSError: With the path and the cause; nothing is left behind and an old file stays.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # a read-only folder has nothing of ours in it
-            partial.unlink(missing_ok=True)
-        remedy = "Free some space or choose another path; nothing was changed."
-        text = message("path", "writable", f"{path}: {error.strerror}", remedy)
-        raise OSError(error.errno, text) from error

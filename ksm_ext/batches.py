@@ -1,0 +1,136 @@
+"""Samples in the order of their data set, regrouped from a loader's batches.
+
+A batch is a tuple of tensors (b, ...) or a dict of them by name; a sample is one without the b.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+
+from ksm_ext.checks import message, shape_text
+
+Batch = tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
+    """What a loader yields, as a batch on ``device``.
+
+    Raises:
+        TypeError: If it is not a tuple, list or mapping, or holds anything but tensors.
+        ValueError: If its tensors differ in their number of rows.
+    """
+    if not isinstance(batch, (Mapping, tuple, list)):
+        remedy = "Collate the samples into a tuple or dict of tensors."
+        found = type(batch).__name__
+        raise TypeError(message("data", "batches that are tuples or dicts", found, remedy))
+    batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
+    for name, column in columns(batch):
+        if not isinstance(column, Tensor):
+            found = f"{type(column).__name__} in {name}"
+            remedy = "Drop this column, or collate it into a tensor."
+            raise TypeError(message("data", "batches of tensors", found, remedy))
+    if len({column.shape[:1] for _, column in columns(batch)} - {()}) != 1:
+        found = " and ".join(shape_text(column) for _, column in columns(batch)) or "nothing"
+        raise ValueError(message("data", "tensors of one row per sample", found, "Align them."))
+    return each(lambda column: column.to(device), batch)
+
+
+def columns(batch: Batch) -> list[tuple[str, Tensor]]:
+    """The batch's tensors, each with its name or place."""
+    pairs = batch.items() if isinstance(batch, dict) else enumerate(batch)
+    return [(str(name), column) for name, column in pairs]
+
+
+def each(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with ``function`` of each tensor."""
+    if isinstance(batch, dict):
+        return {name: function(column) for name, column in batch.items()}
+    return tuple(function(column) for column in batch)
+
+
+def num_rows(batch: Batch) -> int:
+    """How many samples there are in the batch."""
+    return len(columns(batch)[0][1])
+
+
+def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
+    """A loader of all samples in the data set's order.
+
+    Args:
+        data: A DataLoader, a Dataset with a length, or a tuple of tensors (b, ...).
+        batch_size: For those that are no DataLoader.
+
+    Raises:
+        ValueError: If ``data`` is shuffled, leaves samples out, has none, or does not line up.
+        TypeError: If ``data`` is none of these kinds.
+    """
+    if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
+        data = TensorDataset(*as_batch(data))
+    if not isinstance(data, DataLoader):
+        if not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+            remedy = "Pass a DataLoader, a Dataset with a length, or a tuple of tensors."
+            raise TypeError(message("data", "samples by number", type(data).__name__, remedy))
+        if len(data) == 0:
+            raise ValueError(message("data", "at least one sample", "none", "Check the data set."))
+        # A generator of its own, or the loader would draw from the global random state.
+        dataset: Any = data
+        return DataLoader(dataset, batch_size=batch_size, generator=torch.Generator())
+    batches = data.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    if not isinstance(sampler, SequentialSampler) or data.drop_last:
+        drawn = f"samples drawn by {type(sampler).__name__}"
+        found = "drop_last=True" if isinstance(sampler, SequentialSampler) else drawn
+        remedy = "Build the DataLoader with shuffle=False and drop_last=False."
+        raise ValueError(message("data", "every sample in order", found, remedy))
+    return data
+
+
+def chunks(loader: DataLoader[Any], size: int, start: int) -> Iterator[Batch]:
+    """Samples from ``start`` on, ``size`` at a time, whatever the loader's batches.
+
+    A chunk ends early where the shape of samples changes, as it does in batches padded to lengths
+    of their own. Where it ends depends on the data alone if ``start`` is where a chunk ended.
+    """
+    pending: Batch = ()
+    for loaded in loader:
+        batch = as_batch(loaded)
+        skipped = min(start, num_rows(batch))
+        start -= skipped
+        batch = _rows(batch, slice(skipped, None))
+        if pending and _layout(pending) != _layout(batch):
+            yield pending
+            pending = ()
+        pending = _joined(pending, batch) if pending else batch
+        while num_rows(pending) >= size:
+            yield _rows(pending, slice(size))
+            pending = _rows(pending, slice(size, None))
+        if num_rows(pending) == 0:
+            pending = ()
+    if pending:
+        yield pending
+
+
+def witnesses(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:
+    """Tensors of the first, middle and last sample: a cheap sign that data are the same."""
+    dataset: Any = loader.dataset
+    rows = sorted({0, len(dataset) // 2, len(dataset) - 1})
+    return [pair for row in rows for pair in columns(as_batch(loader.collate_fn([dataset[row]])))]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return each(lambda column: column[rows], batch)
+
+
+def _layout(batch: Batch) -> list[tuple[str, torch.Size, torch.dtype]]:
+    """What two batches must share to be joined."""
+    return [(name, column.shape[1:], column.dtype) for name, column in columns(batch)]
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    """The rows of two batches of one layout."""
+    rows = dict(columns(second))
+    joined = {name: torch.cat([column, rows[name]]) for name, column in columns(first)}
+    return joined if isinstance(first, dict) else tuple(joined.values())

@@ -1,0 +1,279 @@
+"""Features of samples in memory or in a folder on disk, which an interrupted run can go on with.
+
+A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy files;
+``meta.json``, what the features are of; and ``progress.json``, how many rows are done. Rows reach
+the disk before they are counted, and the count is replaced in one step, so whenever a run is
+killed, the counted rows are whole and the next run goes on behind them.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from ksm_ext.checks import message
+from ksm_ext.files import write_whole
+
+FORMAT = "ksm_ext.features.1"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Outputs of a model on b samples, and their gradients: ``h(z) ≈ values + gradients z``.
+
+    Attributes:
+        values: (b,) float32 or float64. The output of each sample at the model's parameters.
+        gradients: (b, k), same dtype. Its projected gradient φ; k is p without a projection.
+    """
+
+    values: Tensor
+    gradients: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def load_features(path: Any) -> Features:
+    """Open a folder of features that is complete.
+
+    The tensors are mapped, not read: rows come from disk when they are used, so that a table may
+    be larger than memory. Writing to the tensors changes this process's copy and never the files.
+
+    Args:
+        path: The folder, as given to ``store`` of :func:`ksm_ext.gradients.collect_features`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no features in it.
+        ValueError: If the features are incomplete or damaged.
+    """
+    path = Path(path)
+    if not (path / "meta.json").is_file():
+        found = f"{path} without meta.json"
+        remedy = "Check where the features were collected."
+        raise FileNotFoundError(message("path", "a folder of features", found, remedy))
+    meta = _read_json(path / "meta.json")
+    if meta.get("format") != FORMAT:
+        found = f"{path} with format {meta.get('format')!r}"
+        remedy = f"This version reads format {FORMAT!r}."
+        raise ValueError(message("path", "a folder of features", found, remedy))
+    done = _num_done(path)
+    if done < meta["num_samples"]:
+        found = f"{path} with {done} of {meta['num_samples']} samples"
+        remedy = "Collect the features again with the same arguments: the run goes on from there."
+        raise ValueError(message("path", "a complete folder of features", found, remedy))
+    return Features(*(_mapped(path / name, *layout) for name, layout in _arrays(meta).items()))
+
+
+class FeatureStore:
+    """A folder of features being written; made by :meth:`open`.
+
+    Attributes:
+        path: The folder.
+        num_samples: b, the rows that there will be.
+        num_done: The rows that are safe on disk; the next ones go behind them.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, Any], files: list[tuple[IO[bytes], int]]):
+        self.path = path
+        self.num_samples = int(meta["num_samples"])
+        self.num_done = _num_done(path)
+        self._arrays = list(_arrays(meta).values())
+        self._files = files  # each with the offset of its first row
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Any, meta: Mapping[str, Any]) -> Iterator["FeatureStore"]:
+        """Create the folder, or open one of the same ``meta`` to go on with it.
+
+        Args:
+            path: The folder; its parents are created too.
+            meta: What the features are of. ``num_samples``, ``dim`` and ``dtype`` lay out the
+                files; everything else, as JSON, only has to be the same in every run.
+
+        Raises:
+            ValueError: If the folder holds features of another ``meta``, is damaged, or has
+                files of the same names that are no features.
+            RuntimeError: If another process writes to the folder.
+            OSError: If the folder cannot be written to.
+        """
+        path, meta = Path(path), json.loads(json.dumps({"format": FORMAT, **meta}))
+        with ExitStack() as stack:
+            writing = _num_done(path) < meta["num_samples"]  # many may read what is complete
+            if writing:
+                with _stated(path, "Free some space or choose another folder."):
+                    path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(path))
+                    for partial in path.glob(".*.partial"):  # of a run killed while writing it
+                        partial.unlink()
+            if not (path / "progress.json").exists():
+                _create(path, meta)
+            _check_same(path, meta, _read_json(path / "meta.json"))
+            files = []
+            for name, (shape, dtype) in _arrays(meta).items() if writing else ():
+                offset = _first_row(path / name, shape, dtype)
+                with _stated(path, "Make the folder's files writable."):
+                    file = stack.enter_context((path / name).open("r+b", buffering=0))
+                files.append((file, offset))
+            yield cls(path, meta, files)
+
+    def append(self, *blocks: Tensor) -> None:
+        """Write the next rows, and return when they are safe on disk.
+
+        Args:
+            *blocks: values (rows,) and gradients (rows, k).
+
+        Raises:
+            OSError: If the disk is full. The rows before these are kept.
+        """
+        remedy = f"Free some space and run again: the first {self.num_done} samples are kept."
+        with _stated(self.path, remedy):
+            for block, (file, offset), (shape, dtype) in zip(
+                blocks, self._files, self._arrays, strict=True
+            ):
+                rows = block.detach().to("cpu", getattr(torch, dtype)).contiguous().numpy()
+                if rows.shape[1:] != shape[1:] or self.num_done + len(rows) > shape[0]:
+                    expected = f"the next rows of {shape}"
+                    found = f"shape {rows.shape} behind {self.num_done} rows"
+                    raise ValueError(message("blocks", expected, found, "Append rows in order."))
+                stride = rows.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+                _write_at(file.fileno(), rows, offset + self.num_done * stride)
+                os.fsync(file.fileno())
+        done = self.num_done + len(blocks[0])
+        write_whole(self.path / "progress.json", json.dumps({"num_done": done}).encode())
+        self.num_done = done
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of names, shapes, dtypes and every bit of the values, whatever the device."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _arrays(meta: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each file."""
+    b, k, dtype = meta["num_samples"], meta["dim"], meta["dtype"]
+    return {"values.npy": ((b,), dtype), "gradients.npy": ((b, k), dtype)}
+
+
+def _create(path: Path, meta: Mapping[str, Any]) -> None:
+    """Lay out the files; progress.json comes last, and says that the others are there."""
+    names = _arrays(meta)
+    foreign = [name for name in names if (path / name).exists()]
+    if foreign and not (path / "meta.json").exists():
+        remedy = "Choose another folder; nothing was changed."
+        found = f"{path} with a {foreign[0]} of something else"
+        raise ValueError(message("store", "a new folder or one of features", found, remedy))
+    write_whole(path / "meta.json", json.dumps(meta, indent=2).encode())
+    with _stated(path, "Free some space or choose another folder."):
+        for name, (shape, dtype) in names.items():
+            open_memmap(path / name, mode="w+", dtype=dtype, shape=shape)  # a file of holes
+            with (path / name).open("rb") as file:
+                os.fsync(file.fileno())
+    write_whole(path / "progress.json", json.dumps({"num_done": 0}).encode())
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the names of the files, not only what is in them
+    finally:
+        os.close(folder)
+
+
+def _check_same(path: Path, meta: Any, stored: Any, field: str = "") -> None:
+    """Raise ``ValueError`` naming the first field in which the folder's features differ."""
+    if isinstance(meta, dict) and isinstance(stored, dict):
+        for name in dict.fromkeys([*meta, *stored]):
+            inner = f"{field}.{name}" if field else name
+            _check_same(path, meta.get(name), stored.get(name), inner)
+    elif meta != stored:
+        found = f"{field} = {meta!r} where {path} has {stored!r}"
+        remedy = "Run it with the same arguments and data, or choose another folder."
+        raise ValueError(message("store", "a folder of the same features", found, remedy))
+
+
+def _first_row(path: Path, shape: tuple[int, ...], dtype: str) -> int:
+    """Where the rows begin in a .npy file, once it is known to be the file that was laid out."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, FileNotFoundError) as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise ValueError(_damaged(path, f"{array.dtype} of shape {array.shape}"))
+    return int(array.offset)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Tensor:
+    """The array of a .npy file, private to this process and read as it is used."""
+    offset = _first_row(path, shape, dtype)
+    # Without a reservation, or the system refuses private maps of more than its memory.
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    flags, prot = mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE
+    with path.open("rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
+    return torch.frombuffer(buffer, dtype=getattr(torch, dtype), offset=offset).reshape(shape)
+
+
+def _num_done(path: Path) -> int:
+    file = path / "progress.json"
+    return int(_read_json(file)["num_done"]) if file.exists() else 0
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(_damaged(path, str(error))) from error
+
+
+def _damaged(path: Path, found: str) -> str:
+    remedy = "The folder is damaged: delete it and collect the features again."
+    return message("store", f"a folder of features with a whole {path.name}", found, remedy)
+
+
+def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
+    """Write all bytes of ``rows``. Not through a map: a full disk would kill the process."""
+    content = rows.reshape(-1).view(np.uint8).data
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+
+    Raises:
+        RuntimeError: If another process, or another store of this one, holds it.
+    """
+    import fcntl  # absent on Windows, where everything but stores works
+
+    with (path / "lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "Wait for it to finish, or choose another folder."
+            found = f"{path} that another run is writing to"
+            raise RuntimeError(message("store", "a folder of its own", found, remedy)) from error
+        yield
+
+
+@contextmanager
+def _stated(path: Path, remedy: str) -> Iterator[None]:
+    """Turn an ``OSError`` into one that names the folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        text = message("store", "a writable folder", f"{path}: {error.strerror}", remedy)
+        raise OSError(error.errno, text) from error
