@@ -13,7 +13,7 @@ Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p wit
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -160,6 +160,38 @@ def per_sample_gradients(
                 message("model", "a network that torch.vmap can run", found, remedy)
             ) from error
     return values, gradients
+
+
+def per_sample_outputs(
+    model: nn.Module,
+    output: Output,
+    batch: Batch,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    vectorize: bool = True,
+) -> Tensor:
+    """Values of an output on every sample of a batch, without gradients.
+
+    Args:
+        model: The network, see :func:`per_sample_gradients`.
+        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.outputs`.
+        batch: Tensors (b, ...), in a tuple or by name.
+        weights: Parameters to use in place of the model's, by name.
+        vectorize: See :func:`per_sample_gradients`.
+
+    Returns:
+        (b,), in the dtype of the output.
+    """
+
+    def scalar(sample: Batch) -> Tensor:
+        return output(lambda *a, **k: functional_call(model, dict(weights or {}), a, k), sample)
+
+    with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if vectorize:
+            return vmap(scalar)(batch)
+        return torch.stack(
+            [scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))]
+        )
 
 
 def collect_features(
