@@ -11,11 +11,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define KSM_HOST_DEVICE __host__ __device__
-#else
-#define KSM_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace ksm {
 
