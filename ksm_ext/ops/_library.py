@@ -1,6 +1,7 @@
 """What every operator's module needs: the native libraries, checks of tensors, a loop for vmap."""
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,9 @@ from torch._C._functorch import (
     TransformType,
     get_unwrapped,
     is_functorch_wrapped_tensor,
-    is_gradtrackingtensor,
     maybe_get_level,
 )
 from torch._functorch import pyfunctorch
-from torch.autograd import forward_ad
 
 from ksm_ext import _C  # noqa: F401  registers the operators and their CPU kernels
 from ksm_ext.checks import message
@@ -102,21 +101,55 @@ def check_task_offsets(task_offsets: Tensor) -> None:
         )
 
 
-def check_constant(name: str, tensor: Tensor | None) -> None:
-    """Raise ``ValueError`` if ``tensor`` carries a gradient or tangent, which would be lost."""
-    if tensor is None:
-        return
-    tracked = tensor.requires_grad and torch.is_grad_enabled()
-    tracked |= is_gradtrackingtensor(tensor)
-    if tracked or forward_ad.unpack_dual(tensor).tangent is not None:
-        raise ValueError(
-            message(
-                name,
-                "a constant",
-                "a tensor with a gradient or tangent, which this operator does not propagate",
-                "Detach it, or write the formula in plain PyTorch.",
-            )
-        )
+def _not_differentiable(name: str) -> str:
+    return message(
+        name,
+        "a constant",
+        "a tensor with a gradient or tangent, which this operator does not propagate",
+        "Detach it, or write the formula in plain PyTorch.",
+    )
+
+
+def refuse_gradients(**constants: Tensor | None) -> None:
+    """Raise ``ValueError`` if one of the named tensors requires a gradient, which would be lost."""
+    for name, tensor in constants.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(_not_differentiable(name))
+
+
+def refuse_tangents(**tangents: Tensor | None) -> None:
+    """Raise ``ValueError`` if one of the named arguments has a tangent, which would be lost."""
+    for name, tangent in tangents.items():
+        if tangent is not None:
+            raise ValueError(_not_differentiable(name))
+
+
+class _Constant(torch.autograd.Function):
+    """An operator without derivatives, which says so instead of having silently zero ones."""
+
+    @staticmethod
+    def forward(operator: Any, names: Sequence[str], *args: Any) -> Any:
+        result = operator(*args)
+        return args[0].new_empty(0) if result is None else result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.names = inputs[1]
+        ctx.set_materialize_grads(False)  # an absent tangent is None, not zeros
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise ValueError(_not_differentiable(ctx.names[0]))
+
+    @staticmethod
+    def jvp(ctx: Any, operator: None, names: Any, *tangents: Any) -> Any:
+        refuse_tangents(**dict(zip(ctx.names, tangents, strict=True)))
+
+
+def without_derivatives(operator: Any, **args: Any) -> Any:
+    """Call an operator on its named arguments; gradients and tangents of them raise."""
+    refuse_gradients(**{name: a for name, a in args.items() if isinstance(a, Tensor)})
+    return _Constant.apply(operator, tuple(args), *args.values())
 
 
 def check_one_tangent(name: str, tensor: Tensor | None) -> None:

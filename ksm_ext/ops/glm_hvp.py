@@ -28,12 +28,14 @@ from torch import Tensor
 from ksm_ext.checks import message
 from ksm_ext.ops._library import (
     check_beside,
-    check_constant,
     check_device,
     check_floating,
     check_ndim,
     check_task_offsets,
     one_by_one,
+    refuse_gradients,
+    refuse_tangents,
+    without_derivatives,
 )
 
 
@@ -225,9 +227,12 @@ class _GlmHvp(torch.autograd.Function):
         return None, None, None, None, _glm_hvp(*constants, grad.contiguous(), ridge), None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        *constants, ridge = ctx.saved_tensors
-        return _glm_hvp(*constants, tangents[4].contiguous(), ridge)
+    def jvp(
+        ctx: Any, features: Any, offsets: None, masks: None, curvature: Any, v: Any, ridge: Any
+    ) -> Tensor:
+        refuse_tangents(features=features, curvature=curvature, ridge=ridge)
+        *constants, saved_ridge = ctx.saved_tensors
+        return _glm_hvp(*constants, v.contiguous(), saved_ridge)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
@@ -243,8 +248,7 @@ def _glm_hvp(
     v: Tensor,
     ridge: Tensor,
 ) -> Tensor:
-    for name, tensor in (("features", features), ("curvature", curvature), ("ridge", ridge)):
-        check_constant(name, tensor)
+    refuse_gradients(features=features, curvature=curvature, ridge=ridge)
     return _GlmHvp.apply(features, task_offsets, masks, curvature, v, ridge)
 
 
@@ -258,10 +262,15 @@ def _glm_gradient(
     ridge: Tensor,
     curvature_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    for name, tensor in (("features", features), ("margins", margins), ("w", w), ("ridge", ridge)):
-        check_constant(name, tensor)
-    return torch.ops.ksm_ext.glm_gradient.default(
-        features, margins, task_offsets, masks, w, ridge, curvature_dtype
+    return without_derivatives(
+        torch.ops.ksm_ext.glm_gradient.default,
+        features=features,
+        margins=margins,
+        task_offsets=task_offsets,
+        masks=masks,
+        w=w,
+        ridge=ridge,
+        curvature_dtype=curvature_dtype,
     )
 
 

@@ -29,13 +29,13 @@ from torch import Tensor
 from ksm_ext.checks import check_choice, message
 from ksm_ext.ops._library import (
     check_beside,
-    check_constant,
     check_device,
     check_floating,
     check_ndim,
     check_one_tangent,
     check_task_offsets,
     one_by_one,
+    without_derivatives,
 )
 
 KINDS = ("linear", "polynomial", "rbf", "laplace", "exponential")
@@ -167,18 +167,21 @@ def kernel_gram(
 
 @torch.compiler.allow_in_graph
 def _gram_update(gram: Tensor, features: Tensor, weights: Tensor | None) -> None:
-    for name, tensor in (("gram", gram), ("features", features), ("weights", weights)):
-        check_constant(name, tensor)
-    torch.ops.ksm_ext.gram_update.default(gram, features, weights)
+    operator = torch.ops.ksm_ext.gram_update.default
+    without_derivatives(operator, gram=gram, features=features, weights=weights)
 
 
 @torch.compiler.allow_in_graph
 def _task_gram(
     features: Tensor, task_offsets: Tensor, other: Tensor | None, weights: Tensor | None
 ) -> Tensor:
-    for name, tensor in (("features", features), ("other", other), ("weights", weights)):
-        check_constant(name, tensor)
-    return torch.ops.ksm_ext.task_gram.default(features, task_offsets, other, weights)
+    return without_derivatives(
+        torch.ops.ksm_ext.task_gram.default,
+        features=features,
+        task_offsets=task_offsets,
+        other=other,
+        weights=weights,
+    )
 
 
 def _squared_distances(x: Tensor, y: Tensor | None) -> Tensor:
