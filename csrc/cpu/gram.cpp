@@ -195,12 +195,19 @@ constexpr int64_t kBlockRows = 128, kBlockColumns = 1024;
 template <typename T>
 class KernelBlocks {
  public:
-  KernelBlocks(const Tensor& like, KernelParameters kernel, const T* x, int64_t m, const T* y,
-               int64_t l, int64_t n, T* out)
-      : gemm_(like), kernel_(kernel), x_(x), y_(y), out_(out), l_(l), n_(n), same_(x == y) {
+  KernelBlocks(const Tensor& like, KernelParameters kernel, const T* x, int64_t m,
+               const std::optional<Tensor>& y, int64_t l, int64_t n, T* out)
+      : gemm_(like),
+        kernel_(kernel),
+        x_(x),
+        y_(y ? y->const_data_ptr<T>() : x),
+        out_(out),
+        l_(l),
+        n_(n),
+        same_(!y) {
     if (kernel.kind == KernelKind::kRbf || kernel.kind == KernelKind::kExponential) {
       x_squares_ = squares_of(x, m, n);
-      y_squares_ = same_ ? x_squares_ : squares_of(y, l, n);
+      y_squares_ = same_ ? x_squares_ : squares_of(y_, l, n);
     }
   }
 
@@ -262,8 +269,7 @@ Tensor kernel_gram_cpu(const Tensor& x, const std::optional<Tensor>& y, int64_t 
     const T* rows = x.const_data_ptr<T>();
     T* values = out.mutable_data_ptr<T>();
     request_huge_pages(values, m * l * sizeof(T));
-    const KernelBlocks<T> blocks(x, kernel, rows, m, y ? y->const_data_ptr<T>() : rows, l, n,
-                                 values);
+    const KernelBlocks<T> blocks(x, kernel, rows, m, y, l, n, values);
     const int64_t scratch = kernel.kind == KernelKind::kLaplace ? n * kBlockColumns : 0;
     const StripPairs pairs(m, rows_per_strip(m));
     parallel_items(y ? (m + kBlockRows - 1) / kBlockRows : pairs.count(),
