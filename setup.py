@@ -30,6 +30,10 @@ CXX_FLAGS = [
     "-std=c++17",
     # Without contraction every instruction set rounds alike; with it, results would differ by CPU.
     "-ffp-contract=off",
+    # Nobody reads errno or floating-point exceptions; with them, roots and comparisons would not
+    # vectorise. Values are the same.
+    "-fno-math-errno",
+    "-fno-trapping-math",
     # gcc 12 warns falsely inside its own AVX-512 headers.
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",

@@ -25,4 +25,10 @@ inline void check_same_device(const Tensor& tensor, const char* name, const Tens
                   "one. Move it with .to(x.device).");
 }
 
+// Calls body with a value of the C++ type of a dtype that was checked to be float32 or float64.
+template <typename Body>
+void for_dtype(ScalarType dtype, const Body& body) {
+  dtype == ScalarType::Float ? body(float{}) : body(double{});
+}
+
 }  // namespace ksm

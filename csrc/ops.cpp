@@ -17,6 +17,18 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
   m.def(
       "project_adjoint(Tensor y, int num_coordinates, int offset, int dim, int kind, int seed, "
       "int sparsity, bool hadamard) -> Tensor");
+  m.def("gram_update(Tensor(a!) gram, Tensor features, Tensor? weights) -> ()");
+  m.def(
+      "task_gram(Tensor features, Tensor task_offsets, Tensor? other, Tensor? weights) -> Tensor");
+  m.def(
+      "kernel_gram(Tensor x, Tensor? y, int kind, float gamma, float coef0, int degree) -> "
+      "Tensor");
+  m.def(
+      "glm_hvp(Tensor features, Tensor task_offsets, Tensor masks, Tensor? curvature, Tensor v, "
+      "Tensor ridge) -> Tensor");
+  m.def(
+      "glm_gradient(Tensor features, Tensor margins, Tensor task_offsets, Tensor masks, Tensor w, "
+      "Tensor ridge, ScalarType? curvature_dtype) -> (Tensor, Tensor, Tensor)");
 }
 
 // Importing ksm_ext._C loads this library, which registers the operators; the module is empty.

@@ -48,6 +48,51 @@ def mask_gram_matmul(
     return mask_gram(x, y, hamming_table, overlap_table).double() @ v.double()
 
 
+# -- regressions on subsets of tasks, and their Gram matrices ------------------------------------
+
+
+def glm_hvp(
+    features: Tensor,
+    task_of: Tensor,
+    masks: Tensor,
+    curvature: Tensor | None,
+    v: Tensor,
+    ridge: Tensor,
+) -> Tensor:
+    """Hessian-vector product of every subset, one after the other: (m, k) float64."""
+    features, v, ridge = features.double(), v.double(), ridge.double()
+    rows = []
+    for i in range(len(masks)):
+        chosen = masks[i][task_of]  # (b,)
+        samples = features[chosen]
+        weights = torch.ones(len(samples)).double()
+        if curvature is not None:
+            weights = curvature[i][chosen].double()
+        hessian = samples.T @ (weights[:, None] * samples) / max(1, len(samples))
+        rows.append(hessian @ v[i] + ridge[i] * v[i])
+    return torch.stack(rows) if rows else v.clone()
+
+
+def glm_objective(
+    features: Tensor, margins: Tensor, task_of: Tensor, mask: Tensor, w: Tensor, ridge: Tensor
+) -> Tensor:
+    """Logistic objective of one subset at one float64 w, differentiable by autograd."""
+    chosen = mask[task_of]
+    z = margins.double()[chosen] + features.double()[chosen] @ w
+    loss = torch.nn.functional.softplus(-z, threshold=700).sum() / max(1, int(chosen.sum()))
+    return loss + ridge.double() / 2 * w.square().sum()
+
+
+def task_gram(
+    features: Tensor, task_of: Tensor, num_tasks: int, other: Tensor, weights: Tensor
+) -> Tensor:
+    """Sums of ``w_i x_i y_i^T`` over the samples of each task: (n, k, t) float64."""
+    out = torch.zeros(num_tasks, features.shape[1], other.shape[1], dtype=torch.float64)
+    for i, a in enumerate(task_of.tolist()):
+        out[a] += weights[i].double() * torch.outer(features[i].double(), other[i].double())
+    return out
+
+
 # -- readouts of a function given on all subsets ------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from ksm_ext.build_facts import build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = {"pack_masks", "mask_gram", "mask_gram_matmul"}
+OPERATORS |= {"gram_update", "task_gram", "kernel_gram", "glm_hvp", "glm_gradient"}
 
 
 def test_the_installed_package_is_what_is_tested():

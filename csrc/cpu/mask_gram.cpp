@@ -139,12 +139,6 @@ void mask_gram_matmul_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
   });
 }
 
-// Calls body with a value of the C++ type of a checked dtype.
-template <typename Body>
-void for_dtype(ScalarType dtype, const Body& body) {
-  dtype == ScalarType::Float ? body(float{}) : body(double{});
-}
-
 Tensor mask_gram_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
                      const MaybeTensor& hamming_table, const MaybeTensor& overlap_table) {
   const Tensor& y = maybe_y ? *maybe_y : x;

@@ -51,12 +51,6 @@ class MasksWithSizes {
   MaskSet set_;
 };
 
-// Calls body with a value of the C++ type of a checked dtype.
-template <typename Body>
-void for_dtype(ScalarType dtype, const Body& body) {
-  dtype == ScalarType::Float ? body(float{}) : body(double{});
-}
-
 Tensor mask_gram_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
                       const MaybeTensor& hamming_table, const MaybeTensor& overlap_table) {
   const Tensor& y = maybe_y ? *maybe_y : x;

@@ -7,6 +7,12 @@ raises before it computes. Derivatives go through ``torch.autograd.Function`` in
 """
 
 from ksm_ext.ops._library import BUILT_WITH_CUDA as BUILT_WITH_CUDA
+from ksm_ext.ops.glm_hvp import GlmGradient as GlmGradient
+from ksm_ext.ops.glm_hvp import glm_gradient as glm_gradient
+from ksm_ext.ops.glm_hvp import glm_hvp as glm_hvp
+from ksm_ext.ops.gram import gram_update as gram_update
+from ksm_ext.ops.gram import kernel_gram as kernel_gram
+from ksm_ext.ops.gram import task_gram as task_gram
 from ksm_ext.ops.mask_gram import mask_gram as mask_gram
 from ksm_ext.ops.mask_gram import mask_gram_matmul as mask_gram_matmul
 from ksm_ext.ops.mask_gram import pack_masks as pack_masks
