@@ -1,9 +1,10 @@
 """Kernel surrogate models: which training tasks help or hurt a target, alone and together.
 
 The flow: draw subsets of tasks (:mod:`ksm_ext.subsets`), score a model trained on each
-(:func:`retrain_scores`), fit a surrogate to the scores (:func:`fit_surrogate`), ask it for
-attributions and interactions (:class:`Surrogate`), judge it (:mod:`ksm_ext.evaluation`), choose
-tasks (:mod:`ksm_ext.selection`), show it (:mod:`ksm_ext.plotting`, :func:`write_report`).
+(:func:`retrain_scores`) or estimate its scores from gradients (:class:`GradientEstimator`), fit a
+surrogate to the scores (:func:`fit_surrogate`), ask it for attributions and interactions
+(:class:`Surrogate`), judge it (:mod:`ksm_ext.evaluation`), choose tasks (:mod:`ksm_ext.selection`),
+show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks` is all in one call.
 """
 
 from ksm_ext import evaluation as evaluation
@@ -21,7 +22,11 @@ from ksm_ext.kernels import Kernel as Kernel
 from ksm_ext.kernels import Laplace as Laplace
 from ksm_ext.kernels import Linear as Linear
 from ksm_ext.kernels import Polynomial as Polynomial
+from ksm_ext.pipeline import TaskAttributions as TaskAttributions
+from ksm_ext.pipeline import attribute_tasks as attribute_tasks
+from ksm_ext.projection import Projector as Projector
 from ksm_ext.report import write_report as write_report
+from ksm_ext.scores.gradient import GradientEstimator as GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores as RetrainedScores
 from ksm_ext.scores.retraining import retrain_scores as retrain_scores
 from ksm_ext.surrogates.fit import fit_surrogate as fit_surrogate

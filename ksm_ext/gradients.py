@@ -189,9 +189,7 @@ def per_sample_outputs(
     with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if vectorize:
             return vmap(scalar)(batch)
-        return torch.stack(
-            [scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))]
-        )
+        return torch.stack([scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))])
 
 
 def collect_features(

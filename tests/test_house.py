@@ -16,10 +16,10 @@ LAYERS = [
     "readouts",
     "scores surrogates",
     "evaluation selection",
-    "plotting report",
+    "plotting report pipeline",
 ]
 SURROGATES = ["candidates lasso spectral walsh", "surrogate trials", "fit storage"]
-SCORES = ["store", "retraining"]
+SCORES = ["store logistic", "retraining gradient"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 INNER = {
     name: rank

@@ -7,10 +7,10 @@ dimensions, the output of sample i is :math:`h_i(W_0 + P z) \approx h_i + \phi_i
 .. math:: z_S = \arg\min_z \frac{1}{|S|} \sum_{i \in S} \ell(h_i + \phi_i \cdot z)
           + \frac{\rho}{2} \lVert z \rVert^2,
 
-solved for all subsets at once: for the logistic loss :math:`\ell(h) = \log(1 + e^{-h})`, which with
-h the log-odds of the right answer is cross-entropy for any number of classes, by Newton-CG
-(:mod:`ksm_ext.scores.logistic`); for the squared loss :math:`\ell(h) = h^2 / 2` of residuals h, from
-Gram matrices of the tasks. The score is read off the outputs of a target's samples at
+solved for all subsets at once: for the logistic loss :math:`\ell(h) = \log(1 + e^{-h})`, which
+is cross-entropy for any number of classes if h is the log-odds of the right answer, by Newton-CG
+(:mod:`ksm_ext.scores.logistic`); for the squared loss :math:`\ell(h) = h^2 / 2` of residuals h,
+from Gram matrices of the tasks. The score is read off the outputs of a target's samples at
 :math:`z_S`. Estimates are averaged over models (checkpoints or seeds), and a few really retrained
 subsets choose ρ and correct the scale (:meth:`GradientEstimator.calibrate`).
 
@@ -264,7 +264,11 @@ class GradientEstimator:
         if not self._features:
             remedy = "Call .fit() first."
             raise RuntimeError(message("estimator", "fitted", "one without features", remedy))
-        tensor = as_masks("masks", masks, self.num_tasks)
+        tensor = as_masks("masks", masks)
+        if tensor.shape[1] != self.num_tasks:
+            expected = f"of {self.num_tasks} columns like the tasks"
+            remedy = "Pass one column per task."
+            raise ValueError(message("masks", expected, shape_text(tensor), remedy))
         return tensor.cpu()
 
     def _estimate(self, masks: Tensor, ridge: float) -> Tensor:
@@ -372,7 +376,7 @@ def _is_named(targets: Any) -> bool:
 
 def _as_dataset(data: Any) -> Any:
     if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
-        return TensorDataset(*as_batch(data))  # type: ignore[misc]
+        return TensorDataset(*as_batch(data))
     return data
 
 

@@ -7,7 +7,8 @@ The subsets share their features, so that a Hessian-vector product of all is a f
 products (:mod:`ksm_ext.ops.glm_hvp`). Their Hessians are close to that of all tasks together, whose
 inverse preconditions every conjugate gradient; its solution is where every subset starts. A step
 ends where the residual is small beside the gradient (*Dembo, Eisenstat & Steihaug 1982*), a subset
-when the decrease that Newton's model promises, :math:`g^\top H^{-1} g / 2`, is below the tolerance.
+when the decrease that Newton's model promises, about :math:`g^\top M g / 2` with the preconditioner
+M, is below half the tolerance.
 
 Shapes: features (b, k), margins h (b,), task_offsets (n + 1,), masks (m, n), weights (m, k).
 """
@@ -32,7 +33,7 @@ class LogisticFit:
     Attributes:
         weights: (m, k), in the dtype of the features.
         objective: (m,) float64. Of the solutions.
-        decrement: (m,) float64. How far above its minimum each objective may be.
+        decrement: (m,) float64. About how far above its minimum each objective is.
         num_products: Hessian-vector products, of all subsets that had not converged, that it took.
     """
 
@@ -97,7 +98,8 @@ class _Problem:
     def precondition_at(self, weights: Tensor) -> None:
         """Take the inverse Hessian of all tasks at ``weights`` (1, k) as preconditioner."""
         right = torch.sigmoid(self.margins + self.features @ weights[0])
-        hessian = self.features.new_zeros(2 * (self.features.shape[1],))
+        k = self.features.shape[1]
+        hessian = self.features.new_zeros(k, k)
         curvature = right * (1 - right) / max(len(self.features), 1)
         ops.gram_update(hessian, self.features, curvature)
         hessian.diagonal().add_(self.ridge)
@@ -130,61 +132,58 @@ def _minimise(
     problem: _Problem, masks: Tensor, start: Tensor, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Weights (m, k), objectives (m,), decrements (m,) of masks (m, n), and products taken."""
-    weights = start.expand(len(masks), -1).clone() if len(start) == 1 else start.clone()
+    weights = start.expand(len(masks), -1).clone()
     gradient, objective, curvature = problem.evaluate(masks, weights)
     assert curvature is not None
-    decrement = torch.full_like(objective, torch.inf)
-    active = torch.arange(len(masks), device=weights.device)  # rows of the five tensors above
+    decrement = torch.empty_like(objective)
+    active = torch.arange(len(masks), device=weights.device)  # rows of the tensors above
     products = 0
     for _ in range(max_steps):
-        step, promised, count = _newton_step(
-            problem, masks[active.cpu()], gradient[active], curvature[active]
+        # The preconditioner stands in for the Hessian: no product is spent on knowing the end.
+        promised = (gradient[active] * problem.preconditioned(gradient[active])).sum(1).double()
+        decrement[active] = promised / 2
+        active = active[promised > tolerance]
+        if len(active) == 0:
+            break
+        step, count = _newton_step(
+            problem, masks[active.cpu()], gradient[active], curvature[active], tolerance
         )
         products += count
-        decrement[active] = promised / 2
-        searching, length = active[promised / 2 > tolerance], 1.0
-        moved = searching
-        steps = torch.zeros_like(weights)
-        steps[active] = step
-        slope = torch.zeros_like(objective)
-        slope[active] = promised
+        slope = (gradient[active] * step).sum(1).double()
+        searching, length = torch.arange(len(active), device=active.device), 1.0
         for _ in range(_MAX_HALVINGS):
-            if len(searching) == 0:
-                break
-            trial = weights[searching] - length * steps[searching]
-            found = problem.evaluate(masks[searching.cpu()], trial)
+            rows = active[searching]
+            trial = weights[rows] - length * step[searching]
+            found = problem.evaluate(masks[rows.cpu()], trial)
             assert found.curvature is not None
             # Sums in the features' precision tell objectives apart to so much.
-            rounding = 1e-7 * objective[searching].abs()
-            enough = objective[searching] - 1e-4 * length * slope[searching] + rounding
+            rounding = 1e-7 * objective[rows].abs()
+            enough = objective[rows] - 1e-4 * length * slope[searching] + rounding
             accepted = found.objective <= enough
-            rows = searching[accepted]
+            rows = rows[accepted]
             weights[rows], gradient[rows] = trial[accepted], found.gradient[accepted]
             objective[rows] = found.objective[accepted]
             curvature[rows] = found.curvature[accepted]
             searching, length = searching[~accepted], length / 2
-        active = moved
-        if len(active) == 0:
-            break
+            if len(searching) == 0:
+                break
     return weights, objective.cpu(), decrement.cpu(), products
 
 
 def _newton_step(
-    problem: _Problem, masks: Tensor, gradient: Tensor, curvature: Tensor
-) -> tuple[Tensor, Tensor, int]:
-    """Approximate ``H^-1 g`` (m, k), the decrease ``g^T H^-1 g`` (m,) and products taken."""
+    problem: _Problem, masks: Tensor, gradient: Tensor, curvature: Tensor, tolerance: float
+) -> tuple[Tensor, int]:
+    """Approximate ``H^-1 g`` (m, k) and the products taken."""
     step = torch.zeros_like(gradient)
     residual = gradient.clone()
-    direction = preconditioned = problem.preconditioned(residual)
-    energy = (residual * preconditioned).sum(1)
-    # Coarse far from the minimum, ever finer near it: superlinear in all.
-    wanted = energy * energy.sqrt().clamp(1e-4, 0.1)
-    running = energy > 0
+    direction = problem.preconditioned(residual)
+    energy = (residual * direction).sum(1)
+    # Coarse far from the minimum and ever finer near it, but no finer than the tolerance.
+    wanted = (energy * energy.sqrt().clamp_max(0.1)).clamp_min(0.2 * tolerance)
     for products in range(_MAX_CG):
-        running = running & (energy > wanted)
-        if not bool(running.any()):
-            break
-        rows = running.nonzero()[:, 0]
+        rows = (energy > wanted).nonzero()[:, 0]
+        if len(rows) == 0:
+            return step, products
         part = direction[rows]
         product = problem.hvp(masks[rows.cpu()], curvature[rows], part)
         length = energy[rows] / (part * product).sum(1)
@@ -194,6 +193,4 @@ def _newton_step(
         next_energy = (residual[rows] * preconditioned).sum(1)
         direction[rows] = preconditioned + (next_energy / energy[rows])[:, None] * part
         energy[rows] = next_energy
-    else:
-        products = _MAX_CG
-    return step, (gradient * step).sum(1).double().clamp_min(0.0), products
+    return step, _MAX_CG

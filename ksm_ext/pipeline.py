@@ -1,0 +1,131 @@
+"""Attributions in one call: from a trained model, its tasks and a target, without retraining.
+
+Subsets are drawn, their scores estimated from gradients (:mod:`ksm_ext.scores.gradient`), a
+surrogate fitted to them (:mod:`ksm_ext.surrogates`) and its attributions read off.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ksm_ext.arrays import ArrayLike
+from ksm_ext.checks import check_choice, message
+from ksm_ext.outputs import Output, log_odds
+from ksm_ext.projection import Projector
+from ksm_ext.scores.gradient import GradientEstimator
+from ksm_ext.subsets import mixed_sizes
+from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
+
+READOUTS = ("loo", "shapley", "banzhaf")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskAttributions:
+    """What including each task does to each target, and all it was computed from.
+
+    Attributes:
+        values: (n, t) float64. ``values[i, j] > 0`` means that task i raises score j; for a loss,
+            it hurts.
+        std: (n, t). Posterior standard deviation given the estimated scores, or None where the
+            surrogate has none (lasso). The error of the estimates themselves is not in it.
+        masks: (m, n) bool. The subsets.
+        scores: (m, t). Their estimated scores.
+        estimator: For the scores of other subsets.
+        surrogate: For predictions, interactions, reports and files.
+    """
+
+    values: Tensor
+    std: Tensor | None
+    masks: Tensor
+    scores: Tensor
+    estimator: GradientEstimator
+    surrogate: Surrogate
+
+
+def attribute_tasks(
+    models: nn.Module | Sequence[nn.Module],
+    tasks: Sequence[Any],
+    targets: Any,
+    *,
+    readout: str = "loo",
+    num_subsets: int = 1000,
+    masks: ArrayLike | None = None,
+    seed: int = 0,
+    retrained: tuple[ArrayLike, ArrayLike] | None = None,
+    kernel: Any = "auto",
+    task_names: Sequence[str] | None = None,
+    output: Output = log_odds,
+    projector: Projector | None = None,
+    parameters: str | Sequence[str] | None = None,
+    ridge: float = 1e-2,
+    store: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> TaskAttributions:
+    """Attribute the scores of a model to the tasks it was trained on.
+
+    Args:
+        models: The network trained on all tasks, or several whose estimates are averaged.
+        tasks: n data sets, see :class:`GradientEstimator`.
+        targets: Data sets by name, or one; their mean losses are the scores.
+        readout: ``"loo"`` at the full set, ``"shapley"`` or ``"banzhaf"``.
+        num_subsets: m, drawn with every size from n / 2 to n - 1 equally often: the estimate
+            holds near the model it expands, which has seen all tasks.
+        masks: (m, n) bool. Subsets to use instead.
+        seed: Of the subsets.
+        retrained: Masks and scores of a few really retrained subsets, to calibrate with.
+        kernel: Of the surrogate, see :func:`ksm_ext.fit_surrogate`.
+        task_names: n names.
+        output: Of a sample, see :mod:`ksm_ext.outputs`.
+        projector: See :class:`GradientEstimator`; likewise the rest.
+        parameters: Names or patterns of the parameters that training moves.
+        ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
+        store: A folder for the features, from which a killed run goes on.
+        progress: Whether to show progress bars.
+        **options: Further arguments of :class:`GradientEstimator`.
+
+    Returns:
+        Attributions (n, t) with the estimator and the surrogate behind them.
+
+    Raises:
+        ValueError: If there are fewer than two tasks, or an argument is out of its range.
+    """
+    check_choice("readout", readout, READOUTS)
+    n = len(tasks)
+    if n < 2:
+        raise ValueError(message("tasks", "two data sets or more", str(n), "Split the data."))
+    estimator = GradientEstimator(
+        models,
+        tasks,
+        targets,
+        output=output,
+        projector=projector,
+        parameters=parameters,
+        ridge=ridge,
+        store=store,
+        progress=progress,
+        **options,
+    ).fit()
+    if retrained is not None:
+        estimator.calibrate(*retrained)
+    if masks is None:
+        sizes = range(max(1, n // 2), n)
+        masks = mixed_sizes(n, num_subsets, sizes, seed=seed)
+    scores = estimator.scores(masks)
+    surrogate = fit_surrogate(
+        masks,
+        scores,
+        kernel=kernel,
+        task_names=task_names,
+        target_names=estimator.target_names,
+    )
+    std: Any = None
+    if surrogate.kernel_terms and not surrogate.linear_terms:
+        values, std = surrogate.attribute(readout, return_std=True)
+    else:
+        values = surrogate.attribute(readout)
+    return TaskAttributions(values, std, masks, scores, estimator, surrogate)

@@ -1,0 +1,99 @@
+"""fit_logistic against dense Newton in float64, subset by subset."""
+
+import pytest
+import torch
+
+from ksm_ext.scores.logistic import fit_logistic
+
+OFFSETS = torch.tensor([0, 7, 7, 19, 30, 41])  # the second task is empty
+
+
+def problem(dtype=torch.float64, seed=0, k=6):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(41, k, generator=generator, dtype=torch.float64)
+    margins = torch.randn(41, generator=generator, dtype=torch.float64)
+    masks = torch.rand(9, 5, generator=generator) < 0.5
+    masks[0], masks[1] = True, False
+    return features.to(dtype), margins.to(dtype), masks
+
+
+def dense(features, margins, mask, ridge):
+    """The minimum of one subset's objective by dense Newton steps with halving."""
+    task = torch.repeat_interleave(torch.arange(5), OFFSETS.diff())
+    x, h = features[mask[task]].double(), margins[mask[task]].double()
+    weights = torch.zeros(features.shape[1], dtype=torch.float64)
+
+    def objective(w):
+        penalty = ridge / 2 * w @ w
+        return (
+            penalty if len(x) == 0 else -torch.nn.functional.logsigmoid(h + x @ w).mean() + penalty
+        )
+
+    for _ in range(60):
+        wrong = torch.sigmoid(-(h + x @ weights))
+        size = max(len(x), 1)
+        gradient = -(x * wrong[:, None]).sum(0) / size + ridge * weights
+        hessian = (x * (wrong * (1 - wrong))[:, None]).T @ x / size
+        hessian.diagonal().add_(ridge)
+        step = torch.linalg.solve(hessian, gradient)
+        while objective(weights - step) > objective(weights) and step.norm() > 1e-14:
+            step = step / 2
+        weights = weights - step
+    return weights, objective(weights)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1, 10.0])
+def test_solutions_are_the_minima(ridge):
+    features, margins, masks = problem()
+    fitted = fit_logistic(features, margins, OFFSETS, masks, ridge, tolerance=1e-14)
+    for row, mask in enumerate(masks):
+        weights, objective = dense(features, margins, mask, ridge)
+        torch.testing.assert_close(fitted.weights[row], weights, rtol=1e-5, atol=1e-5)
+        assert abs(float(fitted.objective[row] - objective)) < 1e-12
+    assert (fitted.decrement <= 1e-14).all()
+
+
+def test_the_tolerance_is_of_the_objective():
+    features, margins, masks = problem(k=30)
+    coarse = fit_logistic(features, margins, OFFSETS, masks, 1e-2, tolerance=1e-4)
+    for row, mask in enumerate(masks):
+        gap = float(coarse.objective[row] - dense(features, margins, mask, 1e-2)[1])
+        assert -1e-12 < gap < 1e-3
+    fine = fit_logistic(features, margins, OFFSETS, masks, 1e-2, tolerance=1e-12)
+    assert fine.num_products > coarse.num_products
+
+
+def test_single_precision_reaches_the_same_minima():
+    features, margins, masks = problem()
+    double = fit_logistic(features, margins, OFFSETS, masks, 1e-2, tolerance=1e-12)
+    single = fit_logistic(features.float(), margins.float(), OFFSETS, masks, 1e-2)
+    assert single.weights.dtype == torch.float32
+    torch.testing.assert_close(single.objective, double.objective, rtol=0, atol=1e-6)
+
+
+def test_an_empty_subset_stays_where_it_is():
+    features, margins, masks = problem()
+    fitted = fit_logistic(features, margins, OFFSETS, masks, 1e-2)
+    assert not fitted.weights[1].any() and fitted.objective[1] == 0
+
+
+def test_separable_and_extreme_margins_end_finite():
+    features, _, masks = problem()
+    margins = torch.tensor([-80.0, 80.0, 500.0]).repeat(14)[:41].double()
+    fitted = fit_logistic(features * 100, margins, OFFSETS, masks, 1e-3)
+    assert fitted.weights.isfinite().all() and fitted.objective.isfinite().all()
+
+
+def test_chunks_of_subsets_change_nothing(monkeypatch):
+    features, margins, _ = problem()
+    masks = torch.rand(200, 5, generator=torch.Generator().manual_seed(3)) < 0.5
+    whole = fit_logistic(features, margins, OFFSETS, masks, 1e-2, tolerance=1e-13)
+    monkeypatch.setattr("ksm_ext.scores.logistic._CURVATURE_BYTES", 1)
+    parts = fit_logistic(features, margins, OFFSETS, masks, 1e-2, tolerance=1e-13)
+    torch.testing.assert_close(whole.weights, parts.weights, rtol=1e-6, atol=1e-6)
+
+
+def test_repeats_are_bit_equal():
+    features, margins, masks = problem(torch.float32)
+    a, b = (fit_logistic(features, margins, OFFSETS, masks, 1e-2).weights for _ in range(2))
+    assert torch.equal(a, b)
