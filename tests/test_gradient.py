@@ -58,7 +58,7 @@ def by_hand(model, mask, ridge, target):
         if inside.any():
             loss = loss + softplus(-odds(moved, x[inside], y[inside])).mean()
         loss.backward()
-        return loss
+        return loss.detach()
 
     optimizer = torch.optim.LBFGS(
         moved, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"

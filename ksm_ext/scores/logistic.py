@@ -50,7 +50,7 @@ def fit_logistic(
     masks: Tensor,
     ridge: float,
     *,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-8,
     max_steps: int = 50,
     progress: bool = False,
 ) -> LogisticFit:
