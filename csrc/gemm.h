@@ -4,15 +4,16 @@
 // worker threads, which know nothing of the caller's autograd state.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
+#ifdef USE_CUDA
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+#else
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#endif
 
 #include <type_traits>
 
 #include "checks.h"
-#ifdef USE_CUDA
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
-#endif
 
 namespace ksm {
 
@@ -33,13 +34,14 @@ class __attribute__((visibility("hidden"))) Gemm {
   void operator()(const Matrix<const T>& a, const Matrix<const T>& b, double beta,
                   const Matrix<T>& c) const {
     const Tensor left = tensor_of(a), right = tensor_of(b), out = tensor_of(c);
+    constexpr double kAlpha = 1.0;
 #ifdef USE_CUDA
-    constexpr auto addmm_out = aoti_torch_cuda_addmm_out;
-#else
-    constexpr auto addmm_out = aoti_torch_cpu_addmm_out;
-#endif
     TORCH_ERROR_CODE_CHECK(
-        addmm_out(out.get(), out.get(), left.get(), right.get(), beta, /*alpha=*/1.0));
+        aoti_torch_cuda_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, kAlpha));
+#else
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, kAlpha));
+#endif
   }
 
  private:

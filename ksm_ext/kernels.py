@@ -252,7 +252,7 @@ class RBF(_Radial):
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From squared distances, clamped at zero against rounding."""
-        return torch.exp(-_given("gamma", self.gamma) * _squared_distances(x, y))
+        return _radial_gram("rbf", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma h)``."""
@@ -275,7 +275,7 @@ class Laplace(RBF):
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From absolute distances."""
-        return torch.exp(-_given("gamma", self.gamma) * torch.cdist(x, y, p=1.0))
+        return _radial_gram("laplace", x, y, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class Exponential(_Radial):
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From Euclidean distances."""
-        return torch.exp(-_given("gamma", self.gamma) * _squared_distances(x, y).sqrt())
+        return _radial_gram("exponential", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma sqrt(h))``."""
@@ -452,8 +452,5 @@ def _total(parts: list[tuple[float, Tensor | None]]) -> Tensor | None:
     return torch.stack(present).sum(0) if present else None
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * (x @ y.T)  # (m, l)
-    if x is y:
-        squared.fill_diagonal_(0.0)
-    return squared.clamp_min_(0.0)
+def _radial_gram(kind: str, x: Tensor, y: Tensor, gamma: float | None) -> Tensor:
+    return ops.kernel_gram(x, None if x is y else y, kind, gamma=_given("gamma", gamma))

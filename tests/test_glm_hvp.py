@@ -253,15 +253,15 @@ def test_every_instruction_set_gives_the_same_bits():
     used = build_info()["cpu_instruction_set"]
     order = ["portable", "avx2", "avx512"]
     code = "import test_glm_hvp; print(test_glm_hvp.digest_of_results())"
-    digests = set()
-    for isa in order[: order.index(used) + 1]:
+    digests = {digest_of_results()}
+    for isa in order[: order.index(used)]:
         tests = {"KSM_EXT_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join([TESTS, *sys.path])}
         command = [sys.executable, "-c", code]
         result = subprocess.run(
             command, env={**os.environ, **tests}, capture_output=True, text=True
         )
         digests.add(result.stdout.strip())
-    assert len(digests) == 1 and len(*digests) == 64
+    assert len(digests) == 1
 
 
 TESTS = str(Path(__file__).parent)

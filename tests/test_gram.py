@@ -202,14 +202,14 @@ def test_every_instruction_set_gives_the_same_bits():
     used = build_info()["cpu_instruction_set"]
     order = ["portable", "avx2", "avx512"]
     code = "import test_gram; print(test_gram.digest_of_results())"
-    digests = set()
-    for isa in order[: order.index(used) + 1]:
+    digests = {digest_of_results()}
+    for isa in order[: order.index(used)]:
         path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
         environment = {**os.environ, "KSM_EXT_CPU_ISA": isa, "PYTHONPATH": path}
         command = [sys.executable, "-c", code]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         digests.add(result.stdout.strip())
-    assert len(digests) == 1 and len(*digests) == 64
+    assert len(digests) == 1
 
 
 # Derivatives: of kernel_gram in x and y, of the others none.

@@ -1,4 +1,4 @@
-// The CUDA kernels of every operator: tensors above, raw pointers and launchers (kernels.h) below.
+// The CUDA kernels of the operators on masks: tensors above, raw pointers and launchers (kernels.h) below.
 #include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/kernels.h"
+#include "cuda/stream.h"
 #include "mask_gram_args.h"
 #include "pack_masks.h"
 
@@ -13,12 +14,6 @@ namespace ksm {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-cudaStream_t current_stream(const Tensor& like) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 Tensor pack_masks_cuda(const Tensor& masks) {
   check_masks(masks);

@@ -1,0 +1,155 @@
+// What regressions on many subsets do between their GEMMs, on CUDA. No atomics: a row of products
+// belongs to one block, and the launches of a stream follow each other.
+#include "cuda/block_sum.cuh"
+#include "cuda/glm_hvp_kernels.h"
+
+namespace ksm {
+namespace {
+
+template <typename T>
+__global__ void gather_rows_kernel(const T* __restrict__ from, const int64_t* __restrict__ rows,
+                                   int64_t count, int64_t k,
+                                   T* __restrict__ to) {  // (count, k)
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t e = first; e < count * k; e += int64_t{gridDim.x} * kThreads) {
+    to[e] = from[rows[e / k] * k + e % k];
+  }
+}
+
+template <typename T>
+__global__ void add_rows_kernel(const T* __restrict__ from,  // (count, k)
+                                const int64_t* __restrict__ rows, int64_t count, int64_t k,
+                                T* __restrict__ to) {
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t e = first; e < count * k; e += int64_t{gridDim.x} * kThreads) {
+    to[rows[e / k] * k + e % k] += from[e];
+  }
+}
+
+template <typename T, typename C>
+__global__ void weigh_products_kernel(ProductBlock<T> block,
+                                      const C* __restrict__ curvature) {  // (m, b)
+  const int64_t samples = block.samples();
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t e = first; e < block.count * samples; e += int64_t{gridDim.x} * kThreads) {
+    const int64_t subset = block.rows[e / samples], i = block.begin + e % samples;
+    if (!block.masks[subset * block.n + block.task_of[i]]) {
+      block.products[e] = T(0);
+    } else if (curvature) {
+      block.products[e] *= static_cast<T>(widened(curvature[subset * block.b + i]));
+    }
+  }
+}
+
+template <typename T, typename C>
+__global__ void logistic_products_kernel(ProductBlock<T> block,
+                                         const T* __restrict__ h,           // (b)
+                                         C* __restrict__ curvature,         // (m, b)
+                                         double* __restrict__ objective) {  // (m)
+  const int64_t samples = block.samples();
+  for (int64_t r = blockIdx.x; r < block.count; r += gridDim.x) {
+    const int64_t subset = block.rows[r];
+    const uint8_t* mask = block.masks + subset * block.n;
+    T* row = block.products + r * samples;
+    double loss = 0;
+    for (int64_t j = threadIdx.x; j < samples; j += kThreads) {
+      const int64_t i = block.begin + j;
+      if (!mask[block.task_of[i]]) {
+        row[j] = T(0);
+        continue;
+      }
+      const Logistic<T> entry = logistic_of(h[i] + row[j]);
+      row[j] = entry.slope;
+      if (curvature) curvature[subset * block.b + i] = Stored<C>::of(entry.curvature);
+      loss += static_cast<double>(entry.loss);
+    }
+    const double sum = block_sum(loss);
+    if (threadIdx.x == 0) objective[subset] += sum;
+  }
+}
+
+template <typename T>
+__global__ void finish_subsets_kernel(const int64_t* __restrict__ sizes,  // (m)
+                                      const T* __restrict__ ridge,        // (m)
+                                      const T* __restrict__ v,            // (m, k)
+                                      int64_t m, int64_t k,
+                                      T* __restrict__ out,               // (m, k)
+                                      double* __restrict__ objective) {  // (m)
+  for (int64_t subset = blockIdx.x; subset < m; subset += gridDim.x) {
+    const int64_t samples = sizes[subset] > 0 ? sizes[subset] : 1;
+    const T penalty = ridge[subset];
+    double square = 0;
+    for (int64_t d = threadIdx.x; d < k; d += kThreads) {
+      const int64_t e = subset * k + d;
+      out[e] = out[e] / static_cast<T>(samples) + penalty * v[e];
+      square += static_cast<double>(v[e]) * static_cast<double>(v[e]);
+    }
+    if (!objective) continue;  // the same for all threads
+    const double norm = block_sum(square);
+    if (threadIdx.x == 0) {
+      objective[subset] = objective[subset] / static_cast<double>(samples) +
+                          0.5 * static_cast<double>(penalty) * norm;
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_gather_rows(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to,
+                               cudaStream_t stream) {
+  gather_rows_kernel<T>
+      <<<grid_for(count * k, kThreads), kThreads, 0, stream>>>(from, rows, count, k, to);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_add_rows(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to,
+                            cudaStream_t stream) {
+  add_rows_kernel<T>
+      <<<grid_for(count * k, kThreads), kThreads, 0, stream>>>(from, rows, count, k, to);
+  return cudaGetLastError();
+}
+
+template <typename T, typename C>
+cudaError_t launch_weigh_products(ProductBlock<T> block, const C* curvature, cudaStream_t stream) {
+  weigh_products_kernel<T, C>
+      <<<grid_for(block.count * block.samples(), kThreads), kThreads, 0, stream>>>(block,
+                                                                                   curvature);
+  return cudaGetLastError();
+}
+
+template <typename T, typename C>
+cudaError_t launch_logistic_products(ProductBlock<T> block, const T* h, C* curvature,
+                                     double* objective, cudaStream_t stream) {
+  logistic_products_kernel<T, C>
+      <<<grid_for(block.count, 1), kThreads, 0, stream>>>(block, h, curvature, objective);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_finish_subsets(const int64_t* sizes, const T* ridge, const T* v, int64_t m,
+                                  int64_t k, T* out, double* objective, cudaStream_t stream) {
+  finish_subsets_kernel<T>
+      <<<grid_for(m, 1), kThreads, 0, stream>>>(sizes, ridge, v, m, k, out, objective);
+  return cudaGetLastError();
+}
+
+#define KSM_INSTANTIATE(T)                                                                         \
+  template cudaError_t launch_gather_rows(const T*, const int64_t*, int64_t, int64_t, T*,          \
+                                          cudaStream_t);                                           \
+  template cudaError_t launch_add_rows(const T*, const int64_t*, int64_t, int64_t, T*,             \
+                                       cudaStream_t);                                              \
+  template cudaError_t launch_weigh_products(ProductBlock<T>, const T*, cudaStream_t);             \
+  template cudaError_t launch_weigh_products(ProductBlock<T>, const BFloat16*, cudaStream_t);      \
+  template cudaError_t launch_logistic_products(ProductBlock<T>, const T*, T*, double*,            \
+                                                cudaStream_t);                                     \
+  template cudaError_t launch_logistic_products(ProductBlock<T>, const T*, BFloat16*, double*,     \
+                                                cudaStream_t);                                     \
+  template cudaError_t launch_finish_subsets(const int64_t*, const T*, const T*, int64_t, int64_t, \
+                                             T*, double*, cudaStream_t);
+KSM_INSTANTIATE(float)
+KSM_INSTANTIATE(double)
+#undef KSM_INSTANTIATE
+
+}  // namespace ksm
