@@ -1,7 +1,7 @@
 """Random projections of gradients: ksm_ext against PyTorch and TRAK, float32.
 
 Dense: a group has p = 100,000 coordinates for everybody, because the stored matrix of a million
-would take 16 GB. The peers are the matrix product with a stored matrix (whose 1.6 GB are drawn before the
+would take 16 GB. The peers are the matrix product with a stored matrix (1.6 GB, drawn before the
 clock starts), and TRAK's BasicProjector, which draws 100 columns at a time (pip install --no-deps
 traker; skipped without it).
 
