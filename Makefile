@@ -17,10 +17,10 @@ CPP_FILES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all bench lint format cuda-check avx512-check clean
+.PHONY: help build demo test test-all bench lint format cuda-check cuda-host-check avx512-check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(BUILT) ## an environment in $(VENV) with ksm_ext built and installed in it
 
@@ -52,6 +52,9 @@ cuda-check: $(BUILT) ## compile the CUDA kernels and find one for every operator
 	PATH="$(abspath $(BIN)):$$PATH" KSM_EXT_CUDA=1 $(BIN)/python setup.py -q build_ext \
 	    --build-lib build/cuda-check --build-temp build/cuda-check/temp
 	$(BIN)/python tools/check_cuda_registration.py build/cuda-check
+
+cuda-host-check: ## run the CUDA kernels of projections on the host; needs no CUDA
+	tools/check_cuda_project.sh
 
 avx512-check: ## run the AVX-512 kernels emulated; needs libsimde-dev, no AVX-512
 	tools/check_avx512.sh

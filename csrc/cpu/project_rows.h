@@ -259,7 +259,9 @@ void walsh_hadamard(T* x, int64_t count, int64_t length) {
 
 template <typename T>
 void negate_signed(T* x, int64_t count, const uint16_t* signs) {
-  for (int64_t u = 0; u < count; ++u) x[u] = sign_at(signs, u) ? -x[u] : x[u];
+  int64_t u = 0;
+  for (; u + 16 <= count; u += 16) Sixteen<T>::load(x + u).negated(signs[u / 16]).store(x + u);
+  for (; u < count; ++u) x[u] = sign_at(signs, u) ? -x[u] : x[u];
 }
 
 template <typename T>

@@ -4,11 +4,14 @@
 // sizes of at least 1.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
 #include "mask_gram.h"
+#include "project.h"
 
 namespace ksm {
 
@@ -46,5 +49,25 @@ cudaError_t launch_mask_gram_matmul(MaskSet x, MaskSet y, int64_t n, Tables<T> t
                                     double* partials,  // (splits, x.count, t), scratch
                                     T* out,            // (x.count, t)
                                     cudaStream_t stream);
+
+// How many values of the result's type a projection, or its adjoint, needs as scratch.
+int64_t project_scratch(const Projection& projection, int64_t offset, int64_t b, int64_t p);
+int64_t project_adjoint_scratch(const Projection& projection, int64_t b, int64_t p);
+
+template <typename From, typename T>
+cudaError_t launch_project(const Projection& projection, int64_t offset,
+                           const From* x,  // (b, p), row i at x + i * x_stride
+                           int64_t x_stride, int64_t b, int64_t p,
+                           T* scratch,  // (project_scratch)
+                           T* y,        // (b, k), added to
+                           cudaStream_t stream);
+
+template <typename T>
+cudaError_t launch_project_adjoint(const Projection& projection, int64_t offset,
+                                   const T* y,  // (b, k)
+                                   int64_t b, int64_t p,
+                                   T* scratch,  // (project_adjoint_scratch)
+                                   T* x,        // (b, p)
+                                   cudaStream_t stream);
 
 }  // namespace ksm

@@ -19,4 +19,16 @@ inline unsigned grid_for(int64_t work, int64_t per_block) {
       std::clamp<int64_t>((work + per_block - 1) / per_block, 1, kMaxBlocks));
 }
 
+// Launches a kernel whose blocks take `work` items in turn. An ordinary call instead of <<<>>>, so
+// that a host compiler reads it too (tools/cuda_on_host.h).
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_over(int64_t work, cudaStream_t stream, void (*kernel)(Parameters...),
+                        const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid_for(work, 1));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 }  // namespace ksm

@@ -1,0 +1,140 @@
+// Just enough of CUDA to run kernels on the host, for checks without a GPU: a block's threads are
+// fibers that take turns at every barrier, in an order that the check chooses. A result that depends
+// on this order has a race; a barrier that only some threads reach is reported.
+//
+// Without warp functions, atomics and dynamic shared memory. Included first, in place of the headers
+// of CUDA (see check_cuda_project.sh).
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static  // one block runs at a time
+#define __launch_bounds__(threads)
+
+using std::fma;
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  explicit dim3(unsigned x) : x(x) {}
+};
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+constexpr cudaError_t cudaSuccess = 0;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace on_host {
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(64 * 1024);
+  bool done = true;
+};
+
+inline std::vector<Fiber> fibers(1024);
+inline ucontext_t scheduler;
+inline unsigned current;
+inline std::function<void()> body;
+inline std::mt19937_64 order_bits;
+inline bool shuffled = false;           // threads, and blocks, in a random order
+inline unsigned most_blocks = 1 << 14;  // of a grid: few make a block take many items
+
+inline void run_fiber() {
+  body();
+  fibers[current].done = true;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+inline std::vector<unsigned> order_of(unsigned count) {
+  std::vector<unsigned> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (shuffled) std::shuffle(order.begin(), order.end(), order_bits);
+  return order;
+}
+
+inline void run_block(unsigned threads) {
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& fiber = fibers[t];
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+  for (unsigned left = threads; left > 0;) {
+    unsigned finished = 0;
+    for (const unsigned t : order_of(threads)) {
+      current = threadIdx.x = t;
+      swapcontext(&scheduler, &fibers[t].context);
+      finished += fibers[t].done;
+    }
+    if (finished != 0 && finished != threads) {
+      std::fprintf(stderr, "a barrier is not reached by all threads\n");
+      std::abort();
+    }
+    left -= finished;
+  }
+}
+
+}  // namespace on_host
+
+inline void __syncthreads() {
+  swapcontext(&on_host::fibers[on_host::current].context, &on_host::scheduler);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  gridDim.x = std::min(config->gridDim.x, on_host::most_blocks);
+  blockDim = config->blockDim;
+  on_host::body = [&] { kernel(arguments...); };
+  for (const unsigned block : on_host::order_of(gridDim.x)) {
+    blockIdx.x = block;
+    on_host::run_block(blockDim.x);
+  }
+  return cudaSuccess;
+}
+
+struct __half {
+  uint16_t bits;
+};
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof(out));
+  return out;
+}
+
+inline float __half2float(__half value) {  // finite values
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  const float size = exponent ? std::ldexp(static_cast<float>(1024 + fraction), exponent - 25)
+                              : std::ldexp(static_cast<float>(fraction), -24);
+  return value.bits >> 15 ? -size : size;
+}
