@@ -49,7 +49,7 @@ def fit_sklearn(features, labels, offsets, masks) -> Callable[[], Tensor]:
     return run
 
 
-TOLERANCE = 3e-4  # of the gradient: the largest round one whose objectives are right to 1e-6
+TOLERANCE = 1e-5  # of the gradient: the largest round one whose objectives are right to 1e-6
 FITS = {"ksm_ext": fit_ksm_ext, "sklearn": fit_sklearn}
 
 
