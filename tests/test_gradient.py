@@ -197,6 +197,51 @@ def test_attributions_in_one_call():
     assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
 
 
+class Prompts(torch.utils.data.Dataset):
+    """Token sequences as HuggingFace's causal language models take them."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens = torch.randint(0, 17, (count, 5), generator=generator)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+def test_language_models_with_chosen_parameters():
+    transformers = pytest.importorskip("transformers")
+    shape = {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "vocab_size": 17,
+        "n_positions": 8,
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 2,
+    }
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double()
+    tasks = [Prompts(3, seed) for seed in range(3)]
+    options = {"parameters": "*.mlp.*", "projector": Projector(32), "ridge": 100.0}
+    both = [
+        GradientEstimator(model, tasks, Prompts(4, 9), mode=mode, progress=False, **options)
+        .fit()
+        .scores(all_subsets(3))
+        for mode in ("linearised", "weights")
+    ]
+    with torch.no_grad():
+        tokens = Prompts(4, 9).tokens
+        chances = model.eval()(tokens).logits[:, :-1].log_softmax(-1)
+        loss = -chances.gather(2, tokens[:, 1:, None])[..., 0].sum(1).mean()
+    empty = int((~all_subsets(3)).all(1).nonzero())
+    for scores in both:  # a sequence's loss is the sum over its tokens
+        assert abs(float(scores[empty, 0] - loss)) < 1e-10
+    torch.testing.assert_close(both[0], both[1], rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize(
     "error, match, call",
     [
