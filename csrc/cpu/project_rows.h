@@ -28,7 +28,9 @@ class Buffer {
   T* const memory_;
 };
 
-[[maybe_unused]] int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+[[maybe_unused]] int64_t round_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // The part of block `block` (of `length` coordinates) that lies in `coordinates`, counted from the
 // block's first coordinate.
