@@ -142,7 +142,7 @@ def per_sample_gradients(
 
     # The graph of parameters outside `names` would be kept otherwise; the transform's own is not
     # touched. Other attention kernels have no batching rule, or sum in an order of their own.
-    with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if not vectorize:
             samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
             pairs = [grad_and_value(scalar)(weights, sample) for sample in samples]
@@ -186,7 +186,7 @@ def per_sample_outputs(
     def scalar(sample: Batch) -> Tensor:
         return output(lambda *a, **k: functional_call(model, dict(weights or {}), a, k), sample)
 
-    with _evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if vectorize:
             return vmap(scalar)(batch)
         return torch.stack([scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))])
@@ -300,7 +300,7 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and then each module's own flag again."""
     flags = {module: module.training for module in model.modules()}
     model.eval()

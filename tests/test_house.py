@@ -9,21 +9,23 @@ ROOT = Path(__file__).parent.parent / "ksm_ext"
 LAYERS = [
     "checks _build _C _C_cuda",
     "arrays ops correlation build_facts files",
-    "masks subsets projection",
+    "masks subsets projection solvers spectrum bounds",
     "batches features outputs",
-    "gradients",
+    "losses gradients",
+    "hessian",
     "kernels",
     "readouts",
-    "scores surrogates",
+    "scores surrogates attribution",
     "evaluation selection",
     "plotting report pipeline",
 ]
 SURROGATES = ["candidates lasso spectral walsh", "surrogate trials", "fit storage"]
 SCORES = ["store logistic", "retraining gradient"]
+ATTRIBUTION = ["influence trak tracin task_hessian"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 INNER = {
     name: rank
-    for layers in (SURROGATES, SCORES)
+    for layers in (SURROGATES, SCORES, ATTRIBUTION)
     for rank, names in enumerate(layers)
     for name in names.split()
 }
@@ -44,7 +46,12 @@ def imports(tree):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            from_package = node.module in ("ksm_ext", "ksm_ext.scores", "ksm_ext.surrogates")
+            from_package = node.module in (
+                "ksm_ext",
+                "ksm_ext.scores",
+                "ksm_ext.surrogates",
+                "ksm_ext.attribution",
+            )
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from names if from_package else [node.module]
 
