@@ -4,15 +4,11 @@ Train on subsets of the groups, fit a surrogate to the test losses, read off Sha
 their intervals: a group whose interval lies entirely above zero raises the test loss, and is named.
 """
 
-import json
-import platform
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
@@ -20,6 +16,7 @@ import joblib
 import torch
 from torch import Tensor
 
+from experiments.common import environment, new_figure, one_thread, save_figure, write_json
 from experiments.digits.pipeline import (
     PRESETS,
     TARGETS,
@@ -29,11 +26,11 @@ from experiments.digits.pipeline import (
 )
 from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import mislabel_auc
-from ksm_ext.files import write_whole
 from ksm_ext.report import write_report
 from ksm_ext.subsets import paired
 
 KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
+PACKAGES = ("ksm_ext", "torch", "numpy", "scikit-learn", "joblib")
 Z95 = 1.959964
 
 
@@ -85,7 +82,8 @@ def run(settings: Settings, output: Path) -> Result:
     # Half of the groups each, with the complement: see README.md, "The design".
     masks = paired(settings.num_tasks, settings.num_subsets, probability=0.5, seed=settings.seed)
     scores = score(masks)
-    write_config(output / "config.json", settings)  # the store has refused other settings by now
+    facts = {"settings": asdict(settings), "environment": environment(*PACKAGES)}
+    write_json(output / "config.json", facts)  # the store has refused other settings by now
     with one_thread():
         names = [f"task {task:02d}" for task in range(settings.num_tasks)]
         surrogate = fit_surrogate(
@@ -106,17 +104,6 @@ def run(settings: Settings, output: Path) -> Result:
     with one_thread():
         write_results(result, output)
     return result
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a problem gains nothing from a second thread, and would sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
@@ -185,20 +172,6 @@ def print_verdict(result: Result) -> None:
 # -- on disk ------------------------------------------------------------------------------------
 
 
-def write_config(path: Path, settings: Settings) -> None:
-    """Settings and the environment they ran in."""
-    packages = ("ksm_ext", "torch", "numpy", "scikit-learn", "joblib")
-    facts = {
-        "settings": asdict(settings),
-        "environment": {
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {joblib.cpu_count()} cores",
-            **{package: version(package) for package in packages},
-        },
-    }
-    write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
-
-
 def write_results(result: Result, output: Path) -> None:
     """The surrogate, the figure and the page."""
     result.surrogate.save(output / "surrogate.safetensors")
@@ -221,14 +194,10 @@ def write_results(result: Result, output: Path) -> None:
 
 def draw(result: Result, path: Path) -> None:
     """Bars of both targets, the found tasks in full colour."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from ksm_ext.plotting import attribution_bars
 
     values, std = result.attributions, result.std
-    figure = Figure(figsize=(9.6, 1.5 + 0.24 * len(values)), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 1.5 + 0.24 * len(values))
     titles = ("test loss (right: harm)", "test accuracy [%] (left: harm)")
     for j, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
         unit = 1 if j == 0 else 100
@@ -241,9 +210,7 @@ def draw(result: Result, path: Path) -> None:
         )
         axes.set_xlabel(f"Shapley value, {title}")
     figure.suptitle("Groups of digits; in full colour those found harmful", fontsize=11)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    save_figure(figure, path)
 
 
 # -- the command --------------------------------------------------------------------------------

@@ -1,0 +1,387 @@
+r"""Hessian and generalised Gauss-Newton matrices of a model's mean loss, as products with vectors.
+
+For the mean loss :math:`L(W) = \frac1b \sum_i \ell_i(f_i(W))` of b samples, without ever forming a
+matrix of p x p,
+
+.. math:: H v = \nabla^2 L \, v, \qquad G v = \frac1b \sum_i J_i^\top (\nabla^2 \ell_i) J_i v,
+
+G being what remains of H when the outputs :math:`f_i` are linearised: it is positive semi-definite
+for a convex loss, and its product costs about two thirds. Both are exact. Many vectors are
+multiplied at once: they share one forward and one backward pass. Samples are regrouped into passes
+of ``batch_size``, so that a product does not depend on the loader's batches.
+
+Shapes: p parameters flattened one after the other in the model's order, vectors (s, p).
+
+References: *Pearlmutter 1994*; *Schraudolph 2002*.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from ksm_ext.batches import Batch, as_batch, chunks, num_rows, ordered_loader
+from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
+from ksm_ext.gradients import evaluating, parameter_names
+from ksm_ext.losses import Loss, cross_entropy, outputs_and_labels, squared_error
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+Weights = dict[str, Tensor]
+Product = Callable[[Batch, Tensor], Tensor]
+
+# Tangents of all parameters together, unless vectors_per_pass says otherwise: beyond the caches
+# page faults of fresh memory take a quarter of the time on a CPU.
+CPU_BYTES, GPU_BYTES = 2**25, 2**28
+MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
+
+
+class CurvatureOperator:
+    """A symmetric linear operator on the parameters; made by :func:`hessian` and :func:`ggn`.
+
+    ``operator(v)`` multiplies rows, (s, p) -> (s, p) or (p,) -> (p,); ``operator @ x`` is the
+    convention of linear algebra, (p,) or (p, s); :meth:`linear_operator` is SciPy's.
+
+    Attributes:
+        shape: (p, p).
+        dtype: Of the parameters and of the vectors.
+        device: Where they live.
+        num_samples: b.
+        parameter_shapes: Shape of each parameter by name, in the order in which they are flattened.
+        batch_size: Samples of a pass.
+        vectors_per_pass: Vectors multiplied together; memory grows with their number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: str | Loss,
+        kind: Literal["hessian", "ggn"],
+        *,
+        parameters: str | Sequence[str] | None,
+        batch_size: int | None,
+        vectors_per_pass: int | None,
+        progress: bool,
+    ) -> None:
+        names = parameter_names(model, parameters)
+        own = dict(model.named_parameters())
+        self._weights: Weights = {name: own[name].detach() for name in names}
+        self._model, self._loss, self._kind = model, _loss(loss), kind
+        self._progress = progress
+        some = self._weights[names[0]]
+        _check_one_dtype(self._weights)
+        self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
+        num_parameters = sum(weight.numel() for weight in self._weights.values())
+        self.shape = (num_parameters, num_parameters)
+        self.dtype, self.device = some.dtype, some.device
+        self.batch_size = MAX_SAMPLES if batch_size is None else batch_size
+        check_positive_int("batch_size", self.batch_size)
+        budget = CPU_BYTES if some.device.type == "cpu" else GPU_BYTES
+        by_memory = max(1, budget // (num_parameters * some.element_size()))
+        self.vectors_per_pass = by_memory if vectors_per_pass is None else vectors_per_pass
+        check_positive_int("vectors_per_pass", self.vectors_per_pass)
+        loader = ordered_loader(data, self.batch_size)
+        # An operator is applied many times: its samples are kept as they will be used.
+        self._batches = [
+            as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
+        ]
+        self.num_samples = sum(num_rows(batch) for batch in self._batches)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
+        rows = self._checked(v)
+        product = self._hessian_rows if self._kind == "hessian" else self._ggn_rows
+        out = torch.zeros_like(rows)
+        with self._exact():
+            for some in self._in_turn(range(0, len(rows), self.vectors_per_pass)):
+                part = rows[some : some + self.vectors_per_pass]
+                total = out[some : some + self.vectors_per_pass]
+                for batch in self._batches:
+                    product(batch, part, total)
+        return (out / self.num_samples).reshape(v.shape)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
+        return self(x.T).T if x.ndim == 2 else self(x)
+
+    def linear_operator(self) -> Any:
+        """The same as a ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays."""
+        from scipy.sparse.linalg import LinearOperator
+
+        dtype = torch.zeros(0, dtype=self.dtype).numpy().dtype
+
+        def multiply(x: np.ndarray) -> np.ndarray:
+            columns = torch.from_numpy(np.ascontiguousarray(x.T, dtype=dtype)).to(self.device)
+            return self(columns.reshape(-1, self.shape[0])).cpu().numpy().T.reshape(x.shape)
+
+        return LinearOperator(
+            self.shape, multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=dtype
+        )
+
+    def gradient(self) -> Tensor:
+        """(p,): the gradient of the mean loss."""
+        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        with self._exact():
+            for batch in self._batches:
+                total += flatten(grad(self._total(batch))(self._weights))
+        return total / self.num_samples
+
+    def per_sample_quadratic(self, v: Tensor) -> Tensor:
+        r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
+
+        All samples of a pass are done at once. For a Gauss-Newton operator it is the sample's own
+        Gauss-Newton matrix.
+
+        Args:
+            v: (s, p), in the dtype of the parameters.
+
+        Returns:
+            (s, b), the samples in the order of the data.
+        """
+        rows = self._checked(v)
+        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
+        with self._exact():
+            for some in self._in_turn(range(len(rows))):
+                tangent, done = self.unflatten(rows[some]), 0
+                for batch in self._batches:
+                    part = self._quadratics(batch, tangent)
+                    out[some, done : done + len(part)] = part
+                    done += len(part)
+        return out
+
+    def unflatten(self, v: Tensor) -> Weights:
+        """Vectors (..., p) as tensors (..., *shape) by name."""
+        sizes = [shape.numel() for shape in self.parameter_shapes.values()]
+        parts = v.split(sizes, dim=-1)
+        return {
+            name: part.reshape(*v.shape[:-1], *shape)
+            for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
+        }
+
+    # -- products with the sum of a pass's losses, added to out (s, p) --------------------------
+
+    def _hessian_rows(self, batch: Batch, v: Tensor, out: Tensor) -> None:
+        slope = grad(self._total(batch))
+
+        def product(tangent: Weights) -> Weights:
+            return jvp(slope, (self._weights,), (tangent,))[1]
+
+        if len(v) == 1:
+            out[0] += flatten(product(self.unflatten(v[0])))
+        else:
+            _add(vmap(product)(self.unflatten(v)), out)
+
+    def _ggn_rows(self, batch: Batch, v: Tensor, out: Tensor) -> None:
+        outputs, labels, back = self._linearised(batch)
+
+        def product(tangent: Weights) -> Weights:
+            return back(self._curved(outputs, labels, self._forward(batch, tangent)))[0]
+
+        if len(v) == 1:
+            out[0] += flatten(product(self.unflatten(v[0])))
+        else:
+            _add(vmap(product)(self.unflatten(v)), out)
+
+    def _quadratics(self, batch: Batch, tangent: Weights) -> Tensor:
+        if self._kind == "ggn":
+            outputs, labels, _ = self._linearised(batch)
+            moved = self._forward(batch, tangent)
+            return (moved * self._curved(outputs, labels, moved)).flatten(1).sum(1)
+
+        def losses_at(step: Tensor) -> Tensor:
+            moved = {name: w + step * tangent[name] for name, w in self._weights.items()}
+            return self._losses(batch)(moved)
+
+        def curvature(counts: Tensor) -> Tensor:
+            """Second derivative of the weighted sum of losses along the tangent."""
+            slope = grad(lambda step: (counts * losses_at(step)).sum())
+            return grad(slope)(torch.zeros((), dtype=self.dtype, device=self.device))
+
+        # Its derivatives by the weights are the samples' own. Reverse mode only: PyTorch's forward
+        # derivative of layer_norm is right, and the derivative of that derivative is not.
+        ones = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
+        return grad(curvature)(ones)
+
+    # -- the model and its loss -----------------------------------------------------------------
+
+    def _losses(self, batch: Batch) -> Callable[[Weights], Tensor]:
+        """From weights to the losses (b,)."""
+        return lambda weights: self._loss(*self._outputs(batch, weights))
+
+    def _total(self, batch: Batch) -> Callable[[Weights], Tensor]:
+        return lambda weights: self._losses(batch)(weights).sum()
+
+    def _outputs(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+        return outputs_and_labels(
+            lambda *a, **k: functional_call(self._model, weights, a, k), batch
+        )
+
+    def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
+        """Outputs, labels, and the transposed Jacobian of the outputs."""
+        outputs, back, labels = vjp(
+            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
+        )
+        return outputs, labels, back
+
+    def _forward(self, batch: Batch, tangent: Weights) -> Tensor:
+        """The Jacobian of the outputs times a tangent."""
+        return jvp(lambda weights: self._outputs(batch, weights)[0], (self._weights,), (tangent,))[
+            1
+        ]
+
+    def _curved(self, outputs: Tensor, labels: Tensor, moved: Tensor) -> Tensor:
+        """The loss's own Hessian over the outputs times a change of them."""
+        slope = grad(lambda outputs: self._loss(outputs, labels).sum())
+        return jvp(slope, (outputs,), (moved,))[1]
+
+    # -- arguments ------------------------------------------------------------------------------
+
+    def _checked(self, v: Tensor) -> Tensor:
+        p = self.shape[0]
+        if v.ndim not in (1, 2) or v.shape[-1] != p:
+            remedy = "Flatten the parameters in the order of `parameter_shapes`."
+            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
+        if v.dtype != self.dtype or v.device != self.device:
+            expected = f"{self.dtype} on {self.device} like the parameters"
+            raise TypeError(message("v", expected, f"{v.dtype} on {v.device}", "Convert it."))
+        check_finite("v", v, "Look for a division by zero before this product.")
+        return v.detach().reshape(-1, p)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """No dropout, and attention with derivatives of any order."""
+        with evaluating(self._model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def _in_turn(self, steps: range) -> Any:
+        return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
+
+
+def hessian(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    vectors_per_pass: int | None = None,
+    progress: bool = False,
+) -> CurvatureOperator:
+    """The Hessian of a model's mean loss over a data set; compare ``curvlinops``.
+
+    Args:
+        model: The network; used in evaluation mode and left as it was. Its parameters are read
+            when the operator is made.
+        data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
+            in the labels; or dicts with ``labels``, see :mod:`ksm_ext.losses`. Kept on the device.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
+        parameters: Names or patterns, see :func:`ksm_ext.gradients.parameter_names`; None: all.
+            The others are constants.
+        batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
+        vectors_per_pass: Vectors multiplied together. None: as many as have 32 MiB of entries
+            (256 MiB on a GPU). A pass needs about a forward pass's memory for each.
+        progress: Whether to show a bar over passes.
+
+    Returns:
+        The operator, in the parameters' dtype: float64 parameters give products to 1e-12.
+
+    Raises:
+        ValueError: If data or labels do not fit the model.
+        TypeError: If ``data`` is no data set, or parameters differ in dtype.
+    """
+    return CurvatureOperator(
+        model,
+        data,
+        loss,
+        "hessian",
+        parameters=parameters,
+        batch_size=batch_size,
+        vectors_per_pass=vectors_per_pass,
+        progress=progress,
+    )
+
+
+def ggn(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    vectors_per_pass: int | None = None,
+    progress: bool = False,
+) -> CurvatureOperator:
+    """The generalised Gauss-Newton matrix of a model's mean loss; arguments of :func:`hessian`.
+
+    For cross-entropy it is the Fisher matrix. Positive semi-definite where the loss is convex in
+    the outputs, so that conjugate gradients with any positive damping converge.
+    """
+    return CurvatureOperator(
+        model,
+        data,
+        loss,
+        "ggn",
+        parameters=parameters,
+        batch_size=batch_size,
+        vectors_per_pass=vectors_per_pass,
+        progress=progress,
+    )
+
+
+def loss_gradients(
+    model: nn.Module,
+    datasets: Sequence[Any],
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Gradients of the summed loss of each data set: (n, p).
+
+    Args:
+        model: The network, as in :func:`hessian`.
+        datasets: n data sets.
+        loss: See :func:`hessian`.
+        parameters: See :func:`hessian`.
+        batch_size: Samples of a pass.
+    """
+    gradients = []
+    for data in datasets:
+        operator = hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
+        gradients.append(operator.gradient() * operator.num_samples)
+    return torch.stack(gradients)
+
+
+def flatten(tensors: Weights) -> Tensor:
+    """Tensors by name as one vector (p,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def _add(tensors: Weights, out: Tensor) -> None:
+    """Add stacks (s, *shape) by name to rows (s, p), without a copy of all of them."""
+    start = 0
+    for tensor in tensors.values():
+        rows = tensor.flatten(1)
+        out[:, start : start + rows.shape[1]] += rows
+        start += rows.shape[1]
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if isinstance(loss, str):
+        check_choice("loss", loss, tuple(LOSSES), "Or pass a function (outputs, labels) -> (b,).")
+        return LOSSES[loss]
+    return loss
+
+
+def _check_one_dtype(weights: Weights) -> None:
+    dtypes = {weight.dtype for weight in weights.values()}
+    if len(dtypes) > 1:
+        found = " and ".join(sorted(map(str, dtypes)))
+        remedy = "Convert the model with .float() or .double()."
+        raise TypeError(message("model", "of parameters of one dtype", found, remedy))
