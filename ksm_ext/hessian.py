@@ -224,9 +224,10 @@ class CurvatureOperator:
 
     def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
         """Outputs, labels, and the transposed Jacobian of the outputs."""
-        outputs, back, labels = vjp(
+        result: Any = vjp(
             lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
         )
+        outputs, back, labels = result
         return outputs, labels, back
 
     def _forward(self, batch: Batch, tangent: Weights) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ksm_ext"
 LAYERS = [
     "checks _build _C _C_cuda",
-    "arrays ops correlation build_facts files",
-    "masks subsets projection solvers spectrum bounds",
+    "arrays ops correlation build_facts files solvers",
+    "masks subsets projection spectrum bounds",
     "batches features outputs",
     "losses gradients",
     "hessian",
