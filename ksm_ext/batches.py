@@ -56,6 +56,21 @@ def num_rows(batch: Batch) -> int:
     return len(columns(batch)[0][1])
 
 
+def as_dataset(data: Any) -> Any:
+    """Tensors as a data set of them; anything else as it is."""
+    if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
+        return TensorDataset(*as_batch(data))
+    return data
+
+
+def datasets_by_name(targets: Any) -> dict[str, Any]:
+    """Data sets by name; a single one, which may be a dict of tensors, is called ``target``."""
+    named = isinstance(targets, Mapping) and not any(
+        isinstance(value, Tensor) for value in targets.values()
+    )
+    return dict(targets) if named else {"target": targets}
+
+
 def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     """A loader of all samples in the data set's order.
 
@@ -67,8 +82,7 @@ def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
         ValueError: If ``data`` is shuffled, leaves samples out, has none, or does not line up.
         TypeError: If ``data`` is none of these kinds.
     """
-    if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
-        data = TensorDataset(*as_batch(data))
+    data = as_dataset(data)
     if not isinstance(data, DataLoader):
         if not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
             remedy = "Pass a DataLoader, a Dataset with a length, or a tuple of tensors."

@@ -17,16 +17,19 @@ References: *Pearlmutter 1994*; *Schraudolph 2002*.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ksm_ext.batches import Batch, as_batch, chunks, num_rows, ordered_loader
+from ksm_ext.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
 from ksm_ext.gradients import evaluating, parameter_names
 from ksm_ext.losses import Loss, cross_entropy, outputs_and_labels, squared_error
@@ -35,7 +38,7 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squa
 Weights = dict[str, Tensor]
 Product = Callable[[Batch, Tensor], Tensor]
 
-# Tangents of all parameters together, unless vectors_per_pass says otherwise: beyond the caches
+# Tangents of parameters and activations, unless vectors_per_pass says otherwise: beyond the caches,
 # page faults of fresh memory take a quarter of the time on a CPU.
 CPU_BYTES, GPU_BYTES = 2**25, 2**28
 MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
@@ -74,6 +77,8 @@ class CurvatureOperator:
         self._weights: Weights = {name: own[name].detach() for name in names}
         self._model, self._loss, self._kind = model, _loss(loss), kind
         self._progress = progress
+        if vectors_per_pass is not None:
+            check_positive_int("vectors_per_pass", vectors_per_pass)
         some = self._weights[names[0]]
         _check_one_dtype(self._weights)
         self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
@@ -82,16 +87,13 @@ class CurvatureOperator:
         self.dtype, self.device = some.dtype, some.device
         self.batch_size = MAX_SAMPLES if batch_size is None else batch_size
         check_positive_int("batch_size", self.batch_size)
-        budget = CPU_BYTES if some.device.type == "cpu" else GPU_BYTES
-        by_memory = max(1, budget // (num_parameters * some.element_size()))
-        self.vectors_per_pass = by_memory if vectors_per_pass is None else vectors_per_pass
-        check_positive_int("vectors_per_pass", self.vectors_per_pass)
         loader = ordered_loader(data, self.batch_size)
         # An operator is applied many times: its samples are kept as they will be used.
         self._batches = [
             as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
         ]
         self.num_samples = sum(num_rows(batch) for batch in self._batches)
+        self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
 
     def __call__(self, v: Tensor) -> Tensor:
         """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
@@ -131,6 +133,71 @@ class CurvatureOperator:
             for batch in self._batches:
                 total += flatten(grad(self._total(batch))(self._weights))
         return total / self.num_samples
+
+    def per_sample_slopes(self, v: Tensor) -> Tensor:
+        """Slope of each sample's loss along each vector, ``v . grad loss_i``: (s, p) -> (s, b).
+
+        By forward differentiation: the gradients of samples are never formed.
+        """
+        rows = self._checked(v)
+        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
+        with self._exact():
+            for start in self._in_turn(range(0, len(rows), self.vectors_per_pass)):
+                tangents, done = self.unflatten(rows[start : start + self.vectors_per_pass]), 0
+                for batch in self._batches:
+                    losses = self._losses(batch)
+
+                    def slopes(tangent: Weights, losses: Any = losses) -> Tensor:
+                        return jvp(losses, (self._weights,), (tangent,))[1]
+
+                    part = vmap(slopes)(tangents)  # (vectors, samples)
+                    out[start : start + len(part), done : done + part.shape[1]] = part
+                    done += part.shape[1]
+        return out
+
+    def per_sample_gradients(self) -> Tensor:
+        """Gradient of each sample's loss, (b, p)."""
+
+        def one(sample: Batch) -> Tensor:
+            batch = each(lambda column: column[None], sample)
+            return flatten(grad(self._total(batch))(self._weights))
+
+        with self._exact():
+            return torch.cat([vmap(one)(batch) for batch in self._batches])
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
+
+        Args:
+            u: (s, p), in the dtype of the parameters.
+            v: (s, p). Row i goes with row i of ``u``.
+
+        Returns:
+            (s, p). Of the loss itself, for a Gauss-Newton operator too. Wrong, as PyTorch's third
+            derivatives are, for ``instance_norm``.
+        """
+        first, second = self._checked(u), self._checked(v)
+        out = torch.zeros_like(first)
+
+        def product(batch: Batch, a: Weights, b: Weights) -> Weights:
+            def bend(weights: Weights) -> Tensor:  # a^T H b, by reverse mode: see _quadratics
+                def total(x: Tensor, y: Tensor) -> Tensor:
+                    return self._total(batch)(
+                        {n: w + x * a[n] + y * b[n] for n, w in weights.items()}
+                    )
+
+                zero = torch.zeros((), dtype=self.dtype, device=self.device)
+                return grad(lambda x: grad(lambda y: total(x, y))(zero))(zero)
+
+            return grad(bend)(self._weights)
+
+        with self._exact(), _LayerNormInParts():
+            for start in self._in_turn(range(0, len(first), self.vectors_per_pass)):
+                some = slice(start, start + self.vectors_per_pass)
+                pair = self.unflatten(first[some]), self.unflatten(second[some])
+                for batch in self._batches:
+                    _add(vmap(partial(product, batch))(*pair), out[some])
+        return out / self.num_samples
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
@@ -260,6 +327,26 @@ class CurvatureOperator:
         with evaluating(self._model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
 
+    def _vectors_within_budget(self) -> int:
+        """As many as have tangents of all parameters and outputs of layers within the budget."""
+        sizes = [self.shape[0]]
+        leaves = [part for part in self._model.modules() if not [*part.children()]]
+
+        def count(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel())
+
+        handles = [leaf.register_forward_hook(count) for leaf in leaves]
+        try:
+            with self._exact():
+                outputs_and_labels(self._model, self._batches[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        budget = CPU_BYTES if self.device.type == "cpu" else GPU_BYTES
+        each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
+        return int(max(1, budget // each_bytes))
+
     def _in_turn(self, steps: range) -> Any:
         return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
 
@@ -285,8 +372,9 @@ def hessian(
         parameters: Names or patterns, see :func:`ksm_ext.gradients.parameter_names`; None: all.
             The others are constants.
         batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
-        vectors_per_pass: Vectors multiplied together. None: as many as have 32 MiB of entries
-            (256 MiB on a GPU). A pass needs about a forward pass's memory for each.
+        vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
+            gradient. None: as many as have 32 MiB of parameters and layers' outputs (256 MiB on a
+            GPU).
         progress: Whether to show a bar over passes.
 
     Returns:
@@ -357,6 +445,28 @@ def loss_gradients(
         operator = hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
+
+
+class _LayerNormInParts(TorchFunctionMode):
+    """Layer normalisation by its formula: the third derivatives of PyTorch's own are wrong."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return (_layer_norm if func is F.layer_norm else func)(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    normal = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias
 
 
 def flatten(tensors: Weights) -> Tensor:

@@ -102,6 +102,37 @@ def test_gradients(make):
 
 
 @every_model
+def test_slopes_and_gradients_of_each_sample(make):
+    model, batch = make()
+    operator = hessian(model, batch, batch_size=4)
+    each = loss_gradients(
+        model, [tuple(c[i : i + 1] for c in batch) for i in range(len(batch[-1]))]
+    )
+    torch.testing.assert_close(operator.per_sample_gradients(), each)
+    v = torch.randn(3, operator.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(operator.per_sample_slopes(v), v @ each.T)
+
+
+@every_model
+def test_third_derivatives_are_differences_of_hessians(make):
+    model, batch = make()
+    operator = hessian(model, batch, batch_size=4, vectors_per_pass=2)
+    u, v = torch.randn(2, 3, operator.shape[0], dtype=torch.float64)
+    third = operator.third(u, v)
+    torch.testing.assert_close(operator.third(v, u), third)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+    def moved(step, i):
+        torch.nn.utils.vector_to_parameters(start + step * u[i], model.parameters())
+        return hessian(model, batch)(v[i])
+
+    for i in range(3):
+        difference = (moved(1e-4, i) - moved(-1e-4, i)) / 2e-4
+        scale = float(difference.abs().max())
+        torch.testing.assert_close(third[i], difference, rtol=1e-4, atol=1e-5 * scale)
+
+
+@every_model
 def test_curvature_of_each_sample(make):
     model, batch = make()
     v = torch.randn(2, hessian(model, batch).shape[0], dtype=torch.float64)

@@ -29,12 +29,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from ksm_ext import ops
 from ksm_ext.arrays import ArrayLike, Kind, as_tensor
-from ksm_ext.batches import as_batch, chunks, ordered_loader
+from ksm_ext.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.features import Features
 from ksm_ext.gradients import collect_features, parameter_names, per_sample_outputs
@@ -131,15 +131,15 @@ class GradientEstimator:
         check_choice("metric", metric, ("loss", "output"))
         check_choice("mode", mode, ("linearised", "weights"))
         _check_ridge(ridge)
-        named = dict(targets) if _is_named(targets) else {"target": targets}
+        named = datasets_by_name(targets)
         if not named:
             raise ValueError(message("targets", "one data set or more", "none", "Pass some."))
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
         self.ridge = float(ridge)
         self.calibration: Calibration | None = None
-        self._task_data = [_as_dataset(task) for task in tasks]
-        self._target_data = [_as_dataset(target) for target in named.values()]
+        self._task_data = [as_dataset(task) for task in tasks]
+        self._target_data = [as_dataset(target) for target in named.values()]
         self._output, self._parameters = output, parameters
         self._loss, self._metric, self._mode = loss, metric, mode
         self._store = None if store is None else Path(store)
@@ -365,19 +365,6 @@ def _check_ridge(ridge: float) -> None:
     if not ridge > 0:
         remedy = "The problem has no minimum without a penalty."
         raise ValueError(message("ridge", "positive", str(ridge), remedy))
-
-
-def _is_named(targets: Any) -> bool:
-    """Whether targets are data sets by name: a single data set may be a dict of tensors."""
-    return isinstance(targets, Mapping) and not any(
-        isinstance(value, Tensor) for value in targets.values()
-    )
-
-
-def _as_dataset(data: Any) -> Any:
-    if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
-        return TensorDataset(*as_batch(data))
-    return data
 
 
 def _offsets(datasets: Sequence[Any]) -> Tensor:

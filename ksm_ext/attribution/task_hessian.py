@@ -1,0 +1,139 @@
+r"""First and second derivatives of a target's loss by the weights of the tasks, without retraining.
+
+Give task a the weight :math:`s_a` in training,
+
+.. math:: W(s) = \arg\min_W \sum_a s_a L_a(W) + \frac{\rho}{2} \lVert W \rVert^2, \qquad
+          F(s) = f(W(s)), \qquad L_a = \frac1b \sum_{i \in a} \ell_i .
+
+At s = 1, with :math:`A = \sum_a \nabla^2 L_a + \rho I`, the minimum moves with
+:math:`W_a = -A^{-1} \nabla L_a`; with the adjoint :math:`\lambda = -A^{-1} \nabla f`,
+
+.. math:: \frac{\partial F}{\partial s_a} = \nabla f \cdot W_a, \qquad
+    \frac{\partial^2 F}{\partial s_a \partial s_c} = W_a^\top (\nabla^2 f) W_c
+    + \lambda^\top (\nabla^2 L_a) W_c + \lambda^\top (\nabla^2 L_c) W_a
+    + \nabla^3 L [\lambda, W_a, W_c].
+
+The gradient is the influence function. To second order :math:`F(1) - F(1 - e_a)` is
+:math:`F'_a - F''_{aa} / 2`, and two tasks interact by :math:`F''_{ac}`.
+
+Shapes: n tasks of b samples together, t targets, gradient (n, t), Hessian (t, n, n).
+
+Reference: *Zhang, Duan & Zhang 2026, arXiv:2602.03783* (Proposition 3.1).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
+
+from ksm_ext.batches import as_dataset, datasets_by_name
+from ksm_ext.checks import message
+from ksm_ext.hessian import hessian, loss_gradients
+from ksm_ext.losses import Loss
+from ksm_ext.solvers import conjugate_gradient
+
+
+@dataclass(frozen=True, eq=False)
+class TaskHessian:
+    """Derivatives of each target's mean loss by the tasks' weights, at 1.
+
+    Attributes:
+        gradient: (n, t).
+        hessian: (t, n, n), symmetric.
+        residuals: (n + t,). Relative residuals of the linear systems.
+    """
+
+    gradient: Tensor
+    hessian: Tensor
+    residuals: Tensor
+
+
+def task_hessian(
+    model: nn.Module,
+    tasks: Sequence[Any],
+    targets: Mapping[str, Any] | Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    ridge: float,
+    max_steps: int = 200,
+    tolerance: float = 1e-6,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    vectors_per_pass: int | None = None,
+    progress: bool = False,
+) -> TaskHessian:
+    """Differentiate training itself, twice.
+
+    Exact at a minimum of the problem above. A network that was not trained to its end, or without
+    that penalty, is treated as if it were at the minimum of its own quadratic model, with the ridge
+    as damping.
+
+    Args:
+        model: The network trained on all tasks.
+        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        targets: Data sets by name, or one.
+        loss: See :func:`ksm_ext.hessian.hessian`; three times differentiable.
+        ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
+        max_steps: Of conjugate gradients.
+        tolerance: Of conjugate gradients.
+        parameters: Names or patterns of the parameters that training moves; None: all.
+        batch_size: Samples of a pass.
+        vectors_per_pass: Vectors multiplied together.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The :class:`TaskHessian`. It takes ``n + t`` solutions, Hessian products of every task and
+        target, and ``n min(t, (n + 1) / 2)`` third derivatives.
+
+    Raises:
+        ValueError: If there is no task or target, or the ridge is not positive.
+        RuntimeError: If the Hessian with its ridge is not positive definite.
+    """
+    named = datasets_by_name(targets)
+    for name, given in (("tasks", tasks), ("targets", named)):
+        if len(given) == 0:
+            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    if not ridge > 0:
+        raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "vectors_per_pass": vectors_per_pass,
+    }
+    gradients: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    datasets = [as_dataset(task) for task in tasks]
+    queries = [hessian(model, data, loss, **options) for data in named.values()]
+    whole = hessian(model, ConcatDataset(datasets), loss, progress=progress, **options)
+    b, n = whole.num_samples, len(datasets)
+    pulls = loss_gradients(model, datasets, loss, **gradients) / b  # (n, p)
+    wishes = torch.stack([query.gradient() for query in queries])  # (t, p)
+    solution = conjugate_gradient(
+        whole,
+        -torch.cat([pulls, wishes]),
+        damping=ridge,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        progress=progress,
+    )
+    moves, adjoints = solution.x[:n], solution.x[n:]  # W_a (n, p), lambda (t, p)
+    second = torch.stack([query(moves) @ moves.T for query in queries])  # (t, n, n)
+    for a, data in enumerate(datasets):
+        share = len(data) / b
+        cross = share * hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
+        second[:, a] += cross
+        second[:, :, a] += cross
+    if 2 * len(queries) <= n + 1:
+        pairs = torch.cartesian_prod(torch.arange(len(queries)), torch.arange(n))
+        bent = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
+        second += (bent @ moves.T).reshape(second.shape)
+    else:
+        rows, columns = torch.triu_indices(n, n)
+        bent = whole.third(moves[rows], moves[columns]) @ adjoints.T  # (pairs, t)
+        upper = torch.zeros_like(second)
+        upper[:, rows, columns] = bent.T
+        second += upper + upper.triu(1).transpose(1, 2)
+    second = (second + second.transpose(1, 2)) / 2  # rounding alone
+    return TaskHessian(moves @ wishes.T, second, solution.residuals)

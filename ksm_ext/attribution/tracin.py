@@ -1,0 +1,104 @@
+r"""TracIn and the cosine of gradients: whether a task pulls the way a target wants to go.
+
+While gradient descent with learning rate η takes steps on the mean loss of b samples, task a alone
+changes a target's loss F at each step by about
+
+.. math:: -\frac{\eta}{b} \nabla F \cdot g_a, \qquad g_a = \sum_{i \in a} \nabla \ell_i,
+
+which TracIn sums over checkpoints. Gradients are exact, all p numbers of them.
+
+Shapes: n tasks of b samples together, t targets, attributions (n, t).
+
+Reference: *Pruthi et al. 2020, arXiv:2002.08484*.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ksm_ext.batches import as_dataset, datasets_by_name
+from ksm_ext.checks import message
+from ksm_ext.hessian import loss_gradients
+from ksm_ext.losses import Loss
+
+
+def tracin(
+    checkpoints: nn.Module | Sequence[nn.Module],
+    learning_rates: float | Sequence[float],
+    tasks: Sequence[Any],
+    targets: Mapping[str, Any] | Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """What each task's own steps changed in each target's mean loss.
+
+    Args:
+        checkpoints: Networks along one training.
+        learning_rates: One for each checkpoint, times the number of steps that it stands for.
+        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        targets: Data sets by name, or one.
+        loss: See :func:`ksm_ext.hessian.hessian`.
+        parameters: Names or patterns of the parameters that training moves; None: all.
+        batch_size: Samples of a pass.
+
+    Returns:
+        (n, t), in units of the loss: negative where a task helps.
+
+    Raises:
+        ValueError: If the numbers of checkpoints and learning rates differ, or there is none.
+    """
+    networks = [checkpoints] if isinstance(checkpoints, nn.Module) else list(checkpoints)
+    rates = [learning_rates] if isinstance(learning_rates, (int, float)) else list(learning_rates)
+    if len(rates) != len(networks) or not networks:
+        expected = f"of one number for each of {len(networks)} checkpoints"
+        remedy = "Give the learning rate at each."
+        raise ValueError(message("learning_rates", expected, str(len(rates)), remedy))
+    num_samples = sum(len(as_dataset(task)) for task in tasks)
+    total = torch.zeros(())
+    for network, rate in zip(networks, rates, strict=True):
+        pulls, wishes = _gradients(network, tasks, targets, loss, parameters, batch_size)
+        total = total.to(pulls) - rate / num_samples * (pulls @ wishes.T)
+    return total
+
+
+def gradient_cosine(
+    model: nn.Module,
+    tasks: Sequence[Any],
+    targets: Mapping[str, Any] | Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Minus the cosine of each task's and each target's gradient; arguments of :func:`tracin`.
+
+    Returns:
+        (n, t) in [-1, 1], without units: -1 where a task pulls exactly where the target's loss
+        falls, 0 where one of the gradients vanishes.
+    """
+    pulls, wishes = _gradients(model, tasks, targets, loss, parameters, batch_size)
+    lengths = pulls.norm(dim=1)[:, None] * wishes.norm(dim=1)
+    return torch.where(lengths > 0, -(pulls @ wishes.T) / lengths, 0.0)
+
+
+def _gradients(
+    model: nn.Module,
+    tasks: Sequence[Any],
+    targets: Any,
+    loss: str | Loss,
+    parameters: str | Sequence[str] | None,
+    batch_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the tasks' summed losses (n, p), and of the targets' mean losses (t, p)."""
+    named = datasets_by_name(targets)
+    for name, given in (("tasks", tasks), ("targets", named)):
+        if len(given) == 0:
+            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    wishes = loss_gradients(model, list(named.values()), loss, **options)
+    counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(wishes)
+    return loss_gradients(model, tasks, loss, **options), wishes / counts[:, None]
