@@ -93,7 +93,7 @@ def test_density_of_the_network(network):
 
 
 def test_traces_of_the_network_and_their_errors(network):
-    model, data, operator, matrix = network
+    _model, _data, operator, matrix = network
     exact = float(matrix.trace())
     inside = 0
     for seed in range(40):
@@ -150,7 +150,7 @@ def test_lanczos_ends_where_the_space_does():
     values, vectors = torch.linalg.eigh(symmetric(20))
     matrix = vectors @ values.diag() @ vectors.T
     start = vectors[:, :3].sum(1)[None]  # three dimensions are all it can reach
-    diagonal, beside, basis = lanczos(lambda v: v @ matrix, start, 10)
+    diagonal, beside, _basis = lanczos(lambda v: v @ matrix, start, 10)
     assert bool(diagonal.isfinite().all()) and float(beside[0, 2]) < 1e-10
     inner = diagonal[0, :3].diag() + beside[0, :2].diag(1) + beside[0, :2].diag(-1)
     torch.testing.assert_close(torch.linalg.eigvalsh(inner), values[:3])

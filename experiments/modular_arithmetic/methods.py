@@ -1,0 +1,275 @@
+"""Every method, with one interface: from a problem to attributions (n, t) and predicted scores.
+
+Attributions τ[i, j] estimate F_j(all tasks) - F_j(all but task i) in units of the loss. A method
+that gives nothing but attributions predicts the score of a subset by what it lacks,
+
+    F̂(S) = F(1) - Σ_{i not in S} τ_i,
+
+and a surrogate predicts each fold of the subsets from a fit to the others.
+
+Shapes: n tasks, t targets, masks (m, n), scores and predictions (m, t).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.modular_arithmetic.data import Arithmetic
+from experiments.modular_arithmetic.settings import Settings
+from experiments.modular_arithmetic.truth import split
+from ksm_ext import GradientEstimator, Projector, fit_surrogate
+from ksm_ext.attribution.influence import influence
+from ksm_ext.attribution.task_hessian import task_hessian
+from ksm_ext.attribution.tracin import gradient_cosine, tracin
+from ksm_ext.attribution.trak import trak
+from ksm_ext.hessian import ggn, hessian
+from ksm_ext.spectrum import top_eigenpairs
+from ksm_ext.subsets import bernoulli, leave_one_out
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What the methods may look at.
+
+    Attributes:
+        settings: Of the experiment.
+        data: All samples.
+        networks: Trained on all tasks, a list of checkpoints for each seed.
+        masks: (m, n) bool. The subsets.
+        scores: (m, t) their retrained scores, for methods that learn from them.
+        full_score: (t,) score of training on all tasks.
+    """
+
+    settings: Settings
+    data: Arithmetic
+    networks: list[list[nn.Module]]
+    masks: Tensor
+    scores: Tensor
+    full_score: Tensor
+
+    @cached_property
+    def tasks(self) -> list[tuple[Tensor, Tensor]]:
+        return self.data.tasks()
+
+    @cached_property
+    def targets(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return self.data.targets()
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """One network for each seed, at the checkpoint of the methods."""
+        return [path[self.settings.methods.checkpoint] for path in self.networks]
+
+    @property
+    def samples(self) -> tuple[Tensor, Tensor]:
+        return self.data.tokens, self.data.labels
+
+    @property
+    def projector(self) -> Projector:
+        return Projector(self.settings.methods.proj_dim, seed=self.settings.truth.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Attributions (n, t) and predicted scores (m, t) of the problem's subsets."""
+
+    attributions: Tensor
+    predictions: Tensor
+
+
+Method = Callable[[Problem], Answer]
+
+
+# -- surrogates ---------------------------------------------------------------------------------
+
+
+def retrained_surrogate(problem: Problem, **options: Any) -> Answer:
+    """A surrogate of the retrained scores; ``options`` go to :func:`ksm_ext.fit_surrogate`."""
+    masks, scores = problem.masks, problem.scores
+    predictions = torch.empty_like(scores)
+    for fold in split(masks, problem.settings.truth.num_folds):
+        others = torch.ones(len(masks), dtype=torch.bool).index_fill(0, fold, False)
+        fitted = fit_surrogate(masks[others], scores[others], **options)
+        predictions[fold] = fitted.predict(masks[fold])
+    return Answer(fit_surrogate(masks, scores, **options).attribute("loo"), predictions)
+
+
+def estimated_surrogate(problem: Problem, **options: Any) -> Answer:
+    """A surrogate of scores that are estimated from gradients: nothing is retrained."""
+    fitted = fit_surrogate(*estimated_scores(problem), **options)
+    return Answer(fitted.attribute("loo"), fitted.predict(problem.masks))
+
+
+def estimated_scores(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Many subsets near the full set, and their estimated scores."""
+    methods, truth = problem.settings.methods, problem.settings.truth
+    num_tasks = len(problem.tasks)
+    estimator = GradientEstimator(
+        problem.models,
+        problem.tasks,
+        problem.targets,
+        projector=problem.projector,
+        ridge=methods.estimate_ridge,
+        progress=False,
+    ).fit()
+    masks = torch.cat(
+        [
+            leave_one_out(num_tasks, include_full=True),
+            bernoulli(num_tasks, methods.num_estimated, truth.inclusion, seed=truth.seed),
+        ]
+    )
+    masks = masks.unique(dim=0)
+    return masks, estimator.scores(masks)
+
+
+# -- gradients ----------------------------------------------------------------------------------
+
+
+def additive(attribute: Callable[[Problem], Tensor], problem: Problem) -> Answer:
+    """The answer of a method that gives attributions (n, t) only."""
+    values = attribute(problem).double().cpu()
+    return Answer(values, problem.full_score - (~problem.masks).double() @ values)
+
+
+def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Tensor:
+    """Mean over seeds of what a method says of one network."""
+    return torch.stack([attribute(model, problem) for model in problem.models]).mean(0)
+
+
+def by_conjugate_gradients(model: nn.Module, problem: Problem, *, curvature: str) -> Tensor:
+    methods = problem.settings.methods
+    damping = methods.damping
+    if curvature == "hessian":
+        damping = shifted(damping, model, problem)
+    return influence(
+        model,
+        problem.tasks,
+        problem.targets,
+        curvature=curvature,
+        damping=damping,
+        max_steps=methods.num_steps,
+        tolerance=1e-3,
+    ).values
+
+
+def shifted(damping: float, model: nn.Module, problem: Problem) -> float:
+    """A damping that makes the Hessian definite, which it is not where training has not ended.
+
+    Twice the most negative eigenvalue: no direction is then amplified by more than those of the
+    same curvature upwards.
+    """
+    operator = hessian(model, problem.samples)
+    lowest, _ = top_eigenpairs(operator, 1, which="smallest", tolerance=1e-2)
+    return damping + 2 * max(0.0, -float(lowest[0]))
+
+
+def by_lissa(model: nn.Module, problem: Problem) -> Tensor:
+    methods = problem.settings.methods
+    largest, _ = top_eigenpairs(ggn(model, problem.samples), 1, tolerance=1e-2)
+    return influence(
+        model,
+        problem.tasks,
+        problem.targets,
+        solver="lissa",
+        damping=methods.damping,
+        scale=1.1 * (float(largest[0]) + methods.damping),
+        max_steps=methods.num_steps,
+    ).values
+
+
+def by_projection(model: nn.Module, problem: Problem) -> Tensor:
+    return influence(
+        model,
+        problem.tasks,
+        problem.targets,
+        solver="projected",
+        damping=problem.settings.methods.damping,
+        projector=problem.projector,
+    ).values
+
+
+def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
+    """Influence with curvlinops' EK-FAC in place of the curvature: its linear layers only."""
+    from curvlinops import EKFACLinearOperator, FisherType, KFACInverseLinearOperator
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    weights = {n: w for n, w in model.named_parameters() if n.rpartition(".")[0] in linear}
+    factored = EKFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(weights.values()),
+        [problem.samples],
+        fisher_type=FisherType.TYPE2,
+        check_deterministic=False,
+    )
+    damping = problem.settings.methods.damping
+    inverse = KFACInverseLinearOperator(factored, damping=damping, use_exact_damping=True)
+    return influence(
+        model,
+        problem.tasks,
+        problem.targets,
+        parameters=list(weights),
+        damping=damping,
+        solver=lambda rhs: (inverse @ rhs.T).T,
+    ).values
+
+
+def by_trak(problem: Problem) -> Tensor:
+    return trak(
+        problem.models,
+        problem.tasks,
+        problem.targets,
+        projector=problem.projector,
+        ridge=problem.settings.methods.trak_ridge,
+    )
+
+
+def by_tracin(problem: Problem) -> Tensor:
+    training = problem.settings.training
+    rates = [training.learning_rate * training.num_steps * share for share in _spans(training)]
+    paths = [tracin(path, rates, problem.tasks, problem.targets) for path in problem.networks]
+    return torch.stack(paths).mean(0)
+
+
+def _spans(training: Any) -> list[float]:
+    """Share of training that each checkpoint stands for: that since the one before."""
+    return [b - a for a, b in pairwise((0.0, *training.checkpoints))]
+
+
+def by_cosine(model: nn.Module, problem: Problem) -> Tensor:
+    return gradient_cosine(model, problem.tasks, problem.targets)
+
+
+def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
+    """Second order in the task weights: F(1) - F(1 - e_i) = F'_i - F''_ii / 2."""
+    ridge = shifted(problem.settings.methods.hessian_ridge, model, problem)
+    expansion = task_hessian(model, problem.tasks, problem.targets, ridge=ridge, tolerance=1e-3)
+    return expansion.gradient - expansion.hessian.diagonal(dim1=1, dim2=2).T / 2
+
+
+METHODS: dict[str, Method] = {
+    "least squares": partial(retrained_surrogate, kernel="least_squares"),
+    "ridge datamodel": partial(retrained_surrogate, kernel="linear"),
+    "lasso datamodel": partial(retrained_surrogate, kernel="lasso"),
+    "kernel surrogate": partial(retrained_surrogate, kernel="rbf"),
+    "surrogate of its own choice": retrained_surrogate,
+    "kernel surrogate, estimated": partial(estimated_surrogate, kernel="rbf"),
+    "influence, CG on GGN": partial(
+        additive, partial(over_models, partial(by_conjugate_gradients, curvature="ggn"))
+    ),
+    "influence, CG on Hessian": partial(
+        additive, partial(over_models, partial(by_conjugate_gradients, curvature="hessian"))
+    ),
+    "influence, LiSSA": partial(additive, partial(over_models, by_lissa)),
+    "influence, projected": partial(additive, partial(over_models, by_projection)),
+    "influence, EK-FAC": partial(additive, partial(over_models, by_ekfac)),
+    "TRAK": partial(additive, by_trak),
+    "TracIn": partial(additive, by_tracin),
+    "gradient cosine": partial(additive, partial(over_models, by_cosine)),
+    "task Hessian": partial(additive, partial(over_models, by_task_hessian)),
+}

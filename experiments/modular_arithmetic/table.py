@@ -1,0 +1,189 @@
+"""How near each method comes to what was retrained: the table, with its intervals.
+
+Two questions. Attributions (n, t) are compared with the true leave-one-out effects, mean over
+seeds: Pearson correlation over tasks, averaged over targets. Predictions (m, t) are compared with
+the true scores of the subsets: Spearman correlation within each fold of held-out subsets, averaged
+over folds and targets (LDS); squared error in units of the scores' variance, pooled over targets;
+and mean squared relative error.
+
+Intervals are 95 % of a bootstrap that draws both the seeds of the truth and its rows (tasks or
+subsets) again. Ranks are those of the whole table: ranks of rows drawn twice would be ties.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ksm_ext.evaluation import loo_correlation, relative_error, residual_error
+
+NUM_RESAMPLES, LEVEL = 400, 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What the methods are judged by.
+
+    Attributes:
+        loo: (num_seeds, n, t) true leave-one-out effects, run by run.
+        scores: (num_seeds, m, t) true scores of the subsets.
+        folds: Rows of each fold of the subsets.
+    """
+
+    loo: Tensor
+    scores: Tensor
+    folds: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: each quality with the ends of its interval.
+
+    Attributes:
+        name: Of the method.
+        correlation: With true leave-one-out effects, Pearson.
+        rank_correlation: The same, Spearman.
+        lds: Within folds.
+        residual: Pooled squared error, 1 for the mean.
+        relative: Mean squared relative error.
+        num_trainings: Networks that the method needs.
+        seconds: Of the method beside these trainings.
+    """
+
+    name: str
+    correlation: tuple[float, float, float]
+    rank_correlation: tuple[float, float, float]
+    lds: tuple[float, float, float]
+    residual: tuple[float, float, float]
+    relative: tuple[float, float, float]
+    num_trainings: int
+    seconds: float
+
+
+def judge(
+    name: str,
+    results: Results,
+    attributions: Tensor,
+    predictions: Tensor,
+    num_trainings: int,
+    seconds: float,
+) -> Row:
+    """One row of the table."""
+    folded = torch.cat(results.folds)
+
+    def lds(scores: Tensor, rows: Tensor) -> float:
+        """Mean over folds of Spearman's correlation is Pearson's of the ranks within folds."""
+        true, said = (fold_ranks(table, results.folds)[rows] for table in (scores, predictions))
+        product = (true * said).sum(0)
+        length = true.square().sum(0).sqrt() * said.square().sum(0).sqrt()
+        return float(torch.where(length > 0, product / length.clamp(min=1e-30), 0.0).mean())
+
+    def pooled(scores: Tensor, rows: Tensor) -> float:
+        return float(residual_error(scores[rows], predictions[rows], pooled=True))
+
+    def relative(scores: Tensor, rows: Tensor) -> float:
+        return float(relative_error(scores[rows], predictions[rows]).mean())
+
+    def correlation(method: str) -> Callable[[Tensor, Tensor], float]:
+        def of(loo: Tensor, rows: Tensor) -> float:
+            return float(loo_correlation(attributions[rows], loo[rows], method=method).mean())
+
+        return of
+
+    return Row(
+        name,
+        interval(correlation("pearson"), results.loo),
+        interval(correlation("spearman"), results.loo),
+        interval(lds, results.scores, folded),
+        interval(pooled, results.scores, folded),
+        interval(relative, results.scores, folded),
+        num_trainings,
+        seconds,
+    )
+
+
+def interval(
+    metric: Callable[[Tensor, Tensor], float], runs: Tensor, rows: Tensor | None = None
+) -> tuple[float, float, float]:
+    """A metric of the mean of ``runs`` (num_seeds, rows, t) and row numbers, with its interval."""
+    everything = torch.arange(runs.shape[1]) if rows is None else rows
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(NUM_RESAMPLES):
+        seeds = torch.from_numpy(random.integers(len(runs), size=len(runs)))
+        some = torch.from_numpy(random.integers(len(everything), size=len(everything)))
+        drawn.append(metric(runs[seeds].mean(0), everything[some]))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return metric(runs.mean(0), everything), float(low), float(high)
+
+
+def fold_ranks(table: Tensor, folds: list[Tensor]) -> Tensor:
+    """Centred ranks (m, t) of each column within each fold."""
+    from scipy.stats import rankdata
+
+    ranked = torch.zeros_like(table, dtype=torch.float64)
+    for fold in folds:
+        part = torch.from_numpy(rankdata(table[fold].numpy(), axis=0))
+        ranked[fold] = part - part.mean(0)
+    return ranked
+
+
+def ceiling(results: Results) -> tuple[float, float]:
+    """How well half of the seeds knows the other half: leave-one-out effects, and subsets' ranks.
+
+    The reliability of a mean over half of the seeds. Methods look at networks of the truth's own
+    seeds, so they may exceed it.
+    """
+    halves = len(results.loo) // 2
+    first, second = results.loo[:halves].mean(0), results.loo[halves : 2 * halves].mean(0)
+    effects = float(loo_correlation(first, second).mean())
+    halves = len(results.scores) // 2
+    if not halves:
+        return effects, float("nan")
+    first, second = (
+        fold_ranks(part.mean(0), results.folds)
+        for part in (results.scores[:halves], results.scores[halves : 2 * halves])
+    )
+    length = first.square().sum(0).sqrt() * second.square().sum(0).sqrt()
+    return effects, float(((first * second).sum(0) / length).mean())
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table as text, the best correlation first."""
+    lines = [
+        "| method | correlation with leave-one-out | Spearman | LDS | residual error | "
+        "relative error [%] | trainings | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: -row.correlation[0]):
+        cells = [
+            row.name,
+            spelled(row.correlation),
+            spelled(row.rank_correlation),
+            spelled(row.lds),
+            spelled(row.residual),
+            spelled(tuple(100 * value for value in row.relative)),
+            str(row.num_trainings),
+            f"{row.seconds:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spelled(value: tuple[float, ...]) -> str:
+    """Such as ``0.93 [0.90, 0.95]``."""
+    digits = 2 if max(map(abs, value)) < 10 else 0
+    estimate, low, high = (f"{part:.{digits}f}" for part in value)
+    return f"{estimate} [{low}, {high}]"
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """The table for machines."""
+    from ksm_ext.files import write_whole
+
+    content = json.dumps([row.__dict__ for row in rows], indent=2)
+    write_whole(path, (content + "\n").encode())

@@ -1,0 +1,273 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from experiments.modular_arithmetic import table
+from experiments.modular_arithmetic.__main__ import main
+from experiments.modular_arithmetic.data import OPERATIONS, arithmetic
+from experiments.modular_arithmetic.settings import (
+    PRESETS,
+    SMOKE,
+    Training,
+    load_settings,
+    replaced,
+)
+from experiments.modular_arithmetic.training import gradient_step, target_losses, train
+from experiments.modular_arithmetic.truth import growing, load, models, retrained, subsets
+from ksm_ext.evaluation import loo_correlation, residual_error
+
+RULES = {  # in plain integers
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "quad": lambda a, b: a * a + a * b + b * b,
+    "cubic": lambda a, b: a**3 + a * b,
+    "cubic2": lambda a, b: a**3 + a * b * b + b,
+    "quad3": lambda a, b, c: a * a + b * b + c * c + a * b + b * c + c * a,
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_labels_are_the_results(operation):
+    p = 7
+    data = arithmetic(operation, p, 3, 0.3, None, 0)
+    tokens = torch.cat([data.tokens, data.held_tokens])
+    labels = torch.cat([data.labels, data.held_labels])
+    operands = tokens[:, 0::2].tolist()
+    for values, label in zip(operands, labels.tolist(), strict=True):
+        if operation in RULES:
+            assert label == RULES[operation](*values) % p
+        else:
+            a, b = values
+            divides = operation == "div" or b % 2 == 1
+            assert (label * b - a) % p == 0 if divides else label == (a - b) % p
+    r = OPERATIONS[operation].num_operands
+    assert len(labels) == (p - 1 if OPERATIONS[operation].divides else p) * p ** (r - 1)
+    assert tokens[:, 1::2].unique().tolist() == ([p + 1] if r == 1 else [p, p + 1])
+
+
+def test_tasks_are_the_cells_and_share_nothing_with_the_targets():
+    data = arithmetic("add", 23, 5, 0.3, None, 33)
+    assert len(data.tasks()) == len(data.targets()) == 25
+    seen = {tuple(row) for x, _ in data.tasks() for row in x.tolist()}
+    held = {tuple(row) for x, _ in data.targets().values() for row in x.tolist()}
+    assert len(seen) + len(held) == 23**2 and not seen & held
+    for cell, (x, _) in enumerate(data.tasks()):
+        assert set((x[:, 0] * 5 // 23 * 5 + x[:, 2] * 5 // 23).tolist()) == {cell}
+    for (x, _), name in zip(data.targets().values(), data.names, strict=True):
+        (a, b), (c, d) = ([int(n) for n in span.split("-")] for span in name.split(", "))
+        assert x[:, 0].min() >= a and x[:, 0].max() <= b
+        assert x[:, 2].min() >= c and x[:, 2].max() <= d
+
+
+def quadratic(seed=0):
+    """A bowl x^T A x / 2 over two parameters, whose gradients are known."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+    bowl = root @ root.T
+    weight = nn.Parameter(torch.randn(3, dtype=torch.float64, generator=generator))
+    return bowl, weight
+
+
+def test_sam_steps_along_the_gradient_at_the_worst_neighbour():
+    bowl, weight = quadratic()
+    start = weight.detach().clone()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    settings = Training(perturbation="sam", radius=0.5)
+
+    def loss():
+        return weight @ bowl @ weight / 2
+
+    gradient_step(optimizer, loss, settings, torch.Generator())
+    slope = bowl @ start
+    there = start + 0.5 * slope / slope.norm()
+    torch.testing.assert_close(weight.detach(), start - 0.1 * bowl @ there)
+
+
+def test_nso_noise_cancels_in_a_bowl_and_averages_elsewhere():
+    bowl, weight = quadratic()
+    start = weight.detach().clone()
+    settings = Training(perturbation="nso", radius=0.5)
+
+    def step(loss):
+        return gradient_step(
+            torch.optim.SGD([weight], lr=0.1), loss, settings, torch.Generator().manual_seed(3)
+        )
+
+    step(lambda: weight @ bowl @ weight / 2)
+    torch.testing.assert_close(weight.detach(), start - 0.1 * bowl @ start)
+    with torch.no_grad():
+        weight.copy_(start)
+    step(lambda: (weight**4).sum() / 4)  # (w + e)³ + (w - e)³ = 2 w³ + 6 w e²
+    noise = 0.5 * torch.randn(3, generator=torch.Generator().manual_seed(3)).double()
+    torch.testing.assert_close(weight.detach(), start - 0.1 * (start**3 + 3 * start * noise**2))
+
+
+@pytest.mark.parametrize("perturbation", ["none", "sam", "nso"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_repeats_and_learns(optimizer, perturbation):
+    data = load(SMOKE)
+    settings = replace(
+        SMOKE.training, optimizer=optimizer, perturbation=perturbation, learning_rate=0.01
+    )
+    settings = replace(settings, weight_decay=0.0, num_steps=40)
+    mask = torch.ones(9, dtype=torch.bool)
+
+    def losses():
+        return [
+            float(target_losses(m, data).mean())
+            for m in train(data, SMOKE.model, settings, mask, 1)
+        ]
+
+    assert losses() == losses()
+    *_, last = train(data, SMOKE.model, settings, mask, 1)
+    logits = last(data.tokens)
+    assert nn.functional.cross_entropy(logits, data.labels) < 2.4  # log 13 = 2.56 knows nothing
+
+
+def test_a_task_that_is_left_out_is_not_trained_on():
+    data = load(SMOKE)
+    mask = torch.zeros(9, dtype=torch.bool)
+    (untouched,) = train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(1.0,)), mask, 0)
+    mask[4] = True
+    (trained,) = train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(1.0,)), mask, 0)
+    fresh = next(
+        iter(train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(0.0,)), ~mask, 0))
+    )
+    for one, other in zip(untouched.parameters(), trained.parameters(), strict=True):
+        assert one.shape == other.shape
+    own = trained(data.tasks()[4][0]).argmax(1) == data.tasks()[4][1]
+    assert (
+        own.double().mean()
+        > (untouched(data.tasks()[4][0]).argmax(1) == data.tasks()[4][1]).double().mean()
+    )
+    assert isinstance(fresh, nn.Module)
+
+
+def test_retrained_scores_are_those_of_the_network(tmp_path):
+    settings = replace(SMOKE, training=replace(SMOKE.training, num_steps=8))
+    mask = subsets(settings)[:2]
+    scores = retrained(settings, tmp_path, mask, 2)
+    assert scores.shape == (2, 2, 3, 9)
+    torch.set_num_threads(1)
+    networks = train(load(settings), settings.model, settings.training, mask[1], 1)
+    for number, network in enumerate(networks):
+        torch.testing.assert_close(scores[1, 1, number], target_losses(network, load(settings)))
+    other = replace(settings, training=replace(settings.training, learning_rate=0.5))
+    with pytest.raises(ValueError, match="settings"):
+        retrained(other, tmp_path, mask, 2)
+
+
+def test_models_are_read_as_they_were_trained(tmp_path):
+    settings = replace(SMOKE, training=replace(SMOKE.training, num_steps=8))
+    first, second = models(settings, tmp_path), models(settings, tmp_path)
+    for paths in zip(first, second, strict=True):
+        for one, other in zip(*paths, strict=True):
+            for a, b in zip(one.parameters(), other.parameters(), strict=True):
+                assert torch.equal(a, b)
+    assert len(first) == 2 and len(first[0]) == 3
+
+
+def test_growing_subsets():
+    masks = growing(SMOKE)
+    assert masks.sum(1).tolist() == list(range(1, 10))
+    assert all(bool((masks[i + 1] | ~masks[i]).all()) for i in range(8))
+
+
+def test_settings_from_yaml_and_flags(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text("data: {operation: mul}\ntraining: {learning_rate: 1.0e-4}\n")
+    settings = load_settings("smoke", file, ["truth.seed=5", "training.checkpoints=[0.5, 1.0]"])
+    assert settings.data.operation == "mul" and settings.data.modulus == 11
+    assert settings.training.checkpoints == (0.5, 1.0) and settings.truth.seed == 5
+    assert settings.variant("SAM").perturbation == "sam"
+    assert settings.variant("SAM").learning_rate == 1e-4
+    with pytest.raises(ValueError, match=r"must have names among.*'lr'"):
+        load_settings("smoke", None, ["training.lr=1"])
+    with pytest.raises(ValueError, match="must be of type int, got 'many'"):
+        load_settings("smoke", None, ["truth.num_subsets=many"])
+    with pytest.raises(ValueError, match=r"section\.name=value, got"):
+        load_settings("smoke", None, ["truth.seed"])
+    with pytest.raises(ValueError, match="`operation` must be one of"):
+        load_settings("smoke", None, ["data.operation=power"])
+
+
+@pytest.mark.parametrize(
+    "name", ["add", "sub", "mul", "div", "quad", "cubic", "quad3", "sgd", "sam", "nso"]
+)
+def test_every_config_is_readable(name):
+    from pathlib import Path
+
+    import experiments.modular_arithmetic as package
+
+    file = Path(package.__file__).parent / "configs" / f"{name}.yaml"
+    assert load_settings("paper", file) is not None
+
+
+def test_presets_differ_and_replacing_keeps_kinds():
+    assert PRESETS["paper"].data.modulus == 97 and PRESETS["small"].data.grid == 5
+    assert replaced(SMOKE, {"training": {"radius": 1}}).training.radius == 1.0
+
+
+def made_up(seed=0):
+    random = torch.Generator().manual_seed(seed)
+    loo = torch.randn(3, 9, 4, dtype=torch.float64, generator=random)
+    scores = 5 + torch.randn(2, 15, 4, dtype=torch.float64, generator=random)
+    return table.Results(loo, scores, list(torch.arange(15).chunk(5))), random
+
+
+def test_the_table_holds_the_metrics_of_the_mean_run():
+    results, random = made_up()
+    tau = torch.randn(9, 4, dtype=torch.float64, generator=random)
+    said = results.scores.mean(0) + torch.randn(15, 4, dtype=torch.float64, generator=random)
+    row = table.judge("some", results, tau, said, 3, 1.5)
+    truth, scores = results.loo.mean(0), results.scores.mean(0)
+    assert row.correlation[0] == pytest.approx(float(loo_correlation(tau, truth).mean()))
+    rank = loo_correlation(tau, truth, method="spearman").mean()
+    assert row.rank_correlation[0] == pytest.approx(float(rank))
+    by_fold = [
+        spearmanr(scores[fold, j], said[fold, j]).statistic
+        for fold in results.folds
+        for j in range(4)
+    ]
+    assert row.lds[0] == pytest.approx(sum(by_fold) / len(by_fold))
+    assert row.residual[0] == pytest.approx(float(residual_error(scores, said, pooled=True)))
+    for value, low, high in (row.correlation, row.lds, row.residual, row.relative):
+        assert low < high and low - 0.5 < value < high + 0.5
+    assert "| some |" in table.markdown([row])
+
+
+def test_intervals_narrow_with_more_rows():
+    random = torch.Generator().manual_seed(0)
+
+    def mean(runs, rows):
+        return float(runs[rows].mean())
+
+    widths = []
+    for count in (20, 2000):
+        runs = torch.randn(4, count, 1, generator=random)
+        _, low, high = table.interval(mean, runs)
+        widths.append(high - low)
+    assert 5 < widths[0] / widths[1] < 20  # about 10, the root of 100
+
+
+@pytest.mark.slow
+def test_smoke_run_end_to_end_and_again(tmp_path, capsys):
+    assert main(["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert {row["name"] for row in rows} >= {"kernel surrogate", "TRAK", "influence, EK-FAC"}
+    first = (tmp_path / "table.md").read_text()
+    for name in ("linear_and_kernel", "sample_complexity", "over_training", "density"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    capsys.readouterr()
+    assert main(["figures", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "table.md").read_text() == first
+
+
+def test_a_wrong_flag_is_an_error_of_one_line(tmp_path, capsys):
+    status = main(["run", "--set", "data.operation=power", "--output", str(tmp_path)])
+    assert status == 2 and "`operation` must be one of" in capsys.readouterr().err
