@@ -29,6 +29,8 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
   m.def(
       "glm_gradient(Tensor features, Tensor margins, Tensor task_offsets, Tensor masks, Tensor w, "
       "Tensor ridge, ScalarType? curvature_dtype) -> (Tensor, Tensor, Tensor)");
+  m.def("softmax_hvp(Tensor logits, Tensor tangents, Tensor? weights) -> Tensor");
+  m.def("softmax_hvp_(Tensor(a!) tangents, Tensor logits, Tensor? weights) -> ()");
 }
 
 // Importing ksm_ext._C loads this library, which registers the operators; the module is empty.

@@ -289,3 +289,15 @@ def projection_row(coordinate, dim, kind, seed, sparsity=1, hadamard=False):
             place = t * segment + vector * length + (u % length ^ flip)
             row[place] += -value if negative(block, t, u) else value
     return row / math.sqrt(sparsity)
+
+
+def softmax_hvp(logits, tangents, weights):
+    """w_i (diag(p_i) - p_i p_i^T) dz_ri, row by row in float64: (b, c), (s, b, c), (b,)."""
+    out = torch.zeros(tangents.shape, dtype=torch.float64)
+    for i, row in enumerate(logits.double()):
+        p = row.softmax(0)
+        weight = 1.0 if weights is None else float(weights[i])
+        for r in range(len(tangents)):
+            t = tangents[r, i].double()
+            out[r, i] = weight * (p * t - p * (p * t).sum())
+    return out

@@ -100,10 +100,61 @@ void absolute_distances(const T* __restrict x, const T* __restrict y, int64_t n,
   }
 }
 
+constexpr int64_t kSums = 32;     // side by side in registers, in the type of the entries
+constexpr int64_t kBlock = 1024;  // entries they add up before they are widened
+
+// The sum of term(j) for j < count.
+template <typename T, typename Term>
+double sum_of(int64_t count, const Term& term) {
+  double total = 0;
+  for (int64_t first = 0; first < count; first += kBlock) {
+    const int64_t last = count - first < kBlock ? count : first + kBlock;
+    T sums[kSums] = {};
+    int64_t j = first;
+    for (; j + kSums <= last; j += kSums) {
+      for (int64_t q = 0; q < kSums; ++q) sums[q] += term(j + q);
+    }
+    for (; j < last; ++j) sums[0] += term(j);
+    for (const T sum : sums) total += static_cast<double>(sum);
+  }
+  return total;
+}
+
+template <typename T>
+void softmax(const T* __restrict z, int64_t count, T* __restrict p) {
+  T largest[kSums];
+  for (T& entry : largest) entry = z[0];
+  int64_t j = 0;
+  for (; j + kSums <= count; j += kSums) {
+    for (int64_t q = 0; q < kSums; ++q) {
+      largest[q] = z[j + q] > largest[q] ? z[j + q] : largest[q];
+    }
+  }
+  for (; j < count; ++j) largest[0] = z[j] > largest[0] ? z[j] : largest[0];
+  T top = largest[0];
+  for (const T entry : largest) top = entry > top ? entry : top;
+  for (j = 0; j < count; ++j) p[j] = exp_of_minus(top - z[j]);
+  const T scale = static_cast<T>(1 / sum_of<T>(count, [&](int64_t k) { return p[k]; }));
+  for (j = 0; j < count; ++j) p[j] *= scale;
+}
+
+template <typename T>
+T dot(const T* __restrict x, const T* __restrict y, int64_t count) {
+  return static_cast<T>(sum_of<T>(count, [&](int64_t j) { return x[j] * y[j]; }));
+}
+
+template <typename T>
+void centre(const T* p, const T* x, T weight, T mean, int64_t count, T* out) {
+#pragma GCC ivdep  // out is x itself, or elsewhere
+  for (int64_t j = 0; j < count; ++j) out[j] = weight * p[j] * (x[j] - mean);
+}
+
 template <typename T>
 constexpr RowKernels<T> kRowKernels = {scale<T, T>,      scale<T, BFloat16>,
                                        logistic<T, T>,   logistic<T, BFloat16>,
-                                       kernel_values<T>, absolute_distances<T>};
+                                       kernel_values<T>, absolute_distances<T>,
+                                       softmax<T>,       dot<T>,
+                                       centre<T>};
 
 }  // namespace
 }  // namespace ksm

@@ -1,4 +1,4 @@
-// What an instruction set contributes to gram and glm_hvp: passes over one row between two GEMMs.
+// What an instruction set contributes to gram, glm_hvp and softmax_hvp: passes over one row.
 //
 // rows_avx512.cpp, rows_avx2.cpp and rows_portable.cpp compile the same loops (row_loops.h), whose
 // entries do not depend on the width of the vectors: every instruction set gives the same bits.
@@ -32,6 +32,15 @@ struct RowKernels {
   void (*absolute_distances)(const T* x,  // (n)
                              const T* y,  // (n, count)
                              int64_t n, int64_t count, T* values);
+
+  // p = softmax(z)
+  void (*softmax)(const T* z, int64_t count, T* p);
+
+  // <x, y>, added up in an order that depends on count alone.
+  T (*dot)(const T* x, const T* y, int64_t count);
+
+  // out[j] = weight p[j] (x[j] - mean); out may be x.
+  void (*centre)(const T* p, const T* x, T weight, T mean, int64_t count, T* out);
 };
 
 extern const RowKernels<float> kPortableRowsFloat;

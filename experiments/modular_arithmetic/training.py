@@ -61,7 +61,7 @@ def train(
 
             with torch.enable_grad():
                 gradient_step(optimizer, loss, settings, generator)
-        schedule.step()
+            schedule.step()
         for _ in range(stops.count(step)):
             yield network
 

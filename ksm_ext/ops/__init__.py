@@ -20,3 +20,5 @@ from ksm_ext.ops.project import Projection as Projection
 from ksm_ext.ops.project import project as project
 from ksm_ext.ops.project import project_ as project_
 from ksm_ext.ops.project import project_adjoint as project_adjoint
+from ksm_ext.ops.softmax_hvp import softmax_hvp as softmax_hvp
+from ksm_ext.ops.softmax_hvp import softmax_hvp_ as softmax_hvp_
