@@ -250,7 +250,7 @@ def test_intervals_narrow_with_more_rows():
     widths = []
     for count in (20, 2000):
         runs = torch.randn(4, count, 1, generator=random)
-        _, low, high = table.interval(mean, runs)
+        _, low, high = table.interval(mean, runs, torch.arange(count))
         widths.append(high - low)
     assert 5 < widths[0] / widths[1] < 20  # about 10, the root of 100
 

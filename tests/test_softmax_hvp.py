@@ -23,7 +23,9 @@ def problem(s=3, b=4, c=7, dtype=torch.float64, device="cpu", seed=0):
 
 @every_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("s, b, c", [(1, 1, 1), (3, 4, 7), (20, 3, 33), (2, 5, 1000), (17, 2, 5000)])
+@pytest.mark.parametrize(
+    "s, b, c", [(1, 1, 1), (3, 4, 7), (20, 3, 33), (2, 5, 1000), (17, 2, 5000)]
+)
 def test_it_is_the_formula(s, b, c, dtype, device):
     logits, tangents, weights = problem(s, b, c, dtype, device)
     for w in (None, weights):

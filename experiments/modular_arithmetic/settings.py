@@ -160,7 +160,7 @@ SMALL = Settings(
     Model(width=64),
     Training(batch_size=128, num_steps=320, checkpoints=(0.25, 0.5, 1.0)),
     Truth(subset_size=None, subset_seeds=4, loo_seeds=6, checkpoint=1),
-    Methods(num_models=2, checkpoint=0, proj_dim=1024),
+    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=30),
     {
         "SGD": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 1e-3},
         "SAM": {"perturbation": "sam", "radius": 0.05},

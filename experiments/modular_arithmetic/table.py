@@ -6,8 +6,10 @@ the true scores of the subsets: Spearman correlation within each fold of held-ou
 over folds and targets (LDS); squared error in units of the scores' variance, pooled over targets;
 and mean squared relative error.
 
-Intervals are 95 % of a bootstrap that draws both the seeds of the truth and its rows (tasks or
-subsets) again. Ranks are those of the whole table: ranks of rows drawn twice would be ties.
+Intervals are 95 % of a bootstrap that draws the seeds of the truth again, and with them the subsets
+or, for leave-one-out effects, the targets: a correlation over tasks that lacks the task next to its
+target would be another quantity. Ranks are those of the whole table: ranks of rows drawn twice
+would be ties.
 """
 
 import json
@@ -73,7 +75,7 @@ def judge(
     seconds: float,
 ) -> Row:
     """One row of the table."""
-    folded = torch.cat(results.folds)
+    folded, targets = torch.cat(results.folds), torch.arange(results.loo.shape[2])
 
     def lds(scores: Tensor, rows: Tensor) -> float:
         """Mean over folds of Spearman's correlation is Pearson's of the ranks within folds."""
@@ -89,15 +91,16 @@ def judge(
         return float(relative_error(scores[rows], predictions[rows]).mean())
 
     def correlation(method: str) -> Callable[[Tensor, Tensor], float]:
-        def of(loo: Tensor, rows: Tensor) -> float:
-            return float(loo_correlation(attributions[rows], loo[rows], method=method).mean())
+        def of(loo: Tensor, targets: Tensor) -> float:
+            per_target = loo_correlation(attributions, loo, method=method)
+            return float(per_target[targets].mean())
 
         return of
 
     return Row(
         name,
-        interval(correlation("pearson"), results.loo),
-        interval(correlation("spearman"), results.loo),
+        interval(correlation("pearson"), results.loo, targets),
+        interval(correlation("spearman"), results.loo, targets),
         interval(lds, results.scores, folded),
         interval(pooled, results.scores, folded),
         interval(relative, results.scores, folded),
@@ -107,10 +110,9 @@ def judge(
 
 
 def interval(
-    metric: Callable[[Tensor, Tensor], float], runs: Tensor, rows: Tensor | None = None
+    metric: Callable[[Tensor, Tensor], float], runs: Tensor, everything: Tensor
 ) -> tuple[float, float, float]:
-    """A metric of the mean of ``runs`` (num_seeds, rows, t) and row numbers, with its interval."""
-    everything = torch.arange(runs.shape[1]) if rows is None else rows
+    """A metric of the mean of ``runs`` (num_seeds, ...) and unit numbers, with its interval."""
     random = np.random.default_rng(0)
     drawn = []
     for _ in range(NUM_RESAMPLES):
