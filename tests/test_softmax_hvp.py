@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -5,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import softmax_hvp as reference
 from torch.func import hessian, jvp, vmap
 from torch.nn.functional import cross_entropy
 
 from ksm_ext import ops
-from reference import softmax_hvp as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 every_device = pytest.mark.parametrize("device", DEVICES)
@@ -160,8 +161,6 @@ def test_every_instruction_set_gives_the_same_bits():
     found = set()
     for isa in ("portable", ""):
         environment = {"KSM_EXT_CPU_ISA": isa} if isa else {}
-        import os
-
         answer = subprocess.run(
             [sys.executable, "-c", script],
             env={**os.environ, **environment},
@@ -179,7 +178,7 @@ def test_bad_input():
         ops.softmax_hvp(logits[0], tangents)
     with pytest.raises(ValueError, match=r"`tangents` must be of shape \(3, 4, 7\)"):
         ops.softmax_hvp(logits, tangents[:, :, :5])
-    with pytest.raises(TypeError, match="`tangents` must be of dtype torch.float64"):
+    with pytest.raises(TypeError, match=r"`tangents` must be of dtype torch\.float64"):
         ops.softmax_hvp(logits, tangents.float())
     with pytest.raises(TypeError, match="`logits` must be float32 or float64"):
         ops.softmax_hvp(logits.half(), tangents.half())

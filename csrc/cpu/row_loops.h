@@ -150,11 +150,10 @@ void centre(const T* p, const T* x, T weight, T mean, int64_t count, T* out) {
 }
 
 template <typename T>
-constexpr RowKernels<T> kRowKernels = {scale<T, T>,      scale<T, BFloat16>,
-                                       logistic<T, T>,   logistic<T, BFloat16>,
-                                       kernel_values<T>, absolute_distances<T>,
-                                       softmax<T>,       dot<T>,
-                                       centre<T>};
+constexpr RowKernels<T> kRowKernels = {
+    scale<T, T>,      scale<T, BFloat16>,    logistic<T, T>, logistic<T, BFloat16>,
+    kernel_values<T>, absolute_distances<T>, softmax<T>,     dot<T>,
+    centre<T>};
 
 }  // namespace
 }  // namespace ksm
