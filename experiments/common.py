@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ def environment(*packages: str) -> dict[str, str]:
     return facts | {package: version(package) for package in packages}
 
 
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+def write_json(path: Path, facts: Mapping[str, Any] | Sequence[Any]) -> None:
     """Facts, whole or not at all."""
     write_whole(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
 

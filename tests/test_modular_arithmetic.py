@@ -6,18 +6,14 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from experiments.modular_arithmetic import table
+from experiments import table
 from experiments.modular_arithmetic.__main__ import main
 from experiments.modular_arithmetic.data import OPERATIONS, arithmetic
-from experiments.modular_arithmetic.settings import (
-    PRESETS,
-    SMOKE,
-    Training,
-    load_settings,
-    replaced,
-)
-from experiments.modular_arithmetic.training import gradient_step, target_losses, train
-from experiments.modular_arithmetic.truth import growing, load, models, retrained, subsets
+from experiments.modular_arithmetic.experiment import ModularArithmetic
+from experiments.modular_arithmetic.settings import PRESETS, SMOKE
+from experiments.settings import Training, load_settings, replaced
+from experiments.training import gradient_step
+from experiments.truth import growing, models, retrained, subsets
 from ksm_ext.evaluation import loo_correlation, residual_error
 
 RULES = {  # in plain integers
@@ -35,7 +31,7 @@ RULES = {  # in plain integers
 def test_labels_are_the_results(operation):
     p = 7
     data = arithmetic(operation, p, 3, 0.3, None, 0)
-    tokens = torch.cat([data.tokens, data.held_tokens])
+    tokens = torch.cat([data.inputs, data.held_inputs])
     labels = torch.cat([data.labels, data.held_labels])
     operands = tokens[:, 0::2].tolist()
     for values, label in zip(operands, labels.tolist(), strict=True):
@@ -52,13 +48,13 @@ def test_labels_are_the_results(operation):
 
 def test_tasks_are_the_cells_and_share_nothing_with_the_targets():
     data = arithmetic("add", 23, 5, 0.3, None, 33)
-    assert len(data.tasks()) == len(data.targets()) == 25
-    seen = {tuple(row) for x, _ in data.tasks() for row in x.tolist()}
-    held = {tuple(row) for x, _ in data.targets().values() for row in x.tolist()}
+    assert len(data.by_task()) == len(data.by_target()) == 25
+    seen = {tuple(row) for x, _ in data.by_task() for row in x.tolist()}
+    held = {tuple(row) for x, _ in data.by_target().values() for row in x.tolist()}
     assert len(seen) + len(held) == 23**2 and not seen & held
-    for cell, (x, _) in enumerate(data.tasks()):
+    for cell, (x, _) in enumerate(data.by_task()):
         assert set((x[:, 0] * 5 // 23 * 5 + x[:, 2] * 5 // 23).tolist()) == {cell}
-    for (x, _), name in zip(data.targets().values(), data.names, strict=True):
+    for (x, _), name in zip(data.by_target().values(), data.target_names, strict=True):
         (a, b), (c, d) = ([int(n) for n in span.split("-")] for span in name.split(", "))
         assert x[:, 0].min() >= a and x[:, 0].max() <= b
         assert x[:, 2].min() >= c and x[:, 2].max() <= d
@@ -107,64 +103,67 @@ def test_nso_noise_cancels_in_a_bowl_and_averages_elsewhere():
     torch.testing.assert_close(weight.detach(), start - 0.1 * (start**3 + 3 * start * noise**2))
 
 
+def smoke(**training):
+    return ModularArithmetic(replace(SMOKE, training=replace(SMOKE.training, **training)))
+
+
 @pytest.mark.parametrize("perturbation", ["none", "sam", "nso"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_training_repeats_and_learns(optimizer, perturbation):
-    data = load(SMOKE)
-    settings = replace(
-        SMOKE.training, optimizer=optimizer, perturbation=perturbation, learning_rate=0.01
+    experiment = smoke(
+        optimizer=optimizer,
+        perturbation=perturbation,
+        learning_rate=0.01,
+        weight_decay=0.0,
+        num_steps=40,
     )
-    settings = replace(settings, weight_decay=0.0, num_steps=40)
-    mask = torch.ones(9, dtype=torch.bool)
+    data, mask = experiment.data(), torch.ones(9, dtype=torch.bool)
 
     def losses():
-        return [
-            float(target_losses(m, data).mean())
-            for m in train(data, SMOKE.model, settings, mask, 1)
-        ]
+        return [float(experiment.score(m).mean()) for m in experiment.train("main", mask, 1)]
 
     assert losses() == losses()
-    *_, last = train(data, SMOKE.model, settings, mask, 1)
-    logits = last(data.tokens)
-    assert nn.functional.cross_entropy(logits, data.labels) < 2.4  # log 13 = 2.56 knows nothing
+    *_, last = experiment.train("main", mask, 1)
+    loss = nn.functional.cross_entropy(last(data.inputs), data.labels)
+    assert loss < 2.4  # log 13 = 2.56 knows nothing
 
 
 def test_a_task_that_is_left_out_is_not_trained_on():
-    data = load(SMOKE)
-    mask = torch.zeros(9, dtype=torch.bool)
-    (untouched,) = train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(1.0,)), mask, 0)
+    experiment, mask = smoke(checkpoints=(1.0,)), torch.zeros(9, dtype=torch.bool)
+    (untouched,) = experiment.train("main", mask, 0)
+    start = experiment.initial_model(0)
+    for one, other in zip(untouched.parameters(), start.parameters(), strict=True):
+        assert torch.equal(one, other)
     mask[4] = True
-    (trained,) = train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(1.0,)), mask, 0)
-    fresh = next(
-        iter(train(data, SMOKE.model, replace(SMOKE.training, checkpoints=(0.0,)), ~mask, 0))
-    )
-    for one, other in zip(untouched.parameters(), trained.parameters(), strict=True):
-        assert one.shape == other.shape
-    own = trained(data.tasks()[4][0]).argmax(1) == data.tasks()[4][1]
-    assert (
-        own.double().mean()
-        > (untouched(data.tasks()[4][0]).argmax(1) == data.tasks()[4][1]).double().mean()
-    )
-    assert isinstance(fresh, nn.Module)
+    (trained,) = experiment.train("main", mask, 0)
+    inputs, labels = experiment.data().by_task()[4]
+    right = [(net(inputs).argmax(1) == labels).double().mean() for net in (trained, untouched)]
+    assert right[0] > right[1]
+
+
+def test_rates_rise_and_fall():
+    constant = Training(learning_rate=2.0, num_warmup=4, num_steps=10)
+    assert [constant.rate(step) for step in (0, 3, 9)] == [0.5, 2.0, 2.0]
+    triangular = replace(constant, decay="linear")
+    assert [triangular.rate(step) for step in (0, 3, 4)] == [0.5, 2.0, 2.0]
+    assert triangular.rate(9) == pytest.approx(2 / 6) and triangular.rate(10) == 0
 
 
 def test_retrained_scores_are_those_of_the_network(tmp_path):
-    settings = replace(SMOKE, training=replace(SMOKE.training, num_steps=8))
-    mask = subsets(settings)[:2]
-    scores = retrained(settings, tmp_path, mask, 2)
+    experiment = smoke(num_steps=8)
+    mask = subsets(experiment)[:2]
+    scores = retrained(experiment, tmp_path, mask, 2)
     assert scores.shape == (2, 2, 3, 9)
     torch.set_num_threads(1)
-    networks = train(load(settings), settings.model, settings.training, mask[1], 1)
-    for number, network in enumerate(networks):
-        torch.testing.assert_close(scores[1, 1, number], target_losses(network, load(settings)))
-    other = replace(settings, training=replace(settings.training, learning_rate=0.5))
+    for number, network in enumerate(experiment.train("main", mask[1], 1)):
+        torch.testing.assert_close(scores[1, 1, number], experiment.score(network))
     with pytest.raises(ValueError, match="settings"):
-        retrained(other, tmp_path, mask, 2)
+        retrained(smoke(num_steps=8, learning_rate=0.5), tmp_path, mask, 2)
 
 
 def test_models_are_read_as_they_were_trained(tmp_path):
-    settings = replace(SMOKE, training=replace(SMOKE.training, num_steps=8))
-    first, second = models(settings, tmp_path), models(settings, tmp_path)
+    experiment = smoke(num_steps=8)
+    first, second = models(experiment, tmp_path), models(experiment, tmp_path)
     for paths in zip(first, second, strict=True):
         for one, other in zip(*paths, strict=True):
             for a, b in zip(one.parameters(), other.parameters(), strict=True):
@@ -173,7 +172,7 @@ def test_models_are_read_as_they_were_trained(tmp_path):
 
 
 def test_growing_subsets():
-    masks = growing(SMOKE)
+    masks = growing(ModularArithmetic(SMOKE))
     assert masks.sum(1).tolist() == list(range(1, 10))
     assert all(bool((masks[i + 1] | ~masks[i]).all()) for i in range(8))
 
@@ -181,19 +180,19 @@ def test_growing_subsets():
 def test_settings_from_yaml_and_flags(tmp_path):
     file = tmp_path / "some.yaml"
     file.write_text("data: {operation: mul}\ntraining: {learning_rate: 1.0e-4}\n")
-    settings = load_settings("smoke", file, ["truth.seed=5", "training.checkpoints=[0.5, 1.0]"])
+    settings = load_settings(SMOKE, file, ["truth.seed=5", "training.checkpoints=[0.5, 1.0]"])
     assert settings.data.operation == "mul" and settings.data.modulus == 11
     assert settings.training.checkpoints == (0.5, 1.0) and settings.truth.seed == 5
     assert settings.variant("SAM").perturbation == "sam"
     assert settings.variant("SAM").learning_rate == 1e-4
     with pytest.raises(ValueError, match=r"must have names among.*'lr'"):
-        load_settings("smoke", None, ["training.lr=1"])
+        load_settings(SMOKE, None, ["training.lr=1"])
     with pytest.raises(ValueError, match="must be of type int, got 'many'"):
-        load_settings("smoke", None, ["truth.num_subsets=many"])
+        load_settings(SMOKE, None, ["truth.num_subsets=many"])
     with pytest.raises(ValueError, match=r"section\.name=value, got"):
-        load_settings("smoke", None, ["truth.seed"])
+        load_settings(SMOKE, None, ["truth.seed"])
     with pytest.raises(ValueError, match="`operation` must be one of"):
-        load_settings("smoke", None, ["data.operation=power"])
+        load_settings(SMOKE, None, ["data.operation=power"])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_every_config_is_readable(name):
     import experiments.modular_arithmetic as package
 
     file = Path(package.__file__).parent / "configs" / f"{name}.yaml"
-    assert load_settings("paper", file) is not None
+    assert load_settings(PRESETS["paper"], file) is not None
 
 
 def test_presets_differ_and_replacing_keeps_kinds():
@@ -236,7 +235,13 @@ def test_the_table_holds_the_metrics_of_the_mean_run():
     ]
     assert row.lds[0] == pytest.approx(sum(by_fold) / len(by_fold))
     assert row.residual[0] == pytest.approx(float(residual_error(scores, said, pooled=True)))
-    for value, low, high in (row.correlation, row.lds, row.residual, row.relative):
+    for value, low, high in (
+        row.correlation,
+        row.lds,
+        row.residual,
+        row.relative,
+        row.relative_absolute,
+    ):
         assert low < high and low - 0.5 < value < high + 0.5
     assert "| some |" in table.markdown([row])
 

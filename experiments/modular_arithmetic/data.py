@@ -15,6 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from experiments.experiment import Grouped
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -60,46 +62,11 @@ OPERATIONS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Arithmetic:
-    """All samples of an operation, sorted by cell, those for training and those held out.
-
-    Attributes:
-        tokens: (b, 2 r) int64, the training samples; ``labels`` (b,) and ``cells`` (b,) beside.
-        held_tokens: The held-out samples likewise, with ``held_labels`` and ``held_cells``.
-        names: n names of the cells.
-        vocabulary: p + 2.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    cells: Tensor
-    held_tokens: Tensor
-    held_labels: Tensor
-    held_cells: Tensor
-    names: tuple[str, ...]
-    vocabulary: int
-
-    def tasks(self) -> list[tuple[Tensor, Tensor]]:
-        """Tokens and labels of each training task."""
-        return [_rows(self.cells == cell, self.tokens, self.labels) for cell in self._cells()]
-
-    def targets(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Held-out tokens and labels of each cell, by its name."""
-        return {
-            self.names[cell]: _rows(self.held_cells == cell, self.held_tokens, self.held_labels)
-            for cell in self._cells()
-        }
-
-    def _cells(self) -> range:
-        return range(len(self.names))
-
-
 @lru_cache(maxsize=4)  # every training of a process starts from it
 def arithmetic(
     operation: str, modulus: int, grid: int, held_out: float, num_samples: int | None, seed: int
-) -> Arithmetic:
-    """The samples of an operation.
+) -> Grouped:
+    """The samples of an operation, sorted by cell.
 
     Args:
         operation: Key of :data:`OPERATIONS`.
@@ -133,13 +100,14 @@ def arithmetic(
     edges = [-(-modulus * k // grid) for k in range(grid + 1)]  # first operand of each cell
     spans = [f"{low}-{high - 1}" for low, high in pairwise(edges)]
     names = tuple(f"{a}, {b}" for a in spans for b in spans)
-    return Arithmetic(
-        *_rows(~held, tokens, results, cells),
-        *_rows(held, tokens, results, cells),
+    return Grouped(
+        tokens[~held],
+        results[~held],
+        cells[~held],
+        tokens[held],
+        results[held],
+        cells[held],
+        names,
         names,
         modulus + 2,
     )
-
-
-def _rows(which: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
-    return tuple(column[which] for column in columns)

@@ -4,7 +4,7 @@ Two questions. Attributions (n, t) are compared with the true leave-one-out effe
 seeds: Pearson correlation over tasks, averaged over targets. Predictions (m, t) are compared with
 the true scores of the subsets: Spearman correlation within each fold of held-out subsets, averaged
 over folds and targets (LDS); squared error in units of the scores' variance, pooled over targets;
-and mean squared relative error.
+and relative error in both definitions, the mean square of Δ / F and the mean of its absolute value.
 
 Intervals are 95 % of a bootstrap that draws the seeds of the truth again, and with them the subsets
 or, for leave-one-out effects, the targets: a correlation over tasks that lacks the task next to its
@@ -12,15 +12,15 @@ target would be another quantity. Ranks are those of the whole table: ranks of r
 would be ties.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.common import write_json
 from ksm_ext.evaluation import loo_correlation, relative_error, residual_error
 
 NUM_RESAMPLES, LEVEL = 400, 0.95
@@ -52,6 +52,7 @@ class Row:
         lds: Within folds.
         residual: Pooled squared error, 1 for the mean.
         relative: Mean squared relative error.
+        relative_absolute: Mean absolute relative error.
         num_trainings: Networks that the method needs.
         seconds: Of the method beside these trainings.
     """
@@ -62,6 +63,7 @@ class Row:
     lds: tuple[float, float, float]
     residual: tuple[float, float, float]
     relative: tuple[float, float, float]
+    relative_absolute: tuple[float, float, float]
     num_trainings: int
     seconds: float
 
@@ -87,8 +89,12 @@ def judge(
     def pooled(scores: Tensor, rows: Tensor) -> float:
         return float(residual_error(scores[rows], predictions[rows], pooled=True))
 
-    def relative(scores: Tensor, rows: Tensor) -> float:
-        return float(relative_error(scores[rows], predictions[rows]).mean())
+    def relative(definition: str) -> Callable[[Tensor, Tensor], float]:
+        def of(scores: Tensor, rows: Tensor) -> float:
+            errors = relative_error(scores[rows], predictions[rows], definition=definition)
+            return float(errors.mean())
+
+        return of
 
     def correlation(method: str) -> Callable[[Tensor, Tensor], float]:
         def of(loo: Tensor, targets: Tensor) -> float:
@@ -103,7 +109,8 @@ def judge(
         interval(correlation("spearman"), results.loo, targets),
         interval(lds, results.scores, folded),
         interval(pooled, results.scores, folded),
-        interval(relative, results.scores, folded),
+        interval(relative("squared"), results.scores, folded),
+        interval(relative("absolute"), results.scores, folded),
         num_trainings,
         seconds,
     )
@@ -158,8 +165,8 @@ def markdown(rows: list[Row]) -> str:
     """The table as text, the best correlation first."""
     lines = [
         "| method | correlation with leave-one-out | Spearman | LDS | residual error | "
-        "relative error [%] | trainings | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "relative error², % | relative error, % | trainings | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: -row.correlation[0]):
         cells = [
@@ -169,6 +176,7 @@ def markdown(rows: list[Row]) -> str:
             spelled(row.lds),
             spelled(row.residual),
             spelled(tuple(100 * value for value in row.relative)),
+            spelled(tuple(100 * value for value in row.relative_absolute)),
             str(row.num_trainings),
             f"{row.seconds:.1f}",
         ]
@@ -185,7 +193,4 @@ def spelled(value: tuple[float, ...]) -> str:
 
 def write(rows: list[Row], path: Path) -> None:
     """The table for machines."""
-    from ksm_ext.files import write_whole
-
-    content = json.dumps([row.__dict__ for row in rows], indent=2)
-    write_whole(path, (content + "\n").encode())
+    write_json(path, [asdict(row) for row in rows])

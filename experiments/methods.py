@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.modular_arithmetic.data import Arithmetic
-from experiments.modular_arithmetic.settings import Settings
-from experiments.modular_arithmetic.truth import split
+from experiments.experiment import Experiment
+from experiments.settings import Settings, Training
+from experiments.truth import split
 from ksm_ext import GradientEstimator, Projector, fit_surrogate
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.task_hessian import task_hessian
@@ -37,28 +37,34 @@ class Problem:
     """What the methods may look at.
 
     Attributes:
-        settings: Of the experiment.
-        data: All samples.
+        experiment: Its samples and settings.
         networks: Trained on all tasks, a list of checkpoints for each seed.
         masks: (m, n) bool. The subsets.
         scores: (m, t) their retrained scores, for methods that learn from them.
         full_score: (t,) score of training on all tasks.
+        calibration: (c, n) bool, other subsets.
+        calibration_scores: (c, t) their retrained scores.
     """
 
-    settings: Settings
-    data: Arithmetic
+    experiment: Experiment
     networks: list[list[nn.Module]]
     masks: Tensor
     scores: Tensor
     full_score: Tensor
+    calibration: Tensor
+    calibration_scores: Tensor
+
+    @property
+    def settings(self) -> Settings:
+        return self.experiment.settings
 
     @cached_property
     def tasks(self) -> list[tuple[Tensor, Tensor]]:
-        return self.data.tasks()
+        return self.experiment.data().by_task()
 
     @cached_property
     def targets(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return self.data.targets()
+        return self.experiment.data().by_target()
 
     @property
     def models(self) -> list[nn.Module]:
@@ -67,7 +73,8 @@ class Problem:
 
     @property
     def samples(self) -> tuple[Tensor, Tensor]:
-        return self.data.tokens, self.data.labels
+        data = self.experiment.data()
+        return data.inputs, data.labels
 
     @property
     def projector(self) -> Projector:
@@ -99,13 +106,13 @@ def retrained_surrogate(problem: Problem, **options: Any) -> Answer:
     return Answer(fit_surrogate(masks, scores, **options).attribute("loo"), predictions)
 
 
-def estimated_surrogate(problem: Problem, **options: Any) -> Answer:
-    """A surrogate of scores that are estimated from gradients: nothing is retrained."""
-    fitted = fit_surrogate(*estimated_scores(problem), **options)
+def estimated_surrogate(problem: Problem, *, calibrated: bool, **options: Any) -> Answer:
+    """A surrogate of scores that are estimated from gradients; few or no subsets are retrained."""
+    fitted = fit_surrogate(*estimated_scores(problem, calibrated=calibrated), **options)
     return Answer(fitted.attribute("loo"), fitted.predict(problem.masks))
 
 
-def estimated_scores(problem: Problem) -> tuple[Tensor, Tensor]:
+def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Tensor]:
     """Many subsets near the full set, and their estimated scores."""
     methods, truth = problem.settings.methods, problem.settings.truth
     num_tasks = len(problem.tasks)
@@ -117,6 +124,8 @@ def estimated_scores(problem: Problem) -> tuple[Tensor, Tensor]:
         ridge=methods.estimate_ridge,
         progress=False,
     ).fit()
+    if calibrated:
+        estimator.calibrate(problem.calibration, problem.calibration_scores)
     masks = torch.cat(
         [
             leave_one_out(num_tasks, include_full=True),
@@ -230,15 +239,15 @@ def by_trak(problem: Problem) -> Tensor:
 
 
 def by_tracin(problem: Problem) -> Tensor:
-    training = problem.settings.training
-    rates = [training.learning_rate * training.num_steps * share for share in _spans(training)]
+    rates = _rates(problem.settings.training)
     paths = [tracin(path, rates, problem.tasks, problem.targets) for path in problem.networks]
     return torch.stack(paths).mean(0)
 
 
-def _spans(training: Any) -> list[float]:
-    """Share of training that each checkpoint stands for: that since the one before."""
-    return [b - a for a, b in pairwise((0.0, *training.checkpoints))]
+def _rates(training: Training) -> list[float]:
+    """Learning rates of the steps that each checkpoint stands for: those since the one before."""
+    spans = pairwise((0, *training.stops()))
+    return [sum(training.rate(step) for step in range(*span)) for span in spans]
 
 
 def by_cosine(model: nn.Module, problem: Problem) -> Tensor:
@@ -258,7 +267,8 @@ METHODS: dict[str, Method] = {
     "lasso datamodel": partial(retrained_surrogate, kernel="lasso"),
     "kernel surrogate": partial(retrained_surrogate, kernel="rbf"),
     "surrogate of its own choice": retrained_surrogate,
-    "kernel surrogate, estimated": partial(estimated_surrogate, kernel="rbf"),
+    "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
+    "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
     "influence, CG on GGN": partial(
         additive, partial(over_models, partial(by_conjugate_gradients, curvature="ggn"))
     ),
@@ -273,3 +283,12 @@ METHODS: dict[str, Method] = {
     "gradient cosine": partial(additive, partial(over_models, by_cosine)),
     "task Hessian": partial(additive, partial(over_models, by_task_hessian)),
 }
+
+RETRAINED = (
+    "least squares",
+    "ridge datamodel",
+    "lasso datamodel",
+    "kernel surrogate",
+    "surrogate of its own choice",
+)
+"""Methods that learn from retrained subsets; a calibrated one, from some of them."""

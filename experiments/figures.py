@@ -1,0 +1,179 @@
+"""The figures that experiments share, each from arrays to a PNG file.
+
+All errors and ranks are of held-out subsets: what a fit says of subsets that it has not seen.
+
+Shapes: masks (m, n), scores (m, t), attributions (n, t).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.common import new_figure, save_figure
+from experiments.table import fold_ranks
+from ksm_ext import fit_surrogate
+from ksm_ext.evaluation import residual_error
+
+NAMES = {"least_squares": "least squares", "linear": "ridge", "rbf": "kernel"}
+COLOURS = {"least_squares": "#999999", "linear": "#d55e00", "rbf": "#0072b2"}
+VARIANTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+NUM_SPLITS = 20
+
+
+def quality(masks: Tensor, scores: Tensor, folds: list[Tensor], kernel: str) -> tuple[float, float]:
+    """Pooled residual error and LDS of a surrogate, each fold predicted from the others."""
+    predictions = torch.empty_like(scores)
+    for fold in folds:
+        others = torch.ones(len(masks), dtype=torch.bool).index_fill(0, fold, False)
+        fitted = fit_surrogate(masks[others], scores[others], kernel=kernel)
+        predictions[fold] = fitted.predict(masks[fold])
+    true, said = fold_ranks(scores, folds), fold_ranks(predictions, folds)
+    length = true.square().sum(0).sqrt() * said.square().sum(0).sqrt()
+    lds = torch.where(length > 0, (true * said).sum(0) / length.clamp(min=1e-30), 0.0).mean()
+    return float(residual_error(scores, predictions, pooled=True)), float(lds)
+
+
+def linear_and_kernel(masks: Tensor, scores: Tensor, path: Path, *, xlabel: str) -> None:
+    """What a line and a kernel make of a score (m,) of growing subsets."""
+    figure = new_figure(5.4, 3.6)
+    axes = figure.subplots()
+    sizes = masks.sum(1).numpy()
+    axes.plot(sizes, scores.numpy(), "ko", markersize=4, label="measured")
+    for kernel in ("linear", "rbf"):
+        said = fit_surrogate(masks, scores, kernel=kernel).predict(masks)
+        axes.plot(sizes, said.numpy(), color=COLOURS[kernel], label=NAMES[kernel])
+    axes.set(xlabel=xlabel, ylabel="mean loss on held-out samples")
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def sample_complexity(masks: Tensor, scores: Tensor, path: Path) -> dict[str, Any]:
+    """Held-out error of fits to 20, 40, 60 and 80 % of the subsets."""
+    sizes = [round(share * len(masks)) for share in (0.2, 0.4, 0.6, 0.8)]
+    figure = new_figure(5.4, 3.6)
+    axes = figure.subplots()
+    found = {}
+    for kernel, name in NAMES.items():
+        errors = np.empty((NUM_SPLITS, len(sizes)))
+        for number in range(NUM_SPLITS):
+            order = torch.randperm(len(masks), generator=torch.Generator().manual_seed(number))
+            held = order[max(sizes) :]
+            for column, size in enumerate(sizes):
+                fitted = fit_surrogate(masks[order[:size]], scores[order[:size]], kernel=kernel)
+                said = fitted.predict(masks[held])
+                errors[number, column] = float(residual_error(scores[held], said, pooled=True))
+        middle, spread = np.median(errors, axis=0), np.quantile(errors, [0.25, 0.75], axis=0)
+        axes.plot(sizes, middle, "o-", color=COLOURS[kernel], label=name)
+        axes.fill_between(sizes, *spread, color=COLOURS[kernel], alpha=0.15, linewidth=0)
+        found[name] = {"sizes": sizes, "median error": middle.tolist()}
+    axes.set(xlabel="subsets fitted to", ylabel="residual error on held-out subsets", yscale="log")
+    axes.axhline(1, color="#cccccc", linewidth=0.8)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+    return found
+
+
+def over_training(
+    masks: Tensor,
+    folds: list[Tensor],
+    scores: Mapping[str, tuple[Sequence[int], Tensor]],
+    path: Path,
+) -> dict[str, Any]:
+    """Error and LDS of surrogates at each checkpoint, by the way of training.
+
+    Args:
+        masks: (m, n).
+        folds: Rows of each fold.
+        scores: For each way, the steps of its checkpoints and the scores there, (c, m, t).
+        path: Of the figure.
+    """
+    figure = new_figure(8.6, 3.6)
+    errors, ranks = figure.subplots(1, 2)
+    found = {}
+    for colour, (name, (steps, runs)) in zip(VARIANTS, scores.items(), strict=False):
+        for kernel, line in (("rbf", "o-"), ("linear", "x--")):
+            pairs = [quality(masks, part, folds, kernel) for part in runs]
+            label = name if kernel == "rbf" else None
+            errors.plot(steps, [error for error, _ in pairs], line, color=colour, label=label)
+            ranks.plot(steps, [lds for _, lds in pairs], line, color=colour, label=label)
+            found[f"{name}, {NAMES[kernel]}"] = {"steps": list(steps), "error and LDS": pairs}
+    errors.set(xlabel="steps of training", ylabel="residual error on held-out subsets")
+    ranks.set(xlabel="steps of training", ylabel="LDS")
+    errors.legend(frameon=False, title="kernel solid, ridge dashed")
+    save_figure(figure, path)
+    return found
+
+
+def trace_and_error(points: Mapping[str, Iterable[tuple[float, float]]], path: Path) -> float:
+    """Error of a surrogate against the Hessian's trace; answers their rank correlation.
+
+    Args:
+        points: Traces and errors of each way of training.
+        path: Of the figure.
+    """
+    from scipy.stats import spearmanr
+
+    figure = new_figure(5.4, 3.6)
+    axes = figure.subplots()
+    everything = []
+    for colour, (name, pairs) in zip(VARIANTS, points.items(), strict=False):
+        everything += pairs
+        axes.plot(*zip(*pairs, strict=True), "o", color=colour, label=name)
+    axes.set(
+        xlabel="trace of the Hessian of the training loss",
+        ylabel="residual error of the ridge surrogate",
+        xscale="symlog",
+    )
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+    return float(spearmanr(*zip(*everything, strict=True)).statistic)
+
+
+def density(facts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Spectral densities by name, from their Ritz values and weights (num_probes, k)."""
+    figure = new_figure(5.4, 3.6)
+    axes = figure.subplots()
+    for colour, (name, fact) in zip(VARIANTS, facts.items(), strict=False):
+        nodes, weights = np.array(fact["nodes"]).ravel(), np.array(fact["weights"])
+        share = (weights / len(weights)).ravel()
+        reach = np.abs(nodes).max()
+        grid = np.linspace(nodes.min() - 0.05 * reach, nodes.max() + 0.05 * reach, 1000)
+        width = 0.01 * reach
+        heights = np.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2) @ share
+        axes.semilogy(grid, heights / (width * np.sqrt(2 * np.pi)), color=colour, label=name)
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7, None))
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def attributions_and_truth(
+    effects: Tensor,
+    answers: Mapping[str, Tensor],
+    path: Path,
+    *,
+    special: Tensor | None = None,
+    meaning: str = "",
+) -> None:
+    """Attributions of some methods against the true leave-one-out effects (n, t).
+
+    Args:
+        effects: (n, t).
+        answers: (n, t) of each method.
+        path: Of the figure.
+        special: (n, t) bool, what is drawn in orange.
+        meaning: Of the orange points.
+    """
+    figure = new_figure(2.7 * len(answers), 2.9)
+    orange = torch.zeros(effects.shape, dtype=torch.bool) if special is None else special
+    for axes, (name, values) in zip(figure.subplots(1, len(answers)), answers.items(), strict=True):
+        axes.plot(effects[~orange], values[~orange], ".", color="#0072b2", markersize=3, alpha=0.4)
+        axes.plot(effects[orange], values[orange], ".", color="#d55e00", markersize=4)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("leave-one-out effect")
+    label = f"attribution (orange: {meaning})" if meaning else "attribution"
+    figure.supylabel(label, fontsize=9)
+    save_figure(figure, path)
