@@ -28,8 +28,13 @@ def main(
     presets: Mapping[str, Any],
     commands: Mapping[str, Command],
     arguments: Sequence[str] | None = None,
+    *,
+    shortcuts: Mapping[str, str] | None = None,
 ) -> int:
-    """Run a command of the experiment ``name``; answers the exit status."""
+    """Run a command of the experiment ``name``; answers the exit status.
+
+    Each of ``shortcuts`` is a flag of its own that sets the setting it names.
+    """
     parser = ArgumentParser(
         prog=f"python -m experiments.{name}",
         description=description,
@@ -42,7 +47,12 @@ def main(
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="one difference"
     )
+    shortcuts = shortcuts or {}
+    for flag, setting in shortcuts.items():
+        parser.add_argument(f"--{flag}", metavar="VALUE", help=f"short for --set {setting}=VALUE")
     flags = parser.parse_args(arguments)
+    given = {setting: getattr(flags, flag) for flag, setting in shortcuts.items()}
+    flags.set += [f"{setting}={value}" for setting, value in given.items() if value is not None]
     output = flags.output or Path("runs") / f"{name}-{flags.preset}"
     wanted = commands if flags.command == "run" else {flags.command: commands[flags.command]}
     start = perf_counter()

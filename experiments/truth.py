@@ -112,7 +112,8 @@ def _train_and_keep(experiment: Experiment, variant: str, seed: int, path: Path)
                 flush=True,
             )
             for name, value in network.state_dict().items():
-                tensors[f"{number}.{name}"] = value.detach().cpu().clone()
+                kept = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                tensors[f"{number}.{name}"] = kept
     write_whole(path, save(tensors))
 
 

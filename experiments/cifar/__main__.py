@@ -1,0 +1,117 @@
+"""``python -m experiments.cifar COMMAND``: every method against the truth, on CIFAR-10."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from experiments import comparison, runner
+from experiments.cifar import mislabelled
+from experiments.cifar.experiment import Cifar
+from experiments.cifar.samples import (
+    lissa_influence,
+    subset_means,
+    sums_by_task,
+    trak_by_sample,
+)
+from experiments.cifar.settings import CifarSettings
+from experiments.common import one_thread, write_json
+from experiments.comparison import Run
+from experiments.methods import Problem
+from experiments.settings import as_dict
+from experiments.truth import retrained, subsets
+from ksm_ext.evaluation import lds
+from ksm_ext.files import write_whole
+
+
+def by_sample(run: Run, name: str, method: Callable[[Problem], Tensor]) -> Tensor:
+    """What a method says of single images (b, t), kept in ``samples-<name>.safetensors``."""
+    path, spelled = run.output / f"samples-{name}.safetensors", json.dumps(as_dict(run.settings))
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata()["settings"] == spelled:
+                return file.get_tensor("values")
+    problem = comparison.problem_of(run)
+    with one_thread():
+        values = method(problem).float().cpu().contiguous()
+    write_whole(path, save({"values": values}, metadata={"settings": spelled}))
+    return values
+
+
+def influence(run: Run) -> None:
+    """Of groups by every solver, and of each image by LiSSA on mini-batches."""
+    comparison.COMMANDS["influence"](run)
+    by_sample(run, "influence", lissa_influence)
+
+
+def trak(run: Run) -> None:
+    """Of groups, and of each image in TRAK's own units."""
+    comparison.COMMANDS["trak"](run)
+    by_sample(run, "trak", trak_by_sample)
+
+
+def eval_trak(run: Run) -> None:
+    """Rank correlation of a subset's mean TRAK score with its true loss: -1 is best."""
+    experiment, truth, data = run.experiment, run.settings.truth, run.experiment.data()
+    scores = by_sample(run, "trak", trak_by_sample)
+    masks = subsets(experiment)
+    sums = sums_by_task(scores, data.tasks, experiment.num_tasks)
+    true = retrained(experiment, run.output, masks, truth.subset_seeds).mean(0)[:, truth.checkpoint]
+    ranks = lds(true, subset_means(sums, data.tasks, masks)).tolist()
+    for name, rank in zip(data.target_names, ranks, strict=True):
+        print(f"{name}: {rank:+.2f}")
+    print(f"mean: {sum(ranks) / len(ranks):+.2f}")
+    write_json(run.output / "eval_trak.json", dict(zip(data.target_names, ranks, strict=True)))
+
+
+def find_mislabelled(run: Run) -> None:
+    """Groups with flipped labels, by every method that trains on all of them only."""
+    print(mislabelled.markdown(mislabelled.find(run.experiment, run.output)))
+
+
+def figures(run: Run) -> None:
+    """The tables, and the figures."""
+    comparison.make_figures(run)
+    path = run.output / "mislabelled.json"
+    if path.exists():
+        table = run.output / "table.md"
+        areas = mislabelled.markdown(json.loads(path.read_text()))
+        write_whole(table, f"{table.read_text()}\n{areas}\n".encode())
+        print(areas)
+
+
+COMMANDS: dict[str, Callable[[Run], None]] = {
+    "train": comparison.train_all,
+    "train-subsets": comparison.train_subsets,
+    "leave-one-out": comparison.leave_one_out,
+    "datamodels": comparison.COMMANDS["datamodels"],
+    "influence": influence,
+    "trak": trak,
+    "eval-trak": eval_trak,
+    "kernel-surrogate": comparison.COMMANDS["kernel-surrogate"],
+    "mislabelled": find_mislabelled,
+    "figures": figures,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; answers the exit status."""
+
+    def bound(command: Callable[[Run], None]) -> runner.Command:
+        def run(settings: CifarSettings, output: Path) -> None:
+            command(Run(Cifar(settings), output))
+
+        return run
+
+    commands = {name: bound(command) for name, command in COMMANDS.items()}
+    return runner.main(
+        "cifar", __doc__, Cifar.presets, commands, arguments, shortcuts={"data": "data.path"}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Which groups carry flipped labels: each method's area under the ROC curve.
+
+Groups are drawn at random here, whatever the experiment's are: some flipped labels are a faint mark
+beside a class mix of one's own. A network is trained on all groups, flipped labels included; the
+held-out images keep theirs. A method's score of a group is the mean over targets of its attribution
+to the loss. Two scores of the single images look at no target: their loss, and the self-influence
+``(1 - q)² φᵀ (ΦᵀΦ + ρ)⁻¹ φ`` with features φ of the log-odds and probabilities q of the labels.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from experiments.cifar.experiment import Cifar
+from experiments.cifar.samples import sums_by_task
+from experiments.common import one_thread, write_json
+from experiments.experiment import outputs
+from experiments.methods import METHODS, Problem
+from experiments.settings import as_dict
+from experiments.truth import models
+from ksm_ext.evaluation import mislabel_auc
+from ksm_ext.gradients import collect_features
+from ksm_ext.outputs import log_odds
+
+
+def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:
+    """The experiment with random groups, in some of which labels are flipped."""
+    settings, wanted = experiment.settings, experiment.settings.mislabelled
+    data = replace(
+        settings.data,
+        concentration=None,
+        num_noisy=wanted.num_noisy,
+        noise=wanted.noise,
+        seed=settings.data.seed + draw,
+    )
+    return Cifar(replace(settings, data=data, variants={}))
+
+
+def noisy_problem(experiment: Cifar, output: Path) -> Problem:
+    """What methods look at; without a single subset."""
+    networks = models(experiment, output)
+    scores = [experiment.score(path[experiment.settings.truth.checkpoint]) for path in networks]
+    full = torch.stack(scores).mean(0)
+    none = torch.zeros(0, experiment.num_tasks, dtype=torch.bool)
+    empty = full.new_zeros(0, len(full))
+    return Problem(experiment, networks, none, empty, full, none, empty)
+
+
+def by_loss(model: nn.Module, problem: Problem) -> Tensor:
+    inputs, labels = problem.samples
+    return cross_entropy(outputs(model, inputs), labels, reduction="none")
+
+
+def by_self_influence(model: nn.Module, problem: Problem) -> Tensor:
+    train = collect_features(model, problem.samples, log_odds, problem.projector, progress=False)
+    gram = train.gradients.T @ train.gradients
+    gram.diagonal().add_(problem.settings.methods.trak_ridge * gram.diagonal().mean())
+    solved = torch.cholesky_solve(train.gradients.T, torch.linalg.cholesky(gram))
+    wrong = 1 - train.values.sigmoid()
+    return (wrong.square() * (train.gradients * solved.T).sum(1)).cpu()
+
+
+SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {
+    "loss of its images": by_loss,
+    "self-influence of its images": by_self_influence,
+}
+NAMES = (
+    "kernel surrogate, estimated",
+    "influence, CG on GGN",
+    "influence, projected",
+    "influence, EK-FAC",
+    "TRAK",
+    "TracIn",
+    "gradient cosine",
+)
+
+
+def suspicion(problem: Problem) -> dict[str, Tensor]:
+    """(n,) of every method: high where labels may be wrong."""
+    found = {name: METHODS[name](problem).attributions.mean(1) for name in NAMES}
+    tasks = problem.experiment.data().tasks
+    for name, score in SAMPLE_SCORES.items():
+        by_sample = torch.stack([score(model, problem) for model in problem.models]).mean(0)
+        found[name] = sums_by_task(by_sample[:, None], tasks, problem.experiment.num_tasks)[:, 0]
+    return found
+
+
+def find(experiment: Cifar, output: Path) -> dict[str, list[float]]:
+    """The area under the curve of every method for every draw, also in ``mislabelled.json``."""
+    areas: dict[str, list[float]] = {}
+    for draw in range(experiment.settings.mislabelled.num_draws):
+        noisy = noisy_experiment(experiment, draw)
+        folder = output / "mislabelled" / f"draw-{draw}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, area in _areas(noisy, folder).items():
+            areas.setdefault(name, []).append(area)
+    write_json(output / "mislabelled.json", areas)
+    return areas
+
+
+def _areas(noisy: Cifar, folder: Path) -> dict[str, float]:
+    """From the disk, if it has those of these settings."""
+    path, spelled = folder / "areas.json", as_dict(noisy.settings)
+    if path.exists() and (kept := json.loads(path.read_text()))["settings"] == spelled:
+        return kept["areas"]
+    problem = noisy_problem(noisy, folder)
+    with one_thread():
+        found = suspicion(problem)
+    areas = {name: float(mislabel_auc(x, noisy.data().noisy)[0]) for name, x in found.items()}
+    write_json(path, {"settings": spelled, "areas": areas})
+    return areas
+
+
+def markdown(areas: dict[str, list[float]]) -> str:
+    """The areas as text, the best mean first."""
+    lines = ["| groups with flipped labels | mean AUC | of each draw |", "|---|---|---|"]
+    for name, values in sorted(areas.items(), key=lambda item: -sum(item[1])):
+        each = ", ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {name} | {sum(values) / len(values):.2f} | {each} |")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+r"""What single images do to a target: influence by LiSSA on mini-batches, and TRAK's own scores.
+
+The recursion of LiSSA on a random batch B at each step, with the curvature :math:`H_B` of its mean
+loss, damping λ and scale σ,
+
+.. math:: h \leftarrow v + h - (H_B + \lambda) h / \sigma, \qquad x = h / \sigma,
+
+repeated and averaged. H is the Gauss-Newton matrix: with the Hessian, the series diverges along its
+negative directions.
+
+Shapes: b images in n tasks, t targets, values (b, t), right-hand sides (t, p).
+
+References: *Agarwal, Bullins & Hazan 2017, arXiv:1602.03943*; *Koh & Liang 2017,
+arXiv:1703.04730*; *Park et al. 2023, arXiv:2303.14186*.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from experiments.cifar.settings import Lissa
+from experiments.methods import Problem
+from ksm_ext.attribution.trak import trak_scores
+from ksm_ext.features import Features
+from ksm_ext.gradients import collect_features
+from ksm_ext.hessian import ggn, loss_gradients
+from ksm_ext.outputs import log_odds
+
+
+def lissa_on_batches(
+    model: nn.Module, data: tuple[Tensor, Tensor], rhs: Tensor, settings: Lissa, seed: int
+) -> Tensor:
+    """Solutions (s, p) of ``(H + damping) x = rhs``, from batches drawn with replacement.
+
+    Raises:
+        ValueError: If the series diverges.
+    """
+    inputs, labels = data
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros_like(rhs)
+    for _ in range(settings.num_averages):
+        h = rhs.clone()
+        for _ in range(settings.depth):
+            rows = torch.randint(len(labels), (settings.batch_size,), generator=generator)
+            curved = ggn(model, (inputs[rows], labels[rows]))(h) + settings.damping * h
+            h = rhs + h - curved / settings.scale
+        if not bool((h.norm(dim=1) <= 1e3 * (settings.depth + 1) * rhs.norm(dim=1)).all()):
+            raise ValueError(
+                f"`lissa.scale` must be large enough, got {settings.scale}, with which the "
+                "series diverges. Raise it above half of the largest eigenvalue."
+            )
+        total += h / settings.scale
+    return total / settings.num_averages
+
+
+def lissa_influence(problem: Problem) -> Tensor:
+    """(b, t): what each training image does to each target's mean loss; mean over networks."""
+    settings, (inputs, labels) = problem.experiment.settings, problem.samples
+    answers = []
+    for seed, model in enumerate(problem.models):
+        targets = list(problem.targets.values())
+        sizes = torch.tensor([len(y) for _, y in targets])
+        gradients = loss_gradients(model, targets)
+        rhs = gradients / sizes.to(gradients)[:, None]
+        solved = lissa_on_batches(model, (inputs, labels), rhs, settings.lissa, seed)
+        slopes = ggn(model, (inputs, labels)).per_sample_slopes(solved)  # (t, b)
+        answers.append(-slopes.T / len(labels))
+    return torch.stack(answers).mean(0)
+
+
+def trak_by_sample(problem: Problem) -> Tensor:
+    """(b, t): how much each training image raises a target's mean log-odds; mean over networks."""
+    data = problem.experiment.data()
+    answers = []
+    for model in problem.models:
+        train, held = (
+            collect_features(model, part, log_odds, problem.projector, progress=False)
+            for part in (problem.samples, (data.held_inputs, data.held_labels))
+        )
+        rows = [data.held_targets == target for target in range(len(data.target_names))]
+        targets = Features(
+            torch.stack([held.values[some].mean() for some in rows]),
+            torch.stack([held.gradients[some].mean(0) for some in rows]),
+        )
+        answers.append(trak_scores(train, targets, ridge=problem.settings.methods.trak_ridge))
+    return torch.stack(answers).mean(0)
+
+
+def sums_by_task(values: Tensor, tasks: Tensor, num_tasks: int) -> Tensor:
+    """(n, t) sums of what samples have (b, t)."""
+    sums = values.new_zeros(num_tasks, values.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, tasks, values.double())
+
+
+def subset_means(sums: Tensor, tasks: Tensor, masks: Tensor) -> Tensor:
+    """(m, t) mean over a subset's samples of what has ``sums`` (n, t) over tasks."""
+    sizes = tasks.bincount(minlength=len(sums)).double()
+    chosen = masks.double()
+    return (chosen @ sums) / (chosen @ sizes)[:, None]

@@ -1,0 +1,175 @@
+"""Settings of the CIFAR experiment: its images, its network, its presets."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from experiments.settings import Methods, Settings, Training, Truth
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images there are, in which groups.
+
+    Attributes:
+        path: A folder for ``torchvision.datasets.CIFAR10``, which downloads there what it lacks;
+            or a packed ``.npz`` file, see :mod:`experiments.cifar.data`.
+        num_groups: n.
+        group_size: Training images in each.
+        concentration: Of the Dirichlet distribution that the classes' shares in a group are drawn
+            from; ``None`` draws groups at random, as published. Random groups are all alike: what
+            leaving out one of them does is less than what another seed does, and needs dozens of
+            trainings to be seen. Below 1, a group has few classes, and effects of its own.
+        targets: ``"class"``, or ``"random"`` groups of held-out images as published.
+        num_targets: Random ones.
+        num_held: Held-out images.
+        size: Of the images: 32, or 16 if they are averaged over squares of 2 by 2 pixels.
+        num_noisy: Groups in which labels are flipped.
+        noise: Share of their labels.
+        seed: Of the groups, and of the flips.
+    """
+
+    path: str = "runs/data"
+    num_groups: int = 50
+    group_size: int = 1000
+    concentration: float | None = None
+    targets: Literal["class", "random"] = "random"
+    num_targets: int = 5
+    num_held: int = 10_000
+    size: int = 32
+    num_noisy: int = 0
+    noise: float = 0.1
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.targets not in ("class", "random"):
+            raise ValueError(
+                f"`targets` must be class or random, got {self.targets!r}. Choose one of these."
+            )
+        if self.size not in (16, 32):
+            raise ValueError(f"`size` must be 16 or 32, got {self.size}. Choose one of these.")
+        if not 0 <= self.num_noisy <= self.num_groups:
+            raise ValueError(
+                f"`num_noisy` must be between 0 and {self.num_groups}, got {self.num_noisy}. "
+                "Flip labels in fewer groups."
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    Attributes:
+        name: Of the architecture.
+        widths: Channels of ResNet-9.
+        norm: ``"batch"``, or ``"group"`` normalisation, of 4 groups.
+        channels_last: Whether images and weights lie in memory that way.
+    """
+
+    name: Literal["resnet9", "resnet18"] = "resnet9"
+    widths: tuple[int, ...] = (64, 128, 256, 128)
+    norm: Literal["batch", "group"] = "batch"
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in ("resnet9", "resnet18"):
+            raise ValueError(
+                f"`name` must be resnet9 or resnet18, got {self.name!r}. Choose one of these."
+            )
+        if self.norm not in ("batch", "group"):
+            raise ValueError(
+                f"`norm` must be batch or group, got {self.norm!r}. Choose one of these."
+            )
+
+
+@dataclass(frozen=True)
+class Lissa:
+    """Influence by LiSSA on random mini-batches, as the original's influence functions do it.
+
+    Attributes:
+        depth: Steps of the recursion.
+        num_averages: Recursions whose solutions are averaged.
+        batch_size: Images of a step.
+        damping: Added to the curvature.
+        scale: What the curvature is divided by: above half of its largest eigenvalue on any batch.
+    """
+
+    depth: int = 1
+    num_averages: int = 1
+    batch_size: int = 512
+    damping: float = 0.01
+    scale: float = 25.0
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """The search for groups with flipped labels.
+
+    Attributes:
+        num_draws: Draws of groups, of noisy ones among them, and of their flipped labels.
+        num_noisy: Groups with flipped labels.
+        noise: Share of their labels.
+    """
+
+    num_draws: int = 3
+    num_noisy: int = 10
+    noise: float = 0.1
+
+
+@dataclass(frozen=True)
+class CifarSettings(Settings):
+    """What every experiment depends on, and what this one adds."""
+
+    data: Data
+    model: Model
+    lissa: Lissa = field(default_factory=Lissa)
+    mislabelled: Mislabelled = field(default_factory=Mislabelled)
+
+
+STEPS_PER_EPOCH = 98  # 50,000 images in batches of 512
+PAPER = CifarSettings(
+    Data(),
+    Model(),
+    Training(
+        optimizer="sgd",
+        learning_rate=0.4,
+        decay="linear",
+        weight_decay=5e-4,
+        batch_size=512,
+        num_steps=25 * STEPS_PER_EPOCH,
+        num_warmup=5 * STEPS_PER_EPOCH,
+        checkpoints=(0.2, 0.4, 0.6, 1.0),
+        autocast=True,
+    ),
+    Truth(subset_size=30, inclusion=0.6, loo_seeds=5, seed=2025),
+    Methods(checkpoint=1),
+)
+SMALL = replace(
+    PAPER,
+    data=Data(
+        num_groups=20, group_size=250, concentration=0.3, targets="class", num_held=1000, size=16
+    ),
+    model=Model(widths=(8, 16, 32, 16)),
+    training=replace(
+        PAPER.training,
+        learning_rate=0.1,
+        batch_size=128,
+        num_steps=240,
+        num_warmup=48,
+        checkpoints=(0.25, 0.5, 0.75, 1.0),
+    ),
+    truth=replace(PAPER.truth, subset_size=16, inclusion=0.8, subset_seeds=3, loo_seeds=5),
+    methods=replace(PAPER.methods, proj_dim=1024, num_steps=20, num_models=2),
+    lissa=Lissa(depth=100, num_averages=2, batch_size=128),
+    mislabelled=Mislabelled(num_noisy=5),
+)
+SMOKE = replace(
+    SMALL,
+    data=replace(SMALL.data, num_groups=8, group_size=40, num_held=200),
+    model=replace(SMALL.model, widths=(8, 8, 8, 8)),
+    training=replace(SMALL.training, batch_size=64, num_steps=30, num_warmup=6),
+    truth=replace(SMALL.truth, num_subsets=15, subset_size=6, subset_seeds=2, loo_seeds=2),
+    methods=replace(SMALL.methods, proj_dim=128, num_steps=5, num_estimated=100),
+    lissa=replace(SMALL.lissa, depth=10),
+    mislabelled=Mislabelled(num_draws=1, num_noisy=2),
+)
+PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}
