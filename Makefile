@@ -17,7 +17,7 @@ CPP_FILES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all bench lint format cuda-check cuda-host-check avx512-check clean
+.PHONY: help build demo experiments test test-all bench lint format cuda-check cuda-host-check avx512-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,8 @@ build: $(BUILT) ## an environment in $(VENV) with ksm_ext built and installed in
 
 demo: $(VENV)/.demo $(BUILT) ## from nothing to the main experiment: environment, build, run
 	$(BIN)/python $(DEMO)
+
+experiments: $(VENV)/.experiments $(BUILT) ## what the experiments need; then python -m experiments.NAME run
 
 test: $(VENV)/.test $(BUILT) ## the tests that take seconds
 	$(BIN)/pytest -q -m "not slow"
@@ -75,6 +77,6 @@ $(BUILT): $(SOURCES) | $(VENV)/.torch
 	@touch $@
 
 # The dependencies of one extra. ksm_ext itself is there already, and is not built again.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
+$(VENV)/.demo $(VENV)/.experiments $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
 	$(BIN)/pip install -q "ksm_ext[$*]"
 	@touch $@

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
+import joblib
 import torch
 import yaml
 from safetensors import safe_open
@@ -29,6 +31,7 @@ from experiments.truth import (
 )
 from ksm_ext.files import write_whole
 
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 SHOWN = (
     "kernel surrogate",
     "kernel surrogate, calibrated",
@@ -64,8 +67,9 @@ def train_subsets(run: Run) -> None:
     masks = subsets(run.experiment)
     both = torch.cat([masks, calibration_subsets(run.experiment)])
     retrained(run.experiment, run.output, both, run.settings.truth.subset_seeds)
+    some = masks[: run.settings.truth.variant_subsets]
     for variant in run.settings.variants:
-        retrained(run.experiment, run.output, masks, 1, variant)
+        retrained(run.experiment, run.output, some, 1, variant)
 
 
 def leave_one_out(run: Run) -> None:
@@ -87,6 +91,7 @@ def results_of(run: Run) -> table.Results:
 # -- the methods --------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)  # of the command that runs
 def problem_of(run: Run) -> Problem:
     """What the methods look at; trains what is missing."""
     experiment, settings = run.experiment, run.settings
@@ -107,28 +112,36 @@ def problem_of(run: Run) -> Problem:
 
 
 def answer(run: Run, *names: str) -> dict[str, tuple[Answer, float]]:
-    """What methods say, with their seconds: from the disk, or by running them."""
+    """What methods say, with their seconds: from the disk, or by running them side by side."""
     folder = run.output / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     spelled = yaml.safe_dump(as_dict(run.settings))
-    found, problem = {}, None
-    for name in names:
-        path = folder / f"{name.replace(', ', '-').replace(' ', '_')}.safetensors"
-        kept = _read(path, spelled)
-        if kept is None:
-            problem = problem or problem_of(run)
-            start = perf_counter()
-            with one_thread():
-                result = METHODS[name](problem)
-            seconds = perf_counter() - start
+    paths = {
+        name: folder / f"{name.replace(', ', '-').replace(' ', '_')}.safetensors" for name in names
+    }
+    missing = [name for name, path in paths.items() if _read(path, spelled) is None]
+    if missing:
+        problem = problem_of(run)
+        n_jobs = None if torch.cuda.is_available() else -1
+        parallel = joblib.Parallel(n_jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
+        for name, result, seconds in parallel(
+            joblib.delayed(_timed)(name, problem) for name in missing
+        ):
             tensors = {"attributions": result.attributions, "predictions": result.predictions}
             facts = {"settings": spelled, "seconds": str(seconds)}
             content = save({key: x.contiguous() for key, x in tensors.items()}, metadata=facts)
-            write_whole(path, content)
+            write_whole(paths[name], content)
             print(f"{name}: {seconds:.1f} s", flush=True)
-            kept = result, seconds
-        found[name] = kept
-    return found
+    found = {name: _read(path, spelled) for name, path in paths.items()}
+    return {name: kept for name, kept in found.items() if kept is not None}
+
+
+def _timed(name: str, problem: Problem) -> tuple[str, Answer, float]:
+    """What one method says, and its seconds on one thread."""
+    start = perf_counter()
+    with one_thread():
+        result = METHODS[name](problem)
+    return name, result, perf_counter() - start
 
 
 def _read(path: Path, settings: str) -> tuple[Answer, float] | None:
@@ -155,8 +168,7 @@ def _says(belongs: Callable[[str], bool]) -> Callable[[Run], None]:
 def hessian(run: Run) -> None:
     """Traces, eigenvalues and densities, and the second order in the tasks' weights."""
     if not (run.output / "curvature.json").exists():
-        with one_thread():
-            curvature.measure(run.experiment, run.output)
+        curvature.measure(run.experiment, run.output)
     answer(run, *filter(lambda name: "Hessian" in name, run.experiment.methods))
 
 
@@ -210,14 +222,18 @@ def make_figures(run: Run) -> None:
             meaning=meaning,
         )
         if (output / "curvature.json").exists():
-            found |= _curvature_figures(run, masks, results.folds)
+            found |= _curvature_figures(run)
     write_json(output / "figures.json", found)
 
 
-def _curvature_figures(run: Run, masks: Tensor, folds: list[Tensor]) -> dict:
+def _curvature_figures(run: Run) -> dict:
     """What the way of training does to surrogates and to the Hessian."""
+    truth = run.settings.truth
+    masks = subsets(run.experiment)[: truth.variant_subsets]
+    folds = split(masks, truth.num_folds)
     facts = json.loads((run.output / "curvature.json").read_text()).items()
-    names = {"main": "AdamW"} | {variant: variant for variant in run.settings.variants}
+    main = OPTIMIZERS[run.settings.training.optimizer]
+    names = {"main": main} | {variant: variant for variant in run.settings.variants}
     scores = {}
     for variant, name in names.items():
         runs = retrained(run.experiment, run.output, masks, 1, variant)[0]  # one run, for all alike
@@ -230,7 +246,7 @@ def _curvature_figures(run: Run, masks: Tensor, folds: list[Tensor]) -> dict:
         errors = [error for error, _ in quality[f"{name}, ridge"]["error and LDS"]]
         points[name] = list(zip(traces, errors, strict=True))
     correlation = figures.trace_and_error(points, run.output / "trace_and_error.png")
-    densities = {name.replace("main", "AdamW"): fact for name, fact in facts if "nodes" in fact}
+    densities = {name.replace("main", main): fact for name, fact in facts if "nodes" in fact}
     figures.density(densities, run.output / "density.png")
     return {"over training": quality, "rank correlation of trace and error": correlation}
 

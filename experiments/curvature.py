@@ -7,10 +7,12 @@ at the main networks, and what a bound makes of the trace.
 from pathlib import Path
 from typing import Any
 
+import joblib
+import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from experiments.common import write_json
+from experiments.common import one_thread, write_json
 from experiments.experiment import Experiment
 from experiments.truth import models
 from ksm_ext.bounds import pac_bayes_bound
@@ -21,18 +23,26 @@ DELTA = 0.05  # the probability that the bound fails
 
 
 def measure(experiment: Experiment, output: Path) -> None:
-    """Write ``curvature.json`` for every variant, and the density of the main one."""
-    facts: dict[str, dict[str, Any]] = {}
+    """Write ``curvature.json`` for every variant, and the densities of the main one."""
+    todo = []
     for variant in ("main", *experiment.settings.variants):
         path = models(experiment, output, variant)[0]
         steps = experiment.settings.variant(variant).stops()
-        for number, (network, step) in enumerate(zip(path, steps, strict=True)):
-            found = curvature_of(experiment, network, with_density=variant == "main")
-            facts[f"{variant}, step {step}"] = {"variant": variant, "checkpoint": number, **found}
-            print(f"{variant}, step {step}: trace {found['trace']:.4g}", flush=True)
+        todo += [(variant, *pair) for pair in enumerate(zip(path, steps, strict=True))]
+    n_jobs = None if torch.cuda.is_available() else -1
+    parallel = joblib.Parallel(n_jobs, return_as="generator")
+    measured = parallel(
+        joblib.delayed(curvature_of)(experiment, network, with_density=variant == "main")
+        for variant, _, (network, _) in todo
+    )
+    facts = {}
+    for (variant, number, (_, step)), found in zip(todo, measured, strict=True):
+        facts[f"{variant}, step {step}"] = {"variant": variant, "checkpoint": number, **found}
+        print(f"{variant}, step {step}: trace {found['trace']:.4g}", flush=True)
     write_json(output / "curvature.json", facts)
 
 
+@one_thread()
 def curvature_of(
     experiment: Experiment, network: nn.Module, *, with_density: bool
 ) -> dict[str, Any]:

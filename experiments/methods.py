@@ -203,16 +203,17 @@ def by_projection(model: nn.Module, problem: Problem) -> Tensor:
 
 
 def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
-    """Influence with curvlinops' EK-FAC in place of the curvature: its linear layers only."""
+    """Influence with curvlinops' EK-FAC in place of the curvature: linear and convolving layers."""
     from curvlinops import EKFACLinearOperator, FisherType, KFACInverseLinearOperator
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kinds = (nn.Linear, nn.Conv2d)
+    linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     weights = {n: w for n, w in model.named_parameters() if n.rpartition(".")[0] in linear}
     factored = EKFACLinearOperator(
         model,
         nn.CrossEntropyLoss(),
         list(weights.values()),
-        [problem.samples],
+        list(zip(*(part.split(512) for part in problem.samples), strict=True)),
         fisher_type=FisherType.TYPE2,
         check_deterministic=False,
     )
@@ -256,8 +257,16 @@ def by_cosine(model: nn.Module, problem: Problem) -> Tensor:
 
 def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
     """Second order in the task weights: F(1) - F(1 - e_i) = F'_i - F''_ii / 2."""
-    ridge = shifted(problem.settings.methods.hessian_ridge, model, problem)
-    expansion = task_hessian(model, problem.tasks, problem.targets, ridge=ridge, tolerance=1e-3)
+    methods = problem.settings.methods
+    expansion = task_hessian(
+        model,
+        problem.tasks,
+        problem.targets,
+        ridge=shifted(methods.hessian_ridge, model, problem),
+        interactions=False,
+        max_steps=methods.num_steps,
+        tolerance=1e-3,
+    )
     return expansion.gradient - expansion.hessian.diagonal(dim1=1, dim2=2).T / 2
 
 

@@ -69,6 +69,7 @@ class Truth:
         inclusion: Probability of a task to be in a subset.
         num_folds: Surrogates are fitted to the others and judged on each fold in turn.
         subset_seeds: Trainings of each subset.
+        variant_subsets: How many of the subsets are also trained on in the other ways, once.
         loo_seeds: Trainings without each task, and on all of them.
         checkpoint: Which checkpoint of a training the methods explain.
         seed: Of the draw of subsets.
@@ -79,6 +80,7 @@ class Truth:
     inclusion: float = 0.8
     num_folds: int = 5
     subset_seeds: int = 1
+    variant_subsets: int = 50
     loo_seeds: int = 3
     checkpoint: int = -1
     seed: int = 42

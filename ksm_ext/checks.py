@@ -45,7 +45,9 @@ def check_ndim(name: str, tensor: Tensor, ndim: int, meaning: str) -> None:
 
 def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
     """Raise ``ValueError`` naming the first non-finite entries of ``tensor``."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach().sum())):
+        return  # one pass over memory: a sum has a NaN or an infinity if an entry has
+    if not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()
         first = tuple(bad[0].tolist())
         raise ValueError(

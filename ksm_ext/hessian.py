@@ -38,9 +38,11 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squa
 Weights = dict[str, Tensor]
 Product = Callable[[Batch, Tensor], Tensor]
 
-# Tangents of parameters and activations, unless vectors_per_pass says otherwise: beyond the caches,
-# page faults of fresh memory take a quarter of the time on a CPU.
-CPU_BYTES, GPU_BYTES = 2**25, 2**28
+# Tangents of parameters and activations of a pass, on a CPU and on a GPU, unless vectors_per_pass
+# says otherwise. A vector that takes more than the caches alone gains nothing from company: page
+# faults of fresh memory cost it more than the overhead that is shared, so it goes alone.
+BYTES_OF_PASS = {"cpu": 2**27, "cuda": 2**28}
+BYTES_ALONE = {"cpu": 2**23, "cuda": 2**26}
 MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
 
 
@@ -57,7 +59,8 @@ class CurvatureOperator:
         num_samples: b.
         parameter_shapes: Shape of each parameter by name, in the order in which they are flattened.
         batch_size: Samples of a pass.
-        vectors_per_pass: Vectors multiplied together; memory grows with their number.
+        vectors_per_pass: Vectors multiplied together; memory grows with their number. 1: one by
+            one, by differentiating the gradient's own graph, which all of them share.
     """
 
     def __init__(
@@ -99,14 +102,16 @@ class CurvatureOperator:
         """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
         rows = self._checked(v)
         product = self._hessian_rows if self._kind == "hessian" else self._ggn_rows
-        out = torch.zeros_like(rows)
+        out = torch.empty_like(rows)
+        if self._kind == "hessian" and (self.vectors_per_pass == 1 or len(rows) == 1):
+            return self._hessian_one_by_one(rows, out).reshape(v.shape)
         with self._exact():
             for some in self._in_turn(range(0, len(rows), self.vectors_per_pass)):
                 part = rows[some : some + self.vectors_per_pass]
                 total = out[some : some + self.vectors_per_pass]
-                for batch in self._batches:
-                    product(batch, part, total)
-        return (out / self.num_samples).reshape(v.shape)
+                for number, batch in enumerate(self._batches):
+                    _add(product(batch, part), total, weight=1 / self.num_samples, more=number > 0)
+        return out.reshape(v.shape)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
@@ -177,7 +182,7 @@ class CurvatureOperator:
             derivatives are, for ``instance_norm``.
         """
         first, second = self._checked(u), self._checked(v)
-        out = torch.zeros_like(first)
+        out = torch.empty_like(first)
 
         def product(batch: Batch, a: Weights, b: Weights) -> Weights:
             def bend(weights: Weights) -> Tensor:  # a^T H b, by reverse mode: see _quadratics
@@ -195,9 +200,10 @@ class CurvatureOperator:
             for start in self._in_turn(range(0, len(first), self.vectors_per_pass)):
                 some = slice(start, start + self.vectors_per_pass)
                 pair = self.unflatten(first[some]), self.unflatten(second[some])
-                for batch in self._batches:
-                    _add(vmap(partial(product, batch))(*pair), out[some])
-        return out / self.num_samples
+                for number, batch in enumerate(self._batches):
+                    found = vmap(partial(product, batch))(*pair)
+                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
+        return out
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
@@ -231,29 +237,48 @@ class CurvatureOperator:
             for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
         }
 
-    # -- products with the sum of a pass's losses, added to out (s, p) --------------------------
+    # -- products with the sum of a pass's losses, as stacks (s, *shape) by name ----------------
 
-    def _hessian_rows(self, batch: Batch, v: Tensor, out: Tensor) -> None:
+    def _hessian_one_by_one(self, v: Tensor, out: Tensor) -> Tensor:
+        """Products of all passes, by reverse mode over the graph of the gradient."""
+        for number, batch in enumerate(self._batches):
+            with self._exact(), torch.enable_grad():
+                weights = {n: w.detach().requires_grad_() for n, w in self._weights.items()}
+                total = self._total(batch)(weights)
+                slopes = torch.autograd.grad(
+                    total, [*weights.values()], create_graph=True, materialize_grads=True
+                )
+            bent = [i for i, slope in enumerate(slopes) if slope.requires_grad]
+            if not bent:  # the loss is linear in the weights
+                return out.zero_()
+            for row, into in zip(self._in_turn(v), out, strict=True):
+                vector = [*self.unflatten(row).values()]
+                found = torch.autograd.grad(
+                    [slopes[i] for i in bent],
+                    [*weights.values()],
+                    [vector[i] for i in bent],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                stacks = {n: part[None] for n, part in zip(weights, found, strict=True)}
+                _add(stacks, into[None], weight=1 / self.num_samples, more=number > 0)
+        return out
+
+    def _hessian_rows(self, batch: Batch, v: Tensor) -> Weights:
         slope = grad(self._total(batch))
 
         def product(tangent: Weights) -> Weights:
             return jvp(slope, (self._weights,), (tangent,))[1]
 
-        if len(v) == 1:
-            out[0] += flatten(product(self.unflatten(v[0])))
-        else:
-            _add(vmap(product)(self.unflatten(v)), out)
+        return vmap(product)(self.unflatten(v))
 
-    def _ggn_rows(self, batch: Batch, v: Tensor, out: Tensor) -> None:
+    def _ggn_rows(self, batch: Batch, v: Tensor) -> Weights:
         outputs, labels, back = self._linearised(batch)
 
         def product(tangent: Weights) -> Weights:
             return back(self._curved(outputs, labels, self._forward(batch, tangent)))[0]
 
-        if len(v) == 1:
-            out[0] += flatten(product(self.unflatten(v[0])))
-        else:
-            _add(vmap(product)(self.unflatten(v)), out)
+        return _for_each(product, self.unflatten(v))
 
     def _quadratics(self, batch: Batch, tangent: Weights) -> Tensor:
         if self._kind == "ggn":
@@ -343,11 +368,11 @@ class CurvatureOperator:
         finally:
             for handle in handles:
                 handle.remove()
-        budget = CPU_BYTES if self.device.type == "cpu" else GPU_BYTES
+        kind = "cpu" if self.device.type == "cpu" else "cuda"
         each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
-        return int(max(1, budget // each_bytes))
+        return 1 if each_bytes > BYTES_ALONE[kind] else int(BYTES_OF_PASS[kind] // each_bytes)
 
-    def _in_turn(self, steps: range) -> Any:
+    def _in_turn(self, steps: Any) -> Any:
         return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
 
 
@@ -373,8 +398,8 @@ def hessian(
             The others are constants.
         batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
         vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
-            gradient. None: as many as have 32 MiB of parameters and layers' outputs (256 MiB on a
-            GPU).
+            gradient. None: as many as have 128 MiB of parameters and layers' outputs together (256
+            on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
         progress: Whether to show a bar over passes.
 
     Returns:
@@ -474,12 +499,27 @@ def flatten(tensors: Weights) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
 
 
-def _add(tensors: Weights, out: Tensor) -> None:
-    """Add stacks (s, *shape) by name to rows (s, p), without a copy of all of them."""
+def _for_each(product: Callable[[Weights], Weights], vectors: Weights) -> Weights:
+    """A product with each of a stack of vectors; a single one is spared the batched kernels."""
+    if len(next(iter(vectors.values()))) > 1:
+        return vmap(product)(vectors)
+    found = product({name: part[0] for name, part in vectors.items()})
+    return {name: part[None] for name, part in found.items()}
+
+
+def _add(tensors: Weights, out: Tensor, *, weight: float, more: bool) -> None:
+    """Write weighted stacks (s, *shape) by name to rows (s, p), or add ``more`` to them.
+
+    One pass over memory, which fresh pages of a sum and of its multiple would double.
+    """
     start = 0
     for tensor in tensors.values():
         rows = tensor.flatten(1)
-        out[:, start : start + rows.shape[1]] += rows
+        place = out[:, start : start + rows.shape[1]]
+        if more:
+            place.add_(rows, alpha=weight)
+        else:
+            torch.mul(rows, weight, out=place)
         start += rows.shape[1]
 
 

@@ -91,6 +91,18 @@ def test_the_gradient_is_the_influence_function():
     torch.testing.assert_close(found.gradient, first.values)
 
 
+def test_without_interactions_the_diagonal_is_the_same():
+    problem = Convex()
+    options = {"ridge": RIDGE, "tolerance": 1e-12}
+    model = problem.trained()
+    whole = task_hessian(model, problem.tasks, problem.targets, **options)
+    some = task_hessian(model, problem.tasks, problem.targets, interactions=False, **options)
+    own, expected = (found.hessian.diagonal(dim1=1, dim2=2) for found in (some, whole))
+    torch.testing.assert_close(own, expected)
+    torch.testing.assert_close(some.gradient, whole.gradient)
+    assert int(some.hessian.isnan().sum()) == 2 * 4 * 3
+
+
 def test_second_order_is_nearer_to_leaving_a_task_out():
     problem = Convex()
     model = problem.trained()

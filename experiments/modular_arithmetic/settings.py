@@ -54,17 +54,19 @@ PAPER = Settings(Data(), Model(), variants=VARIANTS)
 SMALL = Settings(
     Data(modulus=23, held_out=0.3),
     Model(width=64),
-    Training(batch_size=128, num_steps=320, checkpoints=(0.25, 0.5, 1.0)),
-    Truth(subset_size=None, subset_seeds=4, loo_seeds=6, checkpoint=1),
-    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=30),
+    Training(batch_size=128, num_steps=260, checkpoints=(0.3, 0.6, 1.0)),
+    Truth(subset_size=None, subset_seeds=3, loo_seeds=4, checkpoint=1, variant_subsets=30),
+    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=12, num_probes=18),
     VARIANTS,
 )
 SMOKE = replace(
     SMALL,
     data=Data(modulus=11, grid=3, held_out=0.3),
-    model=Model(width=32, num_layers=1),
-    training=replace(SMALL.training, batch_size=64, num_steps=60),
-    truth=replace(SMALL.truth, num_subsets=15, subset_seeds=2, loo_seeds=2),
-    methods=replace(SMALL.methods, proj_dim=256, num_estimated=100, num_probes=8),
+    model=Model(width=16, num_layers=1),
+    training=replace(SMALL.training, batch_size=64, num_steps=30),
+    truth=replace(SMALL.truth, num_subsets=15, subset_seeds=2, loo_seeds=2, variant_subsets=10),
+    methods=replace(
+        SMALL.methods, proj_dim=256, num_steps=8, num_estimated=100, num_calibrated=8, num_probes=6
+    ),
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}

@@ -21,6 +21,7 @@ Shapes: n tasks of b samples together, t targets, gradient (n, t), Hessian (t, n
 Reference: *Zhang, Duan & Zhang 2026, arXiv:2602.03783* (Proposition 3.1).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class TaskHessian:
 
     Attributes:
         gradient: (n, t).
-        hessian: (t, n, n), symmetric.
+        hessian: (t, n, n), symmetric; NaN off its diagonal where interactions were not asked for.
         residuals: (n + t,). Relative residuals of the linear systems.
     """
 
@@ -58,6 +59,7 @@ def task_hessian(
     loss: str | Loss = "cross_entropy",
     *,
     ridge: float,
+    interactions: bool = True,
     max_steps: int = 200,
     tolerance: float = 1e-6,
     parameters: str | Sequence[str] | None = None,
@@ -77,6 +79,8 @@ def task_hessian(
         targets: Data sets by name, or one.
         loss: See :func:`ksm_ext.hessian.hessian`; three times differentiable.
         ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
+        interactions: Whether to compute mixed derivatives too, or those by one task alone, which
+            leaving it out needs, from n third derivatives.
         max_steps: Of conjugate gradients.
         tolerance: Of conjugate gradients.
         parameters: Names or patterns of the parameters that training moves; None: all.
@@ -125,6 +129,12 @@ def task_hessian(
         cross = share * hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
         second[:, a] += cross
         second[:, :, a] += cross
+    if not interactions:
+        bent = whole.third(moves, moves) @ adjoints.T  # (n, t)
+        own = second.diagonal(dim1=1, dim2=2) + bent.T
+        second = torch.full_like(second, math.nan)
+        second.diagonal(dim1=1, dim2=2).copy_(own)
+        return TaskHessian(moves @ wishes.T, second, solution.residuals)
     if 2 * len(queries) <= n + 1:
         pairs = torch.cartesian_prod(torch.arange(len(queries)), torch.arange(n))
         bent = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
