@@ -7,7 +7,7 @@ Shapes: b training samples in n tasks, held-out samples in t targets, masks (n,)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,7 +67,9 @@ class Experiment(ABC):
 
     presets: ClassVar[Mapping[str, Settings]]
     methods: ClassVar[tuple[str, ...]]
-    """Names in :data:`experiments.methods.METHODS` of what is compared."""
+    """Names in :data:`experiments.methods.METHODS`, or ``own_methods``, of what is compared."""
+    own_methods: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Methods that this experiment adds, by name."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from experiments import comparison, runner
 from experiments.cifar import mislabelled
-from experiments.cifar.experiment import Cifar
-from experiments.cifar.samples import (
-    lissa_influence,
-    subset_means,
-    sums_by_task,
+from experiments.cifar.attribution import (
+    lissa_by_sample,
     trak_by_sample,
+    trak_ranks,
 )
+from experiments.cifar.experiment import Cifar
 from experiments.cifar.settings import CifarSettings
 from experiments.common import one_thread, write_json
 from experiments.comparison import Run
 from experiments.methods import Problem
 from experiments.settings import as_dict
 from experiments.truth import retrained, subsets
-from ksm_ext.evaluation import lds
 from ksm_ext.files import write_whole
 
 
@@ -45,7 +43,7 @@ def by_sample(run: Run, name: str, method: Callable[[Problem], Tensor]) -> Tenso
 def influence(run: Run) -> None:
     """Of groups by every solver, and of each image by LiSSA on mini-batches."""
     comparison.COMMANDS["influence"](run)
-    by_sample(run, "influence", lissa_influence)
+    by_sample(run, "influence", lissa_by_sample)
 
 
 def trak(run: Run) -> None:
@@ -56,12 +54,10 @@ def trak(run: Run) -> None:
 
 def eval_trak(run: Run) -> None:
     """Rank correlation of a subset's mean TRAK score with its true loss: -1 is best."""
-    experiment, truth, data = run.experiment, run.settings.truth, run.experiment.data()
+    truth, data, masks = run.settings.truth, run.experiment.data(), subsets(run.experiment)
+    runs = retrained(run.experiment, run.output, masks, truth.subset_seeds)
     scores = by_sample(run, "trak", trak_by_sample)
-    masks = subsets(experiment)
-    sums = sums_by_task(scores, data.tasks, experiment.num_tasks)
-    true = retrained(experiment, run.output, masks, truth.subset_seeds).mean(0)[:, truth.checkpoint]
-    ranks = lds(true, subset_means(sums, data.tasks, masks)).tolist()
+    ranks = trak_ranks(scores, data.tasks, masks, runs.mean(0)[:, truth.checkpoint]).tolist()
     for name, rank in zip(data.target_names, ranks, strict=True):
         print(f"{name}: {rank:+.2f}")
     print(f"mean: {sum(ranks) / len(ranks):+.2f}")

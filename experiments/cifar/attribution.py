@@ -1,12 +1,12 @@
-r"""What single images do to a target: influence by LiSSA on mini-batches, and TRAK's own scores.
+r"""Influence at the price of a few thousand images, and what single images do to a target.
 
-The recursion of LiSSA on a random batch B at each step, with the curvature :math:`H_B` of its mean
-loss, damping λ and scale σ,
+Conjugate gradients solve with the curvature of a sample of the images only. LiSSA draws a batch B
+at each step: with the curvature :math:`H_B` of its mean loss, damping λ and scale σ,
 
 .. math:: h \leftarrow v + h - (H_B + \lambda) h / \sigma, \qquad x = h / \sigma,
 
-repeated and averaged. H is the Gauss-Newton matrix: with the Hessian, the series diverges along its
-negative directions.
+repeated and averaged. H is the Gauss-Newton matrix: with the Hessian, both fail along its negative
+directions.
 
 Shapes: b images in n tasks, t targets, values (b, t), right-hand sides (t, p).
 
@@ -14,16 +14,21 @@ References: *Agarwal, Bullins & Hazan 2017, arXiv:1602.03943*; *Koh & Liang 2017
 arXiv:1703.04730*; *Park et al. 2023, arXiv:2303.14186*.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar.settings import Lissa
+from experiments.cifar.settings import CifarSettings, Lissa
 from experiments.methods import Problem
+from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.trak import trak_scores
+from ksm_ext.evaluation import lds
 from ksm_ext.features import Features
 from ksm_ext.gradients import collect_features
 from ksm_ext.hessian import ggn, loss_gradients
 from ksm_ext.outputs import log_odds
+from ksm_ext.solvers import conjugate_gradient
 
 
 def lissa_on_batches(
@@ -52,19 +57,44 @@ def lissa_on_batches(
     return total / settings.num_averages
 
 
-def lissa_influence(problem: Problem) -> Tensor:
+@lru_cache(maxsize=1)  # of the problem at hand, for its images and for its tasks
+def lissa_by_sample(problem: Problem) -> Tensor:
     """(b, t): what each training image does to each target's mean loss; mean over networks."""
-    settings, (inputs, labels) = problem.experiment.settings, problem.samples
+    settings: CifarSettings = problem.experiment.settings
+    targets = list(problem.targets.values())
+    sizes = torch.tensor([len(labels) for _, labels in targets])
     answers = []
     for seed, model in enumerate(problem.models):
-        targets = list(problem.targets.values())
-        sizes = torch.tensor([len(y) for _, y in targets])
         gradients = loss_gradients(model, targets)
         rhs = gradients / sizes.to(gradients)[:, None]
-        solved = lissa_on_batches(model, (inputs, labels), rhs, settings.lissa, seed)
-        slopes = ggn(model, (inputs, labels)).per_sample_slopes(solved)  # (t, b)
-        answers.append(-slopes.T / len(labels))
+        solved = lissa_on_batches(model, problem.samples, rhs, settings.lissa, seed)
+        slopes = ggn(model, problem.samples).per_sample_slopes(solved)  # (t, b)
+        answers.append(-slopes.T.cpu() / slopes.shape[1])
     return torch.stack(answers).mean(0)
+
+
+def by_lissa(problem: Problem) -> Tensor:
+    """(n, t): the sums over each task's images."""
+    data = problem.experiment.data()
+    return sums_by_task(lissa_by_sample(problem), data.tasks, len(data.task_names))
+
+
+def by_conjugate_gradients(model: nn.Module, problem: Problem) -> Tensor:
+    """(n, t): solved with the curvature of some images, whose slopes are those of all."""
+    methods = problem.settings.methods
+    count = problem.experiment.settings.curvature_images
+    inputs, labels = problem.samples
+    generator = torch.Generator().manual_seed(problem.settings.truth.seed)
+    rows = torch.randperm(len(labels), generator=generator)[:count]
+    curvature = ggn(model, (inputs[rows], labels[rows]))
+
+    def solve(rhs: Tensor) -> Tensor:
+        options = {"damping": methods.damping, "max_steps": methods.num_steps, "tolerance": 1e-3}
+        return conjugate_gradient(curvature, rhs, **options).x
+
+    return influence(
+        model, problem.tasks, problem.targets, damping=methods.damping, solver=solve
+    ).values
 
 
 def trak_by_sample(problem: Problem) -> Tensor:
@@ -96,3 +126,11 @@ def subset_means(sums: Tensor, tasks: Tensor, masks: Tensor) -> Tensor:
     sizes = tasks.bincount(minlength=len(sums)).double()
     chosen = masks.double()
     return (chosen @ sums) / (chosen @ sizes)[:, None]
+
+
+def trak_ranks(scores: Tensor, tasks: Tensor, masks: Tensor, true: Tensor) -> Tensor:
+    """(t,) Spearman correlation over subsets of mean TRAK scores and true losses (m, t)."""
+    ranks: Tensor = lds(
+        true, subset_means(sums_by_task(scores, tasks, masks.shape[1]), tasks, masks)
+    )
+    return ranks

@@ -10,6 +10,7 @@ Shapes: images (b, 3, h, h) float32, each channel standardised; labels (b,).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -184,16 +185,18 @@ def _packed(path: Path) -> tuple[Split, Split]:
 
 def _jpeg(content: dict[str, np.ndarray], chosen: np.ndarray) -> Split:
     """Images that are decoded when they are taken."""
-    files = chosen.nonzero()[0]
+    all_files = chosen.nonzero()[0]
 
     def take(rows: np.ndarray) -> np.ndarray:
-        from torchvision.io import decode_jpeg
+        from PIL import Image
 
-        images = []
-        for file in files[rows]:
-            start, end = content["offsets"][file : file + 2]
-            images.append(decode_jpeg(torch.from_numpy(content["bytes"][start:end])))
-        return torch.stack(images).permute(0, 2, 3, 1).numpy()
+        files, images = all_files[rows], []
+        for start, end in zip(
+            content["offsets"][files], content["offsets"][files + 1], strict=True
+        ):
+            with Image.open(BytesIO(content["bytes"][start:end])) as image:
+                images.append(np.array(image))
+        return np.stack(images)
 
     return Split(content["labels"][chosen].astype(np.int64), take)
 

@@ -1,17 +1,20 @@
 """CIFAR-10 by a residual network: tasks are groups of training images."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from experiments.cifar.attribution import by_conjugate_gradients, by_lissa
 from experiments.cifar.data import Images, grouped
 from experiments.cifar.model import NORMS, ResNet9, resnet18
 from experiments.cifar.settings import PRESETS, CifarSettings, Data
 from experiments.experiment import Experiment
+from experiments.methods import Method, additive, over_models
 
 
 class Cifar(Experiment):
@@ -26,13 +29,20 @@ class Cifar(Experiment):
         "surrogate of its own choice",
         "kernel surrogate, estimated",
         "kernel surrogate, calibrated",
-        "influence, CG on GGN",
+        "influence, CG on GGN of some",
+        "influence, mini-batch LiSSA",
         "influence, projected",
         "influence, EK-FAC",
         "TRAK",
         "TracIn",
         "gradient cosine",
     )
+    own_methods: ClassVar[Mapping[str, Method]] = {
+        "influence, CG on GGN of some": partial(
+            additive, partial(over_models, by_conjugate_gradients)
+        ),
+        "influence, mini-batch LiSSA": partial(additive, by_lissa),
+    }
     settings: CifarSettings
 
     def data(self) -> Images:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.cifar.attribution import sums_by_task
 from experiments.cifar.experiment import Cifar
-from experiments.cifar.samples import sums_by_task
 from experiments.common import one_thread, write_json
 from experiments.experiment import outputs
 from experiments.methods import METHODS, Problem
@@ -71,7 +71,6 @@ SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {
 }
 NAMES = (
     "kernel surrogate, estimated",
-    "influence, CG on GGN",
     "influence, projected",
     "influence, EK-FAC",
     "TRAK",

@@ -117,11 +117,20 @@ class Mislabelled:
 
 @dataclass(frozen=True)
 class CifarSettings(Settings):
-    """What every experiment depends on, and what this one adds."""
+    """What every experiment depends on, and what this one adds.
+
+    Attributes:
+        data: See :class:`Data`.
+        model: See :class:`Model`.
+        lissa: See :class:`Lissa`.
+        curvature_images: Training images whose curvature conjugate gradients solve with.
+        mislabelled: See :class:`Mislabelled`.
+    """
 
     data: Data
     model: Model
     lissa: Lissa = field(default_factory=Lissa)
+    curvature_images: int = 5000
     mislabelled: Mislabelled = field(default_factory=Mislabelled)
 
 
