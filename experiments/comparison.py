@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments import curvature, figures, table
 from experiments.common import one_thread, write_json
 from experiments.experiment import Experiment
-from experiments.methods import METHODS, RETRAINED, Answer, Problem
+from experiments.methods import METHODS, RETRAINED, Answer, Method, Problem
 from experiments.runner import Command
 from experiments.settings import Settings, as_dict
 from experiments.truth import (
@@ -121,11 +121,12 @@ def answer(run: Run, *names: str) -> dict[str, tuple[Answer, float]]:
     }
     missing = [name for name, path in paths.items() if _read(path, spelled) is None]
     if missing:
+        methods = METHODS | run.experiment.own_methods
         problem = problem_of(run)
         n_jobs = None if torch.cuda.is_available() else -1
         parallel = joblib.Parallel(n_jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
         for name, result, seconds in parallel(
-            joblib.delayed(_timed)(name, problem) for name in missing
+            joblib.delayed(_timed)(name, methods[name], problem) for name in missing
         ):
             tensors = {"attributions": result.attributions, "predictions": result.predictions}
             facts = {"settings": spelled, "seconds": str(seconds)}
@@ -136,11 +137,11 @@ def answer(run: Run, *names: str) -> dict[str, tuple[Answer, float]]:
     return {name: kept for name, kept in found.items() if kept is not None}
 
 
-def _timed(name: str, problem: Problem) -> tuple[str, Answer, float]:
+def _timed(name: str, method: Method, problem: Problem) -> tuple[str, Answer, float]:
     """What one method says, and its seconds on one thread."""
     start = perf_counter()
     with one_thread():
-        result = METHODS[name](problem)
+        result = method(problem)
     return name, result, perf_counter() - start
 
 

@@ -14,8 +14,6 @@ References: *Agarwal, Bullins & Hazan 2017, arXiv:1602.03943*; *Koh & Liang 2017
 arXiv:1703.04730*; *Park et al. 2023, arXiv:2303.14186*.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +55,6 @@ def lissa_on_batches(
     return total / settings.num_averages
 
 
-@lru_cache(maxsize=1)  # of the problem at hand, for its images and for its tasks
 def lissa_by_sample(problem: Problem) -> Tensor:
     """(b, t): what each training image does to each target's mean loss; mean over networks."""
     settings: CifarSettings = problem.experiment.settings

@@ -29,7 +29,7 @@ class Cifar(Experiment):
         "surrogate of its own choice",
         "kernel surrogate, estimated",
         "kernel surrogate, calibrated",
-        "influence, CG on GGN of some",
+        "influence, CG on GGN",
         "influence, mini-batch LiSSA",
         "influence, projected",
         "influence, EK-FAC",
@@ -38,9 +38,7 @@ class Cifar(Experiment):
         "gradient cosine",
     )
     own_methods: ClassVar[Mapping[str, Method]] = {
-        "influence, CG on GGN of some": partial(
-            additive, partial(over_models, by_conjugate_gradients)
-        ),
+        "influence, CG on GGN": partial(additive, partial(over_models, by_conjugate_gradients)),
         "influence, mini-batch LiSSA": partial(additive, by_lissa),
     }
     settings: CifarSettings

@@ -167,8 +167,9 @@ SMALL = replace(
         checkpoints=(0.25, 0.5, 0.75, 1.0),
     ),
     truth=replace(PAPER.truth, subset_size=16, inclusion=0.8, subset_seeds=3, loo_seeds=5),
-    methods=replace(PAPER.methods, proj_dim=1024, num_steps=20, num_models=2),
-    lissa=Lissa(depth=100, num_averages=2, batch_size=128),
+    methods=replace(PAPER.methods, proj_dim=1024, num_steps=10, num_models=2),
+    lissa=Lissa(depth=30, batch_size=128, scale=100.0),
+    curvature_images=500,
     mislabelled=Mislabelled(num_noisy=5),
 )
 SMOKE = replace(
@@ -177,8 +178,9 @@ SMOKE = replace(
     model=replace(SMALL.model, widths=(8, 8, 8, 8)),
     training=replace(SMALL.training, batch_size=64, num_steps=30, num_warmup=6),
     truth=replace(SMALL.truth, num_subsets=15, subset_size=6, subset_seeds=2, loo_seeds=2),
-    methods=replace(SMALL.methods, proj_dim=128, num_steps=5, num_estimated=100),
-    lissa=replace(SMALL.lissa, depth=10),
+    methods=replace(SMALL.methods, proj_dim=128, num_steps=3, num_estimated=100),
+    lissa=replace(SMALL.lissa, depth=3),
+    curvature_images=100,
     mislabelled=Mislabelled(num_draws=1, num_noisy=2),
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}
