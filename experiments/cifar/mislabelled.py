@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -72,7 +73,6 @@ SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {
 NAMES = (
     "kernel surrogate, estimated",
     "influence, projected",
-    "influence, EK-FAC",
     "TRAK",
     "TracIn",
     "gradient cosine",
@@ -91,19 +91,19 @@ def suspicion(problem: Problem) -> dict[str, Tensor]:
 
 def find(experiment: Cifar, output: Path) -> dict[str, list[float]]:
     """The area under the curve of every method for every draw, also in ``mislabelled.json``."""
-    areas: dict[str, list[float]] = {}
-    for draw in range(experiment.settings.mislabelled.num_draws):
-        noisy = noisy_experiment(experiment, draw)
-        folder = output / "mislabelled" / f"draw-{draw}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, area in _areas(noisy, folder).items():
-            areas.setdefault(name, []).append(area)
+    n_jobs = None if torch.cuda.is_available() else -1
+    draws = range(experiment.settings.mislabelled.num_draws)
+    found = joblib.Parallel(n_jobs)(joblib.delayed(_areas)(experiment, output, n) for n in draws)
+    areas = {name: [areas[name] for areas in found] for name in found[0]}
     write_json(output / "mislabelled.json", areas)
     return areas
 
 
-def _areas(noisy: Cifar, folder: Path) -> dict[str, float]:
-    """From the disk, if it has those of these settings."""
+def _areas(experiment: Cifar, output: Path, draw: int) -> dict[str, float]:
+    """Of one draw; from the disk, if it has those of these settings."""
+    noisy = noisy_experiment(experiment, draw)
+    folder = output / "mislabelled" / f"draw-{draw}"
+    folder.mkdir(parents=True, exist_ok=True)
     path, spelled = folder / "areas.json", as_dict(noisy.settings)
     if path.exists() and (kept := json.loads(path.read_text()))["settings"] == spelled:
         return kept["areas"]

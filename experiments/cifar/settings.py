@@ -166,7 +166,7 @@ SMALL = replace(
         num_warmup=48,
         checkpoints=(0.25, 0.5, 0.75, 1.0),
     ),
-    truth=replace(PAPER.truth, subset_size=16, inclusion=0.8, subset_seeds=3, loo_seeds=5),
+    truth=replace(PAPER.truth, subset_size=16, inclusion=0.8, subset_seeds=3, loo_seeds=4),
     methods=replace(PAPER.methods, proj_dim=1024, num_steps=10, num_models=2),
     lissa=Lissa(depth=30, batch_size=128, scale=100.0),
     curvature_images=500,
