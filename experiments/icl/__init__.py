@@ -1,0 +1,1 @@
+"""In-context learning: which demonstrations in a prompt help a language model."""

@@ -1,0 +1,205 @@
+"""Examples, the pool of demonstrations, and prompts.
+
+The generated task is coin_flip: "A coin is heads up. Ann flips the coin. Is the coin still heads
+up?" With several kinds of coin, each kind falls on a side of its own, which is hidden. Nothing but
+demonstrations tells the sides, so a prompt is worth what its demonstrations say of the kinds that
+are asked for: two about one kind are redundant, or contradict each other where one is mislabelled.
+"""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments.common import write_json
+from experiments.icl.settings import Data
+
+NAMES = [
+    "Ann",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eve",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ida",
+    "Jon",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Ned",
+    "Ola",
+    "Pia",
+    "Quin",
+    "Ravi",
+    "Sue",
+    "Tom",
+    "Una",
+    "Vic",
+    "Wes",
+    "Zoe",
+]
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text to complete.
+
+    Attributes:
+        input: The text.
+        output: Its right completion.
+        options: All completions to choose from.
+        kind: What decides which hidden rule it obeys.
+    """
+
+    input: str
+    output: str
+    options: tuple[str, ...]
+    kind: str = ""
+
+    def shown(self) -> str:
+        """As a demonstration."""
+        return f"{self.input} {self.output}\n\n"
+
+    def opposite(self) -> "Example":
+        """The same with the next of its options for an answer."""
+        number = (self.options.index(self.output) + 1) % len(self.options)
+        return replace(self, output=self.options[number])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a repetition is about.
+
+    Attributes:
+        demonstrations: n examples, some of them mislabelled.
+        mislabelled: n times whether it is.
+        validation: Queries that methods may look at.
+        test: Queries that selections are judged by.
+    """
+
+    demonstrations: tuple[Example, ...]
+    mislabelled: tuple[bool, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def coin_flips(data: Data, count: int, draw: random.Random) -> list[Example]:
+    """Generated examples with their true answers."""
+    found = []
+    for _ in range(count):
+        who = draw.sample(NAMES, data.people)
+        if data.coins:  # few words, for a model that is trained in minutes
+            coin = draw.choices(data.coins, data.coin_weights or None)[0]
+            verb = "flips" if len(who) == 1 else "flip"
+            text = f"{' and '.join(who)} {verb} a {coin} coin. Heads?"
+            found.append(Example(text, YES_NO[0], YES_NO, coin))
+            continue
+        flips = [draw.random() < 0.5 for _ in who]
+        acts = " ".join(
+            f"{name} {'flips' if flip else 'does not flip'} the coin."
+            for name, flip in zip(who, flips, strict=True)
+        )
+        note = 'Note that "flip" here means "reverse".'
+        text = f"Q: A coin is heads up. {acts} Is the coin still heads up? {note}\nA:"
+        found.append(Example(text, YES_NO[sum(flips) % 2], YES_NO))
+    return found
+
+
+def rules(examples: Sequence[Example], draw: random.Random) -> dict[str, bool]:
+    """Which kinds answer by the opposite."""
+    return {kind: draw.random() < 0.5 for kind in sorted({example.kind for example in examples})}
+
+
+def under(rule: Mapping[str, bool], example: Example) -> Example:
+    """An example with the answer of its kind's rule."""
+    return example.opposite() if rule[example.kind] else example
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Examples of a ``.jsonl`` of input, output and options, or of a coin_flip ``.json``.
+
+    Raises:
+        ValueError: If an example lacks one of these.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return [
+            Example(f"Q: {fact['question']}\nA:", fact["answer"], YES_NO)
+            for fact in json.loads(text)["examples"]
+        ]
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fact = json.loads(line)
+        if missing := {"input", "output", "options"} - fact.keys():
+            raise ValueError(
+                f"`{path.name}` must be of lines with input, output and options, got line {number} "
+                f"without {', '.join(sorted(missing))}. Add it."
+            )
+        found.append(Example(fact["input"], fact["output"], tuple(fact["options"])))
+    return found
+
+
+def pool_of(data: Data, seed: int) -> Pool:
+    """Demonstrations and queries, distinct where they are read from a file.
+
+    Raises:
+        ValueError: If the file has too few examples.
+    """
+    draw = random.Random(seed)
+    sizes = (data.num_demonstrations, data.num_validation, data.num_test)
+    if data.path:
+        examples = read_examples(Path(data.path))
+        if len(examples) <= data.num_demonstrations + 1:
+            raise ValueError(
+                f"`data.path` must be of more than {data.num_demonstrations + 1} examples, got "
+                f"{len(examples)}. Lower `data.num_demonstrations`."
+            )
+        draw.shuffle(examples)
+        demonstrations, others = examples[: sizes[0]], examples[sizes[0] :]
+        half = len(others) // 2
+        validation, test = others[:half][: sizes[1]], others[half:][: sizes[2]]
+    elif data.task == "coin_flip":
+        drawn = [coin_flips(data, size, draw) for size in sizes]
+        rule = rules([example for some in drawn for example in some], draw)
+        if not data.coins:
+            rule = {"": False}
+        demonstrations, validation, test = ([under(rule, x) for x in some] for some in drawn)
+    else:
+        raise ValueError(
+            f"`data.path` must be the file of {data.task}, got nothing. Give its examples, or "
+            "`data.task=coin_flip`."
+        )
+    wrong = set(draw.sample(range(sizes[0]), round(data.mislabelled * sizes[0])))
+    shown = [x.opposite() if i in wrong else x for i, x in enumerate(demonstrations)]
+    mislabelled = tuple(i in wrong for i in range(sizes[0]))
+    return Pool(tuple(shown), mislabelled, tuple(validation), tuple(test))
+
+
+def draw_prompts(num_demonstrations: int, size: int, count: int, seed: int) -> list[list[int]]:
+    """Numbers of the demonstrations of each prompt, in order; 42 draws the published ones."""
+    draw = random.Random(seed)
+    return [draw.sample(range(num_demonstrations), size) for _ in range(count)]
+
+
+def prompt_text(demonstrations: Sequence[Example], numbers: Sequence[int]) -> str:
+    """The text before a query."""
+    return "".join(demonstrations[number].shown() for number in numbers)
+
+
+def write_prompts(
+    path: Path, demonstrations: Sequence[Example], prompts: Sequence[Sequence[int]]
+) -> None:
+    """In the layout of the published code."""
+    facts = [
+        {
+            "prompt_index": index,
+            "prompt": prompt_text(demonstrations, numbers),
+            "sampled_train_indices": list(numbers),
+        }
+        for index, numbers in enumerate(prompts)
+    ]
+    write_json(path, facts)

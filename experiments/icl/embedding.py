@@ -1,0 +1,134 @@
+"""Losses of thousands of prompts from the gradients of a few, in the input embeddings.
+
+For a prompt P near an anchor A, with E its input embeddings and h the log-odds of a query's right
+answer,
+
+    h(P) ≈ h(A) + ⟨∇_E h(A), E(P) - E(A)⟩,        loss = log(1 + exp(-h)).
+
+Every demonstration is filled up to the same number of tokens, so that those of two prompts lie on
+top of each other. A prompt is estimated from the anchors that share most demonstrations with it,
+place by place; how much of a first-order term to believe is chosen on the anchors, each estimated
+from the others.
+
+Shapes: anchors (a, k), prompts (m, k), losses (m, t), gradients (a, k, t, width · tokens).
+
+Reference: GradSel estimates prompts to first order in their embeddings likewise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from experiments.icl.data import Example
+from experiments.icl.inference import LanguageModel, padded
+from experiments.icl.surrogates import log_odds
+
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+NEAREST = (1, 3, 8, 20)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Log-odds and their gradients at the anchors.
+
+    Attributes:
+        anchors: (a, k).
+        log_odds: (a, t) at the anchors.
+        swaps: (a, k, n, t) first-order change by demonstration n at place k.
+        share: Of the first-order term that is believed.
+        nearest: Anchors that an estimate is the mean of.
+    """
+
+    anchors: Tensor
+    log_odds: Tensor
+    swaps: Tensor
+    share: float
+    nearest: int
+
+    def losses(self, prompts: Tensor) -> Tensor:
+        """(m, t) estimated losses."""
+        return softplus(-_estimated(self, prompts, self.share, self.nearest))
+
+
+def estimate(
+    model: LanguageModel,
+    demonstrations: Sequence[Example],
+    queries: Sequence[Example],
+    anchors: Tensor,
+    losses: Tensor,
+) -> Estimate:
+    """Take gradients at the anchors, whose losses (a, t) were run."""
+    slots = _slots(model, demonstrations)  # (n, tokens)
+    table = model.model.get_input_embeddings().weight.detach()[slots].cpu()  # (n, tokens, width)
+    swaps = []
+    for anchor in anchors:
+        slopes = gradients(model, slots[anchor], queries)  # (t, k, tokens, width)
+        moves = table[None] - table[anchor][:, None]  # (k, n, tokens, width)
+        swaps.append(torch.einsum("tklw,knlw->knt", slopes, moves).double())
+    start = Estimate(anchors, log_odds(losses), torch.stack(swaps), 1.0, 1)
+    if len(anchors) == 1:
+        return start
+    errors = {}
+    for share in SHARES:
+        for nearest in NEAREST:
+            said = _estimated(start, anchors, share, nearest, leave_out=True)
+            errors[share, nearest] = float((softplus(-said) - losses).square().mean())
+    share, nearest = min(errors, key=errors.__getitem__)
+    return Estimate(anchors, start.log_odds, start.swaps, share, nearest)
+
+
+def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -> Tensor:
+    """(t, k, tokens, width): of the queries' log-odds in the embeddings of demonstrations.
+
+    ``slots`` (k, tokens) are the demonstrations' tokens.
+    """
+    device, embedding = model.model.device, model.model.get_input_embeddings()
+    found = []
+    for start in range(0, len(queries), model.batch_size):
+        some = queries[start : start + model.batch_size]
+        rows = [model.tokenizer(q.input, add_special_tokens=False).input_ids for q in some]
+        tails, mask = padded(rows, model.pad, device)
+        before = embedding(slots.flatten().to(device)).detach()
+        before = before.expand(len(some), -1, -1).clone().requires_grad_()
+        mask = torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
+        inputs = torch.cat([before, embedding(tails).detach()], dim=1)
+        logits = model.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+        ends = before.shape[1] - 1 + torch.tensor([len(row) for row in rows])
+        total = inputs.new_zeros(())
+        for row, (end, query) in enumerate(zip(ends, some, strict=True)):
+            first, right = model.answers(query)
+            logs = logits[row, end, first].float().log_softmax(0)
+            wrong = torch.cat([logs[:right], logs[right + 1 :]]).logsumexp(0)
+            total = total + logs[right] - wrong
+        (slope,) = torch.autograd.grad(total, before)
+        found.append(slope.unflatten(1, slots.shape).float().cpu())
+    return torch.cat(found)
+
+
+def _slots(model: LanguageModel, demonstrations: Sequence[Example]) -> Tensor:
+    """(n, tokens) of the demonstrations, filled up to the longest."""
+    rows = [
+        model.tokenizer(example.shown(), add_special_tokens=False).input_ids
+        for example in demonstrations
+    ]
+    return padded(rows, model.pad)[0]
+
+
+def _estimated(
+    estimate: Estimate, prompts: Tensor, share: float, nearest: int, *, leave_out: bool = False
+) -> Tensor:
+    """(m, t) log-odds, each the mean over the nearest anchors; ``leave_out`` skips its own."""
+    alike = (prompts[:, None] == estimate.anchors[None]).sum(2).double()  # (m, a)
+    if leave_out:
+        alike.fill_diagonal_(-1.0)
+    order = alike.argsort(dim=1, descending=True, stable=True)
+    chosen = order[:, : min(nearest, len(estimate.anchors) - leave_out)]  # (m, c)
+    places = torch.arange(prompts.shape[1])
+    total = torch.zeros(len(prompts), estimate.log_odds.shape[1], dtype=torch.float64)
+    for column in chosen.T:
+        moved = estimate.swaps[column[:, None], places, prompts]  # (m, k, t)
+        total += estimate.log_odds[column] + share * moved.sum(1)
+    return total / chosen.shape[1]

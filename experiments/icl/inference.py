@@ -1,0 +1,311 @@
+"""Losses of queries under prompts, by any causal language model of `transformers`.
+
+The loss of a query is the cross-entropy over the first tokens of its options, and its margin the
+log-probability of the right one less that of the best other. All queries of a prompt begin with the
+same tokens: these are run once, and their keys and values serve every batch of queries.
+
+Results are lines of JSON, one for each prompt and query. What is on disk is not run again; a query
+that fails is a line with its reason.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.icl.data import Example, prompt_text
+from experiments.icl.settings import Model
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        model: Of `transformers`.
+        tokenizer: Likewise.
+        batch_size: Queries in a forward pass.
+    """
+
+    model: Any
+    tokenizer: Any
+    batch_size: int
+    _known: dict[str, list[int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that it reads."""
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        return int(self.tokenizer.model_max_length if most is None else most)
+
+    @property
+    def pad(self) -> int:
+        """A token to fill up with."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a whole prompt."""
+        return self.tokenizer(text).input_ids
+
+    def answers(self, query: Example) -> tuple[list[int], int]:
+        """First tokens of the options, and the number of the right one.
+
+        Raises:
+            ValueError: If the output is none of the options, or two begin alike.
+        """
+        if query.output not in query.options:
+            raise ValueError(
+                f"`output` must be one of {', '.join(query.options)}, got {query.output!r}. "
+                "Add it to the options."
+            )
+        first = [self._first(option) for option in query.options]
+        if len(set(first)) < len(first):
+            raise ValueError(
+                "`options` must be of different first tokens, got "
+                f"{', '.join(query.options)}. Choose other words."
+            )
+        return first, query.options.index(query.output)
+
+    def _first(self, option: str) -> int:
+        if option not in self._known:
+            ids = self.tokenizer(f" {option}", add_special_tokens=False).input_ids
+            self._known[option] = ids
+        return self._known[option][0]
+
+    def score(
+        self, text: str, queries: Sequence[Example], *, reuse: bool = True
+    ) -> Iterator[dict[int, dict[str, Any]]]:
+        """``loss`` and ``margin`` of each query after a text, or the ``error`` that kept it.
+
+        Args:
+            text: Demonstrations.
+            queries: What follows, one at a time.
+            reuse: Run what they share once.
+
+        Yields:
+            Batch by batch, results by the number of the query.
+        """
+        failed: dict[int, dict[str, Any]] = {}
+        ready: list[tuple[int, list[int], list[int], int]] = []
+        for number, query in enumerate(queries):
+            try:
+                ready.append((number, self._fitting(text + query.input), *self.answers(query)))
+            except ValueError as error:
+                failed[number] = {"error": str(error)}
+        if failed:
+            yield failed
+        shared = _shared([ids for _, ids, _, _ in ready]) if reuse and len(ready) > 1 else 0
+        prefix = self._prefix(ready[0][1][:shared]) if shared else None
+        ready.sort(key=lambda item: len(item[1]))  # little padding
+        for start in range(0, len(ready), self.batch_size):
+            batch = ready[start : start + self.batch_size]
+            last = self._last_logits([ids for _, ids, _, _ in batch], shared, prefix)
+            yield {
+                number: _result(logits[first].log_softmax(0), right)
+                for logits, (number, _, first, right) in zip(last, batch, strict=True)
+            }
+
+    def _fitting(self, text: str) -> list[int]:
+        ids = self.tokens(text)
+        if len(ids) > self.context:
+            raise ValueError(
+                f"`prompt` must be of at most {self.context} tokens, got {len(ids)}. "
+                "Use fewer or shorter demonstrations."
+            )
+        return ids
+
+    def _keeping(self, cache: Any) -> dict[str, Any]:
+        """Keyword arguments to fill a cache; `transformers` renames it in 5.40."""
+        named = "cache" in signature(self.model.forward).parameters
+        return {"cache" if named else "past_key_values": cache, "use_cache": True}
+
+    @torch.inference_mode()
+    def _prefix(self, ids: list[int]) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        inputs = torch.tensor([ids], device=self.model.device)
+        self.model(inputs, **self._keeping(cache))
+        return cache
+
+    @torch.inference_mode()
+    def _last_logits(self, rows: list[list[int]], shared: int, prefix: Any) -> Tensor:
+        """Logits (b, vocabulary) after the last token of each row."""
+        tails = [row[shared:] for row in rows]
+        inputs, mask = padded(tails, self.pad, self.model.device)
+        places = torch.arange(inputs.shape[1], device=inputs.device) + shared
+        cached = {"use_cache": False}
+        if prefix is not None:
+            cached = self._keeping(_repeated(prefix, len(rows), self.model.config))
+            mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
+        logits = self.model(
+            inputs,
+            attention_mask=mask,
+            position_ids=places.expand(len(rows), -1),
+            **cached,
+        ).logits
+        ends = torch.tensor([len(tail) - 1 for tail in tails])
+        return logits[torch.arange(len(rows)), ends].float().cpu()
+
+
+def _result(logs: Tensor, right: int) -> dict[str, float]:
+    """From log-probabilities among the options."""
+    others = torch.cat([logs[:right], logs[right + 1 :]])
+    return {"loss": -float(logs[right]), "margin": float(logs[right] - others.max())}
+
+
+def padded(rows: Sequence[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Tokens (b, l) filled up on the right, and where they are real."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, (torch.arange(longest, device=device) < lengths[:, None]).long()
+
+
+def _shared(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with; each keeps one of its own."""
+    low, high = min(rows), max(rows)  # in the order of the dictionary, all others lie between
+    most = min(map(len, rows)) - 1
+    return next((i for i in range(most) if low[i] != high[i]), most)
+
+
+def _repeated(prefix: Any, count: int, config: Any) -> Any:
+    """Keys and values of one prompt for ``count`` rows, its own left as they are."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    for number, layer in enumerate(prefix.layers):
+        rows = (part.expand(count, -1, -1, -1) for part in (layer.keys, layer.values))
+        cache.update(*rows, number)
+    return cache
+
+
+def load_model(settings: Model, folder: Path, batch_size: int) -> LanguageModel:
+    """The model of the settings, or the one that was trained in ``folder``.
+
+    Raises:
+        RuntimeError: If it is wanted in 4 bit and ``bitsandbytes`` or a GPU is missing.
+        OSError: If there is no such model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name, options = settings.name or str(folder), {}
+    if settings.four_bit:
+        if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+            lacking = "no GPU" if find_spec("bitsandbytes") else "no bitsandbytes"
+            raise RuntimeError(
+                f"`model.four_bit` must be False without bitsandbytes and a GPU, got True with "
+                f"{lacking}. Run `pip install bitsandbytes` on a machine with a GPU, or "
+                "`--set model.four_bit=false`."
+            )
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+    if torch.cuda.is_available() and not settings.four_bit:
+        model.to("cuda")
+    return LanguageModel(model, AutoTokenizer.from_pretrained(name), batch_size)
+
+
+# -- results on disk ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Prompts of one pool, run on the same queries.
+
+    Attributes:
+        model: What runs them.
+        demonstrations: n examples.
+        queries: t of them.
+        path: A file of JSON lines.
+        facts: What the results depend on beside prompt and query.
+    """
+
+    model: LanguageModel
+    demonstrations: Sequence[Example]
+    queries: Sequence[Example]
+    path: Path
+    facts: Any
+    _records: dict[tuple[tuple[int, ...], int], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read what is there.
+
+        Raises:
+            ValueError: If it was made with other settings.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        facts = json.loads(json.dumps(self.facts))
+        lines = _whole_lines(self.path)
+        if not lines:
+            self._append([{"settings": facts}])
+            return
+        if lines[0]["settings"] != facts:
+            raise ValueError(
+                f"`{self.path}` must be results of these settings, got those of others. Give "
+                "another --output, or remove the file."
+            )
+        self._remember(lines[1:])
+
+    def run(self, prompts: Iterable[Sequence[int]]) -> None:
+        """Run what is missing of some prompts, batch by batch to the disk."""
+        for prompt in dict.fromkeys(tuple(prompt) for prompt in prompts):
+            text = prompt_text(self.demonstrations, prompt)
+            missing = [i for i in range(len(self.queries)) if (prompt, i) not in self._records]
+            for found in self.model.score(text, [self.queries[i] for i in missing]):
+                records = [
+                    {"prompt": list(prompt), "query": missing[number]} | result
+                    for number, result in found.items()
+                ]
+                self._append(records)
+                self._remember(records)
+
+    def losses(self, prompts: Sequence[Sequence[int]], what: str = "loss") -> Tensor:
+        """(m, t) float64 of some prompts, run where they are missing; NaN where they failed."""
+        self.run(prompts)
+        nothing = float("nan")
+        return torch.tensor(
+            [
+                [self._records[tuple(p), i].get(what, nothing) for i in range(len(self.queries))]
+                for p in prompts
+            ],
+            dtype=torch.float64,
+        )
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Records of what failed."""
+        return [record for record in self._records.values() if "error" in record]
+
+    def _remember(self, records: Sequence[dict[str, Any]]) -> None:
+        for record in records:
+            self._records[tuple(record["prompt"]), record["query"]] = record
+
+    def _append(self, records: Sequence[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a file, of which a line that a kill has cut short is taken away."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,66 @@
+"""How well the published coin_flip scores are predicted, under the published protocol.
+
+80 prompts to fit and 120 held out, random permutations, targets that vary among the held-out
+prompts: Spearman correlation over these, averaged over targets; and of the mean loss over all
+queries.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from experiments.icl.settings import Published
+from experiments.icl.surrogates import RECIPES
+from ksm_ext.evaluation import lds, residual_error
+
+
+def read_published(folder: Path) -> tuple[Tensor, Tensor]:
+    """Prompts (200, 4) and losses (200, 869)."""
+    losses = json.loads((folder / "coin_flip_subset_scores_loss.json").read_text())
+    prompts = json.loads((folder / "coin_flip_train_ids_list.json").read_text())
+    return torch.tensor(prompts), torch.tensor(losses, dtype=torch.float64)
+
+
+def judge_published(
+    settings: Published, names: Sequence[str] = tuple(RECIPES)
+) -> dict[str, dict[str, list[float]]]:
+    """Of each recipe, by permutation: both correlations and the pooled error."""
+    prompts, losses = read_published(Path(settings.path))
+    n = int(prompts.max()) + 1
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        recipe = RECIPES[name]
+        values: dict[str, list[float]] = {"spearman": [], "of the mean loss": [], "error": []}
+        for seed in range(settings.num_permutations):
+            order = torch.from_numpy(np.random.default_rng(seed).permutation(len(prompts)))
+            fit, held = order[: settings.num_fit], order[settings.num_fit :]
+            kept = losses[held].var(0) >= settings.min_variance
+            said = recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
+            true = losses[held]
+            ranks = lds(true[:, kept], said[:, kept], constant="zero")
+            values["spearman"].append(float(ranks.mean()))
+            mean = spearmanr(true.mean(1), said.mean(1)).statistic
+            values["of the mean loss"].append(float(mean))
+            error = residual_error(true[:, kept], said[:, kept], pooled=True)
+            values["error"].append(float(error))
+        found[name] = values
+    return found
+
+
+def markdown(found: dict[str, dict[str, list[float]]]) -> str:
+    """The table as text, mean and standard deviation over permutations."""
+    lines = [
+        "| surrogate | mean Spearman over targets | Spearman of the mean loss | pooled error |",
+        "|---|---|---|---|",
+    ]
+    for name, values in found.items():
+        cells = [
+            f"{np.mean(x):.3f} ± {np.std(x, ddof=min(1, len(x) - 1)):.3f}" for x in values.values()
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

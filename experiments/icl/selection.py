@@ -1,0 +1,221 @@
+"""Choose demonstrations by each method, with the same number of prompts run, and judge the choice.
+
+Methods look at losses of the validation queries; what they choose is run on the test queries. A
+method that says nothing of order is judged by the mean over several orders.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.icl.data import Example, Pool
+from experiments.icl.inference import LanguageModel, Runs
+from experiments.icl.settings import Settings
+from experiments.icl.surrogates import (
+    RECIPES,
+    Predict,
+    contexts,
+    effects,
+    exchanges,
+    random_ensemble,
+)
+from ksm_ext.selection import top_k
+
+NUM_STARTS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a method chooses from.
+
+    Attributes:
+        settings: Of the experiment.
+        pool: Demonstrations and queries.
+        runs: Losses of the validation queries.
+        prompts: (m, k) random prompts.
+        losses: (m, t) of them.
+        seed: Of what a method draws.
+    """
+
+    settings: Settings
+    pool: Pool
+    runs: Runs
+    prompts: Tensor
+    losses: Tensor
+    seed: int
+
+    @property
+    def num_demonstrations(self) -> int:
+        return len(self.pool.demonstrations)
+
+    @property
+    def size(self) -> int:
+        return self.prompts.shape[1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Demonstrations, and whether their order is part of the choice."""
+
+    prompts: list[list[int]]
+    ordered: bool = False
+
+
+def local_search(predict: Predict, starts: Tensor, num_demonstrations: int) -> list[list[int]]:
+    """Ordered prompts at which no single exchange lowers the predicted mean loss, best first.
+
+    From each start, the best demonstration for one place after the other, until none changes.
+    """
+    found: dict[tuple[int, ...], float] = {}
+    for start in starts.tolist():
+        prompt, best, stale, place = list(start), float("inf"), 0, 0
+        while stale < len(prompt):
+            others = prompt[:place] + prompt[place + 1 :]
+            ways = [
+                [*prompt[:place], number, *prompt[place + 1 :]]
+                for number in range(num_demonstrations)
+                if number not in others
+            ]
+            said = predict(torch.tensor(ways)).mean(1)
+            if float(said.min()) < best - 1e-12:
+                best, prompt, stale = float(said.min()), ways[int(said.argmin())], 0
+            stale, place = stale + 1, (place + 1) % len(prompt)
+        found[tuple(prompt)] = best
+    return [list(prompt) for prompt in sorted(found, key=found.__getitem__)]
+
+
+def by_surrogate(task: Task, name: str) -> Choice:
+    """The best prompt that a surrogate of the random prompts predicts."""
+    recipe = RECIPES[name]
+    predict = recipe.fit(task.prompts, task.losses, task.num_demonstrations)
+    starts = task.prompts[task.losses.mean(1).argsort()[:NUM_STARTS]]
+    best = local_search(predict, starts, task.num_demonstrations)[0]
+    return Choice([best], ordered=recipe.order != "set")
+
+
+def guided(task: Task) -> Choice:
+    """Part of the prompts at random, the others where the surrogate says that they are best.
+
+    After each round the surrogate is fitted anew; the answer is the best prompt that was run.
+    """
+    methods = task.settings.methods
+    later = round(methods.guided_share * len(task.prompts))
+    per_round = later // methods.num_rounds
+    first = len(task.prompts) - per_round * methods.num_rounds
+    prompts, losses = task.prompts[:first], task.losses[:first]
+    recipe = RECIPES["kernel surrogate, by position"]
+    for _ in range(methods.num_rounds):
+        predict = recipe.fit(prompts, losses, task.num_demonstrations)
+        known = {tuple(prompt) for prompt in prompts.tolist()}
+        starts = prompts[losses.mean(1).argsort()[:NUM_STARTS]]
+        tops = local_search(predict, starts, task.num_demonstrations)
+        ways = _neighbours(tops, task.num_demonstrations, known)
+        order = predict(torch.tensor(ways)).mean(1).argsort()
+        new = torch.tensor([ways[i] for i in order[:per_round]])
+        prompts = torch.cat([prompts, new])
+        losses = torch.cat([losses, task.runs.losses(new.tolist())])
+    return Choice([prompts[losses.mean(1).argmin()].tolist()], ordered=True)
+
+
+def _neighbours(
+    prompts: list[list[int]], num_demonstrations: int, known: set[tuple[int, ...]]
+) -> list[list[int]]:
+    """Prompts themselves and what is one exchange away, without those known."""
+    ways = {tuple(prompt): None for prompt in prompts}
+    for prompt in prompts:
+        for place in range(len(prompt)):
+            for number in range(num_demonstrations):
+                if number not in prompt:
+                    ways[(*prompt[:place], number, *prompt[place + 1 :])] = None
+    return [list(way) for way in ways if way not in known]
+
+
+def at_random(task: Task) -> Choice:
+    """Nothing known: the mean over random sets."""
+    draw = random.Random(task.seed)
+    numbers = range(task.num_demonstrations)
+    count = task.settings.methods.num_random
+    return Choice([draw.sample(numbers, task.size) for _ in range(count)], ordered=True)
+
+
+def by_similarity(task: Task) -> Choice:
+    """The demonstrations whose texts (TF-IDF) are most similar to the queries'."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [x.input for x in (*task.pool.demonstrations, *task.pool.validation)]
+    table = TfidfVectorizer().fit_transform(texts)
+    split = task.num_demonstrations
+    alike = torch.from_numpy((table[:split] @ table[split:].T).toarray()).mean(1)
+    return Choice([top_k(alike, task.size, maximize=True).tolist()])
+
+
+def by_embedding(task: Task) -> Choice:
+    """The same with the mean of the language model's last hidden states."""
+    model = task.runs.model
+    pieces = [mean_states(model, x) for x in (task.pool.demonstrations, task.pool.validation)]
+    shown, asked = (x / x.norm(dim=1, keepdim=True) for x in pieces)
+    return Choice([top_k((shown @ asked.T).mean(1), task.size, maximize=True).tolist()])
+
+
+@torch.inference_mode()
+def mean_states(model: LanguageModel, examples: Sequence[Example]) -> Tensor:
+    """(n, width): the mean over tokens of a text's last hidden states."""
+    rows = []
+    for example in examples:
+        ids = torch.tensor([model.tokens(example.input)], device=model.model.device)
+        states = model.model(ids, output_hidden_states=True).hidden_states[-1]
+        rows.append(states[0].mean(0).float().cpu())
+    return torch.stack(rows)
+
+
+def by_leave_one_out(task: Task) -> Choice:
+    """The demonstrations of the best measured effect, from as many prompts as the others run."""
+    n, k = task.num_demonstrations, task.size
+    count = max(1, len(task.prompts) // (n - k + 1))
+    prompts, which = exchanges(contexts(n, k, count, task.seed), n, task.seed)
+    found = effects(task.runs.losses(prompts.tolist()), which, n, count)
+    return Choice([top_k(found, k, maximize=False).tolist()])
+
+
+def by_random_ensemble(task: Task) -> Choice:
+    """The demonstrations whose random prompts did best."""
+    found = random_ensemble(task.prompts, task.losses, task.num_demonstrations)
+    return Choice([top_k(found, task.size, maximize=False).tolist()])
+
+
+def greedy(task: Task) -> Choice:
+    """One demonstration after the other, each the best of all that are really run."""
+    prompt: list[int] = []
+    for _ in range(task.size):
+        numbers = (i for i in range(task.num_demonstrations) if i not in prompt)
+        ways = [[*prompt, number] for number in numbers]
+        prompt = ways[int(task.runs.losses(ways).mean(1).argmin())]
+    return Choice([prompt], ordered=True)
+
+
+SELECTORS: dict[str, Callable[[Task], Choice]] = {
+    "random": at_random,
+    "similarity, TF-IDF": by_similarity,
+    "similarity, embeddings": by_embedding,
+    "leave-one-out": by_leave_one_out,
+    "ridge": lambda task: by_surrogate(task, "ridge"),
+    "random ensemble": by_random_ensemble,
+    "greedy forward": greedy,
+    "kernel surrogate": lambda task: by_surrogate(task, "kernel surrogate"),
+    "kernel surrogate, by position": lambda task: by_surrogate(
+        task, "kernel surrogate, by position"
+    ),
+    "kernel surrogate, guided": guided,
+}
+
+
+def judged(choice: Choice, runs: Runs, num_orders: int, seed: int) -> float:
+    """Mean test loss of a choice."""
+    draw = random.Random(seed)
+    prompts = choice.prompts
+    if not choice.ordered:
+        prompts = [draw.sample(p, len(p)) for p in prompts for _ in range(num_orders)]
+    return float(runs.losses(prompts).nanmean())

@@ -1,0 +1,172 @@
+"""Settings of in-context learning: its examples, its language model, its prompts, its presets."""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of which demonstrations and queries are drawn.
+
+    Attributes:
+        task: ``"coin_flip"`` is generated; any other name is that of a file.
+        path: A ``.jsonl`` of ``input``, ``output`` and ``options``, or the published
+            ``coin_flip.json``; empty for generated examples.
+        people: Who may flip a generated coin, one after the other.
+        coins: Kinds of coin. Each kind falls on a hidden side of its own, which only demonstrations
+            tell; without any, the text and the answers are the published ones.
+        coin_weights: How often each kind is asked for and demonstrated.
+        num_demonstrations: n.
+        num_validation: Queries that methods may look at.
+        num_test: Queries that selections are judged by.
+        mislabelled: Share of demonstrations with the wrong answer.
+    """
+
+    task: str = "coin_flip"
+    path: str = ""
+    people: int = 4
+    coins: tuple[str, ...] = ()
+    coin_weights: tuple[float, ...] = ()
+    num_demonstrations: int = 50
+    num_validation: int = 400
+    num_test: int = 400
+    mislabelled: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.coin_weights) not in (0, len(self.coins)):
+            raise ValueError(
+                f"`coin_weights` must be as many as `coins`, got {len(self.coin_weights)} for "
+                f"{len(self.coins)}. Give one weight per kind, or none."
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The language model.
+
+    Attributes:
+        name: A folder or hub name of a causal language model; empty trains a small GPT.
+        four_bit: Load it in 4 bit (nf4), which needs ``bitsandbytes`` and a GPU.
+        width: Of the GPT that is trained here.
+        num_layers: Of it.
+        num_heads: Of it.
+        learning_rate: Of its training.
+        batch_size: Prompts in a step.
+        num_steps: Of its training.
+        noise: Share of wrong answers among the demonstrations it is trained on.
+        seed: Of its training.
+    """
+
+    name: str = ""
+    four_bit: bool = False
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    num_steps: int = 2500
+    noise: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Which prompts are run.
+
+    Attributes:
+        size: k demonstrations in each.
+        count: m.
+        seed: Of their draw, and with the number of the repetition of everything else.
+        batch_size: Queries in a forward pass.
+        num_folds: Surrogates are fitted to the others and judged on each fold in turn.
+        loo_groups: Independent measurements of the leave-one-out effects.
+        loo_contexts: Contexts in each, which share no demonstration.
+    """
+
+    size: int = 4
+    count: int = 200
+    seed: int = 42
+    batch_size: int = 128
+    num_folds: int = 5
+    loo_groups: int = 5
+    loo_contexts: int = 3
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What the methods are given.
+
+    Attributes:
+        position_ratio: Earlier demonstrations weigh so many times the next in the kernel.
+        num_anchors: Prompts at which gradients are taken.
+        num_estimated: Prompts whose losses are estimated from them.
+        num_orders: Orders over which a selected set is averaged.
+        num_random: Random sets for the baseline.
+        num_rounds: Of the guided surrogate, which spends ``guided_share`` of the prompts on them.
+        guided_share: See ``num_rounds``.
+        num_repetitions: Seeds of pool, prompts and queries for the selection.
+    """
+
+    position_ratio: float = 1.2
+    num_anchors: int = 20
+    num_estimated: int = 2000
+    num_orders: int = 6
+    num_random: int = 20
+    num_rounds: int = 4
+    guided_share: float = 0.4
+    num_repetitions: int = 5
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published coin_flip scores.
+
+    Attributes:
+        path: Their folder; empty skips them.
+        num_fit: Prompts to fit, the others are held out.
+        num_permutations: Random splits.
+        min_variance: Of a target among the held-out prompts.
+    """
+
+    path: str = ""
+    num_fit: int = 80
+    num_permutations: int = 5
+    min_variance: float = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment; a YAML file has the same shape, and only what differs from the preset."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    prompts: Prompts = field(default_factory=Prompts)
+    methods: Methods = field(default_factory=Methods)
+    published: Published = field(default_factory=Published)
+
+
+PAPER = Settings(model=Model(name="Qwen/Qwen2-7B", four_bit=True))
+SMALL = Settings(
+    Data(
+        people=1,
+        coins=("gold", "silver", "copper", "iron", "tin", "brass", "nickel", "lead"),
+        coin_weights=(0.24, 0.2, 0.16, 0.12, 0.1, 0.08, 0.06, 0.04),
+        num_validation=64,
+        num_test=64,
+        mislabelled=0.2,
+    ),
+)
+SMOKE = replace(
+    SMALL,
+    data=replace(
+        SMALL.data,
+        coins=("gold", "silver", "copper"),
+        coin_weights=(0.5, 0.3, 0.2),
+        num_demonstrations=12,
+        num_validation=16,
+        num_test=16,
+    ),
+    model=Model(width=32, num_steps=150),
+    prompts=Prompts(size=3, count=40, loo_groups=2, loo_contexts=2),
+    methods=Methods(num_anchors=6, num_estimated=200, num_repetitions=2, num_random=5),
+)
+PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}

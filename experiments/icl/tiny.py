@@ -1,0 +1,165 @@
+"""A small GPT, trained here on the task's own text where no pretrained model can be had.
+
+Every training prompt obeys rules of its own, shown by
+demonstrations of which some are wrong, and the model learns to answer each example from those
+before it. So it must learn in context, and what a demonstration says matters.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from experiments.icl.data import Example, coin_flips, read_examples, under
+from experiments.icl.settings import Settings
+
+CONTEXT = 512
+NUM_TEXTS = 2000
+MOST_KINDS = 4
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+
+
+def train_model(settings: Settings, folder: Path) -> str:
+    """Train the GPT, and keep it with its tokenizer as `transformers` does.
+
+    Returns:
+        Its last losses, after 0, 1, … demonstrations.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model_settings, data = settings.model, settings.data
+    draw = random.Random(model_settings.seed)
+    if data.path:
+        examples = read_examples(Path(data.path))
+    else:  # kinds are equally frequent while it learns
+        examples = coin_flips(replace(data, coin_weights=()), NUM_TEXTS, draw)
+    tokenizer = train_tokenizer([example.shown() for example in examples], examples[0].options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model_settings.seed)
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=CONTEXT,
+            n_embd=model_settings.width,
+            n_layer=model_settings.num_layers,
+            n_head=model_settings.num_heads,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = GPT2LMHeadModel(config)
+    losses = _train(model, tokenizer, examples, settings, draw)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return losses
+
+
+def train_tokenizer(texts: Sequence[str], options: Sequence[str]) -> Any:
+    """Words and signs, one token each."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL.values()), vocab_size=20_000)
+    tokenizer.train_from_iterator(chain(texts, options), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=CONTEXT, padding_side="right", **SPECIAL
+    )
+
+
+def _train(
+    model: Any, tokenizer: Any, examples: list[Example], settings: Settings, draw: random.Random
+) -> str:
+    made = settings.model
+    tokens = {x.input: tokenizer(x.input, add_special_tokens=False).input_ids for x in examples}
+    answers = {
+        o: tokenizer(f" {o}", add_special_tokens=False).input_ids for o in _options(examples)
+    }
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=made.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, made.learning_rate, total_steps=made.num_steps, pct_start=0.1
+    )
+    by_kind: dict[str, list[Example]] = {}
+    for example in examples:
+        by_kind.setdefault(example.kind, []).append(example)
+    running = torch.full((settings.prompts.size + 1,), float("nan"))
+    steps = tqdm(range(made.num_steps), "train-model", mininterval=10)
+    for step in steps:
+        batch = [
+            _prompt(by_kind, settings.prompts.size + 1, made.noise, draw, tokens, answers)
+            for _ in range(made.batch_size)
+        ]
+        inputs, places, labels = _padded(batch, tokenizer.pad_token_id)
+        hidden = model.transformer(inputs).last_hidden_state
+        at = hidden[torch.arange(len(inputs))[:, None], places]  # (b, k + 1, width)
+        losses = cross_entropy(model.lm_head(at).flatten(0, 1), labels.flatten(), reduction="none")
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        by_shots = losses.detach().view(labels.shape).mean(0)
+        running = by_shots if step == 0 else 0.95 * running + 0.05 * by_shots
+        if (step + 1) % 100 == 0:
+            steps.write(f"step {step + 1}: loss after 0, 1, … demonstrations {spelled(running)}")
+    return spelled(running)
+
+
+def _options(examples: Sequence[Example]) -> list[str]:
+    return sorted({option for example in examples for option in example.options})
+
+
+def _prompt(
+    by_kind: Mapping[str, Sequence[Example]],
+    length: int,
+    noise: float,
+    draw: random.Random,
+    tokens: Mapping[str, list[int]],
+    answers: Mapping[str, list[int]],
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, where answers are due, and the first tokens of the right ones.
+
+    A prompt is about few kinds, so that most examples have another of their kind before them, and
+    every other kind answers by the opposite, so that a majority of all answers tells nothing.
+    """
+    kinds = draw.sample(list(by_kind), min(draw.randint(1, MOST_KINDS), len(by_kind)))
+    some = [draw.choice(by_kind[draw.choice(kinds)]) for _ in range(length)]
+    first = draw.random() < 0.5
+    rule = {kind: (number % 2 == 0) == first for number, kind in enumerate(kinds)}
+    ids: list[int] = []
+    places, labels = [], []
+    for example in some:
+        right = under(rule, example)
+        shown = right.opposite() if draw.random() < noise else right
+        ids += tokens[example.input]
+        places.append(len(ids) - 1)
+        labels.append(answers[right.output][0])
+        ids += answers[shown.output]
+    return ids, places, labels
+
+
+def _padded(
+    batch: Sequence[tuple[list[int], list[int], list[int]]], pad: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, places, labels = zip(*batch, strict=True)
+    longest = max(map(len, rows))
+    inputs = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    return inputs, torch.tensor(places), torch.tensor(labels)
+
+
+def spelled(losses: Tensor) -> str:
+    """Such as ``0.693 0.512``."""
+    return " ".join(f"{loss:.3f}" for loss in losses.tolist())
