@@ -39,13 +39,15 @@ def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:
         noise=wanted.noise,
         seed=settings.data.seed + draw,
     )
-    return Cifar(replace(settings, data=data, variants={}))
+    methods = replace(settings.methods, checkpoint=wanted.checkpoint)
+    return Cifar(replace(settings, data=data, methods=methods))
 
 
 def noisy_problem(experiment: Cifar, output: Path) -> Problem:
     """What methods look at; without a single subset."""
     networks = models(experiment, output)
-    scores = [experiment.score(path[experiment.settings.truth.checkpoint]) for path in networks]
+    at = experiment.settings.methods.checkpoint
+    scores = [experiment.score(path[at]) for path in networks]
     full = torch.stack(scores).mean(0)
     none = torch.zeros(0, experiment.num_tasks, dtype=torch.bool)
     empty = full.new_zeros(0, len(full))

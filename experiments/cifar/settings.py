@@ -108,11 +108,14 @@ class Mislabelled:
         num_draws: Draws of groups, of noisy ones among them, and of their flipped labels.
         num_noisy: Groups with flipped labels.
         noise: Share of their labels.
+        checkpoint: At which methods look: late, when right labels are learnt and wrong ones are
+            not.
     """
 
     num_draws: int = 3
     num_noisy: int = 10
     noise: float = 0.1
+    checkpoint: int = -1
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,15 @@ SMOKE = replace(
     SMALL,
     data=replace(SMALL.data, num_groups=8, group_size=40, num_held=200),
     model=replace(SMALL.model, widths=(8, 8, 8, 8)),
-    training=replace(SMALL.training, batch_size=64, num_steps=30, num_warmup=6),
-    truth=replace(SMALL.truth, num_subsets=15, subset_size=6, subset_seeds=2, loo_seeds=2),
-    methods=replace(SMALL.methods, proj_dim=128, num_steps=3, num_estimated=100),
+    training=replace(
+        SMALL.training, batch_size=64, num_steps=20, num_warmup=4, checkpoints=(0.5, 1.0)
+    ),
+    truth=replace(
+        SMALL.truth, num_subsets=12, subset_size=6, num_folds=3, subset_seeds=1, loo_seeds=2
+    ),
+    methods=replace(
+        SMALL.methods, proj_dim=128, num_steps=2, num_models=1, num_estimated=50, num_calibrated=6
+    ),
     lissa=replace(SMALL.lissa, depth=3),
     curvature_images=100,
     mislabelled=Mislabelled(num_draws=1, num_noisy=2),
