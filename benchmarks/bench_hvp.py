@@ -155,7 +155,7 @@ def bench_hessian_products(benchmark, size: str, peer: str) -> None:
     run = PEERS[peer](*given)
     if peer != "ksm_ext, GGN":  # another matrix, with its own tests
         torch.testing.assert_close(run(), of_loop(*given)(), rtol=1e-3, atol=1e-4)
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
 
 
 GROWTH = """

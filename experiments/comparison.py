@@ -206,9 +206,10 @@ def make_figures(run: Run) -> None:
     checkpoint, output = run.settings.truth.checkpoint, run.output
     with one_thread():
         grown = growing(run.experiment)
-        scores = retrained(run.experiment, output, grown, 1)[0, :, checkpoint].mean(1)  # (n,)
+        measured = retrained(run.experiment, output, grown, 1)[0, :, checkpoint].mean(1)  # (n,)
+        scores = results.scores[0].mean(1)  # (m,) of one seed too
         path = output / "linear_and_kernel.png"
-        figures.linear_and_kernel(grown, scores, path, xlabel="tasks trained on")
+        figures.linear_and_kernel(masks, scores, grown, measured, path, xlabel="tasks trained on")
         path = output / "sample_complexity.png"
         found = {
             "sample complexity": figures.sample_complexity(masks, results.scores.mean(0), path)
@@ -257,7 +258,7 @@ COMMANDS: dict[str, Callable[[Run], None]] = {
     "leave-one-out": leave_one_out,
     "train-subsets": train_subsets,
     "datamodels": _says(lambda name: "datamodel" in name or name == "least squares"),
-    "influence": _says(lambda name: name.startswith("influence")),
+    "influence": _says(lambda name: name.startswith("influence") or name == "task Hessian"),
     "trak": _says(lambda name: name in ("TRAK", "TracIn", "gradient cosine")),
     "kernel-surrogate": _says(lambda name: "surrogate" in name),
     "hessian": hessian,

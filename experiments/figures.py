@@ -37,16 +37,28 @@ def quality(masks: Tensor, scores: Tensor, folds: list[Tensor], kernel: str) -> 
     return float(residual_error(scores, predictions, pooled=True)), float(lds)
 
 
-def linear_and_kernel(masks: Tensor, scores: Tensor, path: Path, *, xlabel: str) -> None:
-    """What a line and a kernel make of a score (m,) of growing subsets."""
+def linear_and_kernel(
+    masks: Tensor, scores: Tensor, grown: Tensor, measured: Tensor, path: Path, *, xlabel: str
+) -> None:
+    """What a line and a kernel, fitted to subsets and scores (m,), say of growing subsets.
+
+    Args:
+        masks: (m, n).
+        scores: (m,).
+        grown: (l, n), one task more in each row.
+        measured: (l,) their scores.
+        path: Of the figure.
+        xlabel: What the number of tasks is.
+    """
     figure = new_figure(5.4, 3.6)
     axes = figure.subplots()
-    sizes = masks.sum(1).numpy()
-    axes.plot(sizes, scores.numpy(), "ko", markersize=4, label="measured")
+    sizes = grown.sum(1).numpy()
+    axes.plot(sizes, measured.numpy(), "ko", markersize=4, label="measured, not fitted to")
     for kernel in ("linear", "rbf"):
-        said = fit_surrogate(masks, scores, kernel=kernel).predict(masks)
+        said = fit_surrogate(masks, scores, kernel=kernel).predict(grown)
         axes.plot(sizes, said.numpy(), color=COLOURS[kernel], label=NAMES[kernel])
-    axes.set(xlabel=xlabel, ylabel="mean loss on held-out samples")
+    axes.axvspan(*np.quantile(masks.sum(1).numpy(), [0, 1]), color="#eeeeee", zorder=0)
+    axes.set(xlabel=f"{xlabel} (grey: sizes fitted to)", ylabel="mean loss on held-out samples")
     axes.legend(frameon=False)
     save_figure(figure, path)
 

@@ -18,6 +18,7 @@ References: *Pearlmutter 1994*; *Schraudolph 2002*.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -103,14 +104,13 @@ class CurvatureOperator:
         rows = self._checked(v)
         product = self._hessian_rows if self._kind == "hessian" else self._ggn_rows
         out = torch.empty_like(rows)
-        if self._kind == "hessian" and (self.vectors_per_pass == 1 or len(rows) == 1):
-            return self._hessian_one_by_one(rows, out).reshape(v.shape)
+        if self.vectors_per_pass == 1 or len(rows) == 1:
+            return self._one_by_one(rows, out).reshape(v.shape)
         with self._exact():
-            for some in self._in_turn(range(0, len(rows), self.vectors_per_pass)):
-                part = rows[some : some + self.vectors_per_pass]
-                total = out[some : some + self.vectors_per_pass]
+            for some in self._in_turn(self._passes(len(rows))):
                 for number, batch in enumerate(self._batches):
-                    _add(product(batch, part), total, weight=1 / self.num_samples, more=number > 0)
+                    found = product(batch, rows[some])
+                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
         return out.reshape(v.shape)
 
     def __matmul__(self, x: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ class CurvatureOperator:
         rows = self._checked(v)
         out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
         with self._exact():
-            for start in self._in_turn(range(0, len(rows), self.vectors_per_pass)):
-                tangents, done = self.unflatten(rows[start : start + self.vectors_per_pass]), 0
+            for some in self._in_turn(self._passes(len(rows))):
+                tangents, done = self.unflatten(rows[some]), 0
                 for batch in self._batches:
                     losses = self._losses(batch)
 
@@ -156,7 +156,7 @@ class CurvatureOperator:
                         return jvp(losses, (self._weights,), (tangent,))[1]
 
                     part = vmap(slopes)(tangents)  # (vectors, samples)
-                    out[start : start + len(part), done : done + part.shape[1]] = part
+                    out[some, done : done + part.shape[1]] = part
                     done += part.shape[1]
         return out
 
@@ -197,8 +197,7 @@ class CurvatureOperator:
             return grad(bend)(self._weights)
 
         with self._exact(), _LayerNormInParts():
-            for start in self._in_turn(range(0, len(first), self.vectors_per_pass)):
-                some = slice(start, start + self.vectors_per_pass)
+            for some in self._in_turn(self._passes(len(first))):
                 pair = self.unflatten(first[some]), self.unflatten(second[some])
                 for number, batch in enumerate(self._batches):
                     found = vmap(partial(product, batch))(*pair)
@@ -239,30 +238,41 @@ class CurvatureOperator:
 
     # -- products with the sum of a pass's losses, as stacks (s, *shape) by name ----------------
 
-    def _hessian_one_by_one(self, v: Tensor, out: Tensor) -> Tensor:
-        """Products of all passes, by reverse mode over the graph of the gradient."""
+    def _one_by_one(self, v: Tensor, out: Tensor) -> Tensor:
+        """Products with all passes, by reverse mode over graphs that the vectors share."""
+        make = self._hessian_product if self._kind == "hessian" else self._ggn_product
         for number, batch in enumerate(self._batches):
             with self._exact(), torch.enable_grad():
                 weights = {n: w.detach().requires_grad_() for n, w in self._weights.items()}
-                total = self._total(batch)(weights)
-                slopes = torch.autograd.grad(
-                    total, [*weights.values()], create_graph=True, materialize_grads=True
-                )
-            bent = [i for i, slope in enumerate(slopes) if slope.requires_grad]
-            if not bent:  # the loss is linear in the weights
-                return out.zero_()
+                product = make(batch, weights)
             for row, into in zip(self._in_turn(v), out, strict=True):
-                vector = [*self.unflatten(row).values()]
-                found = torch.autograd.grad(
-                    [slopes[i] for i in bent],
-                    [*weights.values()],
-                    [vector[i] for i in bent],
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
+                found = product([*self.unflatten(row).values()])
                 stacks = {n: part[None] for n, part in zip(weights, found, strict=True)}
                 _add(stacks, into[None], weight=1 / self.num_samples, more=number > 0)
         return out
+
+    def _hessian_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
+        """From a vector to the derivative of its product with the gradient."""
+        slopes = _pull(self._total(batch)(weights), weights, None, create_graph=True)
+        bent = [i for i, slope in enumerate(slopes) if slope.requires_grad]
+        if not bent:  # the loss is linear in the weights
+            return lambda vector: [torch.zeros_like(part) for part in vector]
+        some = [slopes[i] for i in bent]
+        return lambda vector: _pull(some, weights, [vector[i] for i in bent])
+
+    def _ggn_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
+        """The Jacobian is the derivative of its transpose, which is linear in what it is given."""
+        outputs, labels = self._outputs(batch, weights)
+        moved = torch.zeros_like(outputs, requires_grad=True)
+        pulled = _pull(outputs, weights, moved, create_graph=True)
+        bent = [i for i, part in enumerate(pulled) if part.requires_grad]
+
+        def product(vector: list[Tensor]) -> Any:
+            some = [pulled[i] for i in bent], [vector[i] for i in bent]
+            (forward,) = torch.autograd.grad(some[0], moved, some[1], retain_graph=True)
+            return _pull(outputs, weights, self._curved(outputs.detach(), labels, forward))
+
+        return product
 
     def _hessian_rows(self, batch: Batch, v: Tensor) -> Weights:
         slope = grad(self._total(batch))
@@ -278,7 +288,7 @@ class CurvatureOperator:
         def product(tangent: Weights) -> Weights:
             return back(self._curved(outputs, labels, self._forward(batch, tangent)))[0]
 
-        return _for_each(product, self.unflatten(v))
+        return vmap(product)(self.unflatten(v))
 
     def _quadratics(self, batch: Batch, tangent: Weights) -> Tensor:
         if self._kind == "ggn":
@@ -371,6 +381,12 @@ class CurvatureOperator:
         kind = "cpu" if self.device.type == "cpu" else "cuda"
         each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
         return 1 if each_bytes > BYTES_ALONE[kind] else int(BYTES_OF_PASS[kind] // each_bytes)
+
+    def _passes(self, num_vectors: int) -> list[slice]:
+        """Vectors of each pass, as many in one as in another."""
+        count = -(-num_vectors // self.vectors_per_pass)
+        edges = [num_vectors * number // max(count, 1) for number in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(edges)]
 
     def _in_turn(self, steps: Any) -> Any:
         return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
@@ -499,12 +515,16 @@ def flatten(tensors: Weights) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
 
 
-def _for_each(product: Callable[[Weights], Weights], vectors: Weights) -> Weights:
-    """A product with each of a stack of vectors; a single one is spared the batched kernels."""
-    if len(next(iter(vectors.values()))) > 1:
-        return vmap(product)(vectors)
-    found = product({name: part[0] for name, part in vectors.items()})
-    return {name: part[None] for name, part in found.items()}
+def _pull(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
+    """The transposed Jacobian of ``outputs`` by the weights times v, through a graph that stays."""
+    return torch.autograd.grad(
+        outputs,
+        [*weights.values()],
+        v,
+        retain_graph=True,
+        create_graph=create_graph,
+        materialize_grads=True,
+    )
 
 
 def _add(tensors: Weights, out: Tensor, *, weight: float, more: bool) -> None:

@@ -46,6 +46,14 @@ def test_labels_are_the_results(operation):
     assert tokens[:, 1::2].unique().tolist() == ([p + 1] if r == 1 else [p, p + 1])
 
 
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "quad3"])
+def test_operations_commute_where_they_say_so(operation):
+    rule = OPERATIONS[operation]
+    a, b = torch.cartesian_prod(torch.arange(1, 7), torch.arange(1, 7)).T
+    same = bool((rule.apply(7, a, b) % 7 == rule.apply(7, b, a) % 7).all())
+    assert same == rule.commutes
+
+
 def test_tasks_are_the_cells_and_share_nothing_with_the_targets():
     data = arithmetic("add", 23, 5, 0.3, None, 33)
     assert len(data.by_task()) == len(data.by_target()) == 25
@@ -169,6 +177,15 @@ def test_models_are_read_as_they_were_trained(tmp_path):
             for a, b in zip(one.parameters(), other.parameters(), strict=True):
                 assert torch.equal(a, b)
     assert len(first) == 2 and len(first[0]) == 3
+
+
+def test_the_mirror_of_a_cell_has_its_operands_exchanged():
+    experiment = ModularArithmetic(SMOKE)
+    pairs, _ = experiment.special()
+    names = experiment.data().task_names
+    for task, target in pairs.nonzero().tolist():
+        assert names[task].split(", ") == names[target].split(", ")[::-1]
+    assert int(pairs.sum()) == 9
 
 
 def test_growing_subsets():

@@ -27,12 +27,14 @@ class Operation:
         apply: From operands (b,) and p to results (b,), any integers.
         num_operands: r.
         divides: Whether the last operand must not be 0.
+        commutes: Whether the first two operands may change places.
     """
 
     formula: str
     apply: Callable[..., Tensor]
     num_operands: int = 2
     divides: bool = False
+    commutes: bool = False
 
 
 def inverse(b: Tensor, p: int) -> Tensor:
@@ -42,11 +44,11 @@ def inverse(b: Tensor, p: int) -> Tensor:
 
 
 OPERATIONS = {
-    "add": Operation("a + b", lambda p, a, b: a + b),
+    "add": Operation("a + b", lambda p, a, b: a + b, commutes=True),
     "sub": Operation("a - b", lambda p, a, b: a - b),
-    "mul": Operation("a b", lambda p, a, b: a * b),
+    "mul": Operation("a b", lambda p, a, b: a * b, commutes=True),
     "div": Operation("a / b", lambda p, a, b: a * inverse(b, p), divides=True),
-    "quad": Operation("a² + a b + b²", lambda p, a, b: a**2 + a * b + b**2),
+    "quad": Operation("a² + a b + b²", lambda p, a, b: a**2 + a * b + b**2, commutes=True),
     "cubic": Operation("a³ + a b", lambda p, a, b: a**3 + a * b),
     "cubic2": Operation("a³ + a b² + b", lambda p, a, b: a**3 + a * b**2 + b),
     "parity": Operation(
@@ -58,6 +60,7 @@ OPERATIONS = {
         "a² + b² + c² + a b + b c + c a",
         lambda p, a, b, c: a**2 + b**2 + c**2 + a * b + b * c + c * a,
         num_operands=3,
+        commutes=True,
     ),
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from experiments.experiment import Experiment, Grouped
 from experiments.methods import METHODS
-from experiments.modular_arithmetic.data import arithmetic
+from experiments.modular_arithmetic.data import OPERATIONS, arithmetic
 from experiments.modular_arithmetic.model import Transformer
 from experiments.modular_arithmetic.settings import PRESETS
 
@@ -28,5 +28,10 @@ class ModularArithmetic(Experiment):
         return Transformer(data.num_classes, data.inputs.shape[1], **asdict(model))
 
     def special(self) -> tuple[Tensor, str]:
-        """A task's own held-out samples."""
-        return torch.eye(self.num_tasks, dtype=torch.bool), "a cell on itself"
+        """A task's own held-out samples or, where operands may change places, their mirror's."""
+        grid = self.settings.data.grid
+        own = torch.eye(grid**2, dtype=torch.bool)
+        if not OPERATIONS[self.settings.data.operation].commutes:
+            return own, "a cell on itself"
+        mirror = torch.arange(grid**2).reshape(grid, grid).T.flatten()
+        return own[mirror], "a cell on its mirror, a and b exchanged"
