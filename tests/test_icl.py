@@ -82,7 +82,7 @@ def test_each_kind_falls_on_one_side(pool):
     sides = {}
     clean = [x for x, bad in zip(pool.demonstrations, pool.mislabelled, strict=True) if not bad]
     for example in (*clean, *pool.validation, *pool.test):
-        assert f" flips a {example.kind} coin." in example.input
+        assert example.input.endswith(f" flips a coin of {example.kind}")
         assert sides.setdefault(example.kind, example.output) == example.output
     assert sum(pool.mislabelled) == round(0.2 * 8)
     for example, bad in zip(pool.demonstrations, pool.mislabelled, strict=True):
@@ -126,7 +126,7 @@ def scored(model, text, queries, **flags):
 @torch.no_grad()
 def test_shared_keys_and_values_change_nothing(model, pool):
     text = prompt_text(pool.demonstrations, [0, 3, 5])
-    queries = [*pool.validation, replace(pool.test[0], input="Heads?")]
+    queries = [*pool.validation, replace(pool.test[0], input="Heads? a coin")]
     shared, alone = (scored(model, text, queries, reuse=reuse) for reuse in (True, False))
     for query, one, other in zip(queries, shared, alone, strict=True):
         ids = torch.tensor([model.tokens(text + query.input)])

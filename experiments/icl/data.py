@@ -95,7 +95,8 @@ def coin_flips(data: Data, count: int, draw: random.Random) -> list[Example]:
         if data.coins:  # few words, for a model that is trained in minutes
             coin = draw.choices(data.coins, data.coin_weights or None)[0]
             verb = "flips" if len(who) == 1 else "flip"
-            text = f"{' and '.join(who)} {verb} a {coin} coin. Heads?"
+            # The kind is the last word: what followed it before is all there is to find.
+            text = f"Heads? {' and '.join(who)} {verb} a coin of {coin}"
             found.append(Example(text, YES_NO[0], YES_NO, coin))
             continue
         flips = [draw.random() < 0.5 for _ in who]

@@ -5,8 +5,9 @@ is that of the first. Everything run is kept in ``output/runs``, line by line, a
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,6 +41,17 @@ from ksm_ext.files import write_whole
 NUM_CONTEXTS = 100  # of a surrogate's own leave-one-out effects, which cost nothing
 ESTIMATED = "embedding gradients"
 SHOWN = ("kernel surrogate", "kernel surrogate, by position", "ridge", "random ensemble")
+
+
+def _small_sums(command: Callable[["Run"], Any]) -> Callable[["Run"], Any]:
+    """Fits gain nothing from a second thread; a language model may."""
+
+    @wraps(command)
+    def alone(run: "Run") -> Any:
+        with one_thread():
+            return command(run)
+
+    return alone
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ def leave_one_out(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     return losses, exchanged, loo
 
 
+@_small_sums
 def compare(run: Run) -> dict[str, Tensor]:
     """The table of surrogates against prompts and leave-one-out effects that were really run."""
     some, n = run.settings.prompts, run.settings.data.num_demonstrations
@@ -207,6 +220,7 @@ def compare(run: Run) -> dict[str, Tensor]:
     return answers
 
 
+@_small_sums
 def estimate_losses(run: Run) -> None:
     """Prompts estimated from the gradients of a few, against prompts that were really run."""
     methods, n = run.settings.methods, run.settings.data.num_demonstrations
@@ -337,19 +351,20 @@ def selection_table(found: dict[str, list[float]]) -> str:
 # -- published scores and figures ---------------------------------------------------------------
 
 
+@_small_sums
 def judge_published(run: Run) -> None:
     """How well the published scores are predicted."""
     if not run.settings.published.path:
         print("Skipped: `--set published.path=DIR` names the folder of the published scores.")
         return
-    with one_thread():
-        found = published.judge_published(run.settings.published)
+    found = published.judge_published(run.settings.published)
     write_json(run.output / "published.json", found)
     text = published.markdown(found)
     print(text)
     write_whole(run.output / "published.md", text.encode())
 
 
+@_small_sums
 def make_figures(run: Run) -> None:
     """Linear and kernel, sample complexity, attributions, selection."""
     n, output = run.settings.data.num_demonstrations, run.output
@@ -361,16 +376,16 @@ def make_figures(run: Run) -> None:
     answers = load_file(output / "attributions.safetensors")
     pool = run.pool(0)
     wrong = torch.tensor(pool.mislabelled)[:, None].expand_as(answers["truth"])
-    with one_thread():
-        _predicted_and_run(prompts, losses, n, run.settings.prompts.num_folds, output)
-        found = figures.sample_complexity(masks, losses, output / "sample_complexity.png")
-        figures.attributions_and_truth(
-            answers["truth"],
-            {name: answers[name] for name in SHOWN},
-            output / "attributions_and_truth.png",
-            special=wrong,
-            meaning="mislabelled",
-        )
+    _predicted_and_run(prompts, losses, n, run.settings.prompts.num_folds, output)
+    mean = losses.mean(1, keepdim=True)  # one target: many fits, each a quick one
+    found = figures.sample_complexity(masks, mean, output / "sample_complexity.png")
+    figures.attributions_and_truth(
+        answers["truth"],
+        {name: answers[name] for name in SHOWN},
+        output / "attributions_and_truth.png",
+        special=wrong,
+        meaning="mislabelled",
+    )
     path = output / "selection.json"
     chosen = json.loads(path.read_text())["test loss"] if path.exists() else select(run)
     _selection_figure(chosen, output / "selection.png")
