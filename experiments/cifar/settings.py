@@ -191,7 +191,7 @@ SMOKE = replace(
         SMALL.training, batch_size=64, num_steps=20, num_warmup=4, checkpoints=(0.5, 1.0)
     ),
     truth=replace(
-        SMALL.truth, num_subsets=12, subset_size=6, num_folds=3, subset_seeds=1, loo_seeds=2
+        SMALL.truth, num_subsets=15, subset_size=6, num_folds=3, subset_seeds=1, loo_seeds=2
     ),
     methods=replace(
         SMALL.methods, proj_dim=128, num_steps=2, num_models=1, num_estimated=50, num_calibrated=6
