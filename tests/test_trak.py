@@ -98,8 +98,9 @@ def test_traker_agrees_given_the_same_projection(tmp_path):
     peer.score(batch=query, num_samples=4)
     theirs = torch.as_tensor(peer.finalize_scores("same")).double()  # (samples, queries)
     ours = trak_scores(*(features(models[0], part, projector) for part in (data, query)))
-    ratio = (theirs / ours.double()).flatten()  # its own scale, which is the mean |entry|
-    torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=2e-2, atol=0)
+    scale = (theirs / ours.double()).median()  # its own, which is the mean |entry|
+    expected = scale * ours.double()  # its features are float32, and its scores have few digits
+    torch.testing.assert_close(theirs, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
     assert float(pearson(theirs.T, ours.double().T).min()) > 0.9999
 
 
