@@ -31,7 +31,7 @@ class Training:
             ``radius``; or ``"nso"``, its mean at weights with Gaussian noise of standard deviation
             ``radius`` added and subtracted.
         radius: Of the perturbation.
-        autocast: Whether networks are trained in mixed precision on a GPU.
+        autocast: Whether networks are trained in bfloat16 where that is enough, on a GPU.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"

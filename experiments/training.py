@@ -43,7 +43,9 @@ def train(
         augment: What a step sees of a whole batch, those samples included that are left out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mixed = torch.autocast(device.type, enabled=settings.autocast and device.type == "cuda")
+    mixed = torch.autocast(
+        device.type, torch.bfloat16, enabled=settings.autocast and device.type == "cuda"
+    )
     network = network.to(device).train()
     inputs, labels = inputs.to(device), labels.to(device)
     optimizer = _optimizer(network, settings)
