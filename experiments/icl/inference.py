@@ -11,6 +11,7 @@ that fails is a line with its reason.
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from inspect import signature
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.common import one_thread
 from experiments.icl.data import Example, prompt_text
 from experiments.icl.settings import Model
 
@@ -44,6 +46,11 @@ class LanguageModel:
         """The most tokens that it reads."""
         most = getattr(self.model.config, "max_position_embeddings", None)
         return int(self.tokenizer.model_max_length if most is None else most)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a second thread would cost more than it gains."""
+        return bool(self.model.num_parameters() < 10_000_000)
 
     @property
     def pad(self) -> int:
@@ -95,9 +102,10 @@ class LanguageModel:
         """
         failed: dict[int, dict[str, Any]] = {}
         ready: list[tuple[int, list[int], list[int], int]] = []
-        for number, query in enumerate(queries):
+        texts = self.tokenizer([text + query.input for query in queries]).input_ids
+        for number, (query, ids) in enumerate(zip(queries, texts, strict=True)):
             try:
-                ready.append((number, self._fitting(text + query.input), *self.answers(query)))
+                ready.append((number, self._fitting(ids), *self.answers(query)))
             except ValueError as error:
                 failed[number] = {"error": str(error)}
         if failed:
@@ -113,8 +121,7 @@ class LanguageModel:
                 for logits, (number, _, first, right) in zip(last, batch, strict=True)
             }
 
-    def _fitting(self, text: str) -> list[int]:
-        ids = self.tokens(text)
+    def _fitting(self, ids: list[int]) -> list[int]:
         if len(ids) > self.context:
             raise ValueError(
                 f"`prompt` must be of at most {self.context} tokens, got {len(ids)}. "
@@ -260,16 +267,22 @@ class Runs:
 
     def run(self, prompts: Iterable[Sequence[int]]) -> None:
         """Run what is missing of some prompts, batch by batch to the disk."""
-        for prompt in dict.fromkeys(tuple(prompt) for prompt in prompts):
-            text = prompt_text(self.demonstrations, prompt)
-            missing = [i for i in range(len(self.queries)) if (prompt, i) not in self._records]
-            for found in self.model.score(text, [self.queries[i] for i in missing]):
-                records = [
-                    {"prompt": list(prompt), "query": missing[number]} | result
-                    for number, result in found.items()
-                ]
-                self._append(records)
-                self._remember(records)
+        with one_thread() if self.model.is_small else nullcontext():
+            for prompt in dict.fromkeys(tuple(prompt) for prompt in prompts):
+                self._run(prompt)
+
+    def _run(self, prompt: tuple[int, ...]) -> None:
+        missing = [i for i in range(len(self.queries)) if (prompt, i) not in self._records]
+        if not missing:
+            return
+        text = prompt_text(self.demonstrations, prompt)
+        for found in self.model.score(text, [self.queries[i] for i in missing]):
+            records = [
+                {"prompt": list(prompt), "query": missing[number]} | result
+                for number, result in found.items()
+            ]
+            self._append(records)
+            self._remember(records)
 
     def losses(self, prompts: Sequence[Sequence[int]], what: str = "loss") -> Tensor:
         """(m, t) float64 of some prompts, run where they are missing; NaN where they failed."""

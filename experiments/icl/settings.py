@@ -64,7 +64,7 @@ class Model:
     learning_rate: float = 2e-3
     batch_size: int = 64
     num_steps: int = 2500
-    noise: float = 0.1
+    noise: float = 0.2
     seed: int = 0
 
 
@@ -87,8 +87,8 @@ class Prompts:
     seed: int = 42
     batch_size: int = 128
     num_folds: int = 5
-    loo_groups: int = 5
-    loo_contexts: int = 3
+    loo_groups: int = 4
+    loo_contexts: int = 12
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def train_model(settings: Settings, folder: Path) -> str:
     Returns:
         Its last losses, after 0, 1, … demonstrations.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     model_settings, data = settings.model, settings.data
     draw = random.Random(model_settings.seed)
@@ -43,21 +43,21 @@ def train_model(settings: Settings, folder: Path) -> str:
     tokenizer = train_tokenizer([example.shown() for example in examples], examples[0].options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model_settings.seed)
-        config = GPT2Config(
+        config = GPTNeoXConfig(  # rotary: what precedes what is learned once for all places
             vocab_size=len(tokenizer),
-            n_positions=CONTEXT,
-            n_embd=model_settings.width,
-            n_layer=model_settings.num_layers,
-            n_head=model_settings.num_heads,
-            activation_function="relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            max_position_embeddings=CONTEXT,
+            hidden_size=model_settings.width,
+            intermediate_size=4 * model_settings.width,
+            num_hidden_layers=model_settings.num_layers,
+            num_attention_heads=model_settings.num_heads,
+            rotary_pct=1.0,
+            hidden_act="relu",
+            use_parallel_residual=False,
             bos_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        model = GPT2LMHeadModel(config)
+        model = GPTNeoXForCausalLM(config)
     losses = _train(model, tokenizer, examples, settings, draw)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -103,9 +103,11 @@ def _train(
             for _ in range(made.batch_size)
         ]
         inputs, places, labels = _padded(batch, tokenizer.pad_token_id)
-        hidden = model.transformer(inputs).last_hidden_state
+        hidden = model.base_model(inputs, use_cache=False).last_hidden_state
         at = hidden[torch.arange(len(inputs))[:, None], places]  # (b, k + 1, width)
-        losses = cross_entropy(model.lm_head(at).flatten(0, 1), labels.flatten(), reduction="none")
+        losses = cross_entropy(
+            model.get_output_embeddings()(at).flatten(0, 1), labels.flatten(), reduction="none"
+        )
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
