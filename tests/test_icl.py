@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from experiments.common import one_thread
 from experiments.icl.__main__ import main
 from experiments.icl.data import (
     Example,
@@ -40,6 +41,12 @@ from experiments.icl.tiny import train_tokenizer
 
 pytest.importorskip("transformers")
 DATA = os.environ.get("KSM_EXT_DATA")
+
+
+@pytest.fixture(autouse=True)
+def small_sums():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

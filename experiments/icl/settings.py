@@ -165,7 +165,7 @@ SMOKE = replace(
         num_validation=16,
         num_test=16,
     ),
-    model=Model(width=32, num_steps=600, learning_rate=4e-3),
+    model=Model(width=32, num_steps=600, batch_size=32, learning_rate=4e-3),
     prompts=Prompts(size=3, count=40, loo_groups=2, loo_contexts=2),
     methods=Methods(num_anchors=6, num_estimated=200, num_repetitions=2, num_random=5),
 )
