@@ -27,7 +27,7 @@ from experiments.icl.inference import LanguageModel, padded
 from experiments.icl.surrogates import log_odds
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-NEAREST = (1, 3, 8)
+NEAREST = (1, 3, 8, 20)
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class Model:
     num_heads: int = 4
     learning_rate: float = 2e-3
     batch_size: int = 64
-    num_steps: int = 2000
+    num_steps: int = 2500
     noise: float = 0.2
     seed: int = 0
 
@@ -107,13 +107,13 @@ class Methods:
     """
 
     position_ratio: float = 1.2
-    num_anchors: int = 40
+    num_anchors: int = 20
     num_estimated: int = 2000
     num_orders: int = 6
     num_random: int = 20
     num_rounds: int = 4
     guided_share: float = 0.4
-    num_repetitions: int = 10
+    num_repetitions: int = 5
 
 
 @dataclass(frozen=True)
