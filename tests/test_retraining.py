@@ -250,6 +250,15 @@ def interrupted(store, log):
         quiet(presses, MASKS, store=store)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as Python has it, also where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_leaves_the_store_whole(tmp_path):
     log, store = tmp_path / "log", tmp_path / "runs.sqlite"
     interrupted(store, log)
