@@ -34,4 +34,4 @@ class ModularArithmetic(Experiment):
         if not OPERATIONS[self.settings.data.operation].commutes:
             return own, "a cell on itself"
         mirror = torch.arange(grid**2).reshape(grid, grid).T.flatten()
-        return own[mirror], "a cell on its mirror, a and b exchanged"
+        return own[mirror], "a cell on its mirror"
