@@ -17,6 +17,7 @@ from torch import Tensor
 from experiments import curvature, figures, table
 from experiments.common import one_thread, write_json
 from experiments.experiment import Experiment
+from experiments.folds import split
 from experiments.methods import METHODS, RETRAINED, Answer, Method, Problem
 from experiments.runner import Command
 from experiments.settings import Settings, as_dict
@@ -26,7 +27,6 @@ from experiments.truth import (
     left_out,
     models,
     retrained,
-    split,
     subsets,
 )
 from ksm_ext.files import write_whole
@@ -85,7 +85,7 @@ def results_of(run: Run) -> table.Results:
     masks = subsets(run.experiment)
     scores = retrained(run.experiment, run.output, masks, truth.subset_seeds)
     loo: Tensor = alone[:, -1:] - alone[:, :-1]
-    return table.Results(loo, scores[:, :, truth.checkpoint], split(masks, truth.num_folds))
+    return table.Results(loo, scores[:, :, truth.checkpoint], split(len(masks), truth.num_folds))
 
 
 # -- the methods --------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def _curvature_figures(run: Run) -> dict:
     """What the way of training does to surrogates and to the Hessian."""
     truth = run.settings.truth
     masks = subsets(run.experiment)[: truth.variant_subsets]
-    folds = split(masks, truth.num_folds)
+    folds = split(len(masks), truth.num_folds)
     facts = json.loads((run.output / "curvature.json").read_text()).items()
     main = OPTIMIZERS[run.settings.training.optimizer]
     names = {"main": main} | {variant: variant for variant in run.settings.variants}

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from experiments.common import new_figure, save_figure
-from experiments.table import fold_ranks
+from experiments.folds import centred_ranks, from_the_others, lds
 from ksm_ext import fit_surrogate
 from ksm_ext.evaluation import residual_error
+from ksm_ext.spectrum import SpectralDensity
 
 NAMES = {"least_squares": "least squares", "linear": "ridge", "rbf": "kernel"}
 COLOURS = {"least_squares": "#999999", "linear": "#d55e00", "rbf": "#0072b2"}
@@ -26,15 +27,15 @@ NUM_SPLITS = 20
 
 def quality(masks: Tensor, scores: Tensor, folds: list[Tensor], kernel: str) -> tuple[float, float]:
     """Pooled residual error and LDS of a surrogate, each fold predicted from the others."""
-    predictions = torch.empty_like(scores)
-    for fold in folds:
-        others = torch.ones(len(masks), dtype=torch.bool).index_fill(0, fold, False)
+
+    def predict(others: Tensor, fold: Tensor) -> Tensor:
         fitted = fit_surrogate(masks[others], scores[others], kernel=kernel)
-        predictions[fold] = fitted.predict(masks[fold])
-    true, said = fold_ranks(scores, folds), fold_ranks(predictions, folds)
-    length = true.square().sum(0).sqrt() * said.square().sum(0).sqrt()
-    lds = torch.where(length > 0, (true * said).sum(0) / length.clamp(min=1e-30), 0.0).mean()
-    return float(residual_error(scores, predictions, pooled=True)), float(lds)
+        said: Tensor = fitted.predict(masks[fold])
+        return said
+
+    said = from_the_others(folds, predict)
+    ranks = lds(centred_ranks(scores, folds), centred_ranks(said, folds))
+    return float(residual_error(scores, said, pooled=True)), ranks
 
 
 def linear_and_kernel(
@@ -150,13 +151,11 @@ def density(facts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = new_figure(5.4, 3.6)
     axes = figure.subplots()
     for colour, (name, fact) in zip(VARIANTS, facts.items(), strict=False):
-        nodes, weights = np.array(fact["nodes"]).ravel(), np.array(fact["weights"])
-        share = (weights / len(weights)).ravel()
-        reach = np.abs(nodes).max()
-        grid = np.linspace(nodes.min() - 0.05 * reach, nodes.max() + 0.05 * reach, 1000)
-        width = 0.01 * reach
-        heights = np.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2) @ share
-        axes.semilogy(grid, heights / (width * np.sqrt(2 * np.pi)), color=colour, label=name)
+        points = SpectralDensity(torch.tensor(fact["nodes"]), torch.tensor(fact["weights"]), 1)
+        low, high = float(points.nodes.min()), float(points.nodes.max())
+        reach = max(-low, high)
+        grid = torch.linspace(low - 0.05 * reach, high + 0.05 * reach, 1000)
+        axes.semilogy(grid, points.density(grid, 0.01 * reach), color=colour, label=name)
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7, None))
     axes.legend(frameon=False)
     save_figure(figure, path)

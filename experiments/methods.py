@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.experiment import Experiment
+from experiments.folds import from_the_others, split
 from experiments.settings import Settings, Training
-from experiments.truth import split
 from ksm_ext import GradientEstimator, Projector, fit_surrogate
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.task_hessian import task_hessian
@@ -98,12 +98,14 @@ Method = Callable[[Problem], Answer]
 def retrained_surrogate(problem: Problem, **options: Any) -> Answer:
     """A surrogate of the retrained scores; ``options`` go to :func:`ksm_ext.fit_surrogate`."""
     masks, scores = problem.masks, problem.scores
-    predictions = torch.empty_like(scores)
-    for fold in split(masks, problem.settings.truth.num_folds):
-        others = torch.ones(len(masks), dtype=torch.bool).index_fill(0, fold, False)
-        fitted = fit_surrogate(masks[others], scores[others], **options)
-        predictions[fold] = fitted.predict(masks[fold])
-    return Answer(fit_surrogate(masks, scores, **options).attribute("loo"), predictions)
+
+    def predict(others: Tensor, fold: Tensor) -> Tensor:
+        said: Tensor = fit_surrogate(masks[others], scores[others], **options).predict(masks[fold])
+        return said
+
+    folds = split(len(masks), problem.settings.truth.num_folds)
+    attributions = fit_surrogate(masks, scores, **options).attribute("loo")
+    return Answer(attributions, from_the_others(folds, predict))
 
 
 def estimated_surrogate(problem: Problem, *, calibrated: bool, **options: Any) -> Answer:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from experiments.common import write_json
+from experiments.folds import centred_ranks, lds
 from ksm_ext.evaluation import loo_correlation, relative_error, residual_error
 
 NUM_RESAMPLES, LEVEL = 400, 0.95
@@ -79,12 +80,9 @@ def judge(
     """One row of the table."""
     folded, targets = torch.cat(results.folds), torch.arange(results.loo.shape[2])
 
-    def lds(scores: Tensor, rows: Tensor) -> float:
-        """Mean over folds of Spearman's correlation is Pearson's of the ranks within folds."""
-        true, said = (fold_ranks(table, results.folds)[rows] for table in (scores, predictions))
-        product = (true * said).sum(0)
-        length = true.square().sum(0).sqrt() * said.square().sum(0).sqrt()
-        return float(torch.where(length > 0, product / length.clamp(min=1e-30), 0.0).mean())
+    def ranks(scores: Tensor, rows: Tensor) -> float:
+        true, said = (centred_ranks(table, results.folds)[rows] for table in (scores, predictions))
+        return lds(true, said)
 
     def pooled(scores: Tensor, rows: Tensor) -> float:
         return float(residual_error(scores[rows], predictions[rows], pooled=True))
@@ -107,7 +105,7 @@ def judge(
         name,
         interval(correlation("pearson"), results.loo, targets),
         interval(correlation("spearman"), results.loo, targets),
-        interval(lds, results.scores, folded),
+        interval(ranks, results.scores, folded),
         interval(pooled, results.scores, folded),
         interval(relative("squared"), results.scores, folded),
         interval(relative("absolute"), results.scores, folded),
@@ -130,17 +128,6 @@ def interval(
     return metric(runs.mean(0), everything), float(low), float(high)
 
 
-def fold_ranks(table: Tensor, folds: list[Tensor]) -> Tensor:
-    """Centred ranks (m, t) of each column within each fold."""
-    from scipy.stats import rankdata
-
-    ranked = torch.zeros_like(table, dtype=torch.float64)
-    for fold in folds:
-        part = torch.from_numpy(rankdata(table[fold].numpy(), axis=0))
-        ranked[fold] = part - part.mean(0)
-    return ranked
-
-
 def ceiling(results: Results) -> tuple[float, float]:
     """How well half of the seeds knows the other half: leave-one-out effects, and subsets' ranks.
 
@@ -154,11 +141,10 @@ def ceiling(results: Results) -> tuple[float, float]:
     if not halves:
         return effects, float("nan")
     first, second = (
-        fold_ranks(part.mean(0), results.folds)
+        centred_ranks(part.mean(0), results.folds)
         for part in (results.scores[:halves], results.scores[halves : 2 * halves])
     )
-    length = first.square().sum(0).sqrt() * second.square().sum(0).sqrt()
-    return effects, float(((first * second).sum(0) / length).mean())
+    return effects, lds(first, second)
 
 
 def markdown(rows: list[Row]) -> str:

@@ -129,8 +129,3 @@ def _read(experiment: Experiment, variant: str, seed: int, path: Path) -> list[n
         )
         networks.append(network.to(device).eval())
     return networks
-
-
-def split(masks: Tensor, num_folds: int) -> list[Tensor]:
-    """Rows of each fold."""
-    return list(torch.arange(len(masks)).chunk(num_folds))

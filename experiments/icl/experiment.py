@@ -5,9 +5,8 @@ is that of the first. Everything run is kept in ``output/runs``, line by line, a
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from experiments import figures, table
 from experiments.common import new_figure, one_thread, save_figure, write_json
+from experiments.folds import from_the_others, split
 from experiments.icl import published
 from experiments.icl.data import Pool, draw_prompts, pool_of, write_prompts
 from experiments.icl.embedding import estimate
@@ -28,6 +28,7 @@ from experiments.icl.selection import SELECTORS, Task, judged
 from experiments.icl.settings import Settings
 from experiments.icl.surrogates import (
     RECIPES,
+    Recipe,
     contexts,
     effects,
     exchanges,
@@ -41,17 +42,6 @@ from ksm_ext.files import write_whole
 NUM_CONTEXTS = 100  # of a surrogate's own leave-one-out effects, which cost nothing
 ESTIMATED = "embedding gradients"
 SHOWN = ("kernel surrogate", "kernel surrogate, by position", "ridge", "random ensemble")
-
-
-def _small_sums(command: Callable[["Run"], Any]) -> Callable[["Run"], Any]:
-    """Fits gain nothing from a second thread; a language model may."""
-
-    @wraps(command)
-    def alone(run: "Run") -> Any:
-        with one_thread():
-            return command(run)
-
-    return alone
 
 
 @dataclass(frozen=True)
@@ -159,8 +149,8 @@ def _whole(losses: Tensor, *others: Tensor) -> list[Tensor]:
     return [x[:, kept] for x in (losses, *others)]
 
 
-def leave_one_out(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Random prompts' losses (m, t), exchanged ones' by group (g p, t), and effects (g, n, t)."""
+def leave_one_out(run: Run) -> tuple[Tensor, Tensor]:
+    """Random prompts' losses (m, t), and effects by group of contexts (g, n, t)."""
     some, n = run.settings.prompts, run.settings.data.num_demonstrations
     runs, parts, which = run.runs(0), [], []
     for group in range(some.loo_groups):
@@ -175,35 +165,43 @@ def leave_one_out(run: Run) -> tuple[Tensor, Tensor, Tensor]:
             for part, numbers in zip(exchanged.chunk(some.loo_groups), which, strict=True)
         ]
     )
-    return losses, exchanged, loo
+    return losses, loo
 
 
-@_small_sums
+def _held_out(
+    recipe: Recipe, prompts: Tensor, losses: Tensor, n: int, folds: list[Tensor]
+) -> Tensor:
+    """(m, t): losses of each fold's prompts as a fit to the others predicts them."""
+    return from_the_others(
+        folds,
+        lambda others, fold: recipe.fit(prompts[others], losses[others], n)(prompts[fold]),
+    )
+
+
+@one_thread()
 def compare(run: Run) -> dict[str, Tensor]:
     """The table of surrogates against prompts and leave-one-out effects that were really run."""
     some, n = run.settings.prompts, run.settings.data.num_demonstrations
-    losses, _, loo = leave_one_out(run)
+    losses, loo = leave_one_out(run)
     prompts = torch.tensor(run.prompts(0))
-    folds = list(torch.arange(len(prompts)).chunk(some.num_folds))
+    folds = split(len(prompts), some.num_folds)
     results = table.Results(loo, losses[None], folds)
     context = contexts(n, some.size, NUM_CONTEXTS, 7)
     exchanged, which = exchanges(context, n, 7)
     rows, answers = [], {}
     for name, recipe in RECIPES.items():
         start = perf_counter()
-        said = torch.empty_like(losses)
-        for fold in folds:
-            rest = torch.ones(len(prompts), dtype=torch.bool).index_fill(0, fold, False)
-            said[fold] = recipe.fit(prompts[rest], losses[rest], n)(prompts[fold])
+        said = _held_out(recipe, prompts, losses, n, folds)
         predict = recipe.fit(prompts, losses, n)
         answers[name] = effects(predict(exchanged), which, n, len(context))
         seconds = perf_counter() - start
         rows.append(table.judge(name, results, answers[name], said, len(prompts), seconds))
-    said = torch.empty_like(losses)
-    for fold in folds:
-        rest = torch.ones(len(prompts), dtype=torch.bool).index_fill(0, fold, False)
-        added = random_ensemble(prompts[rest], losses[rest], n)[prompts[fold]].sum(1)
-        said[fold] = losses[rest].mean(0) + added
+
+    def ensemble(others: Tensor, fold: Tensor) -> Tensor:
+        added = random_ensemble(prompts[others], losses[others], n)[prompts[fold]].sum(1)
+        return losses[others].mean(0) + added
+
+    said = from_the_others(folds, ensemble)
     answers["random ensemble"] = random_ensemble(prompts, losses, n)
     rows.append(
         table.judge("random ensemble", results, answers["random ensemble"], said, len(prompts), 0.0)
@@ -220,7 +218,7 @@ def compare(run: Run) -> dict[str, Tensor]:
     return answers
 
 
-@_small_sums
+@one_thread()
 def estimate_losses(run: Run) -> None:
     """Prompts estimated from the gradients of a few, against prompts that were really run."""
     methods, n = run.settings.methods, run.settings.data.num_demonstrations
@@ -351,7 +349,7 @@ def selection_table(found: dict[str, list[float]]) -> str:
 # -- published scores and figures ---------------------------------------------------------------
 
 
-@_small_sums
+@one_thread()
 def judge_published(run: Run) -> None:
     """How well the published scores are predicted."""
     if not run.settings.published.path:
@@ -364,7 +362,7 @@ def judge_published(run: Run) -> None:
     write_whole(run.output / "published.md", text.encode())
 
 
-@_small_sums
+@one_thread()
 def make_figures(run: Run) -> None:
     """Linear and kernel, sample complexity, attributions, selection."""
     n, output = run.settings.data.num_demonstrations, run.output
@@ -399,10 +397,8 @@ def _predicted_and_run(
     figure = new_figure(6.4, 3.2)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, name in zip(panels, ("ridge", "kernel surrogate"), strict=True):
-        said = torch.empty(len(prompts), dtype=torch.float64)
-        for fold in torch.arange(len(prompts)).chunk(num_folds):
-            rest = torch.ones(len(prompts), dtype=torch.bool).index_fill(0, fold, False)
-            said[fold] = RECIPES[name].fit(prompts[rest], losses[rest], n)(prompts[fold]).mean(1)
+        folds = split(len(prompts), num_folds)
+        said = _held_out(RECIPES[name], prompts, losses, n, folds).mean(1)
         true = losses.mean(1)
         axes.plot(said, true, ".", color="#d55e00" if name == "ridge" else "#0072b2")
         low, high = float(true.min()), float(true.max())
