@@ -7,13 +7,11 @@ Times are of one thread, so that no peer profits from more cores than another. P
 growth of the resident set over one call, each in its own process.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from peak_memory import needs_linux, peak_growth
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -158,33 +156,16 @@ def bench_hessian_products(benchmark, size: str, peer: str) -> None:
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)
 
 
-GROWTH = """
-import re, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-from bench_hvp import PEERS, problem
-
-def resident(field):
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(field + r":\\s*(\\d+) kB", text)[1]) / 1024
-
+PREPARE = """
+import bench_hvp, torch
 torch.set_num_threads(1)
-run = PEERS[sys.argv[2]](*problem("8 x 64 tokens"))
-Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is resident now
-before = resident("VmRSS")
-result = run()
-print(resident("VmHWM") - before)
+run = bench_hvp.PEERS["{peer}"](*bench_hvp.problem("8 x 64 tokens"))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@needs_linux
 def bench_memory(capsys) -> None:
-    folder, growth = str(Path(__file__).parent), {}
-    for peer in PEERS:
-        command = [sys.executable, "-c", GROWTH, folder, peer]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        growth[peer] = float(result.stdout)
+    growth = {peer: peak_growth(PREPARE.format(peer=peer)) for peer in PEERS}
     with capsys.disabled():
         for peer, megabytes in growth.items():
             print(f"\n{peer}: {megabytes:.0f} MiB more")

@@ -5,14 +5,11 @@ language model's head: 2,048 tokens, 32,000 classes, 8 tangents, 2 GiB of them. 
 growth of the resident set over one call, each in its own process.
 """
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from peak_memory import needs_linux, peak_growth
 from torch import Tensor
 
 from ksm_ext import ops
@@ -85,32 +82,16 @@ def bench_softmax_hvp(benchmark, peer: str) -> None:
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
 
 
-GROWTH = """
-import re, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+PREPARE = """
 import bench_softmax_hvp as bench
-
-def resident(field):
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(field + r":\\s*(\\d+) kB", text)[1]) / 1024
-
-run = bench.PEERS[sys.argv[2]](*bench.problem())
-Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is resident now
-before = resident("VmRSS")
-result = run()
-print(resident("VmHWM") - before)
+run = bench.PEERS["{peer}"](*bench.problem())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@needs_linux
 def bench_memory(capsys) -> None:
     """Nothing of the size of the tangents but the result."""
-    folder, growth = str(Path(__file__).parent), {}
-    for peer in PEERS:
-        command = [sys.executable, "-c", GROWTH, folder, peer]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        growth[peer] = float(re.search(r"[\d.]+", result.stdout)[0])
+    growth = {peer: peak_growth(PREPARE.format(peer=peer)) for peer in PEERS}
     with capsys.disabled():
         for peer, megabytes in growth.items():
             print(f"\n{peer}: {megabytes:.0f} MiB more")

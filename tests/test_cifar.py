@@ -296,7 +296,7 @@ def test_lissa_on_batches_averages_to_the_solution():
 
 def test_lissa_says_that_it_diverges():
     model, data, rhs = softmax_regression()
-    with pytest.raises(ValueError, match=r"`lissa.scale` must be large enough, got 0.05"):
+    with pytest.raises(RuntimeError, match=r"`scale` must be large enough, got 0.05"):
         lissa_on_batches(model, data, rhs, Lissa(depth=30, batch_size=20, scale=0.05), 0)
 
 

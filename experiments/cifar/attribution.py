@@ -26,7 +26,7 @@ from ksm_ext.features import Features
 from ksm_ext.gradients import collect_features
 from ksm_ext.hessian import ggn, loss_gradients
 from ksm_ext.outputs import log_odds
-from ksm_ext.solvers import conjugate_gradient
+from ksm_ext.solvers import conjugate_gradient, lissa
 
 
 def lissa_on_batches(
@@ -35,24 +35,18 @@ def lissa_on_batches(
     """Solutions (s, p) of ``(H + damping) x = rhs``, from batches drawn with replacement.
 
     Raises:
-        ValueError: If the series diverges.
+        RuntimeError: If the series diverges.
     """
     inputs, labels = data
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros_like(rhs)
-    for _ in range(settings.num_averages):
-        h = rhs.clone()
-        for _ in range(settings.depth):
-            rows = torch.randint(len(labels), (settings.batch_size,), generator=generator)
-            curved = ggn(model, (inputs[rows], labels[rows]))(h) + settings.damping * h
-            h = rhs + h - curved / settings.scale
-        if not bool((h.norm(dim=1) <= 1e3 * (settings.depth + 1) * rhs.norm(dim=1)).all()):
-            raise ValueError(
-                f"`lissa.scale` must be large enough, got {settings.scale}, with which the "
-                "series diverges. Raise it above half of the largest eigenvalue."
-            )
-        total += h / settings.scale
-    return total / settings.num_averages
+
+    def curved(h: Tensor) -> Tensor:
+        rows = torch.randint(len(labels), (settings.batch_size,), generator=generator)
+        return ggn(model, (inputs[rows], labels[rows]))(h)
+
+    options = {"damping": settings.damping, "scale": settings.scale, "num_steps": settings.depth}
+    solutions = [lissa(curved, rhs, **options).x for _ in range(settings.num_averages)]
+    return torch.stack(solutions).mean(0)
 
 
 def lissa_by_sample(problem: Problem) -> Tensor:
