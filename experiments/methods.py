@@ -69,7 +69,10 @@ class Problem:
     @property
     def models(self) -> list[nn.Module]:
         """One network for each seed, at the checkpoint of the methods."""
-        return [path[self.settings.methods.checkpoint] for path in self.networks]
+        return self.models_at(self.settings.methods.checkpoint)
+
+    def models_at(self, checkpoint: int) -> list[nn.Module]:
+        return [path[checkpoint] for path in self.networks]
 
     @property
     def samples(self) -> tuple[Tensor, Tensor]:
@@ -118,12 +121,14 @@ def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Ten
     """Many subsets near the full set, and their estimated scores."""
     methods, truth = problem.settings.methods, problem.settings.truth
     num_tasks = len(problem.tasks)
+    checkpoint = methods.estimate_checkpoint
     estimator = GradientEstimator(
-        problem.models,
+        problem.models_at(methods.checkpoint if checkpoint is None else checkpoint),
         problem.tasks,
         problem.targets,
         projector=problem.projector,
         ridge=methods.estimate_ridge,
+        solver=methods.estimate_solver,
         progress=False,
     ).fit()
     if calibrated:

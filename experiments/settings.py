@@ -99,6 +99,9 @@ class Methods:
         trak_ridge: As a share of the mean diagonal of the Gram matrix of features.
         num_estimated: Subsets whose scores are estimated from gradients.
         estimate_ridge: ρ of the estimate, where it is not calibrated.
+        estimate_solver: Of the estimate, ``"exact"`` or ``"step"``.
+        estimate_checkpoint: At which checkpoint its gradients are taken; ``None``: at that of the
+            other methods.
         num_calibrated: Subsets beside those of the truth that are retrained to calibrate it.
         num_probes: Of traces and densities.
         hessian_ridge: Of the task Hessian's inner problem.
@@ -112,6 +115,8 @@ class Methods:
     trak_ridge: float = 1e-2
     num_estimated: int = 1000
     estimate_ridge: float = 1e-2
+    estimate_solver: Literal["exact", "step"] = "exact"
+    estimate_checkpoint: int | None = None
     num_calibrated: int = 12
     num_probes: int = 32
     hessian_ridge: float = 1e-2

@@ -113,6 +113,47 @@ def test_squared_loss_is_ridge_regression():
         assert abs(float(scores[row, 0]) - float(target.square().mean() / 2)) < 1e-10
 
 
+def test_one_step_of_unit_curvature_from_the_full_set():
+    model = linear()
+    scores = estimator(solver="step").fit().scores(MASKS)
+    x, y = (torch.cat(part) for part in zip(*data(), strict=True))
+    new, labels = data((20,), seed=1)[0]
+
+    def odds(weights, x, y):
+        logits = x @ weights[:6].view(2, 3).T + weights[6:]
+        return (logits[:, 1] - logits[:, 0]) * (2 * y - 1)
+
+    start = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    features = torch.autograd.functional.jacobian(lambda w: odds(w, x, y), start)
+    slopes = -torch.sigmoid(-odds(start, x, y))[:, None] * features
+    for row, mask in enumerate(MASKS):
+        inside = mask.repeat_interleave(torch.tensor(SIZES))
+        if inside.any():
+            curvature = features[inside].T @ features[inside] / inside.sum()
+            change = slopes[inside].mean(0) - slopes.mean(0)
+            z = -torch.linalg.inv(curvature + 0.1 * torch.eye(8).double()) @ change
+        else:
+            z = torch.zeros(8).double()
+        expected = softplus(-odds(start + z, new, labels)).mean()
+        assert abs(float(scores[row, 0]) - float(expected)) < 1e-12
+    kept = torch.nn.functional.cross_entropy(model(new), labels).detach()
+    assert abs(float(scores[MASKS.all(1)][0, 0]) - float(kept)) < 1e-12
+
+
+def test_one_step_is_exact_for_the_squared_loss_at_its_minimum():
+    tasks = [(x, x @ torch.tensor([1.0, -2.0, 0.5]).double() + y) for x, y in data()]
+    x, y = (torch.cat(part) for part in zip(*tasks, strict=True))
+    best = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1).double(), y).solution
+    model = nn.Linear(3, 1).double()
+    model.load_state_dict({"weight": best[None, :3], "bias": best[3:]})
+    options = {"models": model, "tasks": tasks, "targets": tasks[0], "output": residual}
+    exact, step = (
+        estimator(**options, loss="squared", solver=solver).fit().scores(MASKS)
+        for solver in ("exact", "step")
+    )
+    torch.testing.assert_close(step, exact, rtol=1e-10, atol=1e-10)
+
+
 def test_an_empty_subset_keeps_the_model():
     scores = estimator().fit().scores(torch.zeros(1, 4, dtype=torch.bool))
     x, y = data()[0]
@@ -251,6 +292,7 @@ def test_language_models_with_chosen_parameters():
         (ValueError, r"`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
         (ValueError, r"`loss` must be one of", lambda: estimator(loss="hinge")),
         (ValueError, r"`mode` must be one of", lambda: estimator(mode="exact")),
+        (ValueError, r"`solver` must be one of", lambda: estimator(solver="newton")),
         (ValueError, r"`metric` must be one of", lambda: estimator(metric="auc")),
         (RuntimeError, r"`estimator` must be fitted", lambda: estimator().scores(MASKS)),
         (

@@ -39,7 +39,9 @@ def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:
         noise=wanted.noise,
         seed=settings.data.seed + draw,
     )
-    methods = replace(settings.methods, checkpoint=wanted.checkpoint)
+    methods = replace(
+        settings.methods, checkpoint=wanted.checkpoint, estimate_checkpoint=wanted.checkpoint
+    )
     return Cifar(replace(settings, data=data, methods=methods))
 
 
@@ -72,22 +74,18 @@ SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {
     "loss of its images": by_loss,
     "self-influence of its images": by_self_influence,
 }
-NAMES = (
-    "kernel surrogate, estimated",
-    "influence, projected",
-    "TRAK",
-    "TracIn",
-    "gradient cosine",
-)
 
 
 def suspicion(problem: Problem) -> dict[str, Tensor]:
     """(n,) of every method: high where labels may be wrong."""
-    found = {name: METHODS[name](problem).attributions.mean(1) for name in NAMES}
-    tasks = problem.experiment.data().tasks
+    experiment = problem.experiment
+    methods = METHODS | experiment.own_methods
+    wanted = experiment.settings.mislabelled.methods
+    found = {name: methods[name](problem).attributions.mean(1) for name in wanted}
+    tasks = experiment.data().tasks
     for name, score in SAMPLE_SCORES.items():
         by_sample = torch.stack([score(model, problem) for model in problem.models]).mean(0)
-        found[name] = sums_by_task(by_sample[:, None], tasks, problem.experiment.num_tasks)[:, 0]
+        found[name] = sums_by_task(by_sample[:, None], tasks, experiment.num_tasks)[:, 0]
     return found
 
 

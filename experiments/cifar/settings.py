@@ -110,12 +110,23 @@ class Mislabelled:
         noise: Share of their labels.
         checkpoint: At which methods look: late, when right labels are learnt and wrong ones are
             not.
+        methods: Those that need no retraining, by name.
     """
 
     num_draws: int = 3
     num_noisy: int = 10
     noise: float = 0.1
     checkpoint: int = -1
+    methods: tuple[str, ...] = (
+        "kernel surrogate, estimated",
+        "influence, CG on GGN",
+        "influence, mini-batch LiSSA",
+        "influence, projected",
+        "influence, EK-FAC",
+        "TRAK",
+        "TracIn",
+        "gradient cosine",
+    )
 
 
 @dataclass(frozen=True)
@@ -176,12 +187,24 @@ SMALL = replace(
         proj_dim=1024,
         num_steps=10,
         num_models=2,
+        num_estimated=300,
         trak_ridge=0.1,
-        estimate_ridge=0.03,
+        estimate_ridge=0.1,
+        estimate_solver="step",
+        estimate_checkpoint=2,
     ),
     lissa=Lissa(depth=30, batch_size=128, scale=100.0),
     curvature_images=500,
-    mislabelled=Mislabelled(num_noisy=5),
+    mislabelled=Mislabelled(
+        num_noisy=5,
+        methods=(
+            "kernel surrogate, estimated",
+            "influence, projected",
+            "TRAK",
+            "TracIn",
+            "gradient cosine",
+        ),
+    ),
 )
 SMOKE = replace(
     SMALL,
@@ -194,10 +217,16 @@ SMOKE = replace(
         SMALL.truth, num_subsets=15, subset_size=6, num_folds=3, subset_seeds=1, loo_seeds=2
     ),
     methods=replace(
-        SMALL.methods, proj_dim=128, num_steps=2, num_models=1, num_estimated=50, num_calibrated=6
+        SMALL.methods,
+        estimate_checkpoint=1,
+        proj_dim=128,
+        num_steps=2,
+        num_models=1,
+        num_estimated=50,
+        num_calibrated=6,
     ),
     lissa=replace(SMALL.lissa, depth=3),
     curvature_images=100,
-    mislabelled=Mislabelled(num_draws=1, num_noisy=2),
+    mislabelled=replace(SMALL.mislabelled, num_draws=1, num_noisy=2),
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}

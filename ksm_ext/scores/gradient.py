@@ -10,9 +10,17 @@ dimensions, the output of sample i is :math:`h_i(W_0 + P z) \approx h_i + \phi_i
 solved for all subsets at once: for the logistic loss :math:`\ell(h) = \log(1 + e^{-h})`, which
 is cross-entropy for any number of classes if h is the log-odds of the right answer, by Newton-CG
 (:mod:`ksm_ext.scores.logistic`); for the squared loss :math:`\ell(h) = h^2 / 2` of residuals h,
-from Gram matrices of the tasks. The score is read off the outputs of a target's samples at
-:math:`z_S`. Estimates are averaged over models (checkpoints or seeds), and a few really retrained
-subsets choose ρ and correct the scale (:meth:`GradientEstimator.calibrate`).
+from Gram matrices of the tasks. A network that has not come to the minimum of its loss would be
+moved there even for the full set, which retraining does not do; ``solver="step"`` starts from the
+full set instead, and gives every sample the curvature 1 as TRAK does,
+
+.. math:: z_S = -\Big(\frac{1}{|S|} \sum_{i \in S} \phi_i \phi_i^\top + \rho\Big)^{-1}
+          (\bar g_S - \bar g), \qquad
+          \bar g_S = \frac{1}{|S|} \sum_{i \in S} \ell'(h_i) \, \phi_i .
+
+The score is read off the outputs of a target's samples at :math:`z_S`. Estimates are averaged over
+models (checkpoints or seeds), and a few really retrained subsets choose ρ and correct the scale
+(:meth:`GradientEstimator.calibrate`).
 
 *Zhang, Duan & Zhang 2026, arXiv:2602.03783*; the linearisation after *Park et al. 2023,
 arXiv:2303.14186*.
@@ -45,6 +53,7 @@ from ksm_ext.subsets import as_masks
 
 Loss = Literal["logistic", "squared"]
 Mode = Literal["linearised", "weights"]
+Solver = Literal["exact", "step"]
 RIDGES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 """The penalties that :meth:`GradientEstimator.calibrate` tries: 1e-4 to 10."""
 
@@ -91,6 +100,7 @@ class GradientEstimator:
         loss: Loss = "logistic",
         metric: Literal["loss", "output"] = "loss",
         ridge: float = 1e-2,
+        solver: Solver = "exact",
         mode: Mode = "linearised",
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
@@ -112,6 +122,9 @@ class GradientEstimator:
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
             metric: ``"loss"``: the score is a target's mean loss; ``"output"``: its mean output.
             ridge: ρ > 0, the penalty of moving away from the models.
+            solver: ``"exact"`` solves the convex problem of every subset: right where the models
+                are near the minimum of their loss. ``"step"`` takes one step of unit curvature from
+                the full set, whose score it keeps: better for deep networks trained for a while.
             mode: ``"linearised"`` reads scores off linearised outputs; ``"weights"`` puts the
                 moved parameters into the network and runs it, once for each subset.
             store: A folder for the features, from which a killed :meth:`fit` goes on.
@@ -129,6 +142,7 @@ class GradientEstimator:
             raise ValueError(message("tasks", "one data set or more", "none", "Pass some."))
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("metric", metric, ("loss", "output"))
+        check_choice("solver", solver, ("exact", "step"))
         check_choice("mode", mode, ("linearised", "weights"))
         _check_ridge(ridge)
         named = datasets_by_name(targets)
@@ -141,7 +155,7 @@ class GradientEstimator:
         self._task_data = [as_dataset(task) for task in tasks]
         self._target_data = [as_dataset(target) for target in named.values()]
         self._output, self._parameters = output, parameters
-        self._loss, self._metric, self._mode = loss, metric, mode
+        self._loss, self._metric, self._solver, self._mode = loss, metric, solver, mode
         self._store = None if store is None else Path(store)
         self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
         weights = dict(self._models[0].named_parameters())
@@ -151,7 +165,7 @@ class GradientEstimator:
             projector = Projector(1024)
         self.projector = projector
         self._features: list[tuple[Features, Features]] = []  # of tasks and targets, by model
-        self._grams: list[tuple[Tensor, Tensor]] = []
+        self._sums: list[tuple[Tensor, Tensor]] = []  # over each task's samples, by model
         self._task_offsets = _offsets(self._task_data)
         self._target_offsets = _offsets(self._target_data)
 
@@ -166,7 +180,7 @@ class GradientEstimator:
                 something else.
             OSError: If the store cannot be written to; what was done is kept.
         """
-        self._features, self._grams = [], []
+        self._features, self._sums = [], []
         for number, model in enumerate(self._models):
             pair = []
             for name, data in (("tasks", self._task_data), ("targets", self._target_data)):
@@ -283,7 +297,7 @@ class GradientEstimator:
     def _solve(self, number: int, masks: Tensor, ridge: float) -> Tensor:
         """z_S of every subset, (m, k)."""
         features = self._features[number][0]
-        if self._loss == "logistic":
+        if self._solver == "exact" and self._loss == "logistic":
             fitted = fit_logistic(
                 features.gradients,
                 features.values,
@@ -293,26 +307,31 @@ class GradientEstimator:
                 progress=self._progress,
             )
             return fitted.weights
-        while len(self._grams) <= number:
-            part = self._features[len(self._grams)][0]
-            gradients, values = part.gradients.double(), part.values.double()[:, None]
-            self._grams.append(
-                (
-                    ops.task_gram(gradients, self._task_offsets),  # (n, k, k)
-                    ops.task_gram(gradients, self._task_offsets, other=values)[..., 0],  # (n, k)
-                )
-            )
-        grams, moments = self._grams[number]
-        sizes = self._task_offsets.diff().double()
-        z = features.gradients.new_zeros(len(masks), features.gradients.shape[1])
-        for row, mask in enumerate(masks.to(grams.device)):
+        while len(self._sums) <= number:
+            self._sums.append(self._sums_of(self._features[len(self._sums)][0]))
+        grams, slopes = self._sums[number]
+        sizes = self._task_offsets.diff().double().to(grams.device)
+        origin = slopes.sum(0) / sizes.sum() if self._solver == "step" else 0.0
+        z = slopes.new_zeros(len(masks), slopes.shape[1])
+        for row, mask in enumerate(tqdm(masks, unit=" subsets", disable=not self._progress)):
             if not bool(mask.any()):
                 continue
-            share = mask.double() / sizes.to(mask.device)[mask].sum()
+            share = mask.to(sizes) / sizes[mask.to(sizes.device)].sum()
             hessian = torch.einsum("a,akl->kl", share, grams)
             hessian.diagonal().add_(ridge)
-            z[row] = -torch.linalg.solve(hessian, share @ moments)
-        return z
+            step = (share @ slopes - origin)[:, None]
+            z[row] = -torch.cholesky_solve(step, torch.linalg.cholesky(hessian))[:, 0]
+        return z.to(features.gradients)
+
+    def _sums_of(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Over the samples of each task: φ φᵀ (n, k, k) and ℓ'(h) φ (n, k), in float64."""
+        gradients, values = features.gradients.double(), features.values.double()[:, None]
+        slopes = -(-values).sigmoid() if self._loss == "logistic" else values
+        offsets = self._task_offsets
+        return (
+            ops.task_gram(gradients, offsets),
+            ops.task_gram(gradients, offsets, other=slopes)[..., 0],
+        )
 
     def _linearised(self, number: int, z: Tensor) -> Tensor:
         """Scores (m, t) of outputs ``h + φ z``."""
