@@ -17,7 +17,7 @@ CPP_FILES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo experiments test test-all bench lint format cuda-check cuda-host-check avx512-check clean
+.PHONY: help build demo experiments test test-all docs bench lint format cuda-check cuda-host-check avx512-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(VENV)/.test $(BUILT) ## the tests that take seconds
 
 test-all: $(VENV)/.test $(BUILT) ## every test
 	$(BIN)/pytest -q
+
+docs: $(VENV)/.docs $(BUILT) ## the documentation in build/docs; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/.test $(BUILT) ## benchmarks against PyTorch and scikit-learn, with their ratios
 	@mkdir -p build
@@ -69,7 +72,7 @@ $(BIN)/python:
 
 # torch first: ksm_ext is then built beside it and changes nothing about it.
 $(VENV)/.torch: | $(BIN)/python
-	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" wheel ninja
+	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" "setuptools-scm>=8" wheel ninja
 	@touch $@
 
 $(BUILT): $(SOURCES) | $(VENV)/.torch
@@ -77,6 +80,6 @@ $(BUILT): $(SOURCES) | $(VENV)/.torch
 	@touch $@
 
 # The dependencies of one extra. ksm_ext itself is there already, and is not built again.
-$(VENV)/.demo $(VENV)/.experiments $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
+$(VENV)/.demo $(VENV)/.experiments $(VENV)/.test $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
 	$(BIN)/pip install -q "ksm_ext[$*]"
 	@touch $@

@@ -7,6 +7,8 @@ surrogate to the scores (:func:`fit_surrogate`), ask it for attributions and int
 show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks` is all in one call.
 """
 
+from importlib.metadata import version
+
 from ksm_ext import evaluation as evaluation
 from ksm_ext import gradients as gradients
 from ksm_ext import selection as selection
@@ -33,4 +35,4 @@ from ksm_ext.surrogates.fit import fit_surrogate as fit_surrogate
 from ksm_ext.surrogates.storage import load_surrogate as load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate as Surrogate
 
-__version__ = "0.1.0"
+__version__ = version("ksm_ext")

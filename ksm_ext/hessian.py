@@ -228,7 +228,7 @@ class CurvatureOperator:
         return out
 
     def unflatten(self, v: Tensor) -> Weights:
-        """Vectors (..., p) as tensors (..., *shape) by name."""
+        """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
         sizes = [shape.numel() for shape in self.parameter_shapes.values()]
         parts = v.split(sizes, dim=-1)
         return {

@@ -12,16 +12,16 @@ with B a polynomial, or one of the two absent.
    which :mod:`ksm_ext.readouts` has Shapley values, interactions and spectra in closed form;
 3. ``on_weights``: the same kernel between real weight vectors.
 
-==============  =====================================  ===========================
-kernel          k(x, y)                                on masks
-==============  =====================================  ===========================
-``Linear``      ``x . y``                              ``o``
-``Polynomial``  ``(gamma x . y + coef0)^degree``       ``(gamma o + coef0)^degree``
-``ANOVA2``      ``e_1 + pair_weight e_2``              ``o + pair_weight o(o-1)/2``
-``RBF``         ``exp(-gamma ||x - y||_2^2)``          ``exp(-gamma h)``
-``Laplace``     ``exp(-gamma ||x - y||_1)``            ``exp(-gamma h)``
-``Exponential`` ``exp(-gamma ||x - y||_2)``            ``exp(-gamma sqrt(h))``
-==============  =====================================  ===========================
+===============  =====================================  ===========================
+kernel           k(x, y)                                on masks
+===============  =====================================  ===========================
+``Linear``       ``x . y``                              ``o``
+``Polynomial``   ``(gamma x . y + coef0)^degree``       ``(gamma o + coef0)^degree``
+``ANOVA2``       ``e_1 + pair_weight e_2``              ``o + pair_weight o(o-1)/2``
+``RBF``          ``exp(-gamma ||x - y||_2^2)``          ``exp(-gamma h)``
+``Laplace``      ``exp(-gamma ||x - y||_1)``            ``exp(-gamma h)``
+``Exponential``  ``exp(-gamma ||x - y||_2)``            ``exp(-gamma sqrt(h))``
+===============  =====================================  ===========================
 
 (``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``.) Names and parameters are
 scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`.

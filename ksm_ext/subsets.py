@@ -417,9 +417,9 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         masks: (m, n) bool, or numbers that are 0 or 1.
 
     Returns:
-        merged: (m, g) bool of the kind of ``masks``, one column per group, in the order of each
-            group's first task. A pandas table keeps the name of that first task.
-        groups: g ascending lists of column numbers of ``masks``.
+        Two things: the merged masks, (m, g) bool of the kind of ``masks``, one column per group, in
+        the order of each group's first task, whose name a pandas table keeps; and the groups, g
+        ascending lists of column numbers of ``masks``.
 
     Example:
         >>> merge_duplicate_tasks(torch.tensor([[1, 0, 1], [0, 0, 0]]))[1]

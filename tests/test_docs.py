@@ -1,0 +1,61 @@
+"""Every snippet of the README and of the documentation runs, and prints what it says."""
+
+import io
+import re
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "```python" in page.read_text()
+]
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```\n(?:\nprints\n\n```\n(?P<output>.*?)^```\n)?", re.M | re.S
+)
+
+
+def readers_own():
+    """Names that a page takes from its reader."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    tasks = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(12)]
+    few_masks = torch.rand(10, 12) < 0.7
+    return {
+        "model": model,
+        "tasks": tasks,
+        "target": tasks[0],
+        "few_masks": few_masks,
+        "few_retrained_scores": 1 + torch.rand(10),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run_and_print_what_they_say(page, tmp_path, monkeypatch):
+    if page.name == "tutorial.md":
+        pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    names = readers_own()
+    for block in BLOCK.finditer(page.read_text()):
+        line = page.read_text()[: block.start()].count("\n") + 1
+        code = compile("\n" * line + block["code"], str(page), "exec")
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(code, names)
+        if block["output"] is not None:
+            assert printed.getvalue() == block["output"]
+
+
+def test_pages_name_only_files_that_exist():
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} names {target}"
