@@ -195,13 +195,20 @@ def report(name: str, output: Path) -> None:
     mean = truth.mean
     for steps in problem.checkpoints:
         models = [train(problem, everything, 100 + number, steps) for number in range(2)]
-        estimator = GradientEstimator(
-            models, problem.tasks(), problem.target, projector=Projector(1024), progress=False
-        ).fit()
-        row(f"{steps} steps, ridge 0.01, as it is", mean[NUM_CALIBRATION:], estimator.scores(rest))
-        estimator.calibrate(few, mean[:NUM_CALIBRATION])
-        label = f"{steps} steps, calibrated to ridge {estimator.ridge:.2g}"
-        row(label, mean[NUM_CALIBRATION:], estimator.scores(rest))
+        for solver in ("exact", "step"):
+            estimator = GradientEstimator(
+                models,
+                problem.tasks(),
+                problem.target,
+                projector=Projector(1024),
+                solver=solver,
+                progress=False,
+            ).fit()
+            label = f"{steps} steps, {solver}"
+            row(f"{label}, ridge 0.01", mean[NUM_CALIBRATION:], estimator.scores(rest))
+            estimator.calibrate(few, mean[:NUM_CALIBRATION])
+            label = f"{label}, calibrated to ridge {estimator.ridge:.2g}"
+            row(label, mean[NUM_CALIBRATION:], estimator.scores(rest))
     started = time.perf_counter()
     attribute_tasks(
         models[0], problem.tasks(), problem.target, projector=Projector(256), progress=False

@@ -128,9 +128,9 @@ def answer(run: Run, *names: str) -> dict[str, tuple[Answer, float]]:
         for name, result, seconds in parallel(
             joblib.delayed(_timed)(name, methods[name], problem) for name in missing
         ):
-            tensors = {"attributions": result.attributions, "predictions": result.predictions}
+            tensors = {k: x.contiguous() for k, x in vars(result).items() if x is not None}
             facts = {"settings": spelled, "seconds": str(seconds)}
-            content = save({key: x.contiguous() for key, x in tensors.items()}, metadata=facts)
+            content = save(tensors, metadata=facts)
             write_whole(paths[name], content)
             print(f"{name}: {seconds:.1f} s", flush=True)
     found = {name: _read(path, spelled) for name, path in paths.items()}
@@ -153,8 +153,8 @@ def _read(path: Path, settings: str) -> tuple[Answer, float] | None:
         facts = file.metadata()
         if facts["settings"] != settings:
             return None
-        tensors = (file.get_tensor("attributions"), file.get_tensor("predictions"))
-    return Answer(*tensors), float(facts["seconds"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Answer(**tensors), float(facts["seconds"])
 
 
 def _says(belongs: Callable[[str], bool]) -> Callable[[Run], None]:

@@ -86,10 +86,17 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Attributions (n, t) and predicted scores (m, t) of the problem's subsets."""
+    """What a method says.
+
+    Attributes:
+        attributions: (n, t).
+        predictions: (m, t) scores of the problem's subsets.
+        by_sample: (b, t) attributions of single samples, of methods that have them on their way.
+    """
 
     attributions: Tensor
     predictions: Tensor
+    by_sample: Tensor | None = None
 
 
 Method = Callable[[Problem], Answer]

@@ -11,52 +11,41 @@ from torch import Tensor
 
 from experiments import comparison, runner
 from experiments.cifar import mislabelled
-from experiments.cifar.attribution import (
-    lissa_by_sample,
-    trak_by_sample,
-    trak_ranks,
-)
+from experiments.cifar.attribution import trak_by_sample, trak_ranks
 from experiments.cifar.experiment import Cifar
 from experiments.cifar.settings import CifarSettings
 from experiments.common import one_thread, write_json
 from experiments.comparison import Run
-from experiments.methods import Problem
 from experiments.settings import as_dict
 from experiments.truth import retrained, subsets
 from ksm_ext.files import write_whole
 
 
-def by_sample(run: Run, name: str, method: Callable[[Problem], Tensor]) -> Tensor:
-    """What a method says of single images (b, t), kept in ``samples-<name>.safetensors``."""
-    path, spelled = run.output / f"samples-{name}.safetensors", json.dumps(as_dict(run.settings))
+def trak_of_images(run: Run) -> Tensor:
+    """TRAK of single images (b, t) in its own units, kept in ``samples-trak.safetensors``."""
+    path, spelled = run.output / "samples-trak.safetensors", json.dumps(as_dict(run.settings))
     if path.exists():
         with safe_open(path, framework="pt") as file:
             if file.metadata()["settings"] == spelled:
                 return file.get_tensor("values")
     problem = comparison.problem_of(run)
     with one_thread():
-        values = method(problem).float().cpu().contiguous()
+        values = trak_by_sample(problem).float().cpu().contiguous()
     write_whole(path, save({"values": values}, metadata={"settings": spelled}))
     return values
-
-
-def influence(run: Run) -> None:
-    """Of groups by every solver, and of each image by LiSSA on mini-batches."""
-    comparison.COMMANDS["influence"](run)
-    by_sample(run, "influence", lissa_by_sample)
 
 
 def trak(run: Run) -> None:
     """Of groups, and of each image in TRAK's own units."""
     comparison.COMMANDS["trak"](run)
-    by_sample(run, "trak", trak_by_sample)
+    trak_of_images(run)
 
 
 def eval_trak(run: Run) -> None:
     """Rank correlation of a subset's mean TRAK score with its true loss: -1 is best."""
     truth, data, masks = run.settings.truth, run.experiment.data(), subsets(run.experiment)
     runs = retrained(run.experiment, run.output, masks, truth.subset_seeds)
-    scores = by_sample(run, "trak", trak_by_sample)
+    scores = trak_of_images(run)
     ranks = trak_ranks(scores, data.tasks, masks, runs.mean(0)[:, truth.checkpoint]).tolist()
     for name, rank in zip(data.target_names, ranks, strict=True):
         print(f"{name}: {rank:+.2f}")
@@ -85,7 +74,7 @@ COMMANDS: dict[str, Callable[[Run], None]] = {
     "train-subsets": comparison.train_subsets,
     "leave-one-out": comparison.leave_one_out,
     "datamodels": comparison.COMMANDS["datamodels"],
-    "influence": influence,
+    "influence": comparison.COMMANDS["influence"],
     "trak": trak,
     "eval-trak": eval_trak,
     "kernel-surrogate": comparison.COMMANDS["kernel-surrogate"],

@@ -14,11 +14,13 @@ References: *Agarwal, Bullins & Hazan 2017, arXiv:1602.03943*; *Koh & Liang 2017
 arXiv:1703.04730*; *Park et al. 2023, arXiv:2303.14186*.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from experiments.cifar.settings import CifarSettings, Lissa
-from experiments.methods import Problem
+from experiments.methods import Answer, Problem, additive
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.trak import trak_scores
 from ksm_ext.evaluation import lds
@@ -64,10 +66,11 @@ def lissa_by_sample(problem: Problem) -> Tensor:
     return torch.stack(answers).mean(0)
 
 
-def by_lissa(problem: Problem) -> Tensor:
-    """(n, t): the sums over each task's images."""
-    data = problem.experiment.data()
-    return sums_by_task(lissa_by_sample(problem), data.tasks, len(data.task_names))
+def by_lissa(problem: Problem) -> Answer:
+    """Of each image, and the sums over each task's."""
+    data, by_sample = problem.experiment.data(), lissa_by_sample(problem)
+    sums = sums_by_task(by_sample, data.tasks, len(data.task_names))
+    return replace(additive(lambda _: sums, problem), by_sample=by_sample)
 
 
 def by_conjugate_gradients(model: nn.Module, problem: Problem) -> Tensor:

@@ -39,7 +39,7 @@ class Cifar(Experiment):
     )
     own_methods: ClassVar[Mapping[str, Method]] = {
         "influence, CG on GGN": partial(additive, partial(over_models, by_conjugate_gradients)),
-        "influence, mini-batch LiSSA": partial(additive, by_lissa),
+        "influence, mini-batch LiSSA": by_lissa,
     }
     settings: CifarSettings
 
