@@ -29,10 +29,10 @@ class Cifar(Experiment):
         "surrogate of its own choice",
         "kernel surrogate, estimated",
         "kernel surrogate, calibrated",
+        "influence, EK-FAC",  # the longest first: they run side by side
         "influence, CG on GGN",
         "influence, mini-batch LiSSA",
         "influence, projected",
-        "influence, EK-FAC",
         "TRAK",
         "TracIn",
         "gradient cosine",
