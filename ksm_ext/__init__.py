@@ -7,6 +7,7 @@ surrogate to the scores (:func:`fit_surrogate`), ask it for attributions and int
 show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks` is all in one call.
 """
 
+from ksm_ext import distributed as distributed
 from ksm_ext import evaluation as evaluation
 from ksm_ext import gradients as gradients
 from ksm_ext import selection as selection
