@@ -80,19 +80,17 @@ def refusals(folder, group):
     """What ranks that do not fit together are told."""
     rank = dist.get_rank(group)
     model, data = problem()
+    only_first = dist.new_group([0])
     told = {}
     with torch.no_grad():
         model[0].bias += rank
-    for name, call in {
-        "model": lambda: collect_features(model, data, log_odds, group=group, **OPTIONS),
-        "outsider": lambda: collect_features(problem()[0], data, log_odds, group=first, **OPTIONS),
-        "store": lambda: collect_features(
-            problem()[0], data, log_odds, group=group, store=folder / str(rank), **OPTIONS
-        ),
-    }.items():
-        first = dist.new_group([0])
+    for name, network, options in (
+        ("model", model, {"group": group}),
+        ("group", problem()[0], {"group": only_first}),
+        ("store", problem()[0], {"group": group, "store": folder / str(rank)}),
+    ):
         try:
-            call()
+            collect_features(network, data, log_odds, **OPTIONS, **options)
         except ValueError as error:
             told[name] = str(error)
     return told
@@ -182,14 +180,14 @@ def test_ranks_that_do_not_fit_are_told(tmp_path):
     for told in (first, second):
         assert "`model` must be the same on every rank, got" in told["model"]
         assert "`store` must be the same on every rank, got" in told["store"]
-    assert "outsider" not in first
-    assert "`group` must be one of this process, got one without it" in second["outsider"]
+    assert "group" not in first
+    assert "`group` must be one of this process, got one without it" in second["group"]
 
 
 def test_a_killed_rank_loses_nothing(tmp_path):
     _, code = run_ranks(partial(killed, die=True), tmp_path)
     assert code == -signal.SIGKILL
-    with pytest.raises(ValueError, match="must be a complete folder of features, got .* of 37"):
+    with pytest.raises(ValueError, match=r"a complete folder of features, got .* of 37"):
         load_features(tmp_path / "store")
     before = sum(len(path.read_text()) for path in tmp_path.glob("chunks_*"))
     found = run_ranks(partial(killed, die=False), tmp_path)
