@@ -1,4 +1,4 @@
-"""Run every operator once on small and odd sizes, and compare it with the CPU: for compute-sanitizer.
+"""Run every operator on small and odd sizes, compared with the CPU: for compute-sanitizer.
 
     compute-sanitizer --tool memcheck --error-exitcode 9 python tools/cuda_smoke.py
     compute-sanitizer --tool racecheck --error-exitcode 9 python tools/cuda_smoke.py --sizes one odd
@@ -14,7 +14,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests", "")]
 
-from operators import SIZES, calls
+from operators import SIZES, calls  # noqa: E402
 
 
 def main() -> None:
