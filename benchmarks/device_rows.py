@@ -1,8 +1,8 @@
 """What ``device_ops.py`` measures: every operator at its sizes, its peers, and its limit.
 
-A row is measured by the functions that its ``methods`` build, of which ``ksm_ext`` is ours. A method
-that needs a package which is not there raises ``ModuleNotFoundError``, and is said not to have run.
-The limit of a row is how much it cannot avoid: bytes to read, write or copy, or arithmetic.
+A row is measured by the functions that its ``methods`` build, of which ``ksm_ext`` is ours. A
+method that needs a package which is not there raises ``ModuleNotFoundError``, and is said not to
+have run. The limit of a row is what it cannot avoid: bytes to read, write or copy, or arithmetic.
 """
 
 from collections.abc import Callable, Iterator
