@@ -30,7 +30,7 @@ from ksm_ext.build_facts import build_info
 from ksm_ext.files import write_whole
 
 FLUSHED_BYTES = 2**28
-SECONDS_OF_A_ROW, MOST_TURNS, FEWEST_TURNS = 1.0, 50, 3
+SECONDS_OF_A_ROW, MOST_TURNS, FEWEST_TURNS = 0.6, 50, 3
 
 
 class Results:
@@ -196,6 +196,15 @@ def keep_printed_ceilings(results: Results, text: str) -> None:
         results.put("ceilings", name, {"unit": unit, "rate": float(rate)})
 
 
+def keep_steps(results: Results, folder: Path) -> None:
+    """The lines ``name|status|seconds`` of on_device.sh, with the end of each step's log."""
+    for line in (folder / "steps.txt").read_text().splitlines():
+        name, status, seconds = line.split("|")
+        log = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        step = {"status": status, "seconds": float(seconds), "last lines": log[-12:]}
+        results.put("steps", name, step)
+
+
 # -- operators ----------------------------------------------------------------------------------
 
 
@@ -268,20 +277,14 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=60.0, help="seconds, after which no row starts"
     )
-    parser.add_argument(
-        "--step", nargs=3, metavar=("NAME", "STATUS", "SECONDS"), help="keep a step"
-    )
-    parser.add_argument("--log", type=Path, help="of the step, whose last lines are kept")
+    parser.add_argument("--steps", type=Path, help="folder of steps.txt and the logs of its steps")
     parser.add_argument("--printed-ceilings", type=Path, help="what tools/cuda_ceilings.cu printed")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     default = Path(__file__).parent / "results"
     results = Results(Path(os.environ.get("OUT", default)), device)
-    if arguments.step:
-        name, status, seconds = arguments.step
-        lines = arguments.log.read_text(errors="replace").strip().splitlines()[-12:]
-        step = {"status": status, "seconds": float(seconds), "last lines": lines}
-        results.put("steps", name, step)
+    if arguments.steps and (arguments.steps / "steps.txt").exists():
+        keep_steps(results, arguments.steps)
     if arguments.printed_ceilings:
         keep_printed_ceilings(results, arguments.printed_ceilings.read_text())
     if arguments.part:

@@ -468,9 +468,9 @@ def _hessians(device: torch.device, b: int, tokens: int, r: int) -> dict[str, Bu
 
         loss = torch.nn.CrossEntropyLoss()
         flat = torch.nn.Sequential(model, torch.nn.Flatten(0, 1))
-        weights = dict(flat.named_parameters())
+        given = [(x, y.flatten())]
         operator = HessianLinearOperator(
-            flat, loss, weights, [(x, y.flatten())], check_deterministic=False
+            flat, loss, list(flat.parameters()), given, check_deterministic=False
         )
         return lambda: operator @ v.T
 

@@ -114,9 +114,12 @@ def chunks(
     loader, start, stop = _part_of(loader, start, stop)
     pending: Batch = ()
     for loaded in loader:
+        if stop == 0:
+            break
         batch = as_batch(loaded)
-        batch, length = _rows(batch, slice(start, stop)), num_rows(batch)
-        start, stop = max(0, start - length), stop - length
+        length = num_rows(batch)
+        batch = _rows(batch, slice(start, stop))
+        start, stop = max(0, start - length), max(0, stop - length)
         if pending and _layout(pending) != _layout(batch):
             yield pending
             pending = ()
@@ -135,13 +138,13 @@ def _part_of(
 ) -> tuple[DataLoader[Any], int, int]:
     """A loader of the same batches without those in front of ``start`` or from ``stop`` on.
 
-    Also where the samples begin and end in what it loads.
+    Also where the samples begin and end in what it loads. A loader of the user's own class is kept.
     """
     dataset: Any = loader.dataset
     length = len(dataset)
     stop = length if stop is None else stop
     size = loader.batch_size
-    if size is None or (start < size and stop == length):
+    if type(loader) is not DataLoader or size is None or (start < size and stop == length):
         return loader, start, stop
     first, last = start // size * size, min(-(-stop // size) * size, length)
     part: DataLoader[Any] = DataLoader(

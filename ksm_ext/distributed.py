@@ -18,9 +18,10 @@ same bits in every run and on every rank.
 Shapes: features (b, k), Gram matrices (k, k) and (n, k, t).
 """
 
+import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -29,13 +30,13 @@ from torch import Tensor
 from ksm_ext import ops
 from ksm_ext.checks import message
 
-Group = dist.ProcessGroup | None
-"""None is this process alone."""
+Group: TypeAlias = "dist.ProcessGroup | None"  # as text: a torch may come without it
+"""None is this process alone; others must carry tensors of the CPU, as gloo does."""
 
 _BLOCK_BYTES = 2**26  # from every rank at a time
 
 
-def world() -> dist.ProcessGroup:
+def world() -> "dist.ProcessGroup":
     """The group of all processes that ``torchrun`` started, which is initialised if it is not yet.
 
     Tensors of the CPU travel by gloo; those of CUDA by NCCL, where ``LOCAL_RANK`` is the device.
@@ -79,16 +80,14 @@ def shard(num_rows: int, group: Group, unit: int = 1) -> range:
 
 
 def check_same(facts: Mapping[str, Any], group: Group) -> None:
-    """Raise ``ValueError`` on every rank if one of the named facts differs between ranks."""
-    _, size = place(group)
-    if size == 1:
+    """Raise ``ValueError`` on every rank if a named fact, as JSON, differs between ranks."""
+    if place(group)[1] == 1:
         return
-    of_ranks: list[Any] = [None] * size
-    dist.all_gather_object(of_ranks, dict(facts), group=group)
-    for rank, others in enumerate(of_ranks):
+    first, *others = (json.loads(text) for text in _texts(json.dumps(facts), group))
+    for rank, facts_there in enumerate(others, start=1):
         for name in facts:
-            if others.get(name) != of_ranks[0].get(name):
-                found = f"{of_ranks[0].get(name)!r} on rank 0 and {others.get(name)!r} on {rank}"
+            if facts_there.get(name) != first.get(name):
+                found = f"{first.get(name)!r} on rank 0 and {facts_there.get(name)!r} on {rank}"
                 remedy = "Load one checkpoint, the same data and the same arguments everywhere."
                 raise ValueError(message(name, "the same on every rank", found, remedy))
 
@@ -117,8 +116,8 @@ def sum_over_ranks(tensor: Tensor, group: Group) -> Tensor:
     """Replace a contiguous tensor by its sum over ranks, in their order, on every rank.
 
     An all-reduce leaves the order of its sums to the library and the network; this gathers blocks
-    of 64 MiB from every rank and adds them up, which moves size / 2 times the bytes
-    of an all-reduce of `size` ranks.
+    of 64 MiB from every rank and adds them up, which moves half as many times the bytes of an
+    all-reduce as there are ranks.
     """
     _, size = place(group)
     if size == 1:
@@ -161,6 +160,18 @@ def task_gram(
     offsets = (task_offsets - rows.start).clamp(0, len(rows))
     total = ops.task_gram(features[part], offsets, None if other is None else other[part])
     return sum_over_ranks(total, group)
+
+
+def _texts(text: str, group: Group) -> list[str]:
+    """Every rank's text. Not as objects, which would be pickled."""
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = [torch.empty(1, dtype=torch.int64) for _ in range(place(group)[1])]
+    dist.all_gather(lengths, torch.tensor([len(own)]), group=group)
+    longest = max(int(length) for length in lengths)
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))), group=group)
+    pairs = zip(parts, lengths, strict=True)
+    return [bytes(part[: int(length)].tolist()).decode() for part, length in pairs]
 
 
 def _shard_of(rank: int, size: int, num_rows: int, unit: int) -> range:

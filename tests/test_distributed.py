@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from ksm_ext import GradientEstimator, Projector, collect_features, distributed, load_features
 from ksm_ext.attribution.trak import trak
+from ksm_ext.batches import chunks
 from ksm_ext.gradients import log_odds
 
 NUM_RANKS, BATCH, SAMPLES, DIM = 2, 4, 37, 16
@@ -254,3 +256,28 @@ def test_torchrun(tmp_path):
         env={**os.environ, **root},
     ).stdout
     assert sorted(printed.split("\n")[:2]) == ["rank 0 3", "rank 1 4"]
+
+
+class OwnLoader(DataLoader):
+    """What may do anything while it is read."""
+
+
+@pytest.mark.parametrize("loader_class", [DataLoader, OwnLoader])
+@pytest.mark.parametrize("batch_size", [1, 5, 40])
+def test_chunks_of_a_stretch_are_those_of_the_whole(batch_size, loader_class):
+    loader = loader_class(Rows(), batch_size=batch_size)
+    whole = [batch[0].tolist() for batch in chunks(loader, 4, 0)]
+    assert [row for chunk in whole for row in chunk] == list(range(SAMPLES))
+    for begin, end in [(0, 4), (2, 6), (9, 10), (5, 5)]:
+        part = [batch[0].tolist() for batch in chunks(loader, 4, 4 * begin, 4 * end)]
+        assert part == whole[begin:end]
+
+
+class Rows(Dataset):
+    """Samples that are their own numbers."""
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, row):
+        return (torch.tensor(row),)

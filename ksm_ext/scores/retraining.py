@@ -123,10 +123,10 @@ def retrain_scores(
     """Train on every subset with every seed, in parallel, and keep what is finished.
 
     Runs go through joblib: to local processes, or wherever ``joblib.parallel_config`` sends them,
-    such as ``backend="dask"`` or ``"ray"`` (docs/scale.md). ``train`` travels with every run, pickled by value where it has no
-    importable name: let it load its data itself, once per process (``functools.cache``). PyTorch is
-    held to one thread in each run, so that a score depends on subset and seed alone, not on
-    ``n_jobs``; for other libraries set ``OMP_NUM_THREADS=1``.
+    such as ``backend="dask"`` or ``"ray"`` (docs/scale.md). ``train`` travels with every run,
+    pickled by value where it has no importable name: let it load its data itself, once per process
+    (``functools.cache``). PyTorch is held to one thread in each run, so that a score depends on
+    subset and seed alone, not on ``n_jobs``; for other libraries set ``OMP_NUM_THREADS=1``.
 
     Identical rows of ``masks`` are trained once for each seed and share the scores.
 
