@@ -21,6 +21,7 @@ Shapes: features (b, k), Gram matrices (k, k) and (n, k, t).
 import json
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch
@@ -40,6 +41,8 @@ def world() -> "dist.ProcessGroup":
     """The group of all processes that ``torchrun`` started, which is initialised if it is not yet.
 
     Tensors of the CPU travel by gloo; those of CUDA by NCCL, where ``LOCAL_RANK`` is the device.
+    Ranks wait for each other for up to a week, since after a resumption one may have much less to
+    do than another, and torchrun ends all when one ends; a group of one's own has its own timeout.
 
     Raises:
         RuntimeError: If ``torchrun`` did not start this process.
@@ -51,9 +54,8 @@ def world() -> "dist.ProcessGroup":
             raise RuntimeError(message("world", "called under torchrun", found, remedy))
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("cpu:gloo,cuda:nccl")
-        else:
-            dist.init_process_group("gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=7))
     group = dist.group.WORLD
     assert group is not None
     return group
@@ -95,7 +97,7 @@ def check_same(facts: Mapping[str, Any], group: Group) -> None:
 def wait(group: Group) -> None:
     """Go on when every rank has come here."""
     if place(group)[1] > 1:
-        dist.barrier(group)
+        dist.all_reduce(torch.zeros(1), group=group)  # a barrier would choose a device itself
 
 
 def gathered(rows: Tensor, num_rows: int, group: Group, unit: int = 1) -> Tensor:
