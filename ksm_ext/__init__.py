@@ -9,6 +9,7 @@ show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks`
 
 from importlib.metadata import version
 
+from ksm_ext import distributed as distributed
 from ksm_ext import evaluation as evaluation
 from ksm_ext import gradients as gradients
 from ksm_ext import selection as selection

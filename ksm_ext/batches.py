@@ -102,18 +102,24 @@ def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     return data
 
 
-def chunks(loader: DataLoader[Any], size: int, start: int) -> Iterator[Batch]:
-    """Samples from ``start`` on, ``size`` at a time, whatever the loader's batches.
+def chunks(
+    loader: DataLoader[Any], size: int, start: int, stop: int | None = None
+) -> Iterator[Batch]:
+    """Samples from ``start`` to ``stop``, ``size`` at a time, whatever the loader's batches.
 
     A chunk ends early where the shape of samples changes, as it does in batches padded to lengths
     of their own. Where it ends depends on the data alone if ``start`` is where a chunk ended.
+    Batches before and behind these samples are not loaded.
     """
+    loader, start, stop = _part_of(loader, start, stop)
     pending: Batch = ()
     for loaded in loader:
+        if stop == 0:
+            break
         batch = as_batch(loaded)
-        skipped = min(start, num_rows(batch))
-        start -= skipped
-        batch = _rows(batch, slice(skipped, None))
+        length = num_rows(batch)
+        batch = _rows(batch, slice(start, stop))
+        start, stop = max(0, start - length), max(0, stop - length)
         if pending and _layout(pending) != _layout(batch):
             yield pending
             pending = ()
@@ -125,6 +131,35 @@ def chunks(loader: DataLoader[Any], size: int, start: int) -> Iterator[Batch]:
             pending = ()
     if pending:
         yield pending
+
+
+def _part_of(
+    loader: DataLoader[Any], start: int, stop: int | None
+) -> tuple[DataLoader[Any], int, int]:
+    """A loader of the same batches without those in front of ``start`` or from ``stop`` on.
+
+    Also where the samples begin and end in what it loads. A loader of the user's own class is kept.
+    """
+    dataset: Any = loader.dataset
+    length = len(dataset)
+    stop = length if stop is None else stop
+    size = loader.batch_size
+    if type(loader) is not DataLoader or size is None or (start < size and stop == length):
+        return loader, start, stop
+    first, last = start // size * size, min(-(-stop // size) * size, length)
+    part: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=size,
+        sampler=range(first, last),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator(),
+    )
+    return part, start - first, stop - first
 
 
 def witnesses(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:

@@ -4,6 +4,9 @@ A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy 
 ``meta.json``, what the features are of; and ``progress.json``, how many rows are done. Rows reach
 the disk before they are counted, and the count is replaced in one step, so whenever a run is
 killed, the counted rows are whole and the next run goes on behind them.
+
+Several processes fill one folder together, each its own part of the rows, which it counts in a file
+of its own, such as ``progress_0_of_2.json``. What they end with is what one process would write.
 """
 
 import hashlib
@@ -80,44 +83,70 @@ class FeatureStore:
 
     Attributes:
         path: The folder.
-        num_samples: b, the rows that there will be.
-        num_done: The rows that are safe on disk; the next ones go behind them.
+        rows: The rows that are written here: all b, or a part of them.
+        num_done: How many of them are safe on disk; the next ones go behind these.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any], files: list[tuple[IO[bytes], int]]):
+    def __init__(
+        self,
+        path: Path,
+        meta: Mapping[str, Any],
+        rows: range,
+        progress: str,
+        files: list[tuple[IO[bytes], int]],
+    ):
         self.path = path
-        self.num_samples = int(meta["num_samples"])
-        self.num_done = _num_done(path)
+        self.rows = rows
+        self.num_done = _count(path / progress) if files else len(rows)
+        self._progress = progress
         self._arrays = list(_arrays(meta).values())
         self._files = files  # each with the offset of its first row
 
     @classmethod
     @contextmanager
-    def open(cls, path: Any, meta: Mapping[str, Any]) -> Iterator["FeatureStore"]:
+    def open(
+        cls,
+        path: Any,
+        meta: Mapping[str, Any],
+        *,
+        part: tuple[int, int] = (0, 1),
+        rows: range | None = None,
+    ) -> Iterator["FeatureStore"]:
         """Create the folder, or open one of the same ``meta`` to go on with it.
 
         Args:
             path: The folder; its parents are created too.
             meta: What the features are of. ``num_samples``, ``dim`` and ``dtype`` lay out the
                 files; everything else, as JSON, only has to be the same in every run.
+            part: The number of this writer, and how many write together. The first one creates the
+                folder: the others open it afterwards.
+            rows: Those of this writer, if there are others.
 
         Raises:
-            ValueError: If the folder holds features of another ``meta``, is damaged, or has
-                files of the same names that are no features.
+            ValueError: If the folder holds features of another ``meta``, is damaged, has files of
+                the same names that are no features, or was begun by another number of writers.
             RuntimeError: If another process writes to the folder.
             OSError: If the folder cannot be written to.
         """
         path, meta = Path(path), json.loads(json.dumps({"format": FORMAT, **meta}))
+        rows = range(meta["num_samples"]) if rows is None else rows
+        suffix = "" if part[1] == 1 else f"_{part[0]}_of_{part[1]}"
+        progress = f"progress{suffix}.json"
         with ExitStack() as stack:
             writing = _num_done(path) < meta["num_samples"]  # many may read what is complete
             if writing:
                 with _stated(path, "Free some space or choose another folder."):
-                    path.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(_locked(path))
-                    for partial in path.glob(".*.partial"):  # of a run killed while writing it
-                        partial.unlink()
-            if not (path / "progress.json").exists():
-                _create(path, meta)
+                    if part[0] == 0:
+                        path.mkdir(parents=True, exist_ok=True)
+                    _check_writers(path, part[1])
+                    stack.enter_context(_locked(path, f"lock{suffix}"))
+                    for partial in path.glob(".*.partial") if part[0] == 0 else ():
+                        partial.unlink()  # of a run killed while writing it
+                if not (path / progress).exists():
+                    if part[0] == 0:
+                        _create(path, meta)
+                    write_whole(path / progress, json.dumps({"num_done": 0}).encode())
+                    _flush_names(path)
             _check_same(path, meta, _read_json(path / "meta.json"))
             files = []
             for name, (shape, dtype) in _arrays(meta).items() if writing else ():
@@ -125,7 +154,7 @@ class FeatureStore:
                 with _stated(path, "Make the folder's files writable."):
                     file = stack.enter_context((path / name).open("r+b", buffering=0))
                 files.append((file, offset))
-            yield cls(path, meta, files)
+            yield cls(path, meta, rows, progress, files)
 
     def append(self, *blocks: Tensor) -> None:
         """Write the next rows, and return when they are safe on disk.
@@ -137,20 +166,21 @@ class FeatureStore:
             OSError: If the disk is full. The rows before these are kept.
         """
         remedy = f"Free some space and run again: the first {self.num_done} samples are kept."
+        first = self.rows.start + self.num_done
         with _stated(self.path, remedy):
             for block, (file, offset), (shape, dtype) in zip(
                 blocks, self._files, self._arrays, strict=True
             ):
                 rows = block.detach().to("cpu", getattr(torch, dtype)).contiguous().numpy()
-                if rows.shape[1:] != shape[1:] or self.num_done + len(rows) > shape[0]:
+                if rows.shape[1:] != shape[1:] or first + len(rows) > self.rows.stop:
                     expected = f"the next rows of {shape}"
-                    found = f"shape {rows.shape} behind {self.num_done} rows"
+                    found = f"shape {rows.shape} behind {first} rows"
                     raise ValueError(message("blocks", expected, found, "Append rows in order."))
                 stride = rows.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-                _write_at(file.fileno(), rows, offset + self.num_done * stride)
+                _write_at(file.fileno(), rows, offset + first * stride)
                 os.fsync(file.fileno())
         done = self.num_done + len(blocks[0])
-        write_whole(self.path / "progress.json", json.dumps({"num_done": done}).encode())
+        write_whole(self.path / self._progress, json.dumps({"num_done": done}).encode())
         self.num_done = done
 
 
@@ -170,7 +200,7 @@ def _arrays(meta: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _create(path: Path, meta: Mapping[str, Any]) -> None:
-    """Lay out the files; progress.json comes last, and says that the others are there."""
+    """Lay out the files; whose progress is written last, and says that they are there."""
     names = _arrays(meta)
     foreign = [name for name in names if (path / name).exists()]
     if foreign and not (path / "meta.json").exists():
@@ -183,12 +213,27 @@ def _create(path: Path, meta: Mapping[str, Any]) -> None:
             open_memmap(path / name, mode="w+", dtype=dtype, shape=shape)  # a file of holes
             with (path / name).open("rb") as file:
                 os.fsync(file.fileno())
-    write_whole(path / "progress.json", json.dumps({"num_done": 0}).encode())
+
+
+def _flush_names(path: Path) -> None:
+    """See to it that the names of a folder's files are on disk, not only what is in them."""
     folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the names of the files, not only what is in them
+        os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _check_writers(path: Path, number: int) -> None:
+    """Raise ``ValueError`` if the folder was begun by another number of writers."""
+    expected = {f"progress_{part}_of_{number}.json" for part in range(number)}
+    expected = {"progress.json"} if number == 1 else expected
+    for file in sorted(path.glob("progress*.json")):
+        if file.name not in expected:
+            found = f"{path} with {file.name}"
+            remedy = "Go on with as many processes as before, or choose another folder."
+            by = "one process" if number == 1 else f"{number} processes"
+            raise ValueError(message("store", f"a folder begun by {by}", found, remedy))
 
 
 def _check_same(path: Path, meta: Any, stored: Any, field: str = "") -> None:
@@ -226,8 +271,12 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 def _num_done(path: Path) -> int:
-    file = path / "progress.json"
-    return int(_read_json(file)["num_done"]) if file.exists() else 0
+    """The rows that are done, by all who write."""
+    return sum(map(_count, path.glob("progress*.json")))
+
+
+def _count(progress: Path) -> int:
+    return int(_read_json(progress)["num_done"])
 
 
 def _read_json(path: Path) -> Any:
@@ -251,15 +300,15 @@ def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock of the folder, which ends with the process, however that ends.
 
     Raises:
         RuntimeError: If another process, or another store of this one, holds it.
     """
     import fcntl  # absent on Windows, where everything but stores works
 
-    with (path / "lock").open("wb") as file:
+    with (path / name).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

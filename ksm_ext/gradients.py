@@ -13,11 +13,12 @@ Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p wit
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from ksm_ext.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader, witnesses
 from ksm_ext.checks import check_positive_int, message, shape_text
+from ksm_ext.distributed import Group, check_same, gathered, place, shard, wait
 from ksm_ext.features import Features, FeatureStore, fingerprint, load_features
 from ksm_ext.outputs import Output
 from ksm_ext.outputs import cross_entropy as cross_entropy
@@ -203,6 +205,7 @@ def collect_features(
     batch_size: int | None = None,
     vectorize: bool = True,
     progress: bool = True,
+    group: Group = None,
 ) -> Features:
     """Values and projected gradients of an output on all samples of a data set, in its order.
 
@@ -220,15 +223,19 @@ def collect_features(
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
             have 32 MiB of gradients (256 MiB on a GPU), at most 64.
         vectorize: See :func:`per_sample_gradients`.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; rank 0 does.
+        group: The processes that share the work, see :mod:`ksm_ext.distributed`: each takes whole
+            batches of ``batch_size`` samples, one stretch of them. All of them call, get all rows,
+            and write to one store, on a file system that they share. None: this process alone.
 
     Returns:
         Row i for sample i, float64 if a parameter is, float32 otherwise; on the model's device,
-        or mapped from the store.
+        or mapped from the store. The same bits for any number of processes, unless samples have
+        several shapes.
 
     Raises:
-        ValueError: If the data are shuffled, an output or gradient is not finite, or the
-            store's features are of something else.
+        ValueError: If the data are shuffled, an output or gradient is not finite, the store's
+            features are of something else, or ranks differ in their model, data or arguments.
         TypeError: If ``data`` is none of these kinds.
         RuntimeError: If another process writes to the store, or the model cannot be vectorised.
         OSError: If the store cannot be written to; what was done before is kept.
@@ -248,11 +255,15 @@ def collect_features(
     double = any(weight.dtype == torch.float64 for weight in weights.values())
     dtype = torch.float64 if double else torch.float32
 
-    def blocks(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values (rows,) and features (rows, k) of the samples from ``start`` on."""
-        done = start
-        with tqdm(total=num_samples, initial=start, unit=" samples", disable=not progress) as bar:
-            for chunk in chunks(loader, batch_size, start):
+    rank, num_ranks = place(group)
+    rows = shard(num_samples, group, batch_size)
+
+    def blocks(num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Values (rows,) and features (rows, k) of this rank's samples, without the first ones."""
+        done = rows.start + num_done
+        hidden = not progress or rank > 0
+        with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
+            for chunk in chunks(loader, batch_size, done, rows.stop):
                 values, gradients = per_sample_gradients(
                     model, output, chunk, parameters=names, vectorize=vectorize
                 )
@@ -262,16 +273,8 @@ def collect_features(
                 done += len(values)
                 bar.update(len(values))
 
-    if store is None:
-        features = Features(
-            torch.empty(num_samples, dtype=dtype, device=device),
-            torch.empty(num_samples, dim, dtype=dtype, device=device),
-        )
-        start = 0
-        for values, gradients in blocks(0):
-            rows = slice(start, start := start + len(values))
-            features.values[rows], features.gradients[rows] = values, gradients
-        return features
+    if store is None and num_ranks == 1:
+        return _in_memory(blocks(0), num_samples, dim, dtype, device)
     import ksm_ext  # not above: the package imports this module
 
     meta = {
@@ -287,11 +290,52 @@ def collect_features(
         "batch_size": batch_size,
         "vectorize": vectorize,
     }
-    with FeatureStore.open(store, meta) as file:
-        if file.num_done < num_samples:
+    check_same({**meta, "store": None if store is None else str(store)}, group)
+    if store is None:
+        own = _in_memory(blocks(0), len(rows), dim, dtype, device)
+        tables = (own.values, own.gradients)
+        return Features(*(gathered(table, num_samples, group, batch_size) for table in tables))
+    with _shared_store(store, meta, rows, group) as file:
+        if file.num_done < len(rows):
             for block in blocks(file.num_done):
                 file.append(*block)
+    wait(group)  # until every rank's rows are there
     return load_features(store)
+
+
+def _in_memory(
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    num_rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Features:
+    """The rows of all blocks, one behind the other."""
+    values = torch.empty(num_rows, dtype=dtype, device=device)
+    gradients = torch.empty(num_rows, dim, dtype=dtype, device=device)
+    start = 0
+    for block in blocks:
+        rows = slice(start, start := start + len(block[0]))
+        values[rows], gradients[rows] = block
+    return Features(values, gradients)
+
+
+@contextmanager
+def _shared_store(
+    store: Any, meta: Mapping[str, Any], rows: range, group: Group
+) -> Iterator[FeatureStore]:
+    """The store, opened by rank 0 first, which lays out the files that the others find."""
+    part = place(group)
+    if part[0] > 0:
+        wait(group)
+        if not (Path(store) / "meta.json").is_file():
+            remedy = "Choose a folder on a file system that all ranks see."
+            found = f"{store}, where rank 0 has made one and this rank sees none"
+            raise ValueError(message("store", "a folder that all ranks share", found, remedy))
+    with FeatureStore.open(store, meta, part=part, rows=rows) as file:
+        if part[0] == 0:
+            wait(group)
+        yield file
 
 
 def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+
+import ksm_ext
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -32,11 +35,26 @@ def readers_own():
         "target": tasks[0],
         "few_masks": few_masks,
         "few_retrained_scores": 1 + torch.rand(10),
+        "masks": few_masks,
+        "data": tasks[0],
+        "output": ksm_ext.outputs.log_odds,
+        "projector": ksm_ext.Projector(4),
     }
 
 
+@pytest.fixture
+def under_torchrun(monkeypatch):
+    """The environment of the only process of a run."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets_run_and_print_what_they_say(page, tmp_path, monkeypatch):
+def test_snippets_run_and_print_what_they_say(page, tmp_path, monkeypatch, under_torchrun):
     if page.name == "tutorial.md":
         pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "ksm_ext"
 LAYERS = [
     "checks _build _C _C_cuda",
     "arrays ops correlation build_facts files solvers",
-    "masks subsets projection spectrum bounds",
+    "masks subsets projection spectrum bounds distributed",
     "batches features outputs",
     "losses gradients",
     "hessian",

@@ -155,6 +155,43 @@ def test_a_dask_cluster_trains(tmp_path):
     assert os.getpid() not in pids
 
 
+def test_a_backend_without_generators_trains_in_rounds(tmp_path):
+    store = tmp_path / "runs.sqlite"
+    with joblib.parallel_config("multiprocessing", n_jobs=2):
+        scores = quiet(train, MASKS, seeds=(0, 1), store=store)
+        assert torch.equal(quiet(train, MASKS, seeds=(0, 1), store=store).values, scores.values)
+        with pytest.raises(RuntimeError, match="ValueError: no"):
+            quiet(fails_on_the_third, MASKS, store=tmp_path / "failed.sqlite")
+    assert torch.equal(scores.values, plain_loop(MASKS, (0, 1)))
+    with sqlite3.connect(tmp_path / "failed.sqlite") as db:
+        assert db.execute("SELECT COUNT(*) FROM runs").fetchone() == (3,)  # of two rounds of two
+
+
+def fails_on_the_third(mask, seed):
+    if torch.equal(mask, MASKS[2]):
+        raise ValueError("no")
+    return train(mask, seed)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_trains(tmp_path):
+    ray = pytest.importorskip("ray")
+    joblib_of_ray = pytest.importorskip("ray.util.joblib")
+    joblib_of_ray.register_ray()
+    here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}  # where `train` is found
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    try:
+        with joblib.parallel_config("ray", n_jobs=2):
+            scores = quiet(train, MASKS, seeds=(0, 1), store=tmp_path / "runs.sqlite")
+            pids = quiet(lambda mask, seed: os.getpid(), MASKS).values
+            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+                quiet(lambda mask, seed: 1 / 0, MASKS)
+    finally:
+        ray.shutdown()
+    assert torch.equal(scores.values, plain_loop(MASKS, (0, 1)))
+    assert os.getpid() not in pids
+
+
 # -- ends and resumptions -----------------------------------------------------------------------
 
 

@@ -33,16 +33,32 @@ struct CudaBackend {
   }
 };
 
-// A copy on the device of `like`; the host's values may go at once.
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// A copy on the device of `like`; the host's values may go at once. A graph gets them for good.
 template <typename T>
-Tensor uploaded(const std::vector<T>& values, ScalarType dtype, const Tensor& like) {
-  const auto count = static_cast<int64_t>(values.size());
-  Tensor out = torch::stable::new_empty(like, {count}, dtype);
+Tensor uploaded(const T* values, std::vector<int64_t> shape, ScalarType dtype, const Tensor& like) {
+  Tensor out = torch::stable::new_empty(like, shape, dtype);
+  const int64_t count = out.numel();
   if (count == 0) return out;
+  if (const cudaStream_t stream = current_stream(like); is_capturing(stream)) {
+    const auto bytes = count * static_cast<int64_t>(sizeof(T));
+    STD_CUDA_CHECK(launch_write(values, bytes, out.mutable_data_ptr(), stream));
+    return out;
+  }
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
-  torch::stable::copy_(
-      out, torch::stable::from_blob(const_cast<T*>(values.data()), {count}, {1}, host, dtype));
+  Tensor flat = torch::stable::view(out, {count});
+  torch::stable::copy_(flat,
+                       torch::stable::from_blob(const_cast<T*>(values), {count}, {1}, host, dtype));
   return out;
+}
+
+Tensor uploaded(const std::vector<int64_t>& values, const Tensor& like) {
+  return uploaded(values.data(), {static_cast<int64_t>(values.size())}, ScalarType::Long, like);
 }
 
 std::vector<int64_t> tasks_of_samples(const int64_t* task_offsets, int64_t n, int64_t b) {
@@ -65,14 +81,10 @@ class Problem {
         host_masks_(masks.const_data_ptr<bool>()),
         runs_(task_runs(offsets_, host_masks_, sizes.m, sizes.n, kCosts)),
         participants_(runs_, host_masks_, sizes.n, 0, sizes.m),
-        rows_(uploaded(participants_.rows, ScalarType::Long, features)),
-        task_of_(
-            uploaded(tasks_of_samples(offsets_, sizes.n, sizes.b), ScalarType::Long, features)),
-        subset_samples_(uploaded(subset_sizes(host_masks_, offsets_, sizes.m, sizes.n),
-                                 ScalarType::Long, features)),
-        masks_(torch::stable::new_empty(features, {sizes.m, sizes.n}, ScalarType::Bool)) {
-    if (sizes.m * sizes.n > 0) torch::stable::copy_(masks_, masks);
-  }
+        rows_(uploaded(participants_.rows, features)),
+        task_of_(uploaded(tasks_of_samples(offsets_, sizes.n, sizes.b), features)),
+        subset_samples_(uploaded(subset_sizes(host_masks_, offsets_, sizes.m, sizes.n), features)),
+        masks_(uploaded(host_masks_, {sizes.m, sizes.n}, ScalarType::Bool, features)) {}
 
   // pass(block) launches what happens between the products; out and objective as in glm_hvp.h.
   template <typename T, typename Pass>
@@ -111,8 +123,7 @@ class Problem {
   const bool* const host_masks_;  // (m, n), on the host
   const std::vector<TaskRun> runs_;
   const Participants participants_;
-  const Tensor rows_, task_of_, subset_samples_;
-  Tensor masks_;
+  const Tensor rows_, task_of_, subset_samples_, masks_;
 };
 
 Tensor glm_hvp_cuda(const Tensor& features, const Tensor& task_offsets, const Tensor& masks,

@@ -9,6 +9,10 @@
 
 namespace ksm {
 
+// Writes values of the host to the device as parameters of kernels, which read the host at once and
+// may be captured in a graph, as a copy from pageable memory may not.
+cudaError_t launch_write(const void* from, int64_t bytes, void* to, cudaStream_t stream);
+
 // to[r] = from[rows[r]]
 template <typename T>
 cudaError_t launch_gather_rows(const T* from, const int64_t* rows, int64_t count, int64_t k,

@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset
 
 from ksm_ext.batches import as_dataset, datasets_by_name
 from ksm_ext.checks import message
+from ksm_ext.distributed import Group, gram
 from ksm_ext.features import Features
 from ksm_ext.gradients import AnyProjector, collect_features
 from ksm_ext.outputs import log_odds
@@ -42,6 +43,7 @@ def trak(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    group: Group = None,
 ) -> Tensor:
     """TRAK of each task for each target's mean cross-entropy.
 
@@ -54,6 +56,8 @@ def trak(
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
         progress: Whether to show progress bars.
+        group: The processes that share the samples, see :mod:`ksm_ext.distributed`; all of them
+            call with the same arguments and get the result.
 
     Returns:
         (n, t). ``[a, j]`` estimates the loss of target j with task a less that without it.
@@ -71,6 +75,7 @@ def trak(
         "parameters": parameters,
         "batch_size": batch_size,
         "progress": progress,
+        "group": group,
     }
     datasets = [as_dataset(task) for task in tasks]
     queries = [as_dataset(data) for data in named.values()]
@@ -84,7 +89,7 @@ def trak(
         slopes = -(1 - query.values.sigmoid())[:, None] * query.gradients
         parts = slopes.split([len(data) for data in queries])
         means = torch.stack([part.mean(0) for part in parts])  # (t, k)
-        answers.append(by_task @ torch.cholesky_solve(means.T, _factor(train, ridge)))
+        answers.append(by_task @ torch.cholesky_solve(means.T, _factor(train, ridge, group)))
     return torch.stack(answers).mean(0)
 
 
@@ -109,16 +114,16 @@ def _sums(train: Features, counts: list[int]) -> Tensor:
     return torch.stack([part.sum(0) for part in steps.split(counts)])
 
 
-def _factor(train: Features, ridge: float) -> Tensor:
+def _factor(train: Features, ridge: float, group: Group = None) -> Tensor:
     """Cholesky factor (k, k) of the Gram matrix with its ridge."""
     if not ridge >= 0:
         raise ValueError(message("ridge", "non-negative", str(ridge), "Pass 0 or a small share."))
-    gram = train.gradients.T @ train.gradients
-    mean = float(gram.diagonal().mean())
-    gram.diagonal().add_(ridge * mean)
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    matrix = gram(train.gradients, group)
+    mean = float(matrix.diagonal().mean())
+    matrix.diagonal().add_(ridge * mean)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
     smallest = float(factor.diagonal().abs().min()) ** 2 if not int(failed) else 0.0
-    if smallest <= len(gram) * torch.finfo(gram.dtype).eps * mean:
+    if smallest <= len(matrix) * torch.finfo(matrix.dtype).eps * mean:
         b, k = train.gradients.shape
         found = f"a singular one of {b} samples in {k} dimensions"
         remedy = "Pass a `ridge` such as 0.01, or project to fewer dimensions than samples."

@@ -40,10 +40,10 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext import ops
 from ksm_ext.arrays import ArrayLike, Kind, as_tensor
 from ksm_ext.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.distributed import Group, gathered, shard, task_gram
 from ksm_ext.features import Features
 from ksm_ext.gradients import collect_features, parameter_names, per_sample_outputs
 from ksm_ext.outputs import Output, log_odds
@@ -106,6 +106,7 @@ class GradientEstimator:
         batch_size: int | None = None,
         vectorize: bool = True,
         progress: bool = True,
+        group: Group = None,
     ) -> None:
         """Say what to estimate; :meth:`fit` does the work.
 
@@ -131,6 +132,9 @@ class GradientEstimator:
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
             vectorize: See ``collect_features``.
             progress: Whether to show progress bars.
+            group: The processes that share the work, see :mod:`ksm_ext.distributed`: samples in
+                :meth:`fit`, subsets afterwards. All of them make this estimator and call its
+                methods alike; all get all scores.
 
         Raises:
             ValueError: If there is no model, task or target, or a value is out of its range.
@@ -158,6 +162,7 @@ class GradientEstimator:
         self._loss, self._metric, self._solver, self._mode = loss, metric, solver, mode
         self._store = None if store is None else Path(store)
         self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
+        self._group = group
         weights = dict(self._models[0].named_parameters())
         self._names = parameter_names(self._models[0], parameters)
         num_parameters = sum(weights[name].numel() for name in self._names)
@@ -196,6 +201,7 @@ class GradientEstimator:
                         batch_size=self._batch_size,
                         vectorize=self._vectorize,
                         progress=self._progress,
+                        group=self._group,
                     )
                 )
             self._features.append((pair[0], pair[1]))
@@ -286,13 +292,15 @@ class GradientEstimator:
         return tensor.cpu()
 
     def _estimate(self, masks: Tensor, ridge: float) -> Tensor:
-        """Uncorrected scores (m, t), averaged over models."""
-        total = torch.zeros(len(masks), len(self.target_names), dtype=torch.float64)
+        """Uncorrected scores (m, t), averaged over models; each rank takes some subsets."""
+        rows = shard(len(masks), self._group)
+        own = masks[rows.start : rows.stop]
+        total = torch.zeros(len(own), len(self.target_names), dtype=torch.float64)
         for number in range(len(self._models)):
-            z = self._solve(number, masks, ridge)
+            z = self._solve(number, own, ridge)
             read = self._linearised if self._mode == "linearised" else self._in_the_network
             total += read(number, z)
-        return total / len(self._models)
+        return gathered(total / len(self._models), len(masks), self._group)
 
     def _solve(self, number: int, masks: Tensor, ridge: float) -> Tensor:
         """z_S of every subset, (m, k)."""
@@ -327,10 +335,10 @@ class GradientEstimator:
         """Over the samples of each task: φ φᵀ (n, k, k) and ℓ'(h) φ (n, k), in float64."""
         gradients, values = features.gradients.double(), features.values.double()[:, None]
         slopes = -(-values).sigmoid() if self._loss == "logistic" else values
-        offsets = self._task_offsets
+        offsets, group = self._task_offsets, self._group
         return (
-            ops.task_gram(gradients, offsets),
-            ops.task_gram(gradients, offsets, other=slopes)[..., 0],
+            task_gram(gradients, offsets, group=group),
+            task_gram(gradients, offsets, slopes, group)[..., 0],
         )
 
     def _linearised(self, number: int, z: Tensor) -> Tensor:

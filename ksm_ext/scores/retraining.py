@@ -14,11 +14,11 @@ import os
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, takewhile
+from itertools import combinations, islice, takewhile
 from multiprocessing import parent_process
 from time import perf_counter, sleep
 from typing import Any, Literal, NamedTuple
@@ -123,10 +123,10 @@ def retrain_scores(
     """Train on every subset with every seed, in parallel, and keep what is finished.
 
     Runs go through joblib: to local processes, or wherever ``joblib.parallel_config`` sends them,
-    such as ``backend="dask"``. ``train`` travels with every run, pickled by value where it has no
-    importable name: let it load its data itself, once per process (``functools.cache``). PyTorch is
-    held to one thread in each run, so that a score depends on subset and seed alone, not on
-    ``n_jobs``; for other libraries set ``OMP_NUM_THREADS=1``.
+    such as ``backend="dask"`` or ``"ray"`` (docs/scale.md). ``train`` travels with every run,
+    pickled by value where it has no importable name: let it load its data itself, once per process
+    (``functools.cache``). PyTorch is held to one thread in each run, so that a score depends on
+    subset and seed alone, not on ``n_jobs``; for other libraries set ``OMP_NUM_THREADS=1``.
 
     Identical rows of ``masks`` are trained once for each seed and share the scores.
 
@@ -288,17 +288,32 @@ def _training(
     """The runs as they end; none is begun after one has ``failed``, and none outlives the block."""
     import joblib
 
-    parallel = joblib.Parallel(
-        n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs"
-    )
     wanted = takewhile(lambda _: not failed, runs)
-    finished = parallel(joblib.delayed(_run)(train, *run, os.getpid()) for run in wanted)
+    calls = (joblib.delayed(_run)(train, *run, os.getpid()) for run in wanted)
+    backend, _ = joblib.parallel.get_active_backend()
+    finished: Generator[_Run, None, None]
+    if backend.supports_return_generator:
+        parallel = joblib.Parallel(
+            n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs"
+        )
+        finished = parallel(calls)
+    else:
+        finished = _in_rounds(calls, n_jobs)
     try:
         yield finished
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an error tells more than joblib's count of runs
             finished.close()
+
+
+def _in_rounds(calls: Iterator[Any], n_jobs: int | None) -> Generator[_Run, None, None]:
+    """The runs as rounds of ``n_jobs`` end: for backends that only return when all is done."""
+    import joblib
+
+    with joblib.Parallel(n_jobs=n_jobs, batch_size=1) as parallel:
+        while calls_of_round := list(islice(calls, joblib.effective_n_jobs(n_jobs))):
+            yield from parallel(calls_of_round)
 
 
 def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,295 @@
+"""Measure a device's limits and every operator on it, and keep the results as JSON.
+
+    python benchmarks/device_ops.py --part ceilings
+    python benchmarks/device_ops.py --part project
+
+writes ``<gpu>.json`` to ``$OUT``, or to ``benchmarks/results``, after every row: what is cut off
+keeps what it has. ``on_device.sh`` runs all parts; ``--device cpu --small`` runs the same code
+in seconds without a GPU. Methods of a row take turns; times are medians, of CUDA events where there
+is a GPU, behind a write of 256 MiB that empties its L2 cache.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from device_rows import PARTS, Row, Runner
+from torch import Tensor
+
+from ksm_ext.build_facts import build_info
+from ksm_ext.files import write_whole
+
+FLUSHED_BYTES = 2**28
+SECONDS_OF_A_ROW, MOST_TURNS, FEWEST_TURNS = 0.6, 50, 3
+
+
+class Results:
+    """A JSON file that is whole after every change."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.path = folder / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.content: dict[str, Any] = {"environment": {}, "steps": {}, "ceilings": {}, "rows": {}}
+        if self.path.exists():
+            self.content |= json.loads(self.path.read_text())
+
+    def put(self, section: str, name: str, value: Any) -> None:
+        self.content[section][name] = value
+        write_whole(self.path, json.dumps(self.content, indent=1).encode())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    facts = {
+        "python": platform.python_version(),
+        "commit": printed("git", "rev-parse", "HEAD"),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%Y-%m-%d"),
+        **{f"build {name}": value for name, value in build_info().items()},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        }
+    return facts
+
+
+def printed(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Clock:
+    """Times calls on a device, in seconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.flushed = torch.empty(
+            FLUSHED_BYTES if self.cuda else 1, dtype=torch.int8, device=device
+        )
+
+    def once(self, run: Runner) -> float:
+        if not self.cuda:
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flushed.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def medians(self, runs: dict[str, Runner], seconds: float) -> dict[str, tuple[float, float]]:
+        """The median of each method's turns, and their spread: the middle half over the median."""
+        turns = {name: [self.once(run)] for name, run in runs.items()}  # warm already
+        total = max(1e-6, sum(first for [first] in turns.values()))
+        for _ in range(min(MOST_TURNS, max(FEWEST_TURNS, int(seconds / total)))):
+            for name, run in runs.items():
+                turns[name].append(self.once(run))
+        return {name: (median(times), spread(times)) for name, times in turns.items()}
+
+
+def spread(times: list[float]) -> float:
+    ordered = sorted(times)
+    quarter = len(ordered) // 4
+    return (ordered[-1 - quarter] - ordered[quarter]) / median(ordered)
+
+
+# -- limits of the device -----------------------------------------------------------------------
+
+
+def ceilings(
+    device: torch.device, small: bool
+) -> dict[str, tuple[str, float, Callable[[], Runner]]]:
+    """Unit, amount of one call, and what builds the call."""
+    size = 2**20 if small else 2**30
+    side = 128 if small else 8192
+    flops = 2.0 * side**3
+
+    def product(dtype: torch.dtype, precision: str = "highest") -> Runner:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+        def run() -> Tensor:
+            torch.set_float32_matmul_precision(precision)
+            return a @ b
+
+        return run
+
+    def integers() -> Runner:
+        a, b = (torch.randint(-9, 9, (side, side), device=device).to(torch.int8) for _ in range(2))
+        return lambda: torch._int_mm(a, b)
+
+    def moved(how: str) -> Runner:
+        x, y = (torch.ones(size // 4, device=device) for _ in range(2))
+        return {"copy": lambda: y.copy_(x), "write": lambda: y.fill_(1.0), "read": x.sum}[how]
+
+    def launches(graphed: bool) -> Runner:
+        x = torch.zeros(1, device=device)
+
+        def run() -> None:
+            for _ in range(100):
+                x.add_(1)
+
+        if not graphed:
+            return run
+        if device.type != "cuda":
+            raise ModuleNotFoundError("CUDA graphs need a GPU")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+    return {
+        "copy": ("bytes/s, read and written", 2.0 * size, lambda: moved("copy")),
+        "write": ("bytes/s", float(size), lambda: moved("write")),
+        "read": ("bytes/s", float(size), lambda: moved("read")),
+        "bf16": ("FLOP/s", flops, lambda: product(torch.bfloat16)),
+        "fp16": ("FLOP/s", flops, lambda: product(torch.float16)),
+        "tf32": ("FLOP/s", flops, lambda: product(torch.float32, "high")),
+        "fp32": ("FLOP/s", flops, lambda: product(torch.float32)),
+        "fp64": ("FLOP/s", flops, lambda: product(torch.float64)),
+        "int8": ("OP/s", flops, integers),
+        "launches": ("launches/s", 100.0, lambda: launches(False)),
+        "launches in a graph": ("launches/s", 100.0, lambda: launches(True)),
+    }
+
+
+def measure_ceilings(results: Results, clock: Clock, device: torch.device, small: bool) -> None:
+    precision = torch.get_float32_matmul_precision()
+    for name, (unit, amount, build) in ceilings(device, small).items():
+        try:
+            run = build()
+            run()
+            times = clock.medians({name: run}, 0.01 if small else 0.5)
+            results.put("ceilings", name, {"unit": unit, "rate": amount / times[name][0]})
+        except Exception as error:  # whatever it is, the next one may work
+            results.put("ceilings", name, {"unit": unit, "not run": reason(error)})
+        torch.set_float32_matmul_precision(precision)
+        print(name, results.content["ceilings"][name], flush=True)
+
+
+def keep_printed_ceilings(results: Results, text: str) -> None:
+    """The lines ``name|unit|rate`` that tools/cuda_ceilings.cu prints."""
+    for line in text.splitlines():
+        name, unit, rate = line.split("|")
+        results.put("ceilings", name, {"unit": unit, "rate": float(rate)})
+
+
+def keep_steps(results: Results, folder: Path) -> None:
+    """The lines ``name|status|seconds`` of on_device.sh, with the end of each step's log."""
+    for line in (folder / "steps.txt").read_text().splitlines():
+        name, status, seconds = line.split("|")
+        log = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        step = {"status": status, "seconds": float(seconds), "last lines": log[-12:]}
+        results.put("steps", name, step)
+
+
+# -- operators ----------------------------------------------------------------------------------
+
+
+def measure_row(
+    row: Row, results: Results, clock: Clock, device: torch.device, small: bool
+) -> None:
+    """Every method of a row that can run, ours first."""
+    runs: dict[str, Runner] = {}
+    failed: dict[str, str] = {}
+    try:
+        builders = row.methods(device)
+    except Exception as error:
+        results.put("rows", row.title, {"not run": reason(error)})
+        return
+    for name, build in builders.items():
+        try:
+            runs[name] = build()
+            runs[name]()
+            synchronise(device)
+        except Exception as error:
+            runs.pop(name, None)
+            failed[name] = reason(error)
+    found: dict[str, Any] = {"limit": row.limit, "amount": row.amount, "methods": {}}
+    if runs:
+        times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
+        for name, (seconds, width) in times.items():
+            found["methods"][name] = {"seconds": seconds, "spread": width}
+    for name, why in failed.items():
+        found["methods"][name] = {"not run": why}
+    rate = results.content["ceilings"].get(row.limit, {}).get("rate")
+    ours = found["methods"]["ksm_ext"].get("seconds")
+    if rate and ours:
+        found["share of limit"] = row.amount / rate / ours
+    results.put("rows", row.title, found)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def measure_part(
+    part: str, results: Results, device: torch.device, small: bool, limit: float
+) -> None:
+    start, clock = time.perf_counter(), Clock(device)
+    if part == "ceilings":
+        results.put("environment", "facts", environment(device))
+        return measure_ceilings(results, clock, device, small)
+    for row in PARTS[part](small):
+        if time.perf_counter() - start > limit:
+            results.put("rows", row.title, {"not run": f"no time left of {limit:.0f} s"})
+            continue
+        measure_row(row, results, clock, device, small)
+        print(row.title, json.dumps(results.content["rows"][row.title]), flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["ceilings", *PARTS])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="sizes for a check of the code")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="seconds, after which no row starts"
+    )
+    parser.add_argument("--steps", type=Path, help="folder of steps.txt and the logs of its steps")
+    parser.add_argument("--printed-ceilings", type=Path, help="what tools/cuda_ceilings.cu printed")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    default = Path(__file__).parent / "results"
+    results = Results(Path(os.environ.get("OUT", default)), device)
+    if arguments.steps and (arguments.steps / "steps.txt").exists():
+        keep_steps(results, arguments.steps)
+    if arguments.printed_ceilings:
+        keep_printed_ceilings(results, arguments.printed_ceilings.read_text())
+    if arguments.part:
+        measure_part(arguments.part, results, device, arguments.small, arguments.limit)
+
+
+if __name__ == "__main__":
+    main()

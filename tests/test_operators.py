@@ -1,0 +1,106 @@
+"""What holds for every operator: compiled whole, captured in graphs, on any stream and device."""
+
+import pytest
+import torch
+from operators import SIZES, calls
+
+from ksm_ext import ops  # noqa: F401  registers the operators
+
+CALLS = calls()
+every_call = pytest.mark.parametrize("name", CALLS)
+OPERATORS = list(dict.fromkeys(name.split(",")[0] for name in CALLS))
+
+
+def same_bits(found, expected):
+    assert len(found) == len(expected) > 0
+    for tensor, other in zip(found, expected, strict=True):
+        assert tensor.dtype == other.dtype and torch.equal(tensor.cpu(), other.cpu())
+
+
+def test_every_operator_is_called():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ksm_ext::")]
+    assert {name.removeprefix("ksm_ext::") for name in names} <= set(OPERATORS)
+
+
+@pytest.mark.parametrize("size", ["one", "odd"])
+def test_calls_repeat_their_bits_and_keep_their_arguments(size):
+    for name, call in calls(SIZES[size]).items():
+        before = [tensor.clone() for tensor in call.tensors]
+        same_bits(call.results(), call.results())
+        for tensor, kept in zip(call.tensors, before, strict=True):
+            assert torch.equal(tensor, kept), name
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_compiles_without_a_graph_break(operator, device):
+    name = next(name for name in CALLS if name.split(",")[0] == operator)
+    call = CALLS[name].on(device)
+    expected = call.results()
+    torch._dynamo.reset()
+    compiled = torch.compile(call.run, backend="aot_eager", fullgraph=True)
+    found = compiled(*call.tensors)
+    found = [found] if isinstance(found, torch.Tensor) else [x for x in found if x is not None]
+    same_bits(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_cuda_finds_what_the_cpu_does(size, dtype):
+    exact = ("pack_masks", "mask_gram,", "mask_gram ")
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    for name, call in calls(SIZES[size], dtype).items():
+        results = zip(call.on("cuda").results(), call.results(), strict=True)
+        for found, expected in results:
+            if f"{name} ".startswith(exact):
+                assert torch.equal(found.cpu(), expected), name
+                continue
+            error = (found.cpu() - expected).abs().double().max()
+            assert error <= tolerance * expected.abs().double().max().clamp_min(1), name
+
+
+@pytest.mark.cuda
+@every_call
+def test_a_graph_replays_on_new_values(name):
+    call, other = CALLS[name].on("cuda"), calls(seed=1)[name].on("cuda")
+    expected = other.results()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call.results()  # what is made at a first call
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call.results()
+    for tensor, value in zip(call.tensors, other.tensors, strict=True):
+        tensor.copy_(value)
+    graph.replay()
+    torch.cuda.synchronize()
+    same_bits(found, expected)
+
+
+@pytest.mark.cuda
+@every_call
+def test_work_is_enqueued_on_the_current_stream(name):
+    call, other = CALLS[name].on("cuda"), calls(seed=1)[name].on("cuda")
+    expected = other.results()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(20_000_000)  # a kernel on another stream would overtake the copies
+        for tensor, value in zip(call.tensors, other.tensors, strict=True):
+            tensor.copy_(value)
+        found = call.results()
+    torch.cuda.synchronize()
+    same_bits(found, expected)
+
+
+@pytest.mark.cuda
+@every_call
+def test_another_device_than_the_current_one(name):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    found = CALLS[name].on("cuda:1").results()
+    assert all(tensor.device == torch.device("cuda:1") for tensor in found)
+    assert torch.cuda.current_device() == 0
+    same_bits(found, CALLS[name].on("cuda:0").results())
