@@ -123,9 +123,10 @@ class GradientEstimator:
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
             metric: ``"loss"``: the score is a target's mean loss; ``"output"``: its mean output.
             ridge: ρ > 0, the penalty of moving away from the models.
-            solver: ``"exact"`` solves the convex problem of every subset: right where the models
-                are near the minimum of their loss. ``"step"`` takes one step of unit curvature from
-                the full set, whose score it keeps: better for deep networks trained for a while.
+            solver: ``"exact"`` solves the convex problem of every subset, which is right for models
+                that are nearly linear. ``"step"`` takes one step of unit curvature from the full
+                set, whose score it keeps: better for deep networks, above all where they have
+                memorised their tasks. Its sizes need :meth:`calibrate`.
             mode: ``"linearised"`` reads scores off linearised outputs; ``"weights"`` puts the
                 moved parameters into the network and runs it, once for each subset.
             store: A folder for the features, from which a killed :meth:`fit` goes on.
