@@ -92,7 +92,7 @@ def test_kinds_come_back():
 def test_only_what_is_needed_is_imported():
     heavy = {"pandas", "polars", "xarray", "matplotlib", "sklearn", "shapiq"}
     code = (
-        "import sys, ksm_ext; "
+        "import sys, ksm_ext, ksm_ext.interop; "
         "ksm_ext.fit_surrogate([[1, 0], [0, 1], [1, 1]], [1.0, 2.0, 3.0]).attribute(); "
         f"print(sorted({heavy} & set(sys.modules)))"
     )
