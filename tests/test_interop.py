@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch.utils.data import ConcatDataset, Subset
 
-from ksm_ext import RBF, GradientEstimator, collect_features, fit_surrogate
+from ksm_ext import RBF, GradientEstimator, Linear, collect_features, fit_surrogate
 from ksm_ext.gradients import log_odds, parameter_names
 from ksm_ext.interop import scores_of_game, to_interaction_values
 from ksm_ext.subsets import all_subsets, bernoulli
@@ -48,7 +48,7 @@ def test_a_game_comes_back_as_its_exact_interactions(shapiq, index, order):
 
 
 @pytest.mark.parametrize("index, order", INDICES)
-@pytest.mark.parametrize("kernel", ["anova2+rbf", "lasso"])
+@pytest.mark.parametrize("kernel", [Linear() + 0.5 * RBF(gamma=0.2), "lasso"], ids=str)
 def test_a_surrogate_is_a_game_itself(shapiq, index, order, kernel):
     n = 6
     masks = bernoulli(n, 30, 0.5, seed=1)

@@ -46,7 +46,12 @@ def test_the_contract_of_estimators_by_default(estimator, check):
 @pytest.mark.parametrize("X", [MASKS, MASKS.astype(bool), WEIGHTS], ids=["0/1", "bool", "weights"])
 @pytest.mark.parametrize("one", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"kernel": RBF(gamma=0.3), "ridge": 0.1, "center": False}], ids=["auto", "rbf"]
+    "options",
+    [
+        {"kernel": ["linear", "exponential"]},
+        {"kernel": RBF(gamma=0.3), "ridge": 0.1, "center": False},
+    ],
+    ids=["searched", "given"],
 )
 def test_the_numbers_of_fit_surrogate(X, one, options):
     y = scores_of(X)[:, 0].astype(np.float32) if one else scores_of(X)
