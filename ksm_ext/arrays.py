@@ -1,11 +1,15 @@
 """Tables in, tables out: any array kind becomes a tensor, and answers go back as the kind given.
 
-Accepted kinds: ``torch.Tensor`` (any device), ``numpy.ndarray``, nested lists, pandas ``Series``
-and ``DataFrame``. Everything inside the library is a tensor; only public functions convert.
+Accepted kinds: ``torch.Tensor`` (any device), ``numpy.ndarray``, nested lists, ``Series`` and
+``DataFrame`` of pandas and of polars, xarray ``DataArray``. Everything inside the library is a
+tensor; only public functions convert.
+
+What answers say beside their numbers is what their kind has room for: pandas the names of rows and
+columns, polars of columns, xarray the names of dimensions too.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +21,35 @@ from torch import Tensor
 from ksm_ext.checks import message
 
 ArrayLike = Any
-"""A tensor, NumPy array, nested list, pandas Series or DataFrame."""
+"""A tensor, NumPy array, nested list, pandas or polars Series or DataFrame, xarray DataArray."""
+
+_TABLES = {
+    "pandas": ("Series", "DataFrame"),
+    "polars": ("Series", "DataFrame"),
+    "xarray": ("DataArray",),
+}
 
 
-def is_pandas(value: object) -> bool:
-    """Whether ``value`` is a pandas Series or DataFrame; pandas is never imported for this."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, (pandas.Series, pandas.DataFrame))
+def table_library(value: object) -> str | None:
+    """``"pandas"``, ``"polars"`` or ``"xarray"`` for their tables; imports none of them."""
+    for library, kinds in _TABLES.items():
+        module = sys.modules.get(library)  # without it, nothing can be of its kinds
+        if module and isinstance(value, tuple(getattr(module, kind) for kind in kinds)):
+            return library
+    return None
+
+
+def names_along(value: ArrayLike, axis: int) -> list[Any] | None:
+    """Names of the rows (axis 0) or columns (axis 1) of a table, or None where it has none."""
+    library = table_library(value)
+    if library is None or axis >= len(value.shape):
+        return None
+    if library == "pandas":
+        return list(value.axes[axis])
+    if library == "polars":
+        return list(value.columns) if axis == 1 else None
+    index = value.indexes.get(value.dims[axis])
+    return None if index is None else list(index)
 
 
 def as_tensor(name: str, value: ArrayLike) -> Tensor:
@@ -38,7 +64,7 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
             raise TypeError(message(name, "a dense real tensor", found, "Convert it first."))
         return value.detach()
     try:
-        array = np.asarray(value.to_numpy() if is_pandas(value) else value)
+        array = np.asarray(value.to_numpy() if table_library(value) else value)
     except ValueError as error:
         found = f"a ragged {type(value).__name__}"
         raise TypeError(
@@ -53,7 +79,7 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
                 name,
                 "numeric",
                 f"{type(value).__name__} of dtype {array.dtype}",
-                "Pass a tensor, NumPy array, list or pandas table of numbers.",
+                "Pass a tensor, NumPy array, list or table of numbers.",
             )
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -67,7 +93,8 @@ class Kind:
     """How a caller's table looked, so that answers can be given back alike.
 
     Attributes:
-        name: ``"torch"``, ``"numpy"`` or ``"pandas"``; lists are answered by NumPy arrays.
+        name: ``"torch"``, ``"numpy"``, ``"pandas"``, ``"polars"`` or ``"xarray"``; lists are
+            answered by NumPy arrays.
         device: Where the caller's tensor lived; CPU for the other kinds.
     """
 
@@ -79,22 +106,36 @@ class Kind:
         """The kind of ``value``."""
         if isinstance(value, Tensor):
             return cls("torch", value.device)
-        return cls("pandas" if is_pandas(value) else "numpy", torch.device("cpu"))
+        return cls(table_library(value) or "numpy", torch.device("cpu"))
 
-    def restore(
-        self,
-        tensor: Tensor,
-        index: Sequence[str] | None = None,
-        columns: Sequence[str] | None = None,
-    ) -> Any:
-        """``tensor`` as this kind; pandas answers of one or two dimensions carry the names."""
+    def restore(self, tensor: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:
+        """``tensor`` as this kind, with what names there is room for.
+
+        Args:
+            tensor: Of any number of dimensions; of three or more, and of none, pandas and polars
+                have no table, and a NumPy array is answered.
+            axes: What each dimension is, such as ``"task"``, with the names along it or None.
+        """
         if self.name == "torch":
             return tensor.to(self.device)
         array = tensor.cpu().numpy()
-        if self.name == "pandas" and array.ndim in (1, 2):
-            import pandas
+        if self.name == "xarray":
+            import xarray
+
+            named = {axis: list(names) for axis, names in axes.items() if names is not None}
+            return xarray.DataArray(array, named, tuple(axes))
+        if self.name == "numpy" or array.ndim not in (1, 2):
+            return array
+        index, columns = (*axes.values(), None)[:2]
+        if self.name == "polars":
+            import polars
 
             if array.ndim == 1:
-                return pandas.Series(array, index=index)
-            return pandas.DataFrame(array, index=index, columns=columns)
-        return array
+                return polars.Series(array)
+            schema = None if columns is None else [str(name) for name in columns]
+            return polars.DataFrame(array, schema, orient="row")
+        import pandas
+
+        if array.ndim == 1:
+            return pandas.Series(array, index=index)
+        return pandas.DataFrame(array, index=index, columns=columns)

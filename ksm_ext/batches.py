@@ -4,11 +4,19 @@ A batch is a tuple of tensors (b, ...) or a dict of them by name; a sample is on
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sized
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from ksm_ext.checks import message, shape_text
 
@@ -30,7 +38,7 @@ def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
     for name, column in columns(batch):
         if not isinstance(column, Tensor):
             found = f"{type(column).__name__} in {name}"
-            remedy = "Drop this column, or collate it into a tensor."
+            remedy = "Drop it or collate it to a tensor (HuggingFace: with_format('torch'))."
             raise TypeError(message("data", "batches of tensors", found, remedy))
     if len({column.shape[:1] for _, column in columns(batch)} - {()}) != 1:
         found = " and ".join(shape_text(column) for _, column in columns(batch)) or "nothing"
@@ -56,10 +64,25 @@ def num_rows(batch: Batch) -> int:
     return len(columns(batch)[0][1])
 
 
+class NamedTensors(Dataset[Batch]):
+    """Tensors (b, ...) by name as a data set of b samples, which are dicts of their rows."""
+
+    def __init__(self, batch: Mapping[str, Tensor]) -> None:
+        self.batch = as_batch(batch)
+
+    def __len__(self) -> int:
+        return num_rows(self.batch)
+
+    def __getitem__(self, row: int) -> Batch:
+        return each(itemgetter(row), self.batch)
+
+
 def as_dataset(data: Any) -> Any:
-    """Tensors as a data set of them; anything else as it is."""
+    """Tensors, in a tuple or by name, as a data set of them; anything else as it is."""
     if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
         return TensorDataset(*as_batch(data))
+    if isinstance(data, Mapping) and any(isinstance(column, Tensor) for column in data.values()):
+        return NamedTensors(data)
     return data
 
 
@@ -75,7 +98,7 @@ def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     """A loader of all samples in the data set's order.
 
     Args:
-        data: A DataLoader, a Dataset with a length, or a tuple of tensors (b, ...).
+        data: A DataLoader, a Dataset with a length, or tensors (b, ...), in a tuple or by name.
         batch_size: For those that are no DataLoader.
 
     Raises:
@@ -85,13 +108,15 @@ def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     data = as_dataset(data)
     if not isinstance(data, DataLoader):
         if not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
-            remedy = "Pass a DataLoader, a Dataset with a length, or a tuple of tensors."
+            remedy = "Pass a DataLoader, a Dataset with a length, or tensors."
             raise TypeError(message("data", "samples by number", type(data).__name__, remedy))
         if len(data) == 0:
             raise ValueError(message("data", "at least one sample", "none", "Check the data set."))
         # A generator of its own, or the loader would draw from the global random state.
         dataset: Any = data
-        return DataLoader(dataset, batch_size=batch_size, generator=torch.Generator())
+        return DataLoader(
+            dataset, batch_size=batch_size, collate_fn=_stacked, generator=torch.Generator()
+        )
     batches = data.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else batches
     if not isinstance(sampler, SequentialSampler) or data.drop_last:
@@ -167,6 +192,15 @@ def witnesses(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:
     dataset: Any = loader.dataset
     rows = sorted({0, len(dataset) // 2, len(dataset) - 1})
     return [pair for row in rows for pair in columns(as_batch(loader.collate_fn([dataset[row]])))]
+
+
+def _stacked(samples: list[Any]) -> Any:
+    """PyTorch's own collation, which says what to do where samples differ in shape."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        remedy = "Pass batch_size=1, or a DataLoader that pads them."
+        raise ValueError(message("data", "samples of one shape", str(error), remedy)) from error
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:

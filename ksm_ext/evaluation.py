@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, is_pandas
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.checks import (
     check_choice,
     check_finite,
@@ -164,7 +164,7 @@ def residual_error(
         return _answer(errors / true.var(dim=0), true_scores)
     if bool(_is_constant(true).all()):
         _check_varying("true_scores", true, "There is nothing to predict.")
-    return Kind.of(true_scores).restore(errors.sum() / true.var(dim=0).sum())
+    return Kind.of(true_scores).restore(errors.sum() / true.var(dim=0).sum(), {})
 
 
 def relative_error(
@@ -536,5 +536,4 @@ def _check_varying(name: str, table: Tensor, remedy: str) -> None:
 
 def _answer(values: Tensor, like: ArrayLike) -> Any:
     """Per-target ``values`` (t,) of the kind of ``like``, named by its columns."""
-    names = list(like.columns) if is_pandas(like) and like.ndim == 2 else None
-    return Kind.of(like).restore(values, index=names)
+    return Kind.of(like).restore(values, {"target": names_along(like, 1)})

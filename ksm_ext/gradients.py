@@ -212,7 +212,8 @@ def collect_features(
     Args:
         model: The network, see :func:`per_sample_gradients`. Half-precision gradients are
             projected as they come: ``model.float()`` first gives better ones.
-        data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...).
+        data: A DataLoader that does not shuffle, a Dataset, or tensors (b, ...), in a
+            tuple or by name.
             Batches are tuples of tensors or dicts of tensors by name.
         output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.outputs`.
         projector: The projection, from p numbers to ``projector.dim``; None keeps all p.

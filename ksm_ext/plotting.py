@@ -10,13 +10,13 @@ Shapes: attributions (n,), interactions (n, n), scores (l, t), curves (c, r): c 
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, as_tensor, is_pandas
+from ksm_ext.arrays import ArrayLike, as_tensor, names_along
 from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
 from ksm_ext.evaluation import lds, residual_error
 
@@ -43,9 +43,9 @@ def attribution_bars(
     """Horizontal bars of the attributions to one target, the largest on top.
 
     Args:
-        attributions: (n,) float; its pandas index, if any, names the tasks.
+        attributions: (n,) float; the names of its rows, if any, name the tasks.
         std: (n,) float. Standard deviations; drawn as central normal intervals.
-        names: n task names; else those of a pandas index, else numbers.
+        names: n task names; else those of the rows, else numbers.
         level: Coverage of the intervals, strictly between 0 and 1.
         top: Draw only this many tasks, those of the largest magnitude.
         highlight: Numbers of tasks to draw in full colour, the others being muted.
@@ -97,7 +97,7 @@ def interaction_heatmap(
 
     Args:
         interactions: (n, n) float. The diagonal, which is no pair, is left blank and sets no scale.
-        names: n task names; else those of a pandas table, else numbers.
+        names: n task names; else those of the rows, else numbers.
         ax: Where to draw.
 
     Returns:
@@ -315,8 +315,7 @@ def _finite(name: str, value: ArrayLike, ndim: int, meaning: str) -> Tensor:
 
 def _task_names(names: Sequence[str] | None, table: ArrayLike, num_tasks: int) -> list[str]:
     if names is None:
-        given: Iterable[Any] = table.index if is_pandas(table) else range(num_tasks)
-        return [str(name) for name in given]
+        return [str(name) for name in names_along(table, 0) or range(num_tasks)]
     if len(names) != num_tasks:
         remedy = "Give one name per task."
         raise ValueError(message("names", f"{num_tasks} names", f"{len(names)} of them", remedy))

@@ -99,7 +99,7 @@ def top_k(
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
     order = values.sort(descending=maximize, stable=True).indices
-    return Kind.of(attributions).restore(order[:k])
+    return Kind.of(attributions).restore(order[:k], {"rank": None})
 
 
 def greedy_forward(

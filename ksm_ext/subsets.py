@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, is_pandas
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.checks import check_ndim, check_positive_int, message
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
@@ -402,9 +402,8 @@ def identical_subsets(masks: ArrayLike) -> Any:
         >>> identical_subsets(torch.tensor([[1, 0], [1, 1], [1, 0]])).tolist()
         [0, 1, 0]
     """
-    kind = Kind.of(masks)
-    index = list(masks.index) if is_pandas(masks) else None
-    return kind.restore(_groups(as_masks("masks", masks)), index=index)
+    groups = _groups(as_masks("masks", masks))
+    return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
 
 def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
@@ -418,7 +417,7 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
 
     Returns:
         Two things: the merged masks, (m, g) bool of the kind of ``masks``, one column per group, in
-        the order of each group's first task, whose name a pandas table keeps; and the groups, g
+        the order of each group's first task, whose name a table keeps; and the groups, g
         ascending lists of column numbers of ``masks``.
 
     Example:
@@ -431,9 +430,12 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
     for column, number in enumerate(numbers.tolist()):
         groups[number].append(column)
     first = [group[0] for group in groups]
-    index = list(masks.index) if is_pandas(masks) else None
-    columns = [masks.columns[column] for column in first] if is_pandas(masks) else None
-    return Kind.of(masks).restore(table[:, first], index=index, columns=columns), groups
+    names = names_along(masks, 1)
+    axes = {
+        "subset": names_along(masks, 0),
+        "task": None if names is None else [names[column] for column in first],
+    }
+    return Kind.of(masks).restore(table[:, first], axes), groups
 
 
 def as_masks(name: str, value: ArrayLike) -> Tensor:

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from ksm_ext.arrays import Kind, as_tensor, is_pandas
+from ksm_ext import evaluation, fit_surrogate, load_surrogate, selection, subsets
+from ksm_ext.arrays import Kind, as_tensor, names_along, table_library
 
 
 @pytest.mark.parametrize(
@@ -75,21 +76,26 @@ def test_other_things_are_refused(value, found):
 
 def test_kinds_come_back():
     answer = torch.arange(6.0).reshape(3, 2)
-    assert Kind.of(torch.zeros(1)).restore(answer) is answer
+    axes = {"task": list("abc"), "target": ["x", "y"]}
+    assert Kind.of(torch.zeros(1)).restore(answer, axes) is answer
     for value in ([1.0], np.zeros(1)):
-        assert isinstance(Kind.of(value).restore(answer), np.ndarray)
+        assert isinstance(Kind.of(value).restore(answer, axes), np.ndarray)
     pandas = Kind.of(pd.Series([1.0]))
-    frame = pandas.restore(answer, list("abc"), ["x", "y"])
+    frame = pandas.restore(answer, axes)
     assert list(frame.index) == list("abc") and list(frame.columns) == ["x", "y"]
-    series = pandas.restore(answer[:, 0], list("abc"))
+    series = pandas.restore(answer[:, 0], {"task": list("abc")})
     assert isinstance(series, pd.Series) and list(series.index) == list("abc")
-    assert isinstance(pandas.restore(answer[None], list("abc")), np.ndarray)
+    assert isinstance(pandas.restore(answer[None], {"seed": None, **axes}), np.ndarray)
+    assert isinstance(pandas.restore(answer.sum(), {}), np.ndarray)
 
 
 def test_only_what_is_needed_is_imported():
-    assert is_pandas(pd.Series([1])) and not is_pandas(np.zeros(1))
-    heavy = "'pandas', 'matplotlib', 'sklearn', 'shapiq'"
-    code = f"import sys, ksm_ext; print(sorted({{{heavy}}} & set(sys.modules)))"
+    heavy = {"pandas", "polars", "xarray", "matplotlib", "sklearn", "shapiq"}
+    code = (
+        "import sys, ksm_ext, ksm_ext.interop; "
+        "ksm_ext.fit_surrogate([[1, 0], [0, 1], [1, 1]], [1.0, 2.0, 3.0]).attribute(); "
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "[]"
 
@@ -97,3 +103,168 @@ def test_only_what_is_needed_is_imported():
 def test_missing_numbers_become_nan():
     """None and pandas NA are left to the finiteness check of the caller."""
     assert as_tensor("x", [1.0, None])[1].isnan()
+
+
+# Tables of other libraries
+
+MASKS = subsets.bernoulli(5, 24, 0.5, seed=0)
+SCORES = MASKS.double() @ torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)
+SCORES += 0.1 * MASKS[:, :1] * MASKS[:, 1:2]
+TASKS, TARGETS, ROWS = list("abcde"), ["u", "v"], [f"run {row}" for row in range(24)]
+
+
+def pandas_table(values, **axes):
+    index, columns = (*axes.values(), None)[:2]
+    if values.ndim == 1:
+        return pd.Series(values.numpy(), index)
+    return pd.DataFrame(values.numpy(), index, columns)
+
+
+def polars_table(values, **axes):
+    polars = pytest.importorskip("polars")
+    if values.ndim == 1:
+        return polars.Series(values.numpy())
+    return polars.DataFrame(values.numpy(), (*axes.values(), None)[1])
+
+
+def xarray_table(values, **axes):
+    xarray = pytest.importorskip("xarray")
+    named = {axis: names for axis, names in axes.items() if names is not None}
+    return xarray.DataArray(values.numpy(), named, tuple(axes))
+
+
+def assert_table_equal(found, expected):
+    """Kind, dtype, numbers and every name are the same."""
+    if table_library(expected) == "pandas":
+        if isinstance(expected, pd.Series):
+            return pd.testing.assert_series_equal(found, expected, check_exact=True)
+        return pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    if table_library(expected) == "polars":
+        testing = pytest.importorskip("polars.testing")
+        if len(expected.shape) == 1:
+            return testing.assert_series_equal(found, expected, check_exact=True)
+        return testing.assert_frame_equal(found, expected, check_exact=True)
+    testing = pytest.importorskip("xarray.testing")
+    assert found.dtype == expected.dtype and found.dims == expected.dims
+    return testing.assert_identical(found, expected)
+
+
+every_table = pytest.mark.parametrize("table", [pandas_table, polars_table, xarray_table])
+
+
+@every_table
+@pytest.mark.parametrize(
+    "values",
+    [MASKS, MASKS.int(), SCORES, SCORES.float(), SCORES[:, 0]],
+    ids=["bool", "int32", "float64", "float32", "series"],
+)
+def test_tables_become_tensors(table, values):
+    axes = {"row": ROWS, "column": TASKS[: values.shape[-1]]} if values.ndim == 2 else {"row": ROWS}
+    tensor = as_tensor("x", table(values, **axes))
+    assert tensor.dtype == values.dtype
+    torch.testing.assert_close(tensor, values, rtol=0, atol=0)
+
+
+@every_table
+def test_tables_go_through_a_surrogate(table):
+    subset = {"subset": ROWS}
+    masks, scores = table(MASKS, **subset, task=TASKS), table(SCORES, **subset, target=TARGETS)
+    options = {"kernel": "anova2", "ridge": 0.1}
+    given, plain = fit_surrogate(masks, scores, **options), fit_surrogate(MASKS, SCORES, **options)
+    assert given.task_names == tuple(TASKS) and given.target_names == tuple(TARGETS)
+    for ask, axes in [
+        (lambda s, m: s.attribute("shapley"), {"task": TASKS, "target": TARGETS}),
+        (
+            lambda s, m: s.attribute("shapley", return_std=True)[1],
+            {"task": TASKS, "target": TARGETS},
+        ),
+        (lambda s, m: s.predict(m), {**subset, "target": TARGETS}),
+        (lambda s, m: s.predict(m, return_std=True)[1], {**subset, "target": TARGETS}),
+        (lambda s, m: s.loo_residuals, {"subset": None, "target": TARGETS}),
+        (lambda s, m: s.loo_error, {"target": TARGETS}),
+        (lambda s, m: s.walsh_spectrum(3), {"order": [1, 2, 3], "target": TARGETS}),
+    ]:
+        assert_table_equal(ask(given, masks), table(ask(plain, MASKS), **axes))
+    pairs = given.interactions("banzhaf")
+    if table is xarray_table:
+        axes = {"task": TASKS, "other_task": TASKS, "target": TARGETS}
+        assert_table_equal(pairs, table(plain.interactions("banzhaf"), **axes))
+    else:
+        np.testing.assert_array_equal(pairs, plain.interactions("banzhaf").numpy())
+
+
+@every_table
+def test_a_stored_surrogate_answers_in_tables(table, tmp_path):
+    scores = table(SCORES, subset=ROWS, target=TARGETS)
+    surrogate = fit_surrogate(MASKS, scores, kernel="linear", ridge=0.1, task_names=TASKS)
+    surrogate.save(tmp_path / "surrogate.safetensors")
+    again = load_surrogate(tmp_path / "surrogate.safetensors")
+    assert_table_equal(again.attribute(), surrogate.attribute())
+
+
+@every_table
+def test_series_go_through_a_surrogate(table):
+    masks = table(MASKS, subset=ROWS, task=TASKS)
+    given = fit_surrogate(
+        masks, table(SCORES[:, 0].clone(), subset=ROWS), kernel="anova2", ridge=0.1
+    )
+    plain = fit_surrogate(MASKS, SCORES[:, 0].clone(), kernel="anova2", ridge=0.1)
+    assert_table_equal(given.attribute(), table(plain.attribute(), task=TASKS))
+    assert_table_equal(given.predict(masks), table(plain.predict(MASKS), subset=ROWS))
+    pairs = table(plain.interactions(), task=TASKS, other_task=TASKS)
+    assert_table_equal(given.interactions(), pairs)
+    assert float(given.loo_error) == float(plain.loo_error)
+
+
+@every_table
+def test_tables_go_through_the_rest(table):
+    masks, scores = (
+        table(MASKS, subset=ROWS, task=TASKS),
+        table(SCORES, subset=ROWS, target=TARGETS),
+    )
+    noisy = SCORES + 0.3 * torch.randn(SCORES.shape, generator=torch.Generator().manual_seed(0))
+    assert_table_equal(
+        evaluation.lds(scores, noisy), table(evaluation.lds(SCORES, noisy), target=TARGETS)
+    )
+    assert float(evaluation.residual_error(scores, noisy, pooled=True)) == float(
+        evaluation.residual_error(SCORES, noisy, pooled=True)
+    )
+    assert_table_equal(
+        subsets.identical_subsets(masks), table(subsets.identical_subsets(MASKS), subset=ROWS)
+    )
+    doubled = table(torch.cat([MASKS, MASKS[:, 1:2]], 1), subset=ROWS, task=[*TASKS, "again"])
+    merged, groups = subsets.merge_duplicate_tasks(doubled)
+    assert_table_equal(merged, masks)
+    assert groups == [[0], [1, 5], [2], [3], [4]]
+    best = selection.top_k(table(SCORES[0], target=TARGETS), 2, maximize=True)
+    assert_table_equal(best, table(selection.top_k(SCORES[0], 2, maximize=True), **{"rank": None}))
+
+
+@every_table
+def test_names_are_where_the_library_keeps_them(table):
+    two = table(SCORES, subset=ROWS, target=TARGETS)
+    assert names_along(two, 1) == TARGETS
+    assert names_along(two, 0) == (None if table is polars_table else ROWS)
+    assert names_along(table(SCORES[:, 0], subset=ROWS), 1) is None
+    assert names_along(SCORES, 1) is names_along(SCORES.numpy(), 0) is None
+
+
+def test_missing_numbers_of_polars_become_nan():
+    polars = pytest.importorskip("polars")
+    for column in ([1.0, None], [1, None], [True, None]):
+        tensor = as_tensor("x", polars.DataFrame({"a": column, "b": [1.0, 2.0]}))
+        assert tensor[1].isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("library, kind", [("polars", "DataFrame"), ("xarray", "DataArray")])
+def test_words_in_tables_are_refused(library, kind):
+    words = getattr(pytest.importorskip(library), kind)([["x"], ["y"]])
+    with pytest.raises(TypeError, match=f"^`scores` must be numeric, got {kind} of dtype "):
+        as_tensor("scores", words)
+
+
+def test_an_array_without_coordinates_has_no_names():
+    xarray = pytest.importorskip("xarray")
+    surrogate = fit_surrogate(xarray.DataArray(MASKS.numpy()), xarray.DataArray(SCORES.numpy()))
+    assert surrogate.task_names == tuple("01234") and surrogate.target_names == ("0", "1")
+    assert surrogate.attribute().dims == ("task", "target")

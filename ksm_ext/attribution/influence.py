@@ -74,7 +74,7 @@ def influence(
 
     Args:
         model: The network trained on all tasks.
-        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
         loss: See :func:`ksm_ext.hessian.hessian`.
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is

@@ -75,7 +75,7 @@ def task_hessian(
 
     Args:
         model: The network trained on all tasks.
-        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
         loss: See :func:`ksm_ext.hessian.hessian`; three times differentiable.
         ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.

@@ -39,7 +39,7 @@ def tracin(
     Args:
         checkpoints: Networks along one training.
         learning_rates: One for each checkpoint, times the number of steps that it stands for.
-        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
         loss: See :func:`ksm_ext.hessian.hessian`.
         parameters: Names or patterns of the parameters that training moves; None: all.

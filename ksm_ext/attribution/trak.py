@@ -49,7 +49,7 @@ def trak(
 
     Args:
         models: A network trained on all tasks, or several to average over.
-        tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
         projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b.
         ridge: ρ, in units of the mean diagonal entry of Φ^T Φ.

@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.distributed import Group, gathered, shard, task_gram
@@ -113,7 +113,7 @@ class GradientEstimator:
         Args:
             models: The network trained on all tasks, or several (seeds, checkpoints) whose
                 estimates are averaged.
-            tasks: n data sets, each a tuple of tensors (b_i, ...) or a Dataset.
+            tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
             targets: Data sets by name whose mean ``metric`` is a score, or one data set.
             output: Of a sample, see :mod:`ksm_ext.outputs`: ``log_odds`` for classifiers and
                 language models; for the squared loss, a residual.
@@ -225,7 +225,9 @@ class GradientEstimator:
         estimate = self._estimate(tensor, self.ridge)
         if self.calibration is not None:
             estimate = self.calibration.intercept + self.calibration.slope * estimate
-        return kind.restore(estimate, None, self.target_names)
+        return kind.restore(
+            estimate, {"subset": names_along(masks, 0), "target": self.target_names}
+        )
 
     def calibrate(
         self, masks: ArrayLike, true_scores: ArrayLike, *, ridges: Sequence[float] = RIDGES

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, is_pandas
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.checks import (
     check_choice,
     check_finite,
@@ -52,20 +52,22 @@ class RetrainedScores:
         values: (num_seeds, m, t) float64. F(S_i) in the run with each seed, in its own units.
         seeds: The seeds, in the order of ``values``.
         kind: The kind of the masks, in which everything is answered.
-        subset_names: m names, of pandas answers; ``None`` for numbers.
+        subset_names: m names, as the masks have them; ``None`` for numbers.
         target_names: t names.
     """
 
     values: Any
     seeds: tuple[int, ...]
     kind: Kind
-    subset_names: tuple[Any, ...] | None
+    subset_names: Sequence[Any] | None
     target_names: tuple[str, ...]
 
     @property
     def mean(self) -> Any:
         """(m, t) float64: the mean over seeds."""
-        return self.kind.restore(self._runs().mean(0), self.subset_names, self.target_names)
+        return self.kind.restore(
+            self._runs().mean(0), {"subset": self.subset_names, "target": self.target_names}
+        )
 
     @property
     def noise_std(self) -> Any:
@@ -77,7 +79,7 @@ class RetrainedScores:
             ValueError: If there is one seed only, or a score is not finite.
         """
         variance = self._repeated_runs().var(0).mean(0)
-        return self.kind.restore(variance.sqrt(), self.target_names)
+        return self.kind.restore(variance.sqrt(), {"target": self.target_names})
 
     @property
     def ceiling(self) -> Any:
@@ -95,7 +97,7 @@ class RetrainedScores:
             remedy = "Train on more subsets."
             raise ValueError(message("masks", "two subsets or more", "1", remedy))
         pairs = [spearman(a, b) for a, b in combinations(runs, 2)]
-        return self.kind.restore(torch.stack(pairs).mean(0), self.target_names)
+        return self.kind.restore(torch.stack(pairs).mean(0), {"target": self.target_names})
 
     def _runs(self) -> Tensor:
         return as_tensor("values", self.values)
@@ -203,13 +205,16 @@ def retrain_scores(
     values = np.array([[scores[subset, seed] for subset in subsets] for seed in seeds])
     if non_finite == "error":
         _check_scores(values, subsets, seeds)
-    kind = Kind.of(masks)
+    kind, subset_names = Kind.of(masks), names_along(masks, 0)
+    names = tuple(target_names or map(str, range(values.shape[2])))
     return RetrainedScores(
-        values=kind.restore(torch.from_numpy(values)),
+        values=kind.restore(
+            torch.from_numpy(values), {"seed": seeds, "subset": subset_names, "target": names}
+        ),
         seeds=seeds,
         kind=kind,
-        subset_names=tuple(masks.index) if is_pandas(masks) else None,
-        target_names=tuple(target_names or map(str, range(values.shape[2]))),
+        subset_names=subset_names,
+        target_names=names,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, is_pandas
+from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, by_name
 from ksm_ext.masks import Masks
@@ -65,7 +65,8 @@ def fit_surrogate(
 
     Args:
         masks: (m, n). Row i says which tasks were in subset i: bool or 0/1 of any dtype; other
-            numbers are taken as real weights (data mixtures). Tensor, NumPy, list or pandas.
+            numbers are taken as real weights (data mixtures). Tensor, NumPy array, list
+            or table.
         scores: (m,) or (m, t) float, in their own units and sign. Answers come back in this array
             kind, dtype and device.
         kernel: ``"auto"``; a name of :mod:`ksm_ext.kernels` or a sum such as ``"linear+rbf"``; a
@@ -79,7 +80,7 @@ def fit_surrogate(
             ``"auto"`` tries both and one per principal component of the targets, and keeps what
             predicts best on subsets that had no part in the choice.
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
-        task_names: n names; by default pandas columns, or "0", "1", ….
+        task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
 
     Returns:
@@ -197,9 +198,7 @@ def _names(
     argument: str, given: Sequence[str] | None, source: ArrayLike, count: int
 ) -> tuple[str, ...]:
     if given is None:
-        if is_pandas(source) and source.ndim == 2:
-            return tuple(str(name) for name in source.columns)
-        return tuple(str(index) for index in range(count))
+        return tuple(str(name) for name in names_along(source, 1) or range(count))
     names = tuple(str(name) for name in given)
     if len(names) != count:
         remedy = "Give one name per column."

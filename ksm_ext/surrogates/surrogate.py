@@ -8,7 +8,7 @@ column is a target). Everything asked of the surrogate is linear in alpha and w.
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.arrays import ArrayLike, Kind
+from ksm_ext.arrays import ArrayLike, Kind, names_along
 from ksm_ext.checks import check_choice, message
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
@@ -119,10 +119,11 @@ class Surrogate:
             lambda term: query.floats @ term.weights,
         )
         mean = mean + self.intercept
+        axes = {"subset": names_along(masks, 0)}
         if not return_std:
-            return self._targets(mean)
+            return self._targets(mean, axes)
         variance = self._variance(lambda term: self._prediction_functionals(term, query))
-        return self._targets(mean), self._targets(variance.sqrt())
+        return self._targets(mean, axes), self._targets(variance.sqrt(), axes)
 
     def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
         r"""How much each task raises each target.
@@ -157,7 +158,7 @@ class Surrogate:
             lambda term: term.weights,
         )
         if not return_std:
-            return self._targets(values, rows=self.task_names)
+            return self._targets(values, {"task": self.task_names})
         variance = self._variance(
             lambda term: (
                 effect_prior_variance(term.kernel, name, n),
@@ -165,8 +166,8 @@ class Surrogate:
             )
         )
         return (
-            self._targets(values, rows=self.task_names),
-            self._targets(variance.sqrt(), rows=self.task_names),
+            self._targets(values, {"task": self.task_names}),
+            self._targets(variance.sqrt(), {"task": self.task_names}),
         )
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
@@ -194,7 +195,8 @@ class Surrogate:
             matrix = pairs.new_zeros(n, n, pairs.shape[1])
             matrix[first, second] = pairs
             matrix[second, first] = pairs
-            return self._targets(matrix)
+            axes = {"task": self.task_names, "other_task": self.task_names}
+            return self._targets(matrix, axes)
 
         latent = torch.zeros(len(first), self._num_latent, dtype=torch.float64)
         latent = latent.to(self.masks.values.device)
@@ -243,7 +245,7 @@ class Surrogate:
         energies, total = walsh_energies(self.masks, mixtures, last, (banzhaf / 2).square().sum(0))
         positive = total > 1e-24 * (1 + self.intercept.square())
         fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
-        return self._targets(fractions)
+        return self._targets(fractions, {"order": range(1, last + 1)})
 
     @property
     def loo_residuals(self) -> Any:
@@ -251,7 +253,7 @@ class Surrogate:
 
         For ``lasso`` they are those of its 5-fold cross-validation.
         """
-        return self._targets(self.residuals)
+        return self._targets(self.residuals, {"subset": None})
 
     @property
     def loo_error(self) -> Any:
@@ -260,8 +262,8 @@ class Surrogate:
         error = self.residuals.square().mean(0) / variance.clamp_min(1e-300)
         error = torch.where(variance > 0, error, torch.ones_like(error))
         if self.single_target:
-            return self._targets(error[None])[0]
-        return self.kind.restore(error.to(self.dtype), self.target_names)
+            return self._targets(error[None], {"target": None})[0]
+        return self.kind.restore(error.to(self.dtype), {"target": self.target_names})
 
     def save(self, path: Any) -> None:
         """Write to ``path`` as safetensors (no pickle); see :func:`ksm_ext.load_surrogate`.
@@ -323,12 +325,12 @@ class Surrogate:
             latent[:, linear_term.columns] += of_linear(linear_term)
         return self._rotate(latent)
 
-    def _targets(self, values: Tensor, rows: Sequence[str] | None = None) -> Any:
+    def _targets(self, values: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:
         """(..., t) float64 as the caller's kind and dtype, without t for (m,) scores."""
         values = values.to(self.dtype)
         if self.single_target:
-            return self.kind.restore(values[..., 0], rows)
-        return self.kind.restore(values, rows, self.target_names)
+            return self.kind.restore(values[..., 0], axes)
+        return self.kind.restore(values, {**axes, "target": self.target_names})
 
     def _query(self, masks: ArrayLike) -> Masks:
         query = Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
@@ -470,4 +472,4 @@ class Surrogate:
             lambda term: self._gram_matmul(term, points),
             lambda term: points.floats @ term.weights,
         )
-        return self._targets(values[:1] - values[1:], rows=self.task_names)
+        return self._targets(values[:1] - values[1:], {"task": self.task_names})

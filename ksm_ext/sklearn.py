@@ -1,0 +1,126 @@
+"""Surrogates as scikit-learn regressors: pipelines, grid searches and cross-validation of them.
+
+Needs scikit-learn, which nothing else in the package does. ``X`` holds the masks and ``y`` the
+scores of :func:`ksm_ext.fit_surrogate`; everything is answered by NumPy arrays, as scikit-learn's
+own regressors do. Features that are not 0/1 are what they are there, real weights: every kernel is
+defined on them, Shapley and Banzhaf values and interactions are not.
+
+Shapes: X (m, n), y (m,) or (m, t).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ksm_ext.arrays import ArrayLike, names_along
+from ksm_ext.evaluation import lds
+from ksm_ext.kernels import Kernel
+from ksm_ext.surrogates.fit import fit_surrogate
+
+
+class SurrogateRegressor(RegressorMixin, BaseEstimator):
+    """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor, with the same arguments.
+
+    With ``kernel="linear"`` and a number for ``ridge`` it is ``sklearn.linear_model.Ridge`` with
+    ``alpha=ridge``. ``score`` is R², as of every regressor; :func:`lds_score` is the linear
+    datamodeling score.
+
+    Attributes:
+        surrogate_: The fitted :class:`ksm_ext.Surrogate`.
+        n_features_in_: n.
+        feature_names_in_: n names, which name the tasks too, if ``X`` was a table with names.
+
+    Example:
+        >>> X = [[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 1, 0]]
+        >>> y = [3.0, 1.0, 2.0, 3.0, 1.0, 2.0]
+        >>> SurrogateRegressor(kernel="linear").fit(X, y).attribute("shapley").round(1)
+        array([1., 2., 0.])
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: str | Kernel | Sequence[str | Kernel] = "auto",
+        ridge: Literal["loo"] | float = "loo",
+        criterion: Literal["error", "rank"] = "error",
+        share_ridge: Literal["auto"] | bool = "auto",
+        center: bool = True,
+    ) -> None:
+        self.kernel = kernel
+        self.ridge = ridge
+        self.criterion = criterion
+        self.share_ridge = share_ridge
+        self.center = center
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: several targets, and no missing values."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> "SurrogateRegressor":
+        """Fit the surrogate.
+
+        Args:
+            X: (m, n). Which tasks were in each of the m >= 3 subsets, or real weights.
+            y: (m,) or (m, t) float. Their scores.
+
+        Returns:
+            This regressor.
+
+        Raises:
+            ValueError: If shapes disagree, values are not finite, or nothing varies; see
+                :func:`ksm_ext.fit_surrogate`.
+        """
+        target_names = names_along(y, 1)
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=3)
+        self.surrogate_ = fit_surrogate(
+            X,
+            y,
+            kernel=self.kernel,
+            ridge=self.ridge,
+            criterion=self.criterion,
+            share_ridge=self.share_ridge,
+            center=self.center,
+            task_names=getattr(self, "feature_names_in_", None),
+            target_names=target_names,
+        )
+        return self
+
+    def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
+        """Predicted scores (l,) or (l, t) of subsets (l, n); see :meth:`Surrogate.predict`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False)
+        return self.surrogate_.predict(X, return_std)
+
+    def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
+        """Attributions (n,) or (n, t) of the tasks; see :meth:`Surrogate.attribute`."""
+        check_is_fitted(self)
+        return self.surrogate_.attribute(readout, return_std)
+
+    def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
+        """Interactions (n, n) or (n, n, t) of pairs; see :meth:`Surrogate.interactions`."""
+        check_is_fitted(self)
+        return self.surrogate_.interactions(readout, return_std)
+
+
+def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
+    """Scorer: linear datamodeling score on held-out subsets, the mean over targets.
+
+    Pass it as ``scoring`` to ``cross_val_score`` or ``GridSearchCV``, with any regressor.
+
+    Args:
+        estimator: A fitted regressor.
+        X: (l, n). Held-out subsets, l at least 2.
+        y: (l,) or (l, t) float. Their scores.
+
+    Returns:
+        In [-1, 1]; see :func:`ksm_ext.evaluation.lds`.
+
+    Raises:
+        ValueError: If a target is constant over the subsets: no correlation exists.
+    """
+    return float(np.mean(lds(np.asarray(y), estimator.predict(X))))

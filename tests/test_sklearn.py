@@ -1,0 +1,176 @@
+"""The scikit-learn estimator: its contract, and the numbers of ``fit_surrogate`` and ``Ridge``."""
+
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_selection import VarianceThreshold
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ksm_ext import RBF, fit_surrogate
+from ksm_ext.sklearn import SurrogateRegressor, lds_score
+
+N, M = 6, 40
+RNG = np.random.default_rng(0)
+MASKS = RNG.integers(0, 2, (M, N))
+WEIGHTS = RNG.dirichlet(np.ones(N), M)
+EFFECTS, NOISE = RNG.normal(size=(N, 2)), 0.1 * RNG.normal(size=(M, 2))
+
+
+def scores_of(X):
+    return X @ EFFECTS + X[:, :1] * X[:, 1:2] + NOISE
+
+
+SCORES = scores_of(MASKS)
+
+
+@parametrize_with_checks([SurrogateRegressor(kernel="linear"), SurrogateRegressor(kernel="lasso")])
+def test_the_contract_of_estimators(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([SurrogateRegressor()])
+def test_the_contract_of_estimators_by_default(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("X", [MASKS, MASKS.astype(bool), WEIGHTS], ids=["0/1", "bool", "weights"])
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": ["linear", "exponential"]},
+        {"kernel": RBF(gamma=0.3), "ridge": 0.1, "center": False},
+    ],
+    ids=["searched", "given"],
+)
+def test_the_numbers_of_fit_surrogate(X, one, options):
+    y = scores_of(X)[:, 0].astype(np.float32) if one else scores_of(X)
+    regressor = SurrogateRegressor(**options).fit(X, y)
+    surrogate = fit_surrogate(X, y, **options)
+    np.testing.assert_array_equal(regressor.predict(X[:9]), surrogate.predict(X[:9]))
+    np.testing.assert_array_equal(regressor.attribute(), surrogate.attribute())
+    for mine, expected in zip(
+        regressor.predict(X[:9], return_std=True),
+        surrogate.predict(X[:9], return_std=True),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, expected)
+        assert mine.dtype == y.dtype
+    if X is not WEIGHTS:
+        np.testing.assert_array_equal(
+            regressor.attribute("shapley", return_std=True),
+            surrogate.attribute("shapley", return_std=True),
+        )
+        np.testing.assert_array_equal(
+            regressor.interactions("banzhaf"), surrogate.interactions("banzhaf")
+        )
+
+
+def test_shares_answer_only_what_is_defined_on_them():
+    regressor = SurrogateRegressor(kernel="rbf", ridge=0.1).fit(WEIGHTS, scores_of(WEIGHTS))
+    with pytest.raises(ValueError, match="`masks` must be 0/1 for interactions, got real-valued"):
+        regressor.interactions()
+
+
+@pytest.mark.parametrize("X", [MASKS, WEIGHTS], ids=["0/1", "weights"])
+@pytest.mark.parametrize("center", [True, False])
+def test_linear_with_a_fixed_ridge_is_ridge_regression(X, center):
+    regressor = SurrogateRegressor(kernel="linear", ridge=0.7, center=center).fit(X, SCORES)
+    peer = Ridge(alpha=0.7, fit_intercept=center).fit(X, SCORES)
+    np.testing.assert_allclose(regressor.predict(X), peer.predict(X), rtol=0, atol=1e-6)
+    if X is MASKS:
+        np.testing.assert_allclose(regressor.attribute(), peer.coef_.T, rtol=0, atol=1e-6)
+
+
+def test_it_is_searched_by_grid():
+    grid = {"kernel": ["linear", RBF(gamma=0.3)], "ridge": [0.01, 1.0], "share_ridge": [True]}
+    search = GridSearchCV(SurrogateRegressor(), grid, cv=KFold(4)).fit(MASKS, SCORES)
+    errors = {}
+    for kernel in grid["kernel"]:
+        for ridge in grid["ridge"]:
+            scores = []
+            for train, held in KFold(4).split(MASKS):
+                model = fit_surrogate(MASKS[train], SCORES[train], kernel=kernel, ridge=ridge)
+                residual = ((SCORES[held] - model.predict(MASKS[held])) ** 2).sum(0)
+                total = ((SCORES[held] - SCORES[held].mean(0)) ** 2).sum(0)
+                scores.append((1 - residual / total).mean())  # R², uniform over targets
+            errors[kernel, ridge] = np.mean(scores)
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], list(errors.values()))
+    best = max(errors, key=errors.get)
+    assert (search.best_params_["kernel"], search.best_params_["ridge"]) == best
+
+
+@pytest.mark.parametrize(
+    "model", [SurrogateRegressor(kernel="rbf", ridge=0.1), LinearRegression()], ids=repr
+)
+def test_lds_as_a_scorer(model):
+    found = cross_val_score(model, MASKS, SCORES, cv=KFold(3), scoring=lds_score)
+    for value, (train, held) in zip(found, KFold(3).split(MASKS), strict=True):
+        predicted = clone(model).fit(MASKS[train], SCORES[train]).predict(MASKS[held])
+        expected = [spearmanr(predicted[:, j], SCORES[held, j]).statistic for j in range(2)]
+        assert value == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_lds_of_a_constant_target_is_refused():
+    model = SurrogateRegressor(kernel="linear").fit(MASKS, SCORES)
+    with pytest.raises(ValueError, match="`true_scores` must be varying in every column"):
+        lds_score(model, MASKS, np.ones_like(SCORES))
+
+
+def test_names_pass_through_a_pipeline():
+    X = pd.DataFrame(MASKS, columns=list("abcdef")).assign(always=1)
+    pipeline = make_pipeline(VarianceThreshold(), SurrogateRegressor(kernel="linear", ridge=1.0))
+    pipeline.set_output(transform="pandas").fit(X, pd.DataFrame(SCORES, columns=["u", "v"]))
+    regressor = pipeline[-1]
+    assert list(regressor.feature_names_in_) == list("abcdef")
+    assert regressor.surrogate_.task_names == tuple("abcdef")
+    assert regressor.surrogate_.target_names == ("u", "v")
+    expected = fit_surrogate(MASKS, SCORES, kernel="linear", ridge=1.0).predict(MASKS)
+    np.testing.assert_array_equal(pipeline.predict(X), expected)
+    with pytest.raises(ValueError, match="feature names should match"):
+        regressor.predict(X[list("bacdef")])
+
+
+def test_it_travels_by_joblib(tmp_path):
+    regressor = SurrogateRegressor(kernel=[RBF(), "linear"]).fit(MASKS, SCORES)
+    joblib.dump(regressor, tmp_path / "regressor.joblib")
+    again = joblib.load(tmp_path / "regressor.joblib")
+    assert again.get_params() == regressor.get_params() == clone(regressor).get_params()
+    np.testing.assert_array_equal(again.predict(MASKS), regressor.predict(MASKS))
+    np.testing.assert_array_equal(again.attribute("shapley"), regressor.attribute("shapley"))
+
+
+def test_nothing_is_said_before_fitting():
+    for ask in (lambda r: r.predict(MASKS), lambda r: r.attribute(), lambda r: r.interactions()):
+        with pytest.raises(NotFittedError):
+            ask(SurrogateRegressor())
+
+
+@pytest.mark.parametrize(
+    "X, y, options, found",
+    [
+        (MASKS[:2], SCORES[:2], {}, r"Found array with 2 sample\(s\).*minimum of 3 is required"),
+        (MASKS, np.ones(M), {}, "`scores` must be varying over subsets, got constant targets only"),
+        (MASKS, SCORES, {"kernel": "cubic"}, "`kernel` must be 'auto', one of linear"),
+        (MASKS, SCORES, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank'"),
+    ],
+)
+def test_what_cannot_be_fitted(X, y, options, found):
+    with pytest.raises(ValueError, match=found):
+        SurrogateRegressor(**options).fit(X, y)
+
+
+def test_its_name_hides_nothing():
+    """The module is called as the library is."""
+    assert sys.modules["sklearn"].__file__.endswith("sklearn/__init__.py")
+    assert sys.modules["ksm_ext.sklearn"].__file__.endswith("ksm_ext/sklearn.py")
