@@ -158,13 +158,17 @@ def _check_whole(surrogate: Surrogate) -> None:
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
-    for term in (*surrogate.kernel_terms, *surrogate.linear_terms):
-        (width,) = term.columns.shape
-        check_choice("columns", term.columns.dtype, [torch.int64])
-        check_choice("columns", bool(((term.columns >= 0) & (term.columns < q)).all()), [True])
-        if isinstance(term, LinearTerm):
-            tables.append(("weights", term.weights, (n, width)))
-            continue
+    columns = [
+        *(term.columns for term in surrogate.kernel_terms),
+        *(term.columns for term in surrogate.linear_terms),
+    ]
+    for chosen in columns:
+        check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
+        check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
+    for linear in surrogate.linear_terms:
+        tables.append(("weights", linear.weights, (n, len(linear.columns))))
+    for term in surrogate.kernel_terms:
+        width = len(term.columns)
         tables += [("dual", term.dual, (m, width)), ("ridge", term.ridge, (width,))]
         tables.append(("signal_variance", term.signal_variance, (width,)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
