@@ -267,11 +267,11 @@ class PackedMasks:
             assert np.array_equal(bits[:, :n], rows) and not bits[:, n:].any()
         counts = torch.arange(n + 1, dtype=dtype)
         a, b = counts.square() if which & 1 else None, 0.5 * counts if which & 2 else None
-        for first, second in ((ones[:m], ones[m:]), (ones[:m], ones[:m])):
+        for second, right in ((ones[m:], packed[1]), (ones[:m], None)):
+            first = ones[:m]
             overlap = first @ second.T
             hamming = first.sum(1)[:, None] + second.sum(1) - 2 * overlap
             expected = (hamming**2 if which & 1 else 0) + (0.5 * overlap if which & 2 else 0)
-            right = packed[1] if second is not first else None
             tables = {"hamming_table": a, "overlap_table": b}
             gram = ops.mask_gram(packed[0], right, n, **tables)
             assert np.array_equal(gram.numpy(), expected.reshape(gram.shape))
