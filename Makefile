@@ -6,6 +6,8 @@ VENV   ?= .venv
 TORCH  ?= torch
 # What `make demo` runs.
 DEMO   ?= -m experiments.digits.run
+# How long `make fuzz` looks at each of its targets.
+FUZZ_SECONDS ?= 60
 
 BIN     := $(VENV)/bin
 # What the native modules are built from. The package itself is installed editable: it lies at the
@@ -17,7 +19,7 @@ CPP_FILES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo experiments test test-all docs bench lint format cuda-check cuda-host-check avx512-check clean
+.PHONY: help build demo experiments test test-all docs bench lint format cuda-check cuda-host-check avx512-check sanitize fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +66,13 @@ cuda-host-check: ## run the CUDA kernels of projections on the host; needs no CU
 avx512-check: ## run the AVX-512 kernels emulated; needs libsimde-dev, no AVX-512
 	tools/check_avx512.sh
 
+sanitize: $(VENV)/.test $(BUILT) ## the operators' tests on CPU kernels with ASan and UBSan
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=python tools/sanitize.sh
+
+fuzz: $(VENV)/.fuzz $(BUILT) ## arbitrary bytes for the readers of files and for packed masks
+	for target in surrogate features runs masks; do \
+	    PYTHONPATH=. $(BIN)/python tools/fuzz/run.py $$target $(FUZZ_SECONDS) || exit 1; done
+
 clean: ## remove everything that was built, the environment included
 	rm -rf $(VENV) build *.egg-info ksm_ext/*.so
 
@@ -80,6 +89,6 @@ $(BUILT): $(SOURCES) | $(VENV)/.torch
 	@touch $@
 
 # The dependencies of one extra. ksm_ext itself is there already, and is not built again.
-$(VENV)/.demo $(VENV)/.experiments $(VENV)/.test $(VENV)/.docs $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
+$(VENV)/.demo $(VENV)/.experiments $(VENV)/.test $(VENV)/.docs $(VENV)/.fuzz $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(BUILT)
 	$(BIN)/pip install -q "ksm_ext[$*]"
 	@touch $@

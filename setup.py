@@ -38,6 +38,12 @@ CXX_FLAGS = [
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
 ]
+# KSM_EXT_SANITIZE=1 (`make sanitize`): any read or write outside of an array and any undefined
+# arithmetic ends the process. Such modules load only beside the preloaded runtime of ASan.
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+SANITIZE = SANITIZERS if os.environ.get("KSM_EXT_SANITIZE") == "1" else []
+if SANITIZE:
+    CXX_FLAGS += [*SANITIZERS, "-O1", "-g1", "-fno-omit-frame-pointer"]
 # The stable ABI of torch 2.10, and a compile error for anything outside of it.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
 
@@ -97,6 +103,7 @@ def cpu_extension() -> CppExtension:
         sources("ops.cpp", "cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*CXX_FLAGS, *STABLE_ABI]},
+        extra_link_args=SANITIZE,
         py_limited_api=True,
     )
 
@@ -139,6 +146,7 @@ def build_facts_extension(toolkit: Path | None) -> Extension:
         include_dirs=[str(ROOT / "csrc"), *cpp_extension.include_paths()],
         define_macros=list(facts.items()),
         extra_compile_args={"cxx": CXX_FLAGS},
+        extra_link_args=SANITIZE,
         language="c++",
     )
 

@@ -11,6 +11,7 @@ of its own, such as ``progress_0_of_2.json``. What they end with is what one pro
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -29,6 +31,12 @@ from ksm_ext.checks import message
 from ksm_ext.files import write_whole
 
 FORMAT = "ksm_ext.features.1"
+
+# What NumPy raises at the header of a file that is no array, or not a whole one.
+_NO_ARRAY = (
+    *(ValueError, TypeError, OverflowError, SyntaxError, TokenError),
+    *(EOFError, FileNotFoundError),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ def load_features(path: Any) -> Features:
         found = f"{path} with format {meta.get('format')!r}"
         remedy = f"This version reads format {FORMAT!r}."
         raise ValueError(message("path", "a folder of features", found, remedy))
-    done = _num_done(path)
+    _check_layout(path / "meta.json", meta)
+    done = _num_done(path, meta["num_samples"])
     if done < meta["num_samples"]:
         found = f"{path} with {done} of {meta['num_samples']} samples"
         remedy = "Collect the features again with the same arguments: the run goes on from there."
@@ -97,7 +106,7 @@ class FeatureStore:
     ):
         self.path = path
         self.rows = rows
-        self.num_done = _count(path / progress) if files else len(rows)
+        self.num_done = _count(path / progress, len(rows)) if files else len(rows)
         self._progress = progress
         self._arrays = list(_arrays(meta).values())
         self._files = files  # each with the offset of its first row
@@ -199,6 +208,15 @@ def _arrays(meta: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"values.npy": ((b,), dtype), "gradients.npy": ((b, k), dtype)}
 
 
+def _check_layout(path: Path, meta: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless what lays out the files can be that of a folder of features."""
+    for name in ("num_samples", "dim"):
+        if type(meta.get(name)) is not int or not 1 <= meta[name] < 2**63:
+            raise ValueError(_damaged(path, f"{name} = {meta.get(name)!r}"))
+    if meta.get("dtype") not in ("float32", "float64"):
+        raise ValueError(_damaged(path, f"dtype = {meta.get('dtype')!r}"))
+
+
 def _create(path: Path, meta: Mapping[str, Any]) -> None:
     """Lay out the files; whose progress is written last, and says that they are there."""
     names = _arrays(meta)
@@ -251,11 +269,12 @@ def _check_same(path: Path, meta: Any, stored: Any, field: str = "") -> None:
 def _first_row(path: Path, shape: tuple[int, ...], dtype: str) -> int:
     """Where the rows begin in a .npy file, once it is known to be the file that was laid out."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, FileNotFoundError) as error:
+        array = open_memmap(path, mode="r")
+    except _NO_ARRAY as error:
         raise ValueError(_damaged(path, str(error))) from error
-    if array.shape != shape or array.dtype != np.dtype(dtype):
-        raise ValueError(_damaged(path, f"{array.dtype} of shape {array.shape}"))
+    if array.shape != shape or array.dtype != np.dtype(dtype) or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else " by columns"
+        raise ValueError(_damaged(path, f"{array.dtype} of shape {array.shape}{order}"))
     return int(array.offset)
 
 
@@ -267,23 +286,33 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: str) -> Tensor:
     flags, prot = mmap.MAP_PRIVATE | no_reserve, mmap.PROT_READ | mmap.PROT_WRITE
     with path.open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, flags=flags, prot=prot)
-    return torch.frombuffer(buffer, dtype=getattr(torch, dtype), offset=offset).reshape(shape)
+    numbers = {"dtype": getattr(torch, dtype), "count": math.prod(shape), "offset": offset}
+    return torch.frombuffer(buffer, **numbers).reshape(shape)
 
 
-def _num_done(path: Path) -> int:
+def _num_done(path: Path, num_samples: int = 2**63) -> int:
     """The rows that are done, by all who write."""
-    return sum(map(_count, path.glob("progress*.json")))
+    num_done = sum(_count(file, num_samples) for file in path.glob("progress*.json"))
+    if num_done > num_samples:
+        raise ValueError(_damaged(path, f"{num_done} of {num_samples} samples"))
+    return num_done
 
 
-def _count(progress: Path) -> int:
-    return int(_read_json(progress)["num_done"])
+def _count(progress: Path, num_rows: int) -> int:
+    num_done = _read_json(progress).get("num_done")
+    if type(num_done) is not int or not 0 <= num_done <= num_rows:
+        raise ValueError(_damaged(progress, f"num_done = {num_done!r}"))
+    return num_done
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (ValueError, FileNotFoundError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, FileNotFoundError) as error:
         raise ValueError(_damaged(path, str(error))) from error
+    if not isinstance(content, dict):
+        raise ValueError(_damaged(path, f"a {type(content).__name__} in it"))
+    return content
 
 
 def _damaged(path: Path, found: str) -> str:

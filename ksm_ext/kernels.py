@@ -108,7 +108,8 @@ class Kernel(ABC):
             if hamming is not None:
                 total = total + hamming[0]
             return total if overlap is None else total + overlap[x.sizes]
-        rows = [self.on_weights(row[None], row[None])[0, 0] for row in x.floats]
+        points = [row[None] for row in x.floats]  # the same tensor twice: distances exactly zero
+        rows = [self.on_weights(point, point)[0, 0] for point in points]
         return torch.stack(rows) if rows else x.floats.new_zeros(0)
 
     def describe(self) -> dict[str, Any]:
@@ -311,14 +312,15 @@ class Exponential(_Radial):
         The integrand is analytic in a strip of half-width pi/2, so the error falls as
         ``exp(-pi^2 / step)``; beyond ``s = 50`` only h = 0 is left, which gets the missing mass.
         """
-        gamma = _given("gamma", self.gamma)
-        step, start, stop = 0.28, math.log(gamma**2 / 160), math.log(50.0)
+        log_gamma = math.log(_given("gamma", self.gamma))  # squares of gamma itself overflow
+        step, start, stop = 0.28, 2 * log_gamma - math.log(160), math.log(50.0)
         count = max(1, math.ceil((stop - start) / step))
         mixture = []
         for index in range(count + 1):
-            rate = math.exp(start + index * step)
-            weight = gamma / (2 * math.sqrt(math.pi * rate)) * math.exp(-(gamma**2) / (4 * rate))
-            mixture.append((step * weight, rate))
+            log_rate = start + index * step
+            power = log_gamma - log_rate / 2 - math.exp(2 * log_gamma - log_rate) / 4
+            weight = math.exp(power) / (2 * math.sqrt(math.pi))
+            mixture.append((step * weight, math.exp(min(log_rate, 700.0))))
         return [*mixture, (1.0 - sum(weight for weight, _ in mixture), math.inf)]
 
 
@@ -335,6 +337,8 @@ class Sum(Kernel):
 
     def __post_init__(self) -> None:
         """Check the weights."""
+        if not self.terms:
+            raise ValueError(message("terms", "at least one kernel", "none", "Name one."))
         for weight, _ in self.terms:
             _check_positive("weight", weight)
 

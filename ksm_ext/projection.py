@@ -3,6 +3,7 @@
 Shapes: gradients (b, p) as a matrix or as one tensor (b, ...) for each parameter; features (b, k).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Projector(ops.Projection):
             raise ValueError(message("x", "one tensor or more", "none", "Choose parameters."))
         total = out
         for tensor in tensors:
-            rows = tensor.reshape(len(tensor), -1)
+            rows = tensor.reshape(len(tensor), math.prod(tensor.shape[1:]))
             if total is None:
                 total = ops.project(rows, self, offset=offset)
             elif out is not None or not (torch.is_grad_enabled() and rows.requires_grad):

@@ -302,9 +302,15 @@ def test_a_folder_of_something_else(tmp_path):
     [
         ("gradients.npy", b"not an array"),
         ("gradients.npy", b""),
+        ("gradients.npy", b"PK\x05\x06" + bytes(18)),
+        ("gradients.npy", b"\x93NUMPY\x01\x00\x06\x00('''((\n"),
         ("values.npy", None),
         ("progress.json", b"{"),
+        ("progress.json", b"[" * 100_000),
+        ("progress.json", b'{"num_done": 1e400}'),
+        ("progress.json", b'{"num_done": 8}'),
         ("meta.json", b"{"),
+        ("meta.json", b"[]"),
     ],
 )
 @pytest.mark.parametrize("rows", [4, 7])
@@ -329,6 +335,34 @@ def test_an_array_of_another_shape_is_damage(tmp_path):
         ValueError, match=r"whole gradients.npy, got float32 of shape \(7, 4\)\. Th"
     ):
         load_features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_samples": "7"}, {"num_samples": 0}, {"dim": None}, {"dtype": "load"}]
+)
+def test_a_layout_that_cannot_be_is_damage(tmp_path, change):
+    write(tmp_path, 7)
+    stored = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps(stored | change))
+    ((name, value),) = change.items()
+    with pytest.raises(
+        ValueError, match=rf"a whole meta.json, got {name} = {value!r}\. The folder"
+    ):
+        load_features(tmp_path)
+
+
+def test_an_array_by_columns_is_damage(tmp_path):
+    write(tmp_path, 7)
+    np.save(tmp_path / "gradients.npy", np.asfortranarray(GRADIENTS.numpy()))
+    with pytest.raises(ValueError, match=r"got float32 of shape \(7, 3\) by columns\. The folder"):
+        load_features(tmp_path)
+
+
+def test_what_follows_an_array_is_not_read(tmp_path):
+    write(tmp_path, 7)
+    with (tmp_path / "gradients.npy").open("ab") as file:
+        file.write(b"more")
+    assert torch.equal(load_features(tmp_path).gradients, GRADIENTS)
 
 
 def test_blocks_that_do_not_fit(tmp_path):

@@ -61,6 +61,13 @@ def test_pack_masks_sets_one_bit_per_task(device, m, n):
     assert torch.equal(packed.cpu(), reference.pack_masks(masks))
 
 
+def test_any_byte_but_zero_is_true():
+    """NumPy and PyTorch both view other memory as booleans, and take it so."""
+    content = torch.tensor([[0, 1, 2, 255, 128, 0, 16, 3, 0, 254]], dtype=torch.uint8)
+    packed = ops.pack_masks(content.view(torch.bool))
+    assert torch.equal(packed, reference.pack_masks(content != 0))
+
+
 def test_pack_masks_takes_strided_masks():
     masks = random_masks(70, 20)
     assert torch.equal(ops.pack_masks(masks.T), reference.pack_masks(masks.T.clone()))
@@ -328,6 +335,7 @@ def test_opcheck(device, which):
 
 N = 70
 X = torch.zeros(4, 2, dtype=torch.int64)
+STRAY = -(2**62)  # bits 62 and 63 of both words: past the 70th task
 A = torch.zeros(N + 1)
 V = torch.zeros(4, 1)
 
@@ -381,6 +389,9 @@ def product(v):
         ("masks must be of dtype bool", lambda op: op.pack_masks(V)),
         ("x must be contiguous", lambda op: op.mask_gram(X[:, :1].expand(4, 2), None, N, A, None)),
         ("x must be packed masks of dtype", lambda op: op.mask_gram(X.int(), None, N, A, None)),
+        ("x must be packed masks of 70", lambda op: op.mask_gram(X | STRAY, None, N, A, None)),
+        ("y must be packed masks of 70", lambda op: op.mask_gram(X, X | STRAY, N, None, A)),
+        ("y must be packed", lambda op: op.mask_gram_matmul(X, X | STRAY, N, A, None, V)),
         ("x must be of 2 words", lambda op: op.mask_gram(X[:, :0].clone(), None, N, A, None)),
         ("hamming_table must be of 71 val", lambda op: op.mask_gram(X, None, N, A[1:], None)),
         ("hamming_table must be given", lambda op: op.mask_gram(X, None, N, None, None)),

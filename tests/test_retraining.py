@@ -443,6 +443,33 @@ def test_other_files_are_refused_unchanged(tmp_path, content):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "statement, found",
+    [
+        ("UPDATE metadata SET value = '{' WHERE name = 'settings'", "its metadata is damaged"),
+        ("UPDATE metadata SET value = '[]' WHERE name = 'settings'", "its metadata is damaged"),
+        ("UPDATE metadata SET value = '4.5' WHERE name = 'num_tasks'", "its metadata is damaged"),
+        ("UPDATE metadata SET value = x'00'", "its format is"),
+        ("DELETE FROM metadata WHERE name = 'num_tasks'", "its metadata is damaged"),
+        ("UPDATE metadata SET value = CAST(x'ff' AS TEXT)", "UTF-8"),
+        ("UPDATE runs SET scores = x'00'", "has damaged scores"),
+        ("UPDATE runs SET scores = 'text'", "has damaged scores"),
+        ("ALTER TABLE runs RENAME COLUMN scores TO others", "no such column"),
+    ],
+)
+def test_damaged_stores_are_refused(tmp_path, statement, found):
+    store = tmp_path / "runs.sqlite"
+    quiet(train, MASKS[:3], store=store)
+    db = sqlite3.connect(store)
+    with db:
+        db.execute(statement)
+    db.close()
+    before = store.read_bytes()
+    with pytest.raises(ValueError, match=rf"`store` must be a store of runs, got .*\(.*{found}"):
+        quiet(train, MASKS[:3], store=store)
+    assert store.read_bytes() == before
+
+
 def test_a_store_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "runs.sqlite"):
         with pytest.raises(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from ksm_ext import (
     ANOVA2,
@@ -165,6 +165,75 @@ def test_foreign_safetensors(metadata, tmp_path):
     )
     with pytest.raises(ValueError, match=form):
         load_surrogate(tmp_path / "x")
+
+
+def changed_facts(path, change):
+    """The surrogate's file with other facts, or without one that ``change`` gives None."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header["__metadata__"]
+    facts = json.loads(metadata["facts"]) | change
+    facts = {name: value for name, value in facts.items() if value is not None}
+    save_file(load(content), path, metadata | {"facts": json.dumps(facts)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernels": None},
+        {"kernels": [{"name": "unknown"}]},
+        {"kernels": [{"name": "rbf", "gamma": None}]},
+        {"kernels": [{"name": "rbf", "gamma": "1"}]},
+        {"kernels": [{"name": "rbf", "width": 1.0}]},
+        {"kernels": [{"name": "sum", "terms": []}]},
+        {"kernels": [{"name": "polynomial", "degree": 1e400, "gamma": 1.0}]},
+        {"kernels": []},
+        {"num_linear": 1},
+        {"task_names": ["a"]},
+        {"target_names": [1, 2, 3]},
+        {"dtype": "load"},
+        {"dtype": "int64"},
+        {"kind": "jax"},
+        {"sharing": "none"},
+        {"center": 1},
+        {"single_target": True},
+        {"candidates": [{"kernel": "rbf"}]},
+        {"candidates": 3},
+    ],
+    ids=str,
+)
+def test_facts_that_do_not_fit(change, tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["polynomial"]().save(path)
+    changed_facts(path, {})
+    load_surrogate(path)
+    changed_facts(path, change)
+    if change == {"kernels": []}:  # a surrogate of its mean
+        assert load_surrogate(path).predict(MASKS).shape == (16, 3)
+        return
+    form = r"^`path` must be a saved surrogate, got .*/s \(.*\)\. The file is damaged: save the"
+    with pytest.raises(ValueError, match=form):
+        load_surrogate(path)
+
+
+@pytest.mark.parametrize("name", ["masks", "intercept", "residuals", "kernel.0.dual"])
+@pytest.mark.parametrize("change", ["missing", "short", "dtype", "columns"])
+def test_tensors_that_do_not_fit(name, change, tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["linear"]().save(path)
+    content = path.read_bytes()
+    tensors = load(content)
+    tensor = tensors.pop(name)
+    if change == "columns":
+        tensors["kernel.0.columns"] = torch.tensor([0, 1, 3])
+    if change != "missing":
+        tensors[name] = {"short": tensor[1:], "dtype": tensor.half(), "columns": tensor}[change]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    save_file(tensors, path, header["__metadata__"])
+    with pytest.raises(
+        ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
+    ):
+        load_surrogate(path)
 
 
 # -- disks that fail ----------------------------------------------------------------------------

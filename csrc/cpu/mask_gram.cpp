@@ -139,10 +139,24 @@ void mask_gram_matmul_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
   });
 }
 
+// Bits past n would be counted, and a table be read past its end. On the GPU they are not looked
+// at: the answer would have to be waited for.
+void check_last_words(const Tensor& masks, const char* name, int64_t n) {
+  const int64_t words = words_of(n), used = n % kBitsPerWord;
+  if (used == 0) return;
+  const uint64_t* word = words_pointer(masks);
+  uint64_t stray = 0;
+  for (int64_t i = 0; i < masks.size(0); ++i) stray |= word[i * words + words - 1] >> used;
+  STD_TORCH_CHECK(stray == 0, name, " must be packed masks of ", n,
+                  " tasks, got bits past these. Use pack_masks.");
+}
+
 Tensor mask_gram_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
                      const MaybeTensor& hamming_table, const MaybeTensor& overlap_table) {
   const Tensor& y = maybe_y ? *maybe_y : x;
   const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
+  check_last_words(x, "x", n);
+  check_last_words(y, "y", n);
   const Tensor& like = result_like(hamming_table, overlap_table);
   Tensor out = torch::stable::new_empty(like, {m, l});
   if (m == 0 || l == 0) return out;
@@ -165,6 +179,8 @@ Tensor mask_gram_matmul_cpu(const Tensor& x, const Tensor& y, int64_t num_tasks,
                             const MaybeTensor& hamming_table, const MaybeTensor& overlap_table,
                             const Tensor& v) {
   const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
+  check_last_words(x, "x", n);
+  check_last_words(y, "y", n);
   const Tensor& like = result_like(hamming_table, overlap_table);
   check_multiplied(v, x, l, like.scalar_type());
   const int64_t t = v.size(1);

@@ -1,4 +1,5 @@
-// Packing masks on the CPU: eight bytes of 0 or 1 become eight bits by one multiplication.
+// Packing masks on the CPU: eight bytes of 0 or 1 become eight bits by one multiplication. (A bool
+// of other memory may be another byte, which is true.)
 #include "pack_masks.h"
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +18,7 @@ uint64_t pack_word(const uint8_t* mask,  // (length)
   uint64_t word = 0;
   for (int64_t j = 0; j < kBitsPerWord; j += 8) {
     uint64_t eight = 0;
-    for (int64_t q = 0; q < 8; ++q) eight |= uint64_t{bytes[j + q]} << (8 * q);
+    for (int64_t q = 0; q < 8; ++q) eight |= uint64_t{bytes[j + q] != 0} << (8 * q);
     // The factor moves the bit of byte q to bit 56 + q; no two products meet below it.
     word |= (eight * 0x0102040810204080) >> 56 << j;
   }

@@ -27,6 +27,8 @@ _TABLES = """
         seconds REAL NOT NULL, PRIMARY KEY (subset, seed)
     ) WITHOUT ROWID;
 """
+# What SQLite calls an operation that failed, and is a file of other columns or of broken text.
+_DAMAGE = ("no such", "has no column", "UTF-8", "may not be modified")
 
 
 class RunStore:
@@ -67,16 +69,15 @@ class RunStore:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA synchronous = EXTRA")  # commits survive a power cut
             self._db.execute("BEGIN EXCLUSIVE")
-            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            names = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            tables = {name for (name,) in self._db.execute(names)}
             if not tables:
                 self._create(facts)
             elif not tables >= {"metadata", "runs"}:
                 raise sqlite3.DatabaseError("it has other tables")
             found = dict(self._db.execute("SELECT name, value FROM metadata"))
             self._db.commit()
-            if found.get("format") != FORMAT:
-                raise sqlite3.DatabaseError(f"its format is {found.get('format')!r}")
-            known = {name: json.loads(found[name]) for name in found.keys() - {"format"}}
+            known = _facts(found)
             self.num_targets: int | None = known.setdefault("num_targets", num_targets)
             self._check({**facts, "num_targets": num_targets or self.num_targets}, known)
             undo.pop_all()
@@ -89,7 +90,7 @@ class RunStore:
         with self._explained():
             rows = self._db.execute("SELECT subset, seed, scores FROM runs")
             return {
-                (subset, seed): np.frombuffer(scores, "<f8")
+                (subset, seed): self._scores(subset, seed, scores)
                 for subset, seed, scores in rows
                 if subset in wanted and seed in seeds
             }
@@ -118,6 +119,11 @@ class RunStore:
     ) -> None:
         self._db.close()
 
+    def _scores(self, subset: str, seed: int, content: object) -> np.ndarray:
+        if not isinstance(content, bytes) or len(content) != 8 * (self.num_targets or 0):
+            raise sqlite3.DatabaseError(f"subset {subset} with seed {seed} has damaged scores")
+        return np.frombuffer(content, "<f8")
+
     def _create(self, facts: Mapping[str, Any]) -> None:
         for statement in _TABLES.split(";"):  # executescript would commit, and give up the lock
             self._db.execute(statement)
@@ -144,6 +150,8 @@ class RunStore:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if any(said in str(error) for said in _DAMAGE):
+                raise ValueError(self._no_store(error)) from error
             expected = "writable"
             remedy = "Make room or choose another path, and call again: finished runs are kept."
             if "locked" in str(error):  # error codes come with Python 3.11
@@ -152,9 +160,29 @@ class RunStore:
             found = f"{self.path} ({error})"
             raise OSError(message("store", expected, found, remedy)) from error
         except sqlite3.DatabaseError as error:
-            found = f"{self.path} ({error})"
-            remedy = "Choose another path, or delete the file to start over."
-            raise ValueError(message("store", "a store of runs", found, remedy)) from error
+            raise ValueError(self._no_store(error)) from error
+
+    def _no_store(self, error: sqlite3.DatabaseError) -> str:
+        remedy = "Choose another path, or delete the file to start over."
+        return message("store", "a store of runs", f"{self.path} ({error})", remedy)
+
+
+def _facts(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """What the table ``metadata`` says, with ``num_targets`` or without.
+
+    Raises:
+        sqlite3.DatabaseError: If it says something else.
+    """
+    if metadata.get("format") != FORMAT:
+        raise sqlite3.DatabaseError(f"its format is {metadata.get('format')!r}")
+    try:
+        facts = {name: json.loads(metadata[name]) for name in metadata.keys() - {"format"}}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise sqlite3.DatabaseError(f"its metadata is damaged: {error}") from error
+    counts = [facts.get("num_tasks"), facts.get("num_targets", 1)]
+    if any(type(count) is not int for count in counts) or type(facts.get("settings")) is not dict:
+        raise sqlite3.DatabaseError("its metadata is damaged")
+    return facts
 
 
 def _as_json(settings: Mapping[str, Any]) -> Any:

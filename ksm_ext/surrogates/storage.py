@@ -1,7 +1,7 @@
 """Surrogates on disk: one safetensors file, no pickle, written whole or not at all."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ksm_ext.arrays import Kind
-from ksm_ext.checks import message
+from ksm_ext.checks import check_choice, message
 from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
@@ -19,6 +19,12 @@ from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
 FORMAT = "ksm_ext.surrogate.1"
+
+# What putting together the parts of another file raises: they are missing, or of other kinds.
+_NO_SURROGATE = (
+    *(LookupError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 
 
 def save_surrogate(surrogate: Surrogate, path: Any) -> None:
@@ -73,14 +79,27 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        found = f"{path} ({error})"
-        remedy = "The file is damaged or no safetensors file: save the surrogate again."
-        raise ValueError(message("path", "a saved surrogate", found, remedy)) from error
+        raise _damaged(path, error, "damaged or no safetensors file") from error
     if metadata.get("format") != FORMAT:
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
-    facts = json.loads(metadata["facts"])
+    try:
+        surrogate = _assembled(json.loads(metadata["facts"]), tensors, torch.device(device))
+        _check_whole(surrogate)
+    except _NO_SURROGATE as error:
+        raise _damaged(path, error, "damaged") from error
+    return surrogate
+
+
+def _damaged(path: Path, error: Exception, state: str) -> ValueError:
+    found = f"{path} ({type(error).__name__}: {error})"
+    remedy = f"The file is {state}: save the surrogate again."
+    return ValueError(message("path", "a saved surrogate", found, remedy))
+
+
+def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> Surrogate:
+    """The surrogate of the file's two parts, as they are."""
     kernel_terms = tuple(
         KernelTerm(
             from_description(description),
@@ -106,7 +125,53 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         candidates=CandidateTable(rows, tensors["score_variance"]),
         sharing=facts["sharing"],
         residuals=tensors["residuals"],
-        kind=Kind(facts["kind"], torch.device(device)),
+        kind=Kind(facts["kind"], device),
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
     )
+
+
+def _check_whole(surrogate: Surrogate) -> None:
+    """Raise ``ValueError`` unless every part has the form that the others ask for."""
+    m, n = surrogate.masks.values.shape
+    (t,) = surrogate.intercept.shape
+    rotation = surrogate.rotation
+    q = t if rotation is None else rotation.shape[1]
+    masks = surrogate.masks.values.dtype
+    check_choice("masks", masks, (torch.bool, torch.float64))
+    check_choice("kind", surrogate.kind.name, ("torch", "numpy", "pandas"))
+    check_choice("dtype", surrogate.dtype, (torch.float32, torch.float64))
+    check_choice("sharing", surrogate.sharing, ("shared", "target", "component"))
+    names = [("task_names", surrogate.task_names, n), ("target_names", surrogate.target_names, t)]
+    for name, given, length in names:
+        check_choice(f"length of {name}", len(given), [length])
+        check_choice(f"text in {name}", all(isinstance(text, str) for text in given), [True])
+    for row in surrogate.candidates:
+        kinds = [type(value) for value in astuple(row)]
+        check_choice("candidates", kinds, [[str, float, float, float, int, int]])
+    for name in ("center", "single_target"):
+        check_choice(name, type(getattr(surrogate, name)), [bool])
+    check_choice("single_target", surrogate.single_target and t != 1, [False])
+    tables = [
+        ("intercept", surrogate.intercept, (t,)),
+        ("residuals", surrogate.residuals, (m, t)),
+        ("score_variance", surrogate.candidates.score_variance, (t,)),
+        *([] if rotation is None else [("rotation", rotation, (t, q))]),
+    ]
+    columns = [
+        *(term.columns for term in surrogate.kernel_terms),
+        *(term.columns for term in surrogate.linear_terms),
+    ]
+    for chosen in columns:
+        check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
+        check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
+    for linear in surrogate.linear_terms:
+        tables.append(("weights", linear.weights, (n, len(linear.columns))))
+    for term in surrogate.kernel_terms:
+        width = len(term.columns)
+        tables += [("dual", term.dual, (m, width)), ("ridge", term.ridge, (width,))]
+        tables.append(("signal_variance", term.signal_variance, (width,)))
+        term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
+    for name, table, shape in tables:
+        check_choice(name, tuple(table.shape), [shape])
+        check_choice(name, table.dtype, [torch.float64])

@@ -243,7 +243,7 @@ class Surrogate:
             for term in self.kernel_terms
         ]
         energies, total = walsh_energies(self.masks, mixtures, last, (banzhaf / 2).square().sum(0))
-        positive = total > 1e-24 * (1 + self.intercept.square())
+        positive = total > 1e-24 * (self._score_variance + self.intercept.square())
         fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
         return self._targets(fractions, {"order": range(1, last + 1)})
 
