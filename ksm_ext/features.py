@@ -157,6 +157,7 @@ class FeatureStore:
                     write_whole(path / progress, json.dumps({"num_done": 0}).encode())
                     _flush_names(path)
             _check_same(path, meta, _read_json(path / "meta.json"))
+            _num_done(path, meta["num_samples"])  # no more than there are
             files = []
             for name, (shape, dtype) in _arrays(meta).items() if writing else ():
                 offset = _first_row(path / name, shape, dtype)
