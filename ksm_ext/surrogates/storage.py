@@ -18,7 +18,7 @@ from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
-FORMAT = "ksm_ext.surrogate.1"
+FORMAT = "ksm_ext.surrogate.2"
 
 
 def save_surrogate(surrogate: Surrogate, path: Any) -> None:
@@ -26,6 +26,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     tensors: dict[str, Tensor] = {
         "masks": surrogate.masks.values,
         "intercept": surrogate.intercept,
+        "scores": surrogate.scores,
         "residuals": surrogate.residuals,
         "score_variance": surrogate.candidates.score_variance,
     }
@@ -105,6 +106,7 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         target_names=tuple(facts["target_names"]),
         candidates=CandidateTable(rows, tensors["score_variance"]),
         sharing=facts["sharing"],
+        scores=tensors["scores"],
         residuals=tensors["residuals"],
         kind=Kind(facts["kind"], torch.device(device)),
         dtype=getattr(torch, facts["dtype"]),
