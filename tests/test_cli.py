@@ -93,7 +93,7 @@ def test_every_command_has_help_with_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     text = capsys.readouterr().out
-    assert ended.value.code == 0 and f"examples:\n  ksm {command} " in text
+    assert ended.value.code == 0 and f"examples:\n  ksm {command}" in text
 
 
 # -- fit ----------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_targets_by_name_and_columns_to_ignore(tmp_path):
 def test_mixture_weights_stay_weights(tmp_path):
     path = tmp_path / "scores.csv"
     shares = pd.DataFrame((0.25 * MASKS).numpy(), columns=TASKS)
-    shares.assign(loss=SCORES[:, 0]).to_csv(path, index=False)
+    shares.assign(loss=SCORES[:, 0].numpy()).to_csv(path, index=False)
     table = read_scores(path, targets=["loss"])
     torch.testing.assert_close(table.masks, 0.25 * MASKS.double())
 

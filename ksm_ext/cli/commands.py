@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from ksm_ext.tables import read_document
 
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
 _SHOWN_TARGETS = 12
+_SHARING: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
 
 
 def fit(args: Namespace) -> int:
@@ -51,7 +52,7 @@ def fit(args: Namespace) -> int:
         kernel=_kernels(args.kernel),
         ridge=args.ridge,
         criterion=args.criterion,
-        share_ridge={"auto": "auto", "yes": True, "no": False}[args.share_ridge],
+        share_ridge=_SHARING[args.share_ridge],
         center=not args.no_intercept,
         task_names=table.task_names,
         target_names=table.target_names,

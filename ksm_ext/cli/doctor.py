@@ -61,7 +61,11 @@ def diagnose() -> dict[str, Any]:
     operators = {name: _check_operator(torch.device(name)) for name in tried}
     return {
         "works": all(found == "works" for found in operators.values()),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+            "torch": torch.__version__,  # which CUDA it is for, too
+        },
         "platform": platform.platform(),
         "build": build,
         "devices": devices,
