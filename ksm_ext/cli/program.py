@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import ksm_ext
-from ksm_ext.cli import commands
+from ksm_ext.cli.commands import attribute, design, fit, report, select
 from ksm_ext.cli.doctor import doctor
 from ksm_ext.readouts import READOUTS
 from ksm_ext.tables import FORMATS
@@ -108,7 +108,7 @@ def _command(
 def _add_design(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        commands.design,
+        design,
         "draw the subsets of tasks to score",
         """\
 examples:
@@ -152,7 +152,7 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
 def _add_fit(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        commands.fit,
+        fit,
         "fit a surrogate to the scores of subsets",
         """\
 examples:
@@ -208,7 +208,7 @@ train_subset_scores; lists of scores beside lists of task numbers.
 def _add_attribute(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        commands.attribute,
+        attribute,
         "say how much each task raises each score, with intervals",
         """\
 examples:
@@ -242,7 +242,7 @@ Columns: task, target, value, std, low, high (the ends of the 95 % interval).
 def _add_select(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        commands.select,
+        select,
         "choose tasks within a budget",
         """\
 examples:
@@ -275,7 +275,7 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
 def _add_report(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        commands.report,
+        report,
         "write one HTML page that needs no network",
         """\
 examples:
