@@ -76,7 +76,7 @@ def main() -> None:
         for seed in range(options.seeds):
             chosen = draw(options.design, masks, options.subsets, seed)
             fitted = ksm_ext.fit_surrogate(masks[chosen], values[chosen], kernel=options.kernel)
-            if fitted.linear_terms or not fitted.kernel_terms:
+            if not fitted.has_intervals:
                 continue  # lasso or the mean won: it has no intervals, and says so
             complete[~nonempty] = fitted.predict(whole[~nonempty])
             truth = exact_attributions(whole, complete)

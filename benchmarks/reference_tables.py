@@ -18,8 +18,6 @@ MIT).
 """
 
 import argparse
-import csv
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.evaluation import lds, residual_error
+from ksm_ext.score_tables import read_scores
 
 
 class Split(NamedTuple):
@@ -68,22 +67,20 @@ def games(data: Path, seeds: int) -> Iterator[Split]:
 
 def regmix(data: Path, seeds: int) -> Iterator[Split]:
     """512 mixtures of 17 domains to fit, 256 to predict: the published split."""
-
-    def read(name: str) -> np.ndarray:
-        with (data / "regmix" / name).open() as file:
-            rows = np.array(list(csv.reader(file))[1:], dtype=float)
-        return rows[np.argsort(rows[:, 0]), 1:]
-
-    names = ("train_mixture_1m", "train_pile_loss_1m", "test_mixture_1m", "test_pile_loss_1m")
-    yield Split("regmix 1M", *(read(f"{name}.csv") for name in names))
+    folder, tables = data / "regmix", []
+    for part in ("train", "test"):
+        losses, mixtures = (f"{part}_{what}_1m.csv" for what in ("pile_loss", "mixture"))
+        table = read_scores(folder / losses, folder / mixtures)
+        tables += [table.masks.numpy(), table.scores.numpy()]
+    yield Split("regmix 1M", *tables)
 
 
 def coin_flip(data: Path, seeds: int) -> Iterator[Split]:
     """80 prompts to fit, 120 held out; targets that vary by at least 0.1 among the held out."""
     folder = data / "kernel_surrogate_models"
-    scores = np.array(json.loads((folder / "coin_flip_subset_scores_loss.json").read_text()))
-    ids = json.loads((folder / "coin_flip_train_ids_list.json").read_text())
-    masks = ksm_ext.subsets.from_index_lists(ids, 50).numpy()
+    losses, prompts = "coin_flip_subset_scores_loss.json", "coin_flip_train_ids_list.json"
+    table = read_scores(folder / losses, folder / prompts)
+    masks, scores = table.masks.numpy(), table.scores.numpy()
     for seed in range(4 * seeds):
         order = np.random.default_rng(seed).permutation(len(masks))
         fit, held = order[:80], order[80:]
@@ -95,9 +92,10 @@ def coin_flip(data: Path, seeds: int) -> Iterator[Split]:
 
 def modular(data: Path, seeds: int) -> Iterator[Split]:
     """40 subsets to fit, 10 held out: the shipped split, then 8 random ones per seed."""
-    raw = json.loads((data / "kernel_surrogate_models" / "modular_addition.json").read_text())
-    masks = np.array(raw["train_w"] + raw["test_w"]).astype(bool)
-    scores = np.array(raw["train_subset_scores"] + raw["test_subset_scores"])
+    path = data / "kernel_surrogate_models" / "modular_addition.json"
+    train, test = read_scores(path, part="train"), read_scores(path, part="test")
+    masks = np.concatenate([train.masks, test.masks])
+    scores = np.concatenate([train.scores, test.scores])
     shipped = (masks[:40], scores[:40], masks[40:], scores[40:])
     yield Split("modular, shipped split, 500 columns as published", *shipped)
     masks, _ = ksm_ext.subsets.merge_duplicate_tasks(masks)  # 500 columns that are 25 tasks

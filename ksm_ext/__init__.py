@@ -4,7 +4,8 @@ The flow: draw subsets of tasks (:mod:`ksm_ext.subsets`), score a model trained 
 (:func:`retrain_scores`) or estimate its scores from gradients (:class:`GradientEstimator`), fit a
 surrogate to the scores (:func:`fit_surrogate`), ask it for attributions and interactions
 (:class:`Surrogate`), judge it (:mod:`ksm_ext.evaluation`), choose tasks (:mod:`ksm_ext.selection`),
-show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks` is all in one call.
+show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks` is all in one call;
+``ksm`` on the command line (:mod:`ksm_ext.cli`) begins at scores in a file (:func:`read_scores`).
 """
 
 from importlib.metadata import version
@@ -29,6 +30,8 @@ from ksm_ext.pipeline import TaskAttributions as TaskAttributions
 from ksm_ext.pipeline import attribute_tasks as attribute_tasks
 from ksm_ext.projection import Projector as Projector
 from ksm_ext.report import write_report as write_report
+from ksm_ext.sample_size import more_subsets as more_subsets
+from ksm_ext.score_tables import read_scores as read_scores
 from ksm_ext.scores.gradient import GradientEstimator as GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores as RetrainedScores
 from ksm_ext.scores.retraining import retrain_scores as retrain_scores

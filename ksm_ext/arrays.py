@@ -23,16 +23,17 @@ from ksm_ext.checks import message
 ArrayLike = Any
 """A tensor, NumPy array, nested list, pandas or polars Series or DataFrame, xarray DataArray."""
 
-_TABLES = {
+TABLES = {
     "pandas": ("Series", "DataFrame"),
     "polars": ("Series", "DataFrame"),
     "xarray": ("DataArray",),
 }
+"""Libraries whose tables go in and come back, with the names of their classes."""
 
 
 def table_library(value: object) -> str | None:
     """``"pandas"``, ``"polars"`` or ``"xarray"`` for their tables; imports none of them."""
-    for library, kinds in _TABLES.items():
+    for library, kinds in TABLES.items():
         module = sys.modules.get(library)  # without it, nothing can be of its kinds
         if module and isinstance(value, tuple(getattr(module, kind) for kind in kinds)):
             return library

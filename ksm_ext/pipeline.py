@@ -124,7 +124,7 @@ def attribute_tasks(
         target_names=estimator.target_names,
     )
     std: Any = None
-    if surrogate.kernel_terms and not surrogate.linear_terms:
+    if surrogate.has_intervals:
         values, std = surrogate.attribute(readout, return_std=True)
     else:
         values = surrogate.attribute(readout)

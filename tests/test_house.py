@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent / "ksm_ext"
 LAYERS = [
     "checks _build _C _C_cuda",
     "arrays ops correlation build_facts files solvers",
+    "tables",
     "masks subsets projection spectrum bounds distributed",
     "batches features outputs",
     "losses gradients",
@@ -17,15 +18,19 @@ LAYERS = [
     "readouts",
     "scores surrogates attribution",
     "evaluation selection",
+    "sample_size score_tables",
+    "drawings",
     "plotting report pipeline sklearn interop",
+    "cli",
 ]
 SURROGATES = ["candidates lasso spectral walsh", "surrogate trials", "fit storage"]
 SCORES = ["store logistic", "retraining gradient"]
 ATTRIBUTION = ["influence trak tracin task_hessian"]
+CLI = ["output", "commands doctor", "program", "__main__"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 INNER = {
     name: rank
-    for layers in (SURROGATES, SCORES, ATTRIBUTION)
+    for layers in (SURROGATES, SCORES, ATTRIBUTION, CLI)
     for rank, names in enumerate(layers)
     for name in names.split()
 }
@@ -38,6 +43,7 @@ LATE = {
     "xarray": {"arrays"},
     "joblib": {"retraining"},
     "shapiq": {"interop"},
+    "pyarrow": {"tables"},
 }
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 

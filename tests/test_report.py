@@ -1,14 +1,18 @@
 """The report: one page, whole, safe, and with the surrogate's numbers in it."""
 
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
-from ksm_ext import fit_surrogate
-from ksm_ext.report import _fitted_scores, write_report
+from ksm_ext import fit_surrogate, load_surrogate
+from ksm_ext.report import write_report
+from ksm_ext.sample_size import more_subsets
 from ksm_ext.subsets import bernoulli
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -54,6 +58,18 @@ def problem(n=6, m=40, t=2, seed=0):
     return masks, w @ effects + w[:, :1] * w[:, 1:2] + noise
 
 
+def data_of(html):
+    """What the script reads, of each target."""
+    found = re.findall(r'class="data">(.*?)</script>', html)
+    return [json.loads(text) for text in found]
+
+
+def cells_of(html):
+    """The texts of the rows of attributions: name and numbers."""
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td class="bar[^>]*></td>(.*?)</tr>', html)
+    return [[name, *re.findall(r"<td>(.*?)</td>", cells)] for name, cells in rows]
+
+
 def page_of(surrogate, tmp_path, **kw):
     write_report(surrogate, tmp_path / "r.html", **kw)
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
@@ -64,13 +80,37 @@ def page_of(surrogate, tmp_path, **kw):
 def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
     surrogate = fit_surrogate(*problem())
     html, page = page_of(surrogate, tmp_path)
-    shown = [float(value) for value in re.findall(r'data-value="([^"]+)"', html)]
     values, std = surrogate.attribute("shapley", return_std=True)
-    for value in (values, values - 1.959964 * std, values + 1.959964 * std):
-        for number in value.flatten().tolist():
-            assert any(abs(number - other) < 1e-9 for other in shown)
+    for j, data in enumerate(data_of(html)):
+        np.testing.assert_allclose(data["values"], values[:, j], rtol=1e-6)
+        np.testing.assert_allclose(data["halves"], 1.959964 * std[:, j], rtol=1e-6)
+        assert cells_of(html)[6 * j][1:] == [
+            f"{end:.{data['decimals']}f}".replace("-", "\N{MINUS SIGN}")
+            for i in [values[:, j].argmax()]
+            for end in (
+                values[i, j],
+                values[i, j] - 1.959964 * std[i, j],
+                values[i, j] + 1.959964 * std[i, j],
+            )
+        ]
     assert page.tags.count("figure") == 6  # scatter, spectrum, heat map of two targets
-    assert "40" in page.text and "4 times as many subsets (160" in page.text
+    num_more = more_subsets(surrogate, "shapley").num_more
+    assert f"{num_more} more subsets" in page.text and f"({40 + num_more} instead of 40)" in html
+
+
+def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):
+    surrogate = fit_surrogate(*problem(t=1), task_names=list("uvwxyz"))
+    _, page = page_of(surrogate, tmp_path, readout="banzhaf")
+    value, std = surrogate.interactions("banzhaf", return_std=True)
+    at = int(value[..., 0].abs().argmax())
+    i, j = sorted((at // 6, at % 6))
+    low = value[i, j, 0] - 1.959964 * std[i, j, 0]
+    first = [text.strip() for text in page.texts if text.strip()]
+    place = first.index("Strongest interactions. Shown: 10 of 15.")
+    found = first[place + 6 : place + 11]
+    assert found[:2] == ["uvwxyz"[i], "uvwxyz"[j]]
+    numbers = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found[2:4]]
+    assert numbers == pytest.approx([float(value[i, j, 0]), float(low)], abs=0.006)
 
 
 def test_page_needs_no_network(tmp_path):
@@ -78,6 +118,7 @@ def test_page_needs_no_network(tmp_path):
     outside = [(tag, url) for tag, url in page.urls if not url.startswith("#")]
     assert outside == [("a", "https://arxiv.org/abs/2602.03783")]
     assert "url(" not in html and "@import" not in html and "fetch(" not in html
+    assert "default-src 'none'" in html  # a browser would not load anything either
 
 
 def test_names_are_escaped(tmp_path):
@@ -85,15 +126,16 @@ def test_names_are_escaped(tmp_path):
     names = [EVIL, *"bcdef"]
     surrogate = fit_surrogate(masks, scores, task_names=names, target_names=["</section>", EVIL])
     html, page = page_of(surrogate, tmp_path, title=EVIL)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 4  # names, the script, and the data of two targets
     assert "<script>alert" not in html
     assert EVIL in page.texts
+    assert json.loads(re.search(r'id="tasks">(.*?)</script>', html)[1]) == names
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
 def test_surrogates_without_a_posterior_have_no_intervals(tmp_path, kernel):
     _, page = page_of(fit_surrogate(*problem(), kernel=kernel), tmp_path)
-    assert "no intervals" in page.text and "95 % from" not in page.text
+    assert "no intervals" in page.text and "low" not in page.texts
 
 
 def test_mean_only(tmp_path):
@@ -114,9 +156,20 @@ def test_weights_know_only_leave_one_out(tmp_path):
 
 def test_many_targets_and_tasks_are_capped_and_the_page_says_so(tmp_path):
     masks, scores = problem(n=250, m=60, t=500)
-    _, page = page_of(fit_surrogate(masks, scores), tmp_path)
+    surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=10.0)
+    html, page = page_of(surrogate, tmp_path)
     assert "Shown: 6 of 500 targets." in page.text
-    assert "Shown: 200 of 250." in page.text
+    assert "Shown: 200 of 250." in page.text and len(data_of(html)[0]["values"]) == 250
+    assert "heat map" not in page.text.lower()  # 31 million interactions
+
+
+def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
+    masks = bernoulli(60, 80, 0.5, seed=0)
+    scores = 5 * (masks[:, 50] & masks[:, 7]).double() + 0.1 * masks[:, 3]
+    surrogate = fit_surrogate(masks, scores, kernel="anova2")
+    _, page = page_of(surrogate, tmp_path)
+    assert "Shown: the 40 tasks of the strongest, of 60." in page.text
+    assert "7 and 50: " in page.text
 
 
 def test_one_target_by_name(tmp_path):
@@ -128,14 +181,15 @@ def test_one_target_by_name(tmp_path):
         write_report(surrogate, tmp_path / "r.html", target="los")
 
 
-@pytest.mark.parametrize("share_ridge", [True, False, "auto"])
-@pytest.mark.parametrize("center", [True, False])
-def test_fitted_scores_come_back(share_ridge, center):
-    masks, scores = problem(t=3)
-    scores[:, 2] = torch.randn(40, generator=torch.Generator().manual_seed(1)).sign()
-    surrogate = fit_surrogate(masks, scores, share_ridge=share_ridge, center=center)
-    if not surrogate.linear_terms:
-        torch.testing.assert_close(_fitted_scores(surrogate), scores)
+@pytest.mark.parametrize("kernel", ["rbf", "lasso", "least_squares"])
+def test_a_surrogate_from_a_file_makes_the_same_page(kernel, tmp_path):
+    surrogate = fit_surrogate(*problem(), kernel=kernel)
+    surrogate.save(tmp_path / "s")
+    pages = []
+    for each in (surrogate, load_surrogate(tmp_path / "s")):
+        write_report(each, tmp_path / "r.html")
+        pages.append((tmp_path / "r.html").read_text())
+    assert pages[0] == pages[1] and "predictions of 40 subsets" in pages[0]
 
 
 def test_held_out_scores_are_checked_and_drawn(tmp_path):
@@ -145,3 +199,93 @@ def test_held_out_scores_are_checked_and_drawn(tmp_path):
     assert "Held-out predictions of 10 subsets" in page.text
     with pytest.raises(ValueError, match="`held_out` must be scores of 10 subsets"):
         write_report(surrogate, tmp_path / "r.html", held_out=(masks[30:], scores[:, 0]))
+
+
+# -- in a browser -------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const errors = window.probeErrors;
+  const table = document.querySelector(".attributions table");
+  const numbers = () => [...table.tBodies[0].rows].map((row) => row.cells[2].textContent);
+  const found = { errors, first: numbers(), sorts: [], };
+  const heads = [...table.tHead.rows[0].cells];
+  const press = (i) => {
+    heads[i].querySelector("button").click();
+    found.sorts.push([heads[i].getAttribute("aria-sort"), numbers().slice(0, 3)]);
+  };
+  const start = performance.now();
+  press(2); press(2); press(0);
+  const box = document.querySelector("input[type=search]");
+  box.value = "NUMBER 299";
+  box.dispatchEvent(new Event("input"));
+  found.search = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  box.value = "";
+  box.dispatchEvent(new Event("input"));
+  document.querySelector(".more").click();
+  found.more = table.tBodies[0].rows.length;
+  found.milliseconds = performance.now() - start;
+  found.status = document.querySelector(".tools output").textContent;
+  heads[2].querySelector("button").focus();
+  found.outline = getComputedStyle(document.activeElement).outlineStyle;
+  found.overflow = document.documentElement.scrollWidth - innerWidth;
+  found.paper = getComputedStyle(document.body).backgroundColor;
+  const answer = document.createElement("pre");
+  answer.id = "probe";
+  answer.textContent = JSON.stringify(found);
+  document.body.append(answer);
+});
+</script>
+"""
+WATCH = """
+<script>
+window.probeErrors = [];
+addEventListener("error", (event) => probeErrors.push(event.message));
+addEventListener("securitypolicyviolation", (event) => probeErrors.push(event.blockedURI));
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(width, dark, tmp_path):
+    """Sorted, searched, extended and focused by the page's own script, with 3,000 tasks."""
+    n = 3000
+    masks = bernoulli(n, 40, 0.5, seed=0)
+    scores = masks[:, :20].double() @ torch.arange(20.0).double()
+    names = [f"a rather long name of task number {i}" for i in range(n)]
+    surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=10.0, task_names=names)
+    write_report(surrogate, tmp_path / "r.html", readout="loo")
+    html = (tmp_path / "r.html").read_text()
+    html = html.replace("<style>", WATCH + "<style>").replace("</body>", PROBE + "</body>")
+    (tmp_path / "probed.html").write_text(html)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'x'}"]
+    options += [f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=20000"]
+    options += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    dom = subprocess.run(
+        [CHROMIUM, *options, f"file://{tmp_path}/probed.html"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=True,
+    ).stdout
+    found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1].replace("&lt;", "<"))
+    decimals = data_of(html)[0]["decimals"]
+    value = surrogate.attribute("loo")
+    ordered = [f"{x:.{decimals}f}".replace("-", "\N{MINUS SIGN}") for x in value.sort().values]
+    assert found["errors"] == [] and len(found["first"]) == 200
+    largest = value.abs().sort(descending=True).values[:200]
+    shown = [abs(float(text.replace("\N{MINUS SIGN}", "-"))) for text in found["first"]]
+    np.testing.assert_allclose(shown, largest, atol=0.6 * 10.0**-decimals)
+    down, up, alphabet = found["sorts"]
+    assert down == ["descending", ordered[:-4:-1]] and up == ["ascending", ordered[:3]]
+    assert alphabet[0] == "ascending"
+    assert found["search"] == [names[299], *names[2990:]]
+    assert found["more"] == 400 and found["status"] == "Shown: 400 of 3,000"
+    assert found["outline"] != "none"
+    assert found["overflow"] <= 0, "the page scrolls sideways"
+    assert found["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(251, 251, 249)")

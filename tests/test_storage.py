@@ -72,6 +72,7 @@ def answers(surrogate):
     query = MASKS[:4] if surrogate.masks.binary else 0.3 * MASKS[:4]
     yield surrogate.predict(query)
     yield surrogate.attribute("loo")
+    yield surrogate.scores
     yield surrogate.loo_residuals
     yield surrogate.loo_error
     if surrogate.masks.binary:
@@ -80,6 +81,8 @@ def answers(surrogate):
         yield surrogate.walsh_spectrum()
     if surrogate.kernel_terms and not surrogate.linear_terms:
         yield surrogate.predict(query, return_std=True)[1]
+    if surrogate.has_intervals:
+        yield surrogate.attribute("shapley", return_std=True)[1]
 
 
 @pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
@@ -109,7 +112,7 @@ def test_the_file_is_safetensors_and_no_pickle(tmp_path):
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.1"
+    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.2"
     assert not content.startswith((b"\x80", b"PK"))
 
 

@@ -5,7 +5,6 @@ prompts: Spearman correlation over these, averaged over targets; and of the mean
 queries.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from torch import Tensor
 from experiments.icl.settings import Published
 from experiments.icl.surrogates import RECIPES
 from ksm_ext.evaluation import lds, residual_error
+from ksm_ext.score_tables import read_index_lists, read_scores
 
 
 def read_published(folder: Path) -> tuple[Tensor, Tensor]:
     """Prompts (200, 4) and losses (200, 869)."""
-    losses = json.loads((folder / "coin_flip_subset_scores_loss.json").read_text())
-    prompts = json.loads((folder / "coin_flip_train_ids_list.json").read_text())
-    return torch.tensor(prompts), torch.tensor(losses, dtype=torch.float64)
+    prompts = folder / "coin_flip_train_ids_list.json"
+    table = read_scores(folder / "coin_flip_subset_scores_loss.json", prompts)
+    return torch.tensor(read_index_lists(prompts)), table.scores
 
 
 def judge_published(

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
@@ -56,6 +57,7 @@ def fit_surrogate(
     center: bool = True,
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Surrogate:
     r"""Fit a surrogate ``F(S)`` of scores to the subsets they were observed on.
 
@@ -82,6 +84,7 @@ def fit_surrogate(
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
         task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
+        progress: Whether to show a bar over kernels.
 
     Returns:
         The fitted :class:`ksm_ext.Surrogate`.
@@ -123,7 +126,8 @@ def fit_surrogate(
     components = "component" in sharing
     trials: list[Trial] = [MeanTrial(problem, components=components)]
     trials += [
-        KernelTrial(k, table, problem, ridge=fixed_ridge, components=components) for k in kernels
+        KernelTrial(k, table, problem, ridge=fixed_ridge, components=components)
+        for k in tqdm(kernels, "kernels", unit="", disable=not progress)
     ]
     if kernel == "auto" and _lasso_is_promising(table, problem, trials):
         linear = ["lasso"]
@@ -515,6 +519,7 @@ def _assemble(
         target_names=target_names,
         candidates=table,
         sharing=choice.sharing,
+        scores=problem.values.clone(),  # the caller may reuse the table
         residuals=_residuals(choice, trials, problem),
         kind=Kind.of(problem.values if scores is None else scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),

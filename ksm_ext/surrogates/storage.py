@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ksm_ext.arrays import Kind
+from ksm_ext.arrays import TABLES, Kind
 from ksm_ext.checks import check_choice, message
 from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
@@ -18,7 +18,7 @@ from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
-FORMAT = "ksm_ext.surrogate.1"
+FORMAT = "ksm_ext.surrogate.2"
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
 _NO_SURROGATE = (
@@ -32,6 +32,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     tensors: dict[str, Tensor] = {
         "masks": surrogate.masks.values,
         "intercept": surrogate.intercept,
+        "scores": surrogate.scores,
         "residuals": surrogate.residuals,
         "score_variance": surrogate.candidates.score_variance,
     }
@@ -124,6 +125,7 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         target_names=tuple(facts["target_names"]),
         candidates=CandidateTable(rows, tensors["score_variance"]),
         sharing=facts["sharing"],
+        scores=tensors["scores"],
         residuals=tensors["residuals"],
         kind=Kind(facts["kind"], device),
         dtype=getattr(torch, facts["dtype"]),
@@ -139,7 +141,7 @@ def _check_whole(surrogate: Surrogate) -> None:
     q = t if rotation is None else rotation.shape[1]
     masks = surrogate.masks.values.dtype
     check_choice("masks", masks, (torch.bool, torch.float64))
-    check_choice("kind", surrogate.kind.name, ("torch", "numpy", "pandas"))
+    check_choice("kind", surrogate.kind.name, ("torch", "numpy", *TABLES))
     check_choice("dtype", surrogate.dtype, (torch.float32, torch.float64))
     check_choice("sharing", surrogate.sharing, ("shared", "target", "component"))
     names = [("task_names", surrogate.task_names, n), ("target_names", surrogate.target_names, t)]

@@ -9,7 +9,7 @@ Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns;
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,6 +32,9 @@ from ksm_ext.readouts import (
 from ksm_ext.surrogates.candidates import CandidateTable
 from ksm_ext.surrogates.spectral import SpectralRidge
 from ksm_ext.surrogates.walsh import walsh_energies
+
+Z95 = 1.959964
+"""``value +- Z95 * std`` is a 95 % interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +82,7 @@ class Surrogate:
         target_names: t names.
         candidates: Every kernel and ridge tried, with its leave-one-out error.
         sharing: ``"shared"``, ``"target"`` or ``"component"``: what has a ridge of its own.
+        scores: (m, t) float64 scores it was fitted to.
     """
 
     masks: Masks
@@ -91,12 +95,21 @@ class Surrogate:
     target_names: tuple[str, ...]
     candidates: CandidateTable
     sharing: str
+    scores: Tensor = field(repr=False)
     residuals: Tensor = field(repr=False)
     kind: Kind = field(repr=False)
     dtype: torch.dtype = field(repr=False)
     single_target: bool = field(repr=False)
 
     # -- asking ---------------------------------------------------------------------------------
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether attributions and interactions come with standard deviations.
+
+        They do for kernels on 0/1 masks; not for lasso, least squares, a mean, or real weights.
+        """
+        return self.masks.binary and bool(self.kernel_terms) and not self.linear_terms
 
     def predict(self, masks: ArrayLike, return_std: bool = False) -> Any:
         """Predicted scores of subsets.
@@ -246,6 +259,11 @@ class Surrogate:
         positive = total > 1e-24 * (self._score_variance + self.intercept.square())
         fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
         return self._targets(fractions, {"order": range(1, last + 1)})
+
+    def with_tensor_answers(self) -> "Surrogate":
+        """The same surrogate, answering in float64 tensors on the CPU, always with targets."""
+        kind = Kind("torch", torch.device("cpu"))
+        return replace(self, kind=kind, dtype=torch.float64, single_target=False)
 
     @property
     def loo_residuals(self) -> Any:

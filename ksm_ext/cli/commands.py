@@ -1,0 +1,351 @@
+"""What the commands of ``ksm`` do; :mod:`ksm_ext.cli.program` says how they are called.
+
+Each takes the parsed arguments and answers the exit status. Names of tasks and targets come from
+the tables and go with every result.
+"""
+
+import io
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ksm_ext import subsets
+from ksm_ext.checks import check_choice, message
+from ksm_ext.cli.output import (
+    STANDARD,
+    on_a_terminal,
+    read_surrogate,
+    say,
+    show_table,
+    write_bytes,
+    write_surrogate,
+)
+from ksm_ext.evaluation import lds
+from ksm_ext.report import write_report
+from ksm_ext.score_tables import ScoreTable, read_scores
+from ksm_ext.selection import exact, under_budget
+from ksm_ext.subsets import identical_subsets
+from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.surrogate import Z95, Surrogate
+from ksm_ext.tables import read_document
+
+_MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
+_SHOWN_TARGETS = 12
+_SHARING: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
+
+
+def fit(args: Namespace) -> int:
+    """Fit a surrogate to a table of scores and save it."""
+    table = _score_table(args)
+    say(f"Fitting {table}.", quiet=args.quiet)
+    start = perf_counter()
+    surrogate = fit_surrogate(
+        table.masks,
+        table.scores,
+        kernel=_kernels(args.kernel),
+        ridge=args.ridge,
+        criterion=args.criterion,
+        share_ridge=_SHARING[args.share_ridge],
+        center=not args.no_intercept,
+        task_names=table.task_names,
+        target_names=table.target_names,
+        progress=on_a_terminal() and not args.quiet,
+    )
+    write_surrogate(surrogate, args.output)
+    say(_quality(surrogate), quiet=args.quiet)
+    seconds = perf_counter() - start
+    say(f"Saved to {args.output} after {seconds:.1f} s.", quiet=args.quiet)
+    return 0
+
+
+def attribute(args: Namespace) -> int:
+    """Write attributions, or interactions, with their intervals."""
+    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    targets = _target_numbers(surrogate, args.target)
+    intervals = surrogate.has_intervals and not args.no_intervals
+    if not surrogate.has_intervals:
+        say("This surrogate has no intervals: fit kernels to 0/1 masks to get them.")
+    pairs = torch.triu_indices(surrogate.masks.num_tasks, surrogate.masks.num_tasks, 1)
+    if args.interactions:
+        if intervals and pairs.shape[1] * len(surrogate.masks) > _MAX_VARIANCES:
+            expected = f"of at most {_MAX_VARIANCES:,} pairs times subsets"
+            found = f"{pairs.shape[1]:,} x {len(surrogate.masks):,}"
+            remedy = "Add `--no-intervals`."
+            raise ValueError(message("interactions with intervals", expected, found, remedy))
+        answers = _answers(surrogate.interactions, args.index, intervals)
+        values, std = (answer[pairs[0], pairs[1]] for answer in answers)
+        names = {"task": pairs[0], "other_task": pairs[1]}
+    else:
+        values, std = _answers(surrogate.attribute, args.index, intervals)
+        names = {"task": torch.arange(len(values))}
+    order = torch.stack([_order(values[:, j], args.sort)[: args.top] for j in targets])
+    columns: dict[str, Any] = {
+        name: [surrogate.task_names[i] for i in index[order].flatten().tolist()]
+        for name, index in names.items()
+    }
+    columns["target"] = [surrogate.target_names[j] for j in targets for _ in range(order.shape[1])]
+    value, half = (
+        torch.cat([table[rows, j] for rows, j in zip(order, targets, strict=True)])
+        for table in (values, Z95 * std)
+    )
+    columns |= {"value": value.tolist(), "std": (half / Z95).tolist()}
+    columns |= {"low": (value - half).tolist(), "high": (value + half).tolist()}
+    show_table(columns, args.output, args.format)
+    return 0
+
+
+def select(args: Namespace) -> int:
+    """Choose the tasks of the best predicted score within a budget."""
+    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    if not surrogate.masks.binary:
+        remedy = "Tasks can be chosen where they are in or out."
+        raise ValueError(message("masks", "0 or 1 to select tasks", "real weights", remedy))
+    names, n = surrogate.task_names, surrogate.masks.num_tasks
+    targets = _target_numbers(surrogate, args.target)
+    if len(targets) > 1 and not args.target:
+        listed = ", ".join(surrogate.target_names[:8])
+        remedy = "Name one or several; `--target all` averages all."
+        raise ValueError(message("target", f"one of {listed}", "none", remedy))
+    costs = torch.ones(n, dtype=torch.float64) if args.costs is None else _costs(args.costs, names)
+    weights = torch.zeros(len(surrogate.target_names), dtype=torch.float64)
+    weights[targets] = 1.0
+    options: dict[str, Any] = {"maximize": args.maximize, "target_weights": weights}
+    with tqdm(unit=" subsets", disable=not on_a_terminal(), leave=False) as bar:
+
+        def predict(masks: Tensor) -> Tensor:
+            bar.update(len(masks))
+            return torch.as_tensor(surrogate.predict(masks))
+
+        if args.exact:
+            chosen = exact(predict, n, costs=costs, budget=args.budget, **options)
+        else:
+            chosen = under_budget(predict, costs, args.budget, **options)
+    tasks = list(chosen.tasks)
+    columns: dict[str, Any] = {
+        "task": [names[i] for i in tasks],
+        "cost": costs[tasks].tolist(),
+        "spent": costs[tasks].cumsum(0).tolist(),
+    }
+    if chosen.path:  # none where all subsets were compared
+        columns["score"] = list(chosen.path)
+    show_table(columns, args.output, args.format)
+    say(
+        f"{len(tasks)} of {n} tasks for {float(costs[tasks].sum()):g} of {args.budget:g}: "
+        f"predicted score {chosen.score:.4g}"
+    )
+    return 0
+
+
+def report(args: Namespace) -> int:
+    """Write the report of a surrogate as one HTML page."""
+    surrogate = read_surrogate(args.surrogate)
+    held_out = None
+    if args.held_out is not None:
+        table = _aligned_with(
+            surrogate,
+            read_scores(
+                args.held_out, args.masks, targets=args.targets, ignore=args.ignore, part="test"
+            ),
+        )
+        held_out = (table.masks, table.scores)
+    write_report(
+        surrogate,
+        args.output,
+        title=args.title,
+        readout=args.index,
+        held_out=held_out,
+        target=args.target,
+    )
+    say(f"Wrote {args.output}: open it in a browser.")
+    return 0
+
+
+def design(args: Namespace) -> int:
+    """Draw the subsets to score, one row each."""
+    if args.tasks is None:
+        names = [str(index) for index in range(args.num_tasks)]
+    else:
+        names = _task_names(args.tasks)
+    masks = _draw(args, len(names))
+    if args.format == "npz" or (args.format is None and args.output.endswith(".npz")):
+        file = io.BytesIO()
+        np.savez_compressed(file, masks=masks.numpy(), task_names=np.array(names))
+        write_bytes(file.getvalue(), args.output)
+    else:
+        columns = dict(zip(names, masks.int().T.tolist(), strict=True))
+        show_table(columns, args.output, args.format)
+    say(f"{len(masks):,} subsets of {len(names):,} tasks.", quiet=args.output == STANDARD)
+    return 0
+
+
+# -- arguments ----------------------------------------------------------------------------------
+
+
+def _score_table(args: Namespace) -> ScoreTable:
+    table = read_scores(
+        args.scores,
+        args.masks,
+        targets=args.targets,
+        ignore=args.ignore,
+        num_tasks=args.num_tasks,
+    )
+    if table.masks.dtype != torch.bool:
+        return table
+    num_distinct = int(identical_subsets(table.masks.T).max()) + 1
+    if num_distinct == len(table.task_names):
+        return table
+    if args.merge_duplicates:
+        return table.merged()
+    say(
+        f"Note: the {len(table.task_names):,} tasks are {num_distinct:,} that differ in some "
+        "subset; --merge-duplicates makes one of those that do not.",
+        quiet=args.quiet,
+    )
+    return table
+
+
+def _kernels(text: str) -> str | list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "auto" in names and len(names) > 1:
+        remedy = "Leave out the others."
+        raise ValueError(message("kernel", "'auto' or names", repr(text), remedy))
+    return names if len(names) > 1 else names[0]
+
+
+def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
+    """The columns of the targets named; all of them for none, or for ``all``."""
+    known = surrogate.target_names
+    if not names or list(names) == ["all"]:
+        return list(range(len(known)))
+    for name in names:
+        check_choice("target", name, known, "Mind its spelling.")
+    return [known.index(name) for name in names]
+
+
+def _costs(source: str, names: Sequence[str]) -> Tensor:
+    """(n,) float64 costs in the order of the tasks, from a table of tasks and costs."""
+    table = read_document(source)
+    if isinstance(table, list) or not {"task", "cost"} <= table.keys():
+        found = "a list" if isinstance(table, list) else ", ".join(table) or "none"
+        remedy = "Give one row per task."
+        raise ValueError(message("costs", "a table with columns task and cost", found, remedy))
+    tasks = [_name(cell) for cell in table["task"].tolist()]
+    given = dict(zip(tasks, table["cost"].tolist(), strict=True))
+    missing = [name for name in names if name not in given]
+    unknown = [name for name in tasks if name not in names]
+    if missing or unknown or len(given) < len(tasks):
+        found = f"no cost of {missing[0]!r}" if missing else "another or a repeated task"
+        remedy = "Give every task of the surrogate once."
+        raise ValueError(message("costs", "one cost per task", found, remedy))
+    try:
+        return torch.tensor([float(given[name]) for name in names], dtype=torch.float64)
+    except ValueError as error:
+        remedy = "Correct the column cost."
+        raise ValueError(message("costs", "numbers", str(error), remedy)) from error
+
+
+def _name(cell: Any) -> str:
+    """A name that a table may have taken for a number."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def _task_names(source: str) -> list[str]:
+    """One name a line."""
+    path = Path(source)
+    if not path.is_file():
+        remedy = "Write one name a line."
+        raise FileNotFoundError(message("tasks", "a file", source, remedy))
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        found = "none" if not names else "a name more than once"
+        remedy = "Write one name a line."
+        raise ValueError(message(f"the names in {source}", "all different", found, remedy))
+    return names
+
+
+def _draw(args: Namespace, n: int) -> Tensor:
+    """The masks (m, n) of the design asked for."""
+    if args.design == "leave-one-out":
+        return subsets.leave_one_out(n, include_full=args.include_full)
+    if args.num_subsets is None:
+        remedy = "Several times the number of tasks is a good start."
+        raise ValueError(message("num-subsets", "given for this design", "none", remedy))
+    options: dict[str, Any] = {"seed": args.seed}
+    if args.design == "mixed-sizes":
+        return subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
+    if args.design == "fixed-size":
+        if args.size is None:
+            remedy = "Say how many tasks each subset has."
+            raise ValueError(message("size", "given for this design", "none", remedy))
+        return subsets.fixed_size(n, args.num_subsets, args.size, **options)
+    if args.design == "paired":
+        options |= {"probability": args.probability} if args.size is None else {"size": args.size}
+        return subsets.paired(n, args.num_subsets, **options)
+    return subsets.bernoulli(n, args.num_subsets, args.probability, **options)
+
+
+# -- results ------------------------------------------------------------------------------------
+
+
+def _answers(ask: Callable[..., Any], index: str, intervals: bool) -> tuple[Tensor, Tensor]:
+    """Values and standard deviations, NaN where there are none."""
+    if intervals:
+        value, std = ask(index, return_std=True)
+        return value, std
+    value = ask(index)
+    return value, torch.full_like(value, torch.nan)
+
+
+def _order(values: Tensor, sort: str) -> Tensor:
+    """Row numbers in the order wanted."""
+    if sort == "none":
+        return torch.arange(len(values))
+    by = values.abs() if sort == "size" else values
+    return by.argsort(descending=True, stable=True)
+
+
+def _quality(surrogate: Surrogate) -> str:
+    """The surrogate in a line, and how well each target is predicted."""
+    plain = surrogate.with_tensor_answers()
+    errors, predicted = plain.loo_error, plain.scores - plain.residuals
+    ranks = lds(plain.scores, predicted, constant="zero")
+    lines = [str(surrogate)]
+    for j, name in list(enumerate(plain.target_names))[:_SHOWN_TARGETS]:
+        error, rank = float(errors[j]), float(ranks[j])
+        lines.append(f"  {name}: leave-one-out error {error:.3f}, Spearman correlation {rank:.3f}")
+    if len(plain.target_names) > _SHOWN_TARGETS:
+        lines.append(f"  … and {len(plain.target_names) - _SHOWN_TARGETS:,} more targets")
+    if not surrogate.has_intervals:
+        kernels = "linear,anova2,rbf,exponential"
+        why = "lasso or least squares" if surrogate.linear_terms else "the mean or real weights"
+        lines.append(f"  no intervals with {why}; `--kernel {kernels}` on 0/1 masks has them")
+    return "\n".join(lines)
+
+
+def _aligned_with(surrogate: Surrogate, table: ScoreTable) -> ScoreTable:
+    """Held-out scores with the tasks and targets of the surrogate, in its order."""
+    places = []
+    for what, wanted, given in (
+        ("tasks", surrogate.task_names, table.task_names),
+        ("targets", surrogate.target_names, table.target_names),
+    ):
+        missing = [name for name in wanted if name not in given]
+        if missing:
+            remedy = "Give the table the columns of the one that was fitted."
+            expected = f"a table with the {what} of the surrogate"
+            raise ValueError(message("held-out", expected, f"no {missing[0]!r}", remedy))
+        places.append([given.index(name) for name in wanted])
+    tasks, targets = places
+    return ScoreTable(
+        table.masks[:, tasks],
+        table.scores[:, targets],
+        surrogate.task_names,
+        surrogate.target_names,
+    )

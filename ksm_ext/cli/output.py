@@ -1,0 +1,87 @@
+"""What the commands say and hand on: words to standard error, tables to a file, pipe or screen."""
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ksm_ext.files import write_whole
+from ksm_ext.surrogates.storage import load_surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.tables import write_columns
+
+STANDARD = "-"
+"""Standard input or output, where a file is asked for."""
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """Tell the user, away from the results."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def on_a_terminal() -> bool:
+    """Whether a progress bar has somewhere to be drawn; in a log, lines have to do."""
+    return sys.stderr.isatty()
+
+
+def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | None) -> None:
+    """Write a table where it was asked for; on a screen, aligned for reading.
+
+    Args:
+        columns: Equally long columns by name.
+        target: A file, or ``"-"``.
+        form: One of :data:`ksm_ext.tables.FORMATS`, ``"table"`` for an aligned one, or ``None``:
+            the file's ending, CSV in a pipe, ``"table"`` on a screen.
+    """
+    if form == "table" or (form is None and target == STANDARD and sys.stdout.isatty()):
+        sys.stdout.write(_aligned(columns))
+    else:
+        write_columns(columns, target, form)
+
+
+def read_surrogate(source: str) -> Surrogate:
+    """Load a surrogate from a file or standard input."""
+    if source != STANDARD:
+        return load_surrogate(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard input"
+        path.write_bytes(sys.stdin.buffer.read())
+        return load_surrogate(path)
+
+
+def write_surrogate(surrogate: Surrogate, target: str) -> None:
+    """Save a surrogate to a file or standard output."""
+    if target != STANDARD:
+        surrogate.save(target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "surrogate"
+        surrogate.save(path)
+        write_bytes(path.read_bytes(), STANDARD)
+
+
+def write_bytes(content: bytes, target: str) -> None:
+    """Write to a file, whole or not at all, or to standard output."""
+    if target == STANDARD:
+        sys.stdout.buffer.write(content)
+    else:
+        write_whole(Path(target), content)
+
+
+def _aligned(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Columns padded to one width each: text to the left, numbers to the right."""
+    padded = []
+    for name, cells in columns.items():
+        texts = [name, *map(_short, cells)]
+        width = max(map(len, texts))
+        is_text = any(isinstance(cell, str) for cell in cells)
+        padded.append([text.ljust(width) if is_text else text.rjust(width) for text in texts])
+    return "".join("  ".join(row).rstrip() + "\n" for row in zip(*padded, strict=True))
+
+
+def _short(cell: Any) -> str:
+    if isinstance(cell, float):
+        return "" if cell != cell else f"{cell:.4g}"
+    return str(cell)

@@ -1,0 +1,368 @@
+"""The arguments of ``ksm``, its help, and its exit codes.
+
+``argparse``, since a parser that comes with Python costs no dependency and its help is plain text.
+
+0: done, also where the reader of a pipe had enough. 1: failed (disk, memory, numerics, a missing
+package). 2: bad arguments or input. 130: interrupted.
+"""
+
+import os
+import sys
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _SubParsersAction,
+)
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import ksm_ext
+from ksm_ext.cli.commands import attribute, design, fit, report, select
+from ksm_ext.cli.doctor import doctor
+from ksm_ext.readouts import READOUTS
+from ksm_ext.tables import FORMATS
+
+_DESCRIPTION = """\
+Which training tasks help or hurt a score, alone and together?
+
+Score some subsets of the tasks, put the scores into a table with a column per task
+(0 or 1) and a column per score, and then:
+
+  ksm fit scores.csv -o surrogate.safetensors
+  ksm attribute surrogate.safetensors
+  ksm report surrogate.safetensors -o report.html
+"""
+_EPILOG = """\
+A file named - is standard input or output. Tables are CSV, Parquet, JSON or NPZ.
+Exit codes: 0 done, 1 failed, 2 bad arguments or input, 130 interrupted.
+How to cite: Zhang, Duan & Zhang, ICLR 2026, arXiv:2602.03783.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``ksm`` with the arguments of the process, or with these; answers the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader is gone, and what is still buffered goes nowhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        return _fail(error, 2)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: BaseException, status: int) -> int:
+    text = getattr(error, "strerror", None) or str(error)
+    print(f"ksm: error: {text}", file=sys.stderr)
+    return status
+
+
+# -- arguments ----------------------------------------------------------------------------------
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="ksm",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ksm_ext {ksm_ext.__version__}")
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_design(kinds)
+    _add_fit(kinds)
+    _add_attribute(kinds)
+    _add_select(kinds)
+    _add_report(kinds)
+    _add_doctor(kinds)
+    return parser
+
+
+Kinds: TypeAlias = "_SubParsersAction[ArgumentParser]"
+
+
+def _command(
+    kinds: Kinds, run: Callable[[Namespace], int], summary: str, details: str
+) -> ArgumentParser:
+    parser = kinds.add_parser(
+        run.__name__,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=details,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_design(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        design,
+        "draw the subsets of tasks to score",
+        """\
+examples:
+  ksm design --num-tasks 20 --num-subsets 200 -o masks.csv
+  ksm design --tasks names.txt --num-subsets 200 --design paired --seed 1 -o masks.csv
+  ksm design --num-tasks 20 --design leave-one-out --include-full
+
+Score a model trained on each row's tasks, then: ksm fit scores.csv --masks masks.csv …
+""",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
+    which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
+    parser.add_argument("--num-subsets", type=_count, metavar="M")
+    parser.add_argument(
+        "--design",
+        choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out"),
+        default="mixed-sizes",
+        help="default: mixed-sizes, with which Shapley intervals hold",
+    )
+    parser.add_argument(
+        "--probability",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="of a task to be in (bernoulli, paired; default 0.5)",
+    )
+    parser.add_argument(
+        "--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)"
+    )
+    parser.add_argument(
+        "--sizes", type=_counts, metavar="K,K,…", help="to draw from (mixed-sizes; default all)"
+    )
+    parser.add_argument(
+        "--include-full", action="store_true", help="and the subset of all (leave-one-out)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    _add_output(parser, (*FORMATS, "npz", "table"))
+
+
+def _add_fit(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        fit,
+        "fit a surrogate to the scores of subsets",
+        """\
+examples:
+  ksm fit scores.csv -o surrogate.safetensors
+  ksm fit scores.csv --masks masks.csv --kernel linear,rbf -o surrogate.safetensors
+  ksm fit scores.parquet --targets loss,accuracy --ignore run -o surrogate.safetensors
+  ksm fit modular_addition.json --merge-duplicates -o surrogate.safetensors
+  ksm fit - -o - < scores.csv | ksm attribute - | head
+
+SCORES has a column per task (0 or 1) and a column per score, or is beside a file of masks with
+the same rows, or with one column that joins the rows of both. NPZ and JSON objects have masks,
+scores and perhaps task_names and target_names. Published JSON layouts are read too: train_w with
+train_subset_scores; lists of scores beside lists of task numbers.
+""",
+    )
+    parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
+    _add_tables(parser, "SCORES")
+    parser.add_argument(
+        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
+    )
+    parser.add_argument(
+        "--merge-duplicates",
+        action="store_true",
+        help="make one task of those that are in or out together in every subset",
+    )
+    parser.add_argument(
+        "--kernel",
+        default="auto",
+        metavar="NAME[,NAME…]",
+        help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, sums such as "
+        "linear+rbf, lasso, least_squares; of several, the best by leave-one-out",
+    )
+    parser.add_argument(
+        "--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out"
+    )
+    parser.add_argument(
+        "--criterion",
+        choices=("error", "rank"),
+        default="error",
+        help="what leave-one-out minimises: squared error (default), or wrong ranks",
+    )
+    parser.add_argument(
+        "--share-ridge",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="one kernel and ridge for all targets (default: what predicts best)",
+    )
+    parser.add_argument("--no-intercept", action="store_true")
+    parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+
+
+def _add_attribute(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        attribute,
+        "say how much each task raises each score, with intervals",
+        """\
+examples:
+  ksm attribute surrogate.safetensors
+  ksm attribute surrogate.safetensors --index shapley --top 10 -o attributions.csv
+  ksm attribute surrogate.safetensors --interactions --top 20 --format json
+
+A positive value raises the score, in the score's own units: for a loss, that is harm.
+Columns: task, target, value, std, low, high (the ends of the 95 % interval).
+""",
+    )
+    _add_surrogate(parser)
+    _add_index(parser)
+    parser.add_argument(
+        "--interactions", action="store_true", help="of pairs of tasks, instead of single ones"
+    )
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="NAME", help="may be repeated; default all"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=("size", "value", "none"),
+        default="size",
+        help="largest absolute value first (default), largest value, or the order of the tasks",
+    )
+    parser.add_argument("--top", type=_count, metavar="K", help="the first K of each target")
+    parser.add_argument("--no-intervals", action="store_true", help="values only, faster")
+    _add_output(parser, (*FORMATS, "table"))
+
+
+def _add_select(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        select,
+        "choose tasks within a budget",
+        """\
+examples:
+  ksm select surrogate.safetensors --budget 5 --maximize
+  ksm select surrogate.safetensors --budget 3600 --costs seconds.csv --minimize --target loss
+
+costs.csv has the columns task and cost. Tasks are added by improvement per cost while they
+improve the predicted score; --exact compares all subsets (22 tasks at most).
+""",
+    )
+    _add_surrogate(parser)
+    parser.add_argument(
+        "--budget", type=float, required=True, metavar="B", help="in units of the costs"
+    )
+    parser.add_argument("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--maximize", action="store_true", dest="maximize")
+    direction.add_argument("--minimize", action="store_false", dest="maximize")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the score that counts; several are averaged, `all` averages all",
+    )
+    parser.add_argument("--exact", action="store_true", help="compare all subsets")
+    _add_output(parser, (*FORMATS, "table"))
+
+
+def _add_report(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        report,
+        "write one HTML page that needs no network",
+        """\
+examples:
+  ksm report surrogate.safetensors -o report.html
+  ksm report surrogate.safetensors --index shapley --title "Which data help?" -o report.html
+  ksm report surrogate.safetensors --held-out new_scores.csv -o report.html
+""",
+    )
+    _add_surrogate(parser)
+    _add_index(parser)
+    parser.add_argument("--title", default="Task attribution")
+    parser.add_argument("--target", metavar="NAME", help="show this one only")
+    parser.add_argument(
+        "--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict"
+    )
+    _add_tables(parser, "the held-out scores")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+
+
+def _add_doctor(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        doctor,
+        "say what is installed, what runs, and what is missing for what",
+        """\
+examples:
+  ksm doctor
+  ksm doctor --json
+
+Exit code 0 if the operators work, 1 if not. Put what it prints into bug reports.
+""",
+    )
+    parser.add_argument("--json", action="store_true")
+
+
+def _add_surrogate(parser: ArgumentParser) -> None:
+    parser.add_argument("surrogate", metavar="SURROGATE", help="what ksm fit saved, or -")
+
+
+def _add_index(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--index",
+        choices=READOUTS,
+        default="loo",
+        help="leave-one-out at all tasks (default), or an average over subsets",
+    )
+
+
+def _add_tables(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument("--masks", metavar="FILE", help=f"where they are not in {what}")
+    parser.add_argument(
+        "--targets", type=_names, default=(), metavar="NAME,…", help="the score columns"
+    )
+    parser.add_argument(
+        "--ignore", type=_names, default=(), metavar="NAME,…", help="columns that are neither"
+    )
+
+
+def _add_output(parser: ArgumentParser, formats: Sequence[str]) -> None:
+    parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: -")
+    parser.add_argument(
+        "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
+    )
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _ridge(text: str) -> float | str:
+    if text == "loo":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be loo or a number, got {text!r}") from error
