@@ -615,6 +615,8 @@ ELSEWHERE = {
     "attribute_tasks": "test_gradient",
     "build_info": "test_build",
     "glm_gradient": "test_glm_hvp",
+    "more_subsets": "test_sample_size",
+    "read_scores": "test_tables",
     "write_report": "test_report",
     "trak_scores": "test_trak",
     "flatten": "test_hessian",
