@@ -19,7 +19,7 @@ LAYERS = [
     "evaluation selection",
     "plotting report pipeline",
 ]
-SURROGATES = ["candidates lasso spectral walsh", "surrogate trials", "fit storage"]
+SURROGATES = ["candidates krylov lasso spectral walsh", "surrogate trials", "fit storage"]
 SCORES = ["store logistic", "retraining gradient"]
 ATTRIBUTION = ["influence trak tracin task_hessian"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -16,15 +16,16 @@ from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
-FORMAT = "ksm_ext.surrogate.1"
+FORMAT = "ksm_ext.surrogate.2"
 
 
 def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     """See :meth:`Surrogate.save`."""
     tensors: dict[str, Tensor] = {
-        "masks": surrogate.masks.values,
+        "masks": surrogate.masks.bits if surrogate.masks.binary else surrogate.masks.values,
         "intercept": surrogate.intercept,
         "residuals": surrogate.residuals,
         "score_variance": surrogate.candidates.score_variance,
@@ -40,6 +41,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     facts = {
         "kernels": [term.kernel.describe() for term in surrogate.kernel_terms],
         "num_linear": len(surrogate.linear_terms),
+        "binary": surrogate.masks.binary,
         "center": surrogate.center,
         "task_names": surrogate.task_names,
         "target_names": surrogate.target_names,
@@ -48,6 +50,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "kind": surrogate.kind.name,
         "dtype": str(surrogate.dtype).removeprefix("torch."),
         "single_target": surrogate.single_target,
+        "solver": None if surrogate.solver is None else asdict(surrogate.solver),
     }
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
@@ -94,8 +97,12 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         for index in range(facts["num_linear"])
     )
     rows = tuple(Candidate(**row) for row in facts["candidates"])
+    masks = Masks(tensors["masks"])
+    if facts["binary"]:
+        masks = Masks.from_bits(tensors["masks"], len(facts["task_names"]))
+    solver = facts["solver"]
     return Surrogate(
-        masks=Masks(tensors["masks"]),
+        masks=masks,
         intercept=tensors["intercept"],
         kernel_terms=kernel_terms,
         linear_terms=linear_terms,
@@ -109,4 +116,5 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         kind=Kind(facts["kind"], torch.device(device)),
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
+        solver=None if solver is None else ConjugateGradients(**solver),
     )
