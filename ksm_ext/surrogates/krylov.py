@@ -10,12 +10,13 @@ was multiplied is kept with its images ``A V``, and for every ridge and right-ha
 
 the best approximation in V by energy (Galerkin), with its true residual, for one small
 eigendecomposition. Where a residual is too large, the basis grows by ``M^{-1} r``: block conjugate
-gradients with full orthogonalisation, whose space serves all ridges, all targets and the probes.
+gradients with full orthogonalisation, in one space for all targets, all probes and, with the few
+products more that another ridge may want, all ridges.
 
 ``M = L L^T + lambda I`` preconditions, L from ``rank`` columns of K by randomly pivoted Cholesky.
-The diagonal of P is that of ``(L L^T + (lambda + delta) I)^{-1}``, delta the mean of the diagonal
-that L leaves out, plus a correction measured on random signs z, ``z * (P z)`` (Bekas et al. 2007),
-drawn to its mean by as much as the probes disagree.
+The diagonal of P is that of ``Q = (L L^T + D + lambda I)^{-1}`` (centred), D the diagonal that L
+leaves out of K, plus a correction measured on random signs z, ``z * (P z - Q z)`` (Bekas et al.
+2007), drawn to its mean by as much as the probes disagree.
 
 Shapes: m subsets, q right-hand sides, k basis vectors; L (m, rank) float32, all else float64.
 
@@ -72,16 +73,17 @@ class ConjugateGradients:
 
 
 class Preconditioner:
-    """``L L^T`` in eigenvectors: its shifted inverse, and the diagonal of that.
+    """``L L^T`` in eigenvectors, and what it says of the inverse of ``K + lambda I``.
 
     Attributes:
         vectors: (m, rank) float32 orthonormal columns.
         eigenvalues: (rank,) of ``L L^T``.
-        missing: Mean of the diagonal of ``K - L L^T``.
+        missing: (m,) diagonal of ``K - L L^T``.
     """
 
     def __init__(self, kernel: Kernel, masks: Masks, *, center: bool, rank: int, seed: int) -> None:
         """Factor ``rank`` columns of the Gram matrix; rows lose their mean with ``center``."""
+        self.center = center
         factor, self.missing = pivoted_cholesky(kernel, masks, rank, seed)
         if center:
             factor -= factor.mean(0)
@@ -104,15 +106,36 @@ class Preconditioner:
         inside = (self.vectors.T @ rhs.float()).double() * weights
         return rhs / shift + (self.vectors @ inside.float()).double()
 
-    def inverse_diagonal(self, shift: float) -> Tensor:
-        """Diagonal of ``(L L^T + shift I)^{-1}``, (m,)."""
-        share = (self.eigenvalues / (self.eigenvalues + shift)).float()
-        inside = torch.cat([rows.square() @ share for rows in self.vectors.split(_ROWS)])
-        return (1 - inside.double()) / shift
+    def guess(self, signs: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Diagonal (m,) of Q of the module's head, and ``Q signs`` (m, q), by Woodbury."""
+        weights = 1 / (self.missing + ridge)  # (m,)
+        scaled = torch.cat([signs, torch.ones_like(signs[:, :1])], 1) * weights[:, None]
+        spread = self.eigenvalues.sqrt()
+        inner = torch.eye(len(spread), dtype=torch.float64, device=spread.device)
+        within = scaled.new_zeros(len(spread), scaled.shape[1])
+        parts = [part.split(_ROWS) for part in (self.vectors, weights, scaled)]
+        for vectors, weight, part in zip(*parts, strict=True):
+            rows = vectors.double() * spread
+            inner.addmm_(rows.T, weight[:, None] * rows)
+            within.addmm_(rows.T, part)
+        factor = torch.linalg.cholesky(inner)
+        within = torch.cholesky_solve(within, factor)
+        diagonals, products = [], []
+        for vectors, weight, part in zip(*parts, strict=True):
+            rows = vectors.double() * spread
+            products.append(part - weight[:, None] * (rows @ within))
+            half = torch.linalg.solve_triangular(factor, rows.T, upper=False)  # (rank, rows)
+            diagonals.append(weight - weight.square() * half.square().sum(0))
+        diagonal, product = torch.cat(diagonals), torch.cat(products)
+        product, constant = product[:, :-1], product[:, -1]
+        if self.center:  # the inverse on what is orthogonal to constants
+            diagonal = diagonal - constant.square() / constant.sum()
+            product = product - constant[:, None] * (product.sum(0) / constant.sum())
+        return diagonal, product
 
 
-def pivoted_cholesky(kernel: Kernel, masks: Masks, rank: int, seed: int) -> tuple[Tensor, float]:
-    """``L`` (m, rank) float32 with ``K ~ L L^T``, and the mean of the diagonal that it leaves out.
+def pivoted_cholesky(kernel: Kernel, masks: Masks, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``L`` (m, rank) float32 with ``K ~ L L^T``, and the diagonal (m,) that it leaves out.
 
     Pivots are drawn in proportion to the diagonal of ``K - L L^T``, a block at a time.
     """
@@ -133,7 +156,7 @@ def pivoted_cholesky(kernel: Kernel, masks: Masks, rank: int, seed: int) -> tupl
         filled += block.shape[1]
         remaining = (remaining - block.square().sum(1)).clamp_min(0.0)
         remaining[pivots] = 0.0
-    return factor[:, :filled], float(remaining.mean())
+    return factor[:, :filled], remaining
 
 
 class KrylovRidge:
@@ -157,6 +180,7 @@ class KrylovRidge:
         self._signs = (2.0 * signs.double() - 1.0).to(masks.values.device)
         self.probes = self.rotate(self._signs)  # (m, probes)
         self._largest = float(kernel.diagonal(masks).max())
+        self._guesses: dict[float, tuple[Tensor, Tensor]] = {}
         self._basis: list[Tensor] = []
         self._images: list[Tensor] = []
         self._means: list[Tensor] = []
@@ -185,18 +209,20 @@ class KrylovRidge:
             total=self.settings.max_steps,
             desc=label,
             unit=" products",
+            leave=False,
             disable=not self.settings.progress,
         ) as bar:
-            while True:
+            for step in range(self.settings.max_steps + 1):
                 residuals = self._residuals(rhs, ridges) / length
                 relative = residuals.norm(dim=0)
                 open_columns = relative > tolerance
                 bar.set_postfix_str(f"residual {float(relative.max()):.1e}")
-                if bar.n == self.settings.max_steps or not bool(open_columns.any()):
-                    return relative
+                if step == self.settings.max_steps or not bool(open_columns.any()):
+                    break
                 if not self._extend(residuals[:, open_columns], ridges[open_columns]):
-                    return relative
+                    break
                 bar.update()
+        return relative
 
     def dual(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """Dual coefficients alpha, (m, q), solved to the tolerance.
@@ -204,10 +230,9 @@ class KrylovRidge:
         Raises:
             RuntimeError: If ``max_steps`` products are not enough.
         """
-        residuals = self.solve(rotated, ridge, self.settings.tolerance)
-        worst = float(residuals.max())
-        if worst > self.settings.tolerance:
-            raise RuntimeError(not_converged(float(torch.as_tensor(ridge).min()), worst))
+        tolerance = self.settings.tolerance
+        worst = float(self.solve(rotated, ridge, tolerance).max())
+        check_solved(float(torch.as_tensor(ridge).min()), worst, tolerance)
         return self._approximate(rotated, ridge)
 
     def offset(self, dual: Tensor) -> Tensor:
@@ -235,9 +260,7 @@ class KrylovRidge:
         for rows in functionals.split(_BLOCK):
             columns = []
             for value in ridges:
-                worst = float(self.solve(rows.T, value, 1e-3).max())
-                if worst > 1e-3:
-                    raise RuntimeError(not_converged(value, worst))
+                check_solved(value, float(self.solve(rows.T, value, 1e-3).max()), 1e-3)
                 columns.append((self._approximate(rows.T, value) * rows.T).sum(0))
             parts.append(torch.stack(columns, dim=1))
             self._forget(known)
@@ -325,12 +348,10 @@ class KrylovRidge:
         return torch.stack(columns, dim=1)[:, index]
 
     def _precision_at(self, ridge: float) -> Tensor:
-        shift = ridge + self._preconditioner.missing
-        smooth = self._preconditioner.inverse_diagonal(shift)
-        if self.center:  # P vanishes on constants
-            smooth = smooth - 1 / (self.num_subsets * shift)
-        excess = self._approximate(self.probes, ridge)
-        excess = self._signs * (excess - self._preconditioner.solve(self.probes, shift))
+        if ridge not in self._guesses:
+            self._guesses[ridge] = self._preconditioner.guess(self._signs, ridge)
+        smooth, product = self._guesses[ridge]
+        excess = self._signs * (self._approximate(self.probes, ridge) - product)
         correction = excess.mean(1)
         noise = float(excess.var(1).mean()) / excess.shape[1]
         trusted = max(0.0, 1 - noise / max(float(correction.var()), 1e-300))
@@ -340,11 +361,13 @@ class KrylovRidge:
         return precision.clamp(lowest, 1 / ridge)
 
 
-def not_converged(ridge: float, residual: float) -> str:
-    """What to say where conjugate gradients gave up."""
-    found = f"{ridge:.3g}, which leaves a relative residual of {residual:.1g}"
-    remedy = "Raise the ridge, or `rank` or `max_steps` of ksm_ext.ConjugateGradients."
-    return message("ridge", "large enough for conjugate gradients to converge", found, remedy)
+def check_solved(ridge: float, residual: float, tolerance: float) -> None:
+    """Raise ``RuntimeError`` where a relative residual is above the tolerance."""
+    if residual > tolerance:
+        found = f"{ridge:.3g}, which leaves a relative residual of {residual:.1g}"
+        remedy = "Raise the ridge, or `rank` or `max_steps` of ksm_ext.ConjugateGradients."
+        expected = "large enough for conjugate gradients to converge"
+        raise RuntimeError(message("ridge", expected, found, remedy))
 
 
 def _distinct(ridge: Tensor | float) -> tuple[list[float], Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ksm_ext.correlation import pearson, ranks, standardised
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
-from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, not_converged
+from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
 from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
 from ksm_ext.surrogates.spectral import SpectralRidge
 
@@ -259,18 +259,19 @@ class KrylovTrial(KernelTrial):
         """The ridges solved for, (R,) increasing."""
         informed = bool(guess.losses.isfinite().all())  # not if the sample's scores are constant
         start = int(guess.losses.argmin()) if informed else len(guess.ridges) // 2
+        varying = self.scores.variance > 0  # a constant target has no best ridge
         losses: dict[int, Tensor] = {}
         wanted = {start}
         while wanted - losses.keys():
             at = max(wanted - losses.keys())  # the larger, the sooner solved
             ridge = float(guess.ridges[at])
             residual = self._solve(factor, ridge)
-            if residual > _SEARCH_TOLERANCE:
-                if not losses:
-                    raise RuntimeError(not_converged(ridge, residual))
+            if not losses:
+                check_solved(ridge, residual, _SEARCH_TOLERANCE)
+            elif residual > _SEARCH_TOLERANCE:
                 break  # below here nothing is solved
             per_subset, by_half = self.scores.losses(factor.leave_one_out(self._rotated, ridge))
-            losses[at] = by_half.mean(0) if per_target else per_subset.mean()[None]
+            losses[at] = by_half.mean(0)[varying] if per_target else per_subset.mean()[None]
             known = sorted(losses)
             best = torch.stack([losses[index] for index in known]).argmin(0).unique().tolist()
             around = {known[index] + step for index in best for step in (-1, 0, 1)}
