@@ -141,7 +141,8 @@ def pivoted_cholesky(kernel: Kernel, masks: Masks, rank: int, seed: int) -> tupl
     """
     diagonal = kernel.diagonal(masks)
     remaining, filled = diagonal.clone(), 0
-    factor = torch.empty(len(masks), min(rank, len(masks)), device=diagonal.device)
+    shape = (len(masks), min(rank, len(masks)))
+    factor = torch.empty(shape, dtype=torch.float32, device=diagonal.device)
     generator = torch.Generator().manual_seed(seed)
     while filled < factor.shape[1] and float(remaining.sum()) > 1e-7 * float(diagonal.sum()):
         count = min(_PIVOTS, factor.shape[1] - filled)
