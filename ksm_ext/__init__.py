@@ -36,6 +36,7 @@ from ksm_ext.scores.gradient import GradientEstimator as GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores as RetrainedScores
 from ksm_ext.scores.retraining import retrain_scores as retrain_scores
 from ksm_ext.surrogates.fit import fit_surrogate as fit_surrogate
+from ksm_ext.surrogates.krylov import ConjugateGradients as ConjugateGradients
 from ksm_ext.surrogates.storage import load_surrogate as load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate as Surrogate
 

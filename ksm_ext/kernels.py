@@ -42,6 +42,8 @@ from ksm_ext import ops
 from ksm_ext.checks import message
 from ksm_ext.masks import Masks
 
+_MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
+
 Decays = list[tuple[float, float]]
 """Pairs (weight, rate): the kernel ``sum_j weight_j exp(-rate_j h)`` on masks."""
 
@@ -99,6 +101,17 @@ class Kernel(ABC):
                 x.bits, bits, x.num_tasks, hamming_table=hamming, overlap_table=overlap
             )
         return self.on_weights(x.floats, x.floats if y is None else y.floats)
+
+    def matmul(self, x: Masks, y: Masks, v: Tensor) -> Tensor:
+        """``gram(x, y) @ v`` for v (l, t) float64, the (m, l) matrix never stored."""
+        if x.binary and y.binary:
+            hamming, overlap = self.tables(x.num_tasks, x.values.device)
+            return ops.mask_gram_matmul(
+                x.bits, y.bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
+            )
+        floats = y.floats
+        rows = max(1, _MATMUL_ENTRIES // max(len(y), 1))
+        return torch.cat([self.on_weights(part, floats) @ v for part in x.floats.split(rows)])
 
     def diagonal(self, x: Masks) -> Tensor:
         """``k(S, S)`` of every row, (m,) float64."""
@@ -180,7 +193,7 @@ class Polynomial(Kernel):
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """``gamma`` at 0.3, 1 and 3 times 1 / mean ``||x||^2``."""
-        mean = float(masks.floats.square().sum(1).mean())
+        mean = masks.mean_squared_norm()
         return _fill(self, "gamma", [scale / max(mean, _TINY) for scale in (0.3, 1.0, 3.0)])
 
 

@@ -9,12 +9,15 @@ Shapes: masks (m, n); bits (m, ceil(n / 64)) int64; sizes ``|S_i|`` (m,).
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ksm_ext import ops
 from ksm_ext.arrays import ArrayLike, as_tensor
 from ksm_ext.checks import check_finite, check_ndim, message, shape_text
+
+_ROWS = 8192  # converted to floats at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,13 @@ class Masks:
         if tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all()):
             return cls(tensor.to(torch.bool, copy=True))  # the caller may reuse the table
         return cls(tensor.to(torch.float64, copy=True))
+
+    @classmethod
+    def from_bits(cls, bits: Tensor, num_tasks: int) -> "Masks":
+        """The masks that were packed into ``bits`` (m, ceil(n / 64)) int64."""
+        octets = bits.cpu().contiguous().numpy().astype("<i8", copy=False).view(np.uint8)
+        values = np.unpackbits(octets, axis=1, count=num_tasks, bitorder="little")
+        return cls(torch.from_numpy(values).view(torch.bool).to(bits.device))
 
     @property
     def binary(self) -> bool:
@@ -92,8 +102,25 @@ class Masks:
 
     def mean_squared_distance(self) -> float:
         """Mean of ``||s_i - s_j||^2`` over pairs of rows: twice the summed column variance."""
-        variance = 2 * self.floats.var(0, unbiased=True).sum()
-        return float(variance) if len(self) > 1 else 0.0
+        m = len(self)
+        if m < 2:
+            return 0.0
+        if self.binary:  # without an (m, n) matrix of floats
+            present = self.values.sum(0, dtype=torch.int64).to(torch.float64) / m
+            return float(2 * (present * (1 - present)).sum()) * m / (m - 1)
+        return float(2 * self.floats.var(0, unbiased=True).sum())
+
+    def mean_squared_norm(self) -> float:
+        """Mean of ``||s_i||^2`` over rows."""
+        squares = self.sizes.to(torch.float64) if self.binary else self.floats.square().sum(1)
+        return float(squares.mean())
+
+    def transposed_matmul(self, v: Tensor) -> Tensor:
+        """``values^T v``, (n, t) for v (m, t) float64, floats of some rows at a time."""
+        total = v.new_zeros(self.num_tasks, v.shape[1])
+        for rows, part in zip(self.values.split(_ROWS), v.split(_ROWS), strict=True):
+            total.addmm_(rows.to(v.dtype).T, part)
+        return total
 
     def mean_absolute_distance(self) -> float:
         """Mean of ``||s_i - s_j||_1`` over pairs of rows."""
@@ -103,6 +130,15 @@ class Masks:
         ordered = self.floats.sort(0).values  # sum over pairs = sum of (2 i - m + 1) x_(i)
         rank = 2 * torch.arange(m, dtype=torch.float64, device=ordered.device) - (m - 1)
         return float(2 * (rank[:, None] * ordered).sum() / (m * (m - 1))) if m > 1 else 0.0
+
+    def weighted_gram(self, v: Tensor) -> Tensor:
+        """``values^T diag(v_j) values`` for every column of v (m, t), (n, n, t), likewise."""
+        total = v.new_zeros(v.shape[1], self.num_tasks, self.num_tasks)
+        for rows, part in zip(self.values.split(_ROWS), v.split(_ROWS), strict=True):
+            floats = rows.to(v.dtype)
+            for matrix, weights in zip(total, part.T, strict=True):
+                matrix.addmm_(floats.T, weights[:, None] * floats)
+        return total.permute(1, 2, 0)
 
     def repeats(self) -> Tensor:
         """(m,) int64: label of the group of identical rows each subset belongs to."""

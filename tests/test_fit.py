@@ -466,5 +466,8 @@ def test_kinds_are_refused_by_name(masks, scores, options, found):
 
 def test_too_many_subsets_are_refused_before_the_work():
     masks = torch.rand(20_001, 3) < 0.5
-    with pytest.raises(ValueError, match=r"^`masks` must be at most 20000 subsets, got 20001. Fit"):
-        fit_surrogate(masks, torch.randn(20_001))
+    expected = (
+        r"^`solver` must be 'cg' or 'auto' for more than 20000 subsets, got 'eigh' with 20001"
+    )
+    with pytest.raises(ValueError, match=expected):
+        fit_surrogate(masks, torch.randn(20_001), solver="eigh")

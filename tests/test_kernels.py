@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import pairwise
 
-from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
+from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, kernels
 from ksm_ext.kernels import KERNELS, Sum, by_name, from_description
 from ksm_ext.masks import Masks
 
@@ -51,6 +51,18 @@ def test_masks_weights_and_loops_agree(kernel, m, l, n):
     gram = oracle(kernel, x.double(), x.double())
     torch.testing.assert_close(kernel.gram(Masks.of(x)), gram, **close)
     torch.testing.assert_close(kernel.diagonal(Masks.of(x)), gram.diagonal(), **close)
+
+
+@every_kernel
+@pytest.mark.parametrize("entries", [1, 10, 2**24])
+def test_products_are_those_of_the_matrix(kernel, entries, monkeypatch):
+    monkeypatch.setattr(kernels, "_MATMUL_ENTRIES", entries)  # blocks of 1, 2 and all rows
+    x, y, v = random_masks(7, 70), random_masks(5, 70), torch.randn(5, 3).double()
+    for scale in (1, 0.3):
+        left, right = Masks.of(scale * x.double()), Masks.of(scale * y.double())
+        expected = oracle(kernel, left.floats, right.floats) @ v
+        close = {"rtol": 1e-11, "atol": 1e-11 * float(expected.abs().max())}
+        torch.testing.assert_close(kernel.matmul(left, right, v), expected, **close)
 
 
 @every_kernel

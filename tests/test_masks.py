@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 
+from ksm_ext import masks as masks_module
 from ksm_ext.masks import Masks
 
 NUMBERS = [torch.bool, torch.uint8, torch.int8, torch.int64, torch.float16, torch.bfloat16]
@@ -106,3 +107,23 @@ def test_errors_name_what_is_wrong(masks, error, found):
 def test_other_tasks_are_refused():
     with pytest.raises(ValueError, match=r"^`q` must be of 3 columns .*, got shape \(1, 2\)\. Use"):
         Masks.of([[1, 0]], name="q", num_tasks=3)
+
+
+@pytest.mark.parametrize("m, n", [(0, 3), (1, 1), (5, 64), (7, 130), (9, 8)])
+def test_masks_come_back_from_their_bits(m, n):
+    masks = Masks(random_masks(m, n))
+    again = Masks.from_bits(masks.bits, n)
+    assert again.binary and torch.equal(again.values, masks.values)
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_products_by_blocks_of_rows_are_those_of_the_whole(block, monkeypatch):
+    monkeypatch.setattr(masks_module, "_ROWS", block)
+    masks, v = Masks(random_masks(9, 5)), torch.randn(9, 2).double()
+    w = masks.values.double()
+    torch.testing.assert_close(masks.transposed_matmul(v), w.T @ v)
+    grams = torch.stack([w.T @ column.diag() @ w for column in v.T], dim=2)
+    torch.testing.assert_close(masks.weighted_gram(v), grams)
+    assert masks.mean_squared_norm() == pytest.approx(float(w.square().sum(1).mean()))
+    weights = Masks(0.3 * w)
+    assert weights.mean_squared_norm() == pytest.approx(0.09 * masks.mean_squared_norm())

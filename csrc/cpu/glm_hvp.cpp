@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <tuple>
 
@@ -27,7 +27,7 @@ struct CpuBackend {
 
   template <typename T>
   void gather(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to) const {
-    for (int64_t r = 0; r < count; ++r) std::memcpy(to + r * k, from + rows[r] * k, k * sizeof(T));
+    for (int64_t r = 0; r < count; ++r) std::copy_n(from + rows[r] * k, k, to + r * k);
   }
 
   template <typename T>

@@ -18,9 +18,11 @@ from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, by_name
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 from ksm_ext.surrogates.trials import (
     KernelTrial,
+    KrylovTrial,
     LinearTrial,
     MeanTrial,
     Scores,
@@ -32,9 +34,10 @@ KernelChoice = str | Kernel | Sequence[str | Kernel]
 
 LINEAR = ("least_squares", "lasso")
 MAX_DIRECT = 20_000
-"""Subsets up to which the (m, m) Gram matrix is factored directly."""
+"""Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
 
 _SCREEN_ROWS = 512
+_SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything
 _SCREEN_TARGETS = 128
 _SCREEN_FROM = 768  # beyond this many subsets one factorisation is the cost that counts
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
@@ -55,6 +58,7 @@ def fit_surrogate(
     criterion: Literal["error", "rank"] = "error",
     share_ridge: Literal["auto"] | bool = "auto",
     center: bool = True,
+    solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
     progress: bool = False,
@@ -82,6 +86,10 @@ def fit_surrogate(
             ``"auto"`` tries both and one per principal component of the targets, and keeps what
             predicts best on subsets that had no part in the choice.
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
+        solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
+            conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
+            leave-one-out residuals, at the ridges around the best. ``"auto"``: ``"eigh"`` up to
+            20,000 subsets.
         task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
         progress: Whether to show a bar over kernels.
@@ -92,7 +100,9 @@ def fit_surrogate(
     Raises:
         TypeError: If an argument holds no numbers.
         ValueError: If shapes disagree, scores are not finite, every target is constant, all
-            subsets are the same, or ``ridge`` is 0 with a singular Gram matrix.
+            subsets are the same, ``ridge`` is 0 with a singular Gram matrix or conjugate gradients,
+            or ``solver`` cannot do it.
+        RuntimeError: If conjugate gradients do not converge.
 
     Example:
         >>> masks = [[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 1, 0]]
@@ -111,25 +121,41 @@ def fit_surrogate(
     if not bool((problem.variance > 0).any()):
         remedy = "There is nothing to explain: check the scores."
         raise ValueError(message("scores", "varying over subsets", "constant targets only", remedy))
+    settings = _solver(solver, len(table))
     kernels, linear = _expand(kernel, table)
+    if settings is not None and "least_squares" in linear:
+        remedy = "Use kernel='linear' with a small ridge, or solver='eigh'."
+        expected = "a kernel or 'lasso' with conjugate gradients"
+        raise ValueError(message("kernel", expected, "'least_squares'", remedy))
     sharing: tuple[Sharing, ...] = ("target",)
     nothing_to_share = fixed_ridge is not None and len(kernels) == 1
     if share_ridge is True or outcome.shape[1] == 1 or not kernels or nothing_to_share:
         sharing = ("shared",)
     elif share_ridge == "auto":
         sharing = ("shared", "target")
-        if len(table) <= _SCREEN_FROM:
+        if len(table) <= _SCREEN_FROM and settings is None:
             sharing = ("shared", "target", "component")
     rows: list[Candidate] = []
+    sample = _sample(table, _SCREEN_ROWS if settings is None else _SAMPLE_ROWS)
     if len(kernels) > 2 and len(table) > _SCREEN_FROM:
-        kernels = _screen(kernels, table, problem, fixed_ridge, rows)
+        kernels = _screen(kernels, table, problem, fixed_ridge, sample, rows)
     components = "component" in sharing
     trials: list[Trial] = [MeanTrial(problem, components=components)]
     trials += [
         KernelTrial(k, table, problem, ridge=fixed_ridge, components=components)
+        if settings is None
+        else KrylovTrial(
+            k,
+            table,
+            problem,
+            settings,
+            ridge=fixed_ridge,
+            sample=sample,
+            per_target=share_ridge is False,
+        )
         for k in tqdm(kernels, "kernels", unit="", disable=not progress)
     ]
-    if kernel == "auto" and _lasso_is_promising(table, problem, trials):
+    if kernel == "auto" and settings is None and _lasso_is_promising(table, problem, trials):
         linear = ["lasso"]
     folds = _folds(len(table), outcome.device)
     trials += [LinearTrial(label, table, problem, folds) for label in linear]
@@ -148,6 +174,7 @@ def fit_surrogate(
         task_names=_names("task_names", task_names, masks, table.num_tasks),
         target_names=_names("target_names", target_names, scores, outcome.shape[1]),
         scores=scores,
+        solver=settings,
     )
 
 
@@ -172,11 +199,8 @@ def _check_tables(masks: ArrayLike, scores: ArrayLike) -> tuple[Masks, Tensor]:
         remedy = "Score more subsets; several times the number of tasks is a good start."
         raise ValueError(message("masks", "at least 3 subsets", f"{len(table)}", remedy))
     outcome = outcome.to(torch.float64).reshape(len(outcome), -1)
-    if len(table) > MAX_DIRECT:
-        expected = f"at most {MAX_DIRECT} subsets"
-        remedy = "Fit a random sample of them: the Gram matrix is factored directly."
-        raise ValueError(message("masks", expected, f"{len(table)}", remedy))
-    if bool((table.values == table.values[0]).all()):
+    rows = table.bits if table.binary else table.values
+    if bool((rows == rows[0]).all()):
         what = "the same subset"
         if table.binary and int(table.sizes[0]) in (0, table.num_tasks):
             what = "the empty subset" if int(table.sizes[0]) == 0 else "the full subset"
@@ -196,6 +220,19 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
         remedy = "Leave it out for the leave-one-out choice."
         raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
     return torch.tensor([float(ridge)], dtype=torch.float64, device=outcome.device)
+
+
+def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
+    """The settings of conjugate gradients, or None to factor the Gram matrix."""
+    if isinstance(solver, ConjugateGradients):
+        return solver
+    remedy = "Or pass ksm_ext.ConjugateGradients(...) to set them."
+    check_choice("solver", solver, ("auto", "eigh", "cg"), remedy)
+    if solver == "eigh" and num_subsets > MAX_DIRECT:
+        expected = f"'cg' or 'auto' for more than {MAX_DIRECT} subsets"
+        remedy = "Or fit a random sample of them."
+        raise ValueError(message("solver", expected, f"'eigh' with {num_subsets}", remedy))
+    return ConjugateGradients() if solver == "cg" or num_subsets > MAX_DIRECT else None
 
 
 def _names(
@@ -289,21 +326,25 @@ class Choice:
     ridge: Tensor
 
 
+def _sample(masks: Masks, count: int) -> Tensor:
+    """At most ``count`` rows drawn at random, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(len(masks), generator=generator)[:count].to(masks.values.device)
+
+
 def _screen(
     kernels: list[Kernel],
     masks: Masks,
     scores: Scores,
     ridge: Tensor | None,
+    pick: Tensor,
     rows: list[Candidate],
 ) -> list[Kernel]:
     """The kernels that are not clearly worse than the best, at most two, judged on a sample.
 
-    One eigendecomposition costs m^3: searching kernels on 512 subsets and a sample of the targets,
-    and ridges on everything, costs one or two of those instead of one per kernel.
+    One eigendecomposition costs m^3: searching kernels on the few subsets of ``pick`` and a sample
+    of the targets, and ridges on everything, costs one or two of those instead of one per kernel.
     """
-    generator = torch.Generator().manual_seed(0)
-    pick = torch.randperm(len(masks), generator=generator)[:_SCREEN_ROWS]
-    pick = pick.to(masks.values.device)
     sample, sample_scores = masks[pick], scores.sample_targets(_SCREEN_TARGETS)[pick]
     if not bool((sample_scores.variance > 0).any()):
         return kernels  # the sample saw nothing happen: judge all on everything
@@ -344,7 +385,7 @@ def _choose(
     if len(sharing) == 1 or not isinstance(trial, KernelTrial):
         return choice
     among = {kept} | {i for i, each in enumerate(trials) if isinstance(each, MeanTrial)}
-    if len(masks) > _SCREEN_FROM:
+    if len(masks) > _SCREEN_FROM or isinstance(trial, KrylovTrial):
         residuals = [_residuals(choice, trials, scores), _crossed(trials, scores, among)]
     else:
         residuals = _validation_residuals(trial.kernel, masks, scores, sharing)
@@ -486,6 +527,7 @@ def _assemble(
     task_names: tuple[str, ...] = (),
     target_names: tuple[str, ...] = (),
     scores: ArrayLike | None = None,
+    solver: ConjugateGradients | None = None,
 ) -> Surrogate:
     """The surrogate of a choice, answering in the kind of ``scores`` (tensors by default)."""
     components = choice.sharing == "component"
@@ -498,7 +540,7 @@ def _assemble(
             rotated = trial.rotated(columns, components=components)
             dual = trial.factor.dual(rotated, ridges)
             if problem.center:
-                offset[columns] = -trial.factor.gram_row_mean @ dual
+                offset[columns] = trial.factor.offset(dual)
             variance = trial.factor.signal_variance(rotated, ridges)
             kernel_terms.append(KernelTerm(trial.kernel, columns, dual, ridges, variance))
         elif isinstance(trial, LinearTrial):
@@ -524,4 +566,5 @@ def _assemble(
         kind=Kind.of(problem.values if scores is None else scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,
+        solver=solver,
     )

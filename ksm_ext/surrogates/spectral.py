@@ -69,6 +69,10 @@ class SpectralRidge:
         """Dual coefficients alpha, (m, q)."""
         return self.vectors @ (rotated / self._shifted(ridge))
 
+    def offset(self, dual: Tensor) -> Tensor:
+        """Minus the mean of ``K alpha``, (q,): what the intercept adds to the mean score."""
+        return -self.gram_row_mean @ dual
+
     def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """Exact residuals ``y_i - F_{-i}(S_i)``, (m, q), for scores given as ``rotate(y)``."""
         return self.dual(rotated, ridge) / self._precision(ridge)

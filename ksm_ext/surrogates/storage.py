@@ -15,7 +15,9 @@ from ksm_ext.checks import check_choice, message
 from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
+from ksm_ext.ops.mask_gram import BITS_PER_WORD
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
 FORMAT = "ksm_ext.surrogate.2"
@@ -30,7 +32,7 @@ _NO_SURROGATE = (
 def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     """See :meth:`Surrogate.save`."""
     tensors: dict[str, Tensor] = {
-        "masks": surrogate.masks.values,
+        "masks": surrogate.masks.bits if surrogate.masks.binary else surrogate.masks.values,
         "intercept": surrogate.intercept,
         "scores": surrogate.scores,
         "residuals": surrogate.residuals,
@@ -47,6 +49,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     facts = {
         "kernels": [term.kernel.describe() for term in surrogate.kernel_terms],
         "num_linear": len(surrogate.linear_terms),
+        "binary": surrogate.masks.binary,
         "center": surrogate.center,
         "task_names": surrogate.task_names,
         "target_names": surrogate.target_names,
@@ -55,6 +58,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "kind": surrogate.kind.name,
         "dtype": str(surrogate.dtype).removeprefix("torch."),
         "single_target": surrogate.single_target,
+        "solver": None if surrogate.solver is None else asdict(surrogate.solver),
     }
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
@@ -114,8 +118,9 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         for index in range(facts["num_linear"])
     )
     rows = tuple(Candidate(**row) for row in facts["candidates"])
+    solver = facts["solver"]
     return Surrogate(
-        masks=Masks(tensors["masks"]),
+        masks=_masks(tensors["masks"], len(facts["task_names"]), facts["binary"]),
         intercept=tensors["intercept"],
         kernel_terms=kernel_terms,
         linear_terms=linear_terms,
@@ -130,7 +135,16 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         kind=Kind(facts["kind"], device),
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
+        solver=None if solver is None else ConjugateGradients(**solver),
     )
+
+
+def _masks(stored: Tensor, num_tasks: int, binary: bool) -> Masks:
+    if not binary:
+        return Masks(stored)
+    num_words = -(-num_tasks // BITS_PER_WORD)
+    check_choice("masks", (stored.dtype, stored.shape[1:]), [(torch.int64, (num_words,))])
+    return Masks.from_bits(stored, num_tasks)
 
 
 def _check_whole(surrogate: Surrogate) -> None:

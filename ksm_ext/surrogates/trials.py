@@ -19,12 +19,14 @@ from torch import Tensor
 from ksm_ext.correlation import pearson, ranks, standardised
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
+from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
 from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
 from ksm_ext.surrogates.spectral import SpectralRidge
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
 
+_SEARCH_TOLERANCE = 1e-2  # of residuals: errors by 1e-2 change a mean square by 1e-4
 _RANKED_TARGETS = 32
 _SINGLE_FROM = 768  # ridges are compared in float32 where the products with U dominate the time
 
@@ -194,15 +196,15 @@ class KernelTrial:
         """Factor the kernel on ``masks``; ``ridge`` replaces the search by given ridges (R,)."""
         self.kernel, self.scores = kernel, scores
         self.label = str(kernel)
-        self.factor = SpectralRidge(kernel.gram(masks), center=scores.center)
+        self.factor: SpectralRidge | KrylovRidge
+        self.factor = factor = SpectralRidge(kernel.gram(masks), center=scores.center)
         if ridge is not None:
-            self.factor.check_ridge(float(ridge.min()))
+            factor.check_ridge(float(ridge.min()))
             ridges = ridge
         else:
             relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64)
-            ridges = relative.to(scores.values.device) * max(self.factor.scale, 1e-300)
-        self._rotated = self.factor.rotate(scores.values)
-        factor, rotated = self.factor, self._rotated
+            ridges = relative.to(scores.values.device) * max(factor.scale, 1e-300)
+        self._rotated = rotated = factor.rotate(scores.values)
         if len(masks) > _SINGLE_FROM:
             factor, rotated = factor.in_single_precision(), rotated.to(torch.float32)
         residuals = (factor.leave_one_out(rotated, ridge) for ridge in ridges)
@@ -217,6 +219,69 @@ class KernelTrial:
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
         return self.factor.leave_one_out(self.rotated(columns, components=components), ridges)
+
+
+class KrylovTrial(KernelTrial):
+    """Kernel ridge with one kernel, by conjugate gradients, at the ridges around the best.
+
+    A ridge is a ratio of noise to signal and does not grow with m, so the search starts at the best
+    ridge of a sample of the subsets, solved exactly. It walks to neighbours until both sides of
+    the best ridge (of every target, if each has its own) are known.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        masks: Masks,
+        scores: Scores,
+        settings: ConjugateGradients,
+        *,
+        ridge: Tensor | None = None,
+        sample: Tensor,
+        per_target: bool = False,
+    ) -> None:
+        """Judge ``kernel`` on ``masks``; ``sample`` are the rows that tell where to start."""
+        self.kernel, self.scores = kernel, scores
+        self.label = str(kernel)
+        factor = KrylovRidge(kernel, masks, settings, center=scores.center)
+        self.factor, self._rotated = factor, factor.rotate(scores.values)
+        if ridge is not None:
+            factor.check_ridge(float(ridge.min()))
+            self._solve(factor, float(ridge[0]))
+            ridges = ridge
+        else:
+            guess = KernelTrial(kernel, masks[sample], scores[sample])
+            ridges = self._search(factor, guess.judgement, per_target)
+        residuals = (factor.leave_one_out(self._rotated, ridge) for ridge in ridges)
+        self.judgement = judge(scores, ridges, residuals, components=False)
+
+    def _search(self, factor: KrylovRidge, guess: Judgement, per_target: bool) -> Tensor:
+        """The ridges solved for, (R,) increasing."""
+        informed = bool(guess.losses.isfinite().all())  # not if the sample's scores are constant
+        start = int(guess.losses.argmin()) if informed else len(guess.ridges) // 2
+        varying = self.scores.variance > 0  # a constant target has no best ridge
+        losses: dict[int, Tensor] = {}
+        wanted = {start}
+        while wanted - losses.keys():
+            at = max(wanted - losses.keys())  # the larger, the sooner solved
+            ridge = float(guess.ridges[at])
+            residual = self._solve(factor, ridge)
+            if not losses:
+                check_solved(ridge, residual, _SEARCH_TOLERANCE)
+            elif residual > _SEARCH_TOLERANCE:
+                break  # below here nothing is solved
+            per_subset, by_half = self.scores.losses(factor.leave_one_out(self._rotated, ridge))
+            losses[at] = by_half.mean(0)[varying] if per_target else per_subset.mean()[None]
+            known = sorted(losses)
+            best = torch.stack([losses[index] for index in known]).argmin(0).unique().tolist()
+            around = {known[index] + step for index in best for step in (-1, 0, 1)}
+            wanted = {index for index in around if 0 <= index < len(guess.ridges)}
+        return guess.ridges[sorted(losses)]
+
+    def _solve(self, factor: KrylovRidge, ridge: float) -> float:
+        """Solve for scores and probes; the largest residual."""
+        together = torch.cat([self._rotated, factor.probes], 1)
+        return float(factor.solve(together, ridge, _SEARCH_TOLERANCE).max())
 
 
 class FixedTrial:

@@ -1,0 +1,379 @@
+r"""Kernel ridge regression on many subsets, from products with a Gram matrix that is never stored.
+
+The same quantities as :mod:`.spectral`, of ``A = H K H`` (centred where there is an intercept):
+coefficients ``alpha = (A + lambda I)^{-1} H y`` and leave-one-out residuals ``alpha_i / P_ii``.
+A product with K is what costs, so none is thrown away: an orthonormal basis V of everything that
+was multiplied is kept with its images ``A V``, and for every ridge and right-hand side
+
+.. math:: \alpha(\lambda) = V (V^T A V + \lambda I)^{-1} V^T H y, \qquad
+          r(\lambda) = H y - (A + \lambda I)\,\alpha(\lambda),
+
+the best approximation in V by energy (Galerkin), with its true residual, for one small
+eigendecomposition. Where a residual is too large, the basis grows by ``M^{-1} r``: block conjugate
+gradients with full orthogonalisation, in one space for all targets, all probes and, with the few
+products more that another ridge may want, all ridges.
+
+``M = L L^T + lambda I`` preconditions, L from ``rank`` columns of K by randomly pivoted Cholesky.
+The diagonal of P is that of ``Q = (L L^T + D + lambda I)^{-1}`` (centred), D the diagonal that L
+leaves out of K, plus a correction measured on random signs z, ``z * (P z - Q z)`` (Bekas et al.
+2007), drawn to its mean by as much as the probes disagree.
+
+Shapes: m subsets, q right-hand sides, k basis vectors; L (m, rank) float32, all else float64.
+
+References: *Chen, Epperly, Tropp & Webber 2023, arXiv:2207.06503* (pivots); *Frangella, Tropp &
+Udell 2021, arXiv:2110.02820* (such preconditioners); *Bekas, Kokiopoulou & Saad 2007* (diagonals).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ksm_ext.checks import check_positive_int, message
+from ksm_ext.kernels import Kernel
+from ksm_ext.masks import Masks
+
+_PIVOTS = 64  # columns of K taken at a time
+_BLOCK = 64  # most columns of one product: beyond, its time grows with them
+_ROWS = 8192  # of L converted to float64 at a time
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """How :func:`ksm_ext.fit_surrogate` solves for more subsets than a Gram matrix fits.
+
+    Memory is ``4 m rank + 16 m k`` bytes, k the columns multiplied (``num_products`` times
+    targets plus probes), and what the masks take.
+
+    Attributes:
+        rank: Columns of the Gram matrix that the preconditioner is made of.
+        tolerance: Of each target's residual ``H y - (H K H + ridge) alpha``, relative to ``H y``.
+        max_steps: Products with the Gram matrix, per ridge, after which a solve gives up.
+        num_probes: Random vectors that leave-one-out residuals are estimated with.
+        seed: Of pivots and probes: the same seed gives the same surrogate.
+        progress: Whether to show a progress bar.
+    """
+
+    rank: int = 1000
+    tolerance: float = 1e-6
+    max_steps: int = 100
+    num_probes: int = 16
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_positive_int("rank", self.rank)
+        check_positive_int("max_steps", self.max_steps)
+        check_positive_int("num_probes", self.num_probes, 2)
+        if not 0 < self.tolerance < 1:
+            remedy = "1e-6 is enough for any use of the surrogate."
+            raise ValueError(message("tolerance", "in (0, 1)", str(self.tolerance), remedy))
+
+
+class Preconditioner:
+    """``L L^T`` in eigenvectors, and what it says of the inverse of ``K + lambda I``.
+
+    Attributes:
+        vectors: (m, rank) float32 orthonormal columns.
+        eigenvalues: (rank,) of ``L L^T``.
+        missing: (m,) diagonal of ``K - L L^T``.
+    """
+
+    def __init__(self, kernel: Kernel, masks: Masks, *, center: bool, rank: int, seed: int) -> None:
+        """Factor ``rank`` columns of the Gram matrix; rows lose their mean with ``center``."""
+        self.center = center
+        factor, self.missing = pivoted_cholesky(kernel, masks, rank, seed)
+        if center:
+            factor -= factor.mean(0)
+        gram = torch.zeros(factor.shape[1], factor.shape[1], dtype=torch.float64)
+        gram = gram.to(factor.device)
+        for rows in factor.split(_ROWS):
+            gram += rows.T.double() @ rows.double()
+        eigenvalues, rotation = torch.linalg.eigh(gram)
+        kept = eigenvalues > 1e-9 * eigenvalues.max().clamp_min(1e-300)
+        self.eigenvalues = eigenvalues[kept]
+        rotation = (rotation[:, kept] / self.eigenvalues.sqrt()).float()
+        for rows in factor.split(_ROWS):  # in place: L is most of the memory
+            rows[:, : rotation.shape[1]] = rows @ rotation
+        self.vectors = factor[:, : rotation.shape[1]]
+
+    def solve(self, rhs: Tensor, shift: Tensor | float) -> Tensor:
+        """``(L L^T + shift I)^{-1} rhs``, (m, q) for a number or (q,) ``shift``."""
+        shift = torch.as_tensor(shift, dtype=torch.float64).to(rhs.device).reshape(1, -1)
+        weights = 1 / (self.eigenvalues[:, None] + shift) - 1 / shift  # (rank, 1 or q)
+        inside = (self.vectors.T @ rhs.float()).double() * weights
+        return rhs / shift + (self.vectors @ inside.float()).double()
+
+    def guess(self, signs: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Diagonal (m,) of Q of the module's head, and ``Q signs`` (m, q), by Woodbury."""
+        weights = 1 / (self.missing + ridge)  # (m,)
+        scaled = torch.cat([signs, torch.ones_like(signs[:, :1])], 1) * weights[:, None]
+        spread = self.eigenvalues.sqrt()
+        inner = torch.eye(len(spread), dtype=torch.float64, device=spread.device)
+        within = scaled.new_zeros(len(spread), scaled.shape[1])
+        parts = [part.split(_ROWS) for part in (self.vectors, weights, scaled)]
+        for vectors, weight, part in zip(*parts, strict=True):
+            rows = vectors.double() * spread
+            inner.addmm_(rows.T, weight[:, None] * rows)
+            within.addmm_(rows.T, part)
+        factor = torch.linalg.cholesky(inner)
+        within = torch.cholesky_solve(within, factor)
+        diagonals, products = [], []
+        for vectors, weight, part in zip(*parts, strict=True):
+            rows = vectors.double() * spread
+            products.append(part - weight[:, None] * (rows @ within))
+            half = torch.linalg.solve_triangular(factor, rows.T, upper=False)  # (rank, rows)
+            diagonals.append(weight - weight.square() * half.square().sum(0))
+        diagonal, product = torch.cat(diagonals), torch.cat(products)
+        product, constant = product[:, :-1], product[:, -1]
+        if self.center:  # the inverse on what is orthogonal to constants
+            diagonal = diagonal - constant.square() / constant.sum()
+            product = product - constant[:, None] * (product.sum(0) / constant.sum())
+        return diagonal, product
+
+
+def pivoted_cholesky(kernel: Kernel, masks: Masks, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``L`` (m, rank) float32 with ``K ~ L L^T``, and the diagonal (m,) that it leaves out.
+
+    Pivots are drawn in proportion to the diagonal of ``K - L L^T``, a block at a time.
+    """
+    diagonal = kernel.diagonal(masks)
+    remaining, filled = diagonal.clone(), 0
+    shape = (len(masks), min(rank, len(masks)))
+    factor = torch.empty(shape, dtype=torch.float32, device=diagonal.device)
+    generator = torch.Generator().manual_seed(seed)
+    while filled < factor.shape[1] and float(remaining.sum()) > 1e-7 * float(diagonal.sum()):
+        count = min(_PIVOTS, factor.shape[1] - filled)
+        drawn = torch.multinomial(remaining.cpu(), count, replacement=True, generator=generator)
+        pivots = drawn.unique().to(diagonal.device)
+        known = factor[:, :filled]
+        columns = kernel.gram(masks, masks[pivots]) - known @ known[pivots].T  # (m, pivots)
+        values, rotation = torch.linalg.eigh(columns[pivots])
+        kept = values > 1e-6 * diagonal.max()
+        block = columns @ (rotation[:, kept] / values[kept].sqrt())
+        factor[:, filled : filled + block.shape[1]] = block
+        filled += block.shape[1]
+        remaining = (remaining - block.square().sum(1)).clamp_min(0.0)
+        remaining[pivots] = 0.0
+    return factor[:, :filled], remaining
+
+
+class KrylovRidge:
+    """The space of everything multiplied so far, and what follows from it for any ridge.
+
+    The interface of :class:`.spectral.SpectralRidge`; scores "in the eigenbasis" are ``H y`` here.
+    """
+
+    def __init__(
+        self, kernel: Kernel, masks: Masks, settings: ConjugateGradients, *, center: bool = True
+    ) -> None:
+        """Prepare the preconditioner and the probes; nothing is multiplied yet."""
+        self.center, self.settings = center, settings
+        self.num_subsets, self.num_products = len(masks), 0
+        self._kernel, self._masks = kernel, masks
+        self._preconditioner = Preconditioner(
+            kernel, masks, center=center, rank=settings.rank, seed=settings.seed
+        )
+        generator = torch.Generator().manual_seed(settings.seed)
+        signs = torch.randint(0, 2, (len(masks), settings.num_probes), generator=generator)
+        self._signs = (2.0 * signs.double() - 1.0).to(masks.values.device)
+        self.probes = self.rotate(self._signs)  # (m, probes)
+        self._largest = float(kernel.diagonal(masks).max())
+        self._guesses: dict[float, tuple[Tensor, Tensor]] = {}
+        self._basis: list[Tensor] = []
+        self._images: list[Tensor] = []
+        self._means: list[Tensor] = []
+        self._project(self._signs.new_zeros(0, 0))
+
+    def rotate(self, y: Tensor) -> Tensor:
+        """``H y``, (m, q)."""
+        return y - y.mean(0) if self.center else y
+
+    def check_ridge(self, ridge: float) -> None:
+        """Raise ``ValueError`` where there is no ridge: nothing would converge."""
+        if ridge == 0:
+            remedy = "Use a positive ridge or ridge='loo'."
+            raise ValueError(message("ridge", "positive with conjugate gradients", "0", remedy))
+
+    def solve(self, rhs: Tensor, ridge: Tensor | float, tolerance: float) -> Tensor:
+        """Extend the space until ``rhs`` (m, q), centred, is solved; residuals (q,) it ended with.
+
+        Gives up after ``max_steps`` products: look at what comes back.
+        """
+        ridges = torch.as_tensor(ridge, dtype=torch.float64).to(rhs.device).expand(rhs.shape[1])
+        length = rhs.norm(dim=0)
+        length = torch.where(length > 0, length, 1.0)  # a constant target is solved by zero
+        label = f"{self._kernel}, ridge {float(ridges.min()):.2g}"
+        with tqdm(
+            total=self.settings.max_steps,
+            desc=label,
+            unit=" products",
+            leave=False,
+            disable=not self.settings.progress,
+        ) as bar:
+            for step in range(self.settings.max_steps + 1):
+                residuals = self._residuals(rhs, ridges) / length
+                relative = residuals.norm(dim=0)
+                open_columns = relative > tolerance
+                bar.set_postfix_str(f"residual {float(relative.max()):.1e}")
+                if step == self.settings.max_steps or not bool(open_columns.any()):
+                    break
+                if not self._extend(residuals[:, open_columns], ridges[open_columns]):
+                    break
+                bar.update()
+        return relative
+
+    def dual(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Dual coefficients alpha, (m, q), solved to the tolerance.
+
+        Raises:
+            RuntimeError: If ``max_steps`` products are not enough.
+        """
+        tolerance = self.settings.tolerance
+        worst = float(self.solve(rotated, ridge, tolerance).max())
+        check_solved(float(torch.as_tensor(ridge).min()), worst, tolerance)
+        return self._approximate(rotated, ridge)
+
+    def offset(self, dual: Tensor) -> Tensor:
+        """Minus the mean of ``K alpha``, (q,): what the intercept adds to the mean score."""
+        coordinates = [block.T @ dual for block in self._basis]
+        return -torch.cat(self._means) @ torch.cat(coordinates)
+
+    def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Residuals ``y_i - F_{-i}(S_i)``, (m, q), as well as the space has them by now."""
+        return self._approximate(rotated, ridge) / self._precision(ridge)
+
+    def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """See :meth:`.spectral.SpectralRidge.signal_variance`, (q,)."""
+        return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
+
+    def explained_variance(self, functionals: Tensor, ridge: Tensor | float) -> Tensor:
+        """``diag(L P L^T)`` for rows L already centred, (rows, 1 or q), never too large.
+
+        Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
+        order and has one sign: what is not solved counts as not explained.
+        """
+        ridges, index = _distinct(ridge)
+        known = len(self._basis)
+        parts = []
+        for rows in functionals.split(_BLOCK):
+            columns = []
+            for value in ridges:
+                check_solved(value, float(self.solve(rows.T, value, 1e-3).max()), 1e-3)
+                columns.append((self._approximate(rows.T, value) * rows.T).sum(0))
+            parts.append(torch.stack(columns, dim=1))
+            self._forget(known)
+        return torch.cat(parts)[:, index]
+
+    def centred(self, rows: Tensor) -> Tensor:
+        """``L K H`` of functionals that ignore constants, given as L K (rows, m)."""
+        return rows - rows.mean(1, keepdim=True) if self.center else rows
+
+    # -- the space ------------------------------------------------------------------------------
+
+    def _forget(self, blocks: int) -> None:
+        """Keep the first ``blocks`` blocks of the basis (m, k), of ``A V`` and of ``1^T K V``."""
+        self._basis, self._images = self._basis[:blocks], self._images[:blocks]
+        self._means = self._means[:blocks]
+        size = sum(block.shape[1] for block in self._basis)
+        self._project(self._projected[:size, :size])
+
+    def _project(self, projected: Tensor) -> None:
+        self._projected = projected  # (k, k) V^T A V
+        self._values, self._vectors = torch.linalg.eigh(projected)
+
+    def _extend(self, residuals: Tensor, ridges: Tensor) -> bool:
+        """Add ``M^{-1} r`` to the space; False where it adds no direction."""
+        directions = self._preconditioner.solve(residuals, ridges)
+        directions = self.rotate(directions / directions.norm(dim=0).clamp_min(1e-300))
+        for _ in range(2):  # twice is enough (Kahan)
+            for block in self._basis:
+                directions = directions - block @ (block.T @ directions)
+        frame, triangle = torch.linalg.qr(directions)
+        rotation, lengths, _ = torch.linalg.svd(triangle)
+        kept = (lengths > 1e-9).nonzero()[:_BLOCK, 0]
+        if not len(kept):
+            return False
+        directions = self.rotate(frame @ rotation[:, kept])
+        for block in self._basis:
+            directions = directions - block @ (block.T @ directions)
+        directions = torch.linalg.qr(directions)[0]
+        products = self._kernel.matmul(self._masks, self._masks, directions)
+        self.num_products += 1
+        self._means.append(products.mean(0))
+        products = self.rotate(products)
+        across = [block.T @ products for block in self._basis]
+        corner = directions.T @ products
+        upper = torch.cat([*across, (corner + corner.T) / 2])  # (k + new, new)
+        size = len(self._projected)
+        projected = torch.cat([torch.cat([self._projected, upper[:size]], 1), upper.T])
+        self._basis.append(directions)
+        self._images.append(products)
+        self._project(projected)
+        return True
+
+    def _coordinates(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
+        """Of the approximate solutions in the basis, (k, q)."""
+        ridge = torch.as_tensor(ridge, dtype=torch.float64).to(rhs.device).reshape(1, -1)
+        known = torch.cat([block.T @ rhs for block in self._basis])
+        return self._vectors @ ((self._vectors.T @ known) / (self._values[:, None] + ridge))
+
+    def _combine(self, blocks: list[Tensor], coordinates: Tensor) -> Tensor:
+        total = self._signs.new_zeros(self.num_subsets, coordinates.shape[1])
+        start = 0
+        for block in blocks:
+            total.addmm_(block, coordinates[start : start + block.shape[1]])
+            start += block.shape[1]
+        return total
+
+    def _approximate(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
+        """Solutions (m, q) as the space has them."""
+        if not self._basis:
+            return torch.zeros_like(rhs)
+        return self._combine(self._basis, self._coordinates(rhs, ridge))
+
+    def _residuals(self, rhs: Tensor, ridges: Tensor) -> Tensor:
+        """``rhs - (A + ridge) x``, (m, q)."""
+        if not self._basis:
+            return rhs
+        coordinates = self._coordinates(rhs, ridges)
+        products = self._combine(self._images, coordinates)
+        return rhs - products - self._combine(self._basis, coordinates * ridges)
+
+    def _precision(self, ridge: Tensor | float) -> Tensor:
+        """``P_ii``, (m, 1 or q)."""
+        ridges, index = _distinct(ridge)
+        columns = [self._precision_at(value) for value in ridges]
+        return torch.stack(columns, dim=1)[:, index]
+
+    def _precision_at(self, ridge: float) -> Tensor:
+        if ridge not in self._guesses:
+            self._guesses[ridge] = self._preconditioner.guess(self._signs, ridge)
+        smooth, product = self._guesses[ridge]
+        excess = self._signs * (self._approximate(self.probes, ridge) - product)
+        correction = excess.mean(1)
+        noise = float(excess.var(1).mean()) / excess.shape[1]
+        trusted = max(0.0, 1 - noise / max(float(correction.var()), 1e-300))
+        mean = correction.mean()
+        precision = smooth + mean + trusted * (correction - mean)
+        lowest = 0.25 / (4 * self._largest + ridge)  # by Cauchy-Schwarz, |phi_i - mean| <= 2 |phi|
+        return precision.clamp(lowest, 1 / ridge)
+
+
+def check_solved(ridge: float, residual: float, tolerance: float) -> None:
+    """Raise ``RuntimeError`` where a relative residual is above the tolerance."""
+    if residual > tolerance:
+        found = f"{ridge:.3g}, which leaves a relative residual of {residual:.1g}"
+        remedy = "Raise the ridge, or `rank` or `max_steps` of ksm_ext.ConjugateGradients."
+        expected = "large enough for conjugate gradients to converge"
+        raise RuntimeError(message("ridge", expected, found, remedy))
+
+
+def _distinct(ridge: Tensor | float) -> tuple[list[float], Tensor]:
+    """Distinct ridges, and the index (1 or q,) into them."""
+    values, index = (
+        torch.as_tensor(ridge, dtype=torch.float64).reshape(-1).unique(return_inverse=True)
+    )
+    return values.tolist(), index
