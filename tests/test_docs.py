@@ -36,6 +36,7 @@ def readers_own():
         "few_masks": few_masks,
         "few_retrained_scores": 1 + torch.rand(10),
         "masks": few_masks,
+        "scores": 1 + torch.rand(10),
         "data": tasks[0],
         "output": ksm_ext.outputs.log_odds,
         "projector": ksm_ext.Projector(4),

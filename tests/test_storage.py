@@ -176,7 +176,7 @@ def changed_facts(path, change):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header["__metadata__"]
     facts = json.loads(metadata["facts"]) | change
-    facts = {name: value for name, value in facts.items() if value is not None}
+    facts = {name: x for name, x in facts.items() if x is not None or name not in change}
     save_file(load(content), path, metadata | {"facts": json.dumps(facts)})
 
 

@@ -144,7 +144,9 @@ def _masks(stored: Tensor, num_tasks: int, binary: bool) -> Masks:
         return Masks(stored)
     num_words = -(-num_tasks // BITS_PER_WORD)
     check_choice("masks", (stored.dtype, stored.shape[1:]), [(torch.int64, (num_words,))])
-    return Masks.from_bits(stored, num_tasks)
+    masks = Masks.from_bits(stored, num_tasks)
+    check_choice("masks without other tasks", torch.equal(masks.bits, stored), [True])
+    return masks
 
 
 def _check_whole(surrogate: Surrogate) -> None:
