@@ -55,17 +55,8 @@ SMALL = Settings(
     Data(modulus=23, held_out=0.3),
     Model(width=64),
     Training(batch_size=128, num_steps=260, checkpoints=(0.3, 0.6, 1.0)),
-    Truth(subset_size=None, subset_seeds=3, loo_seeds=4, checkpoint=1, variant_subsets=20),
-    Methods(
-        num_models=2,
-        checkpoint=0,
-        proj_dim=1024,
-        num_steps=12,
-        num_estimated=400,
-        estimate_solver="step",
-        estimate_checkpoint=1,
-        num_probes=12,
-    ),
+    Truth(subset_size=None, subset_seeds=3, loo_seeds=4, checkpoint=1, variant_subsets=30),
+    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=12, num_probes=12),
     VARIANTS,
 )
 SMOKE = replace(
