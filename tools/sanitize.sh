@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 
 python="${PYTHON:-python3}"
 built=build/sanitize
-mkdir -p build
-KSM_EXT_SANITIZE=1 KSM_EXT_CUDA=0 "$python" setup.py -q build --build-lib "$built" \
+mkdir -p "$built"
+KSM_EXT_SANITIZE=1 KSM_EXT_CUDA=0 "$python" setup.py -q egg_info --egg-base "$built" build --build-lib "$built" \
   --build-temp "$built/temp" >"$built.log" 2>&1 || {
   cat "$built.log"
   exit 1
