@@ -32,7 +32,7 @@ demo: $(VENV)/.demo $(BUILT) ## from nothing to the main experiment: environment
 experiments: $(VENV)/.experiments $(BUILT) ## what the experiments need; then python -m experiments.NAME run
 
 test: $(VENV)/.test $(BUILT) ## the tests that take seconds
-	$(BIN)/pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n auto --dist worksteal
 
 test-all: $(VENV)/.test $(BUILT) ## every test
 	$(BIN)/pytest -q

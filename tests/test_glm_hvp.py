@@ -249,6 +249,7 @@ def digest_of_results():
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits():
     used = build_info()["cpu_instruction_set"]
     order = ["portable", "avx2", "avx512"]

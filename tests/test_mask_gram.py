@@ -204,6 +204,7 @@ def run_with_isa(isa, code):
     )
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits():
     used = build_info()["cpu_instruction_set"]
     order = ["portable", "avx2", "avx512"]

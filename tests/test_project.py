@@ -213,6 +213,7 @@ def digest_of_matrices():
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_matrix():
     order = ["portable", "avx2", "avx512"]
     lesser = order[: order.index(build_info()["cpu_instruction_set"])]

@@ -143,6 +143,7 @@ def test_neither_workers_nor_threads_change_a_bit():
     assert torch.equal(quiet(train, MASKS, n_jobs=2).values, plain_loop(MASKS, (0,)))
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_trains(tmp_path):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)

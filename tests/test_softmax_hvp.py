@@ -152,6 +152,7 @@ def test_bits_do_not_depend_on_threads():
     assert all(torch.equal(results[0], other) for other in results)
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits():
     script = (
         "import torch; from ksm_ext import ops; g = torch.Generator().manual_seed(0);"

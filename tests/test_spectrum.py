@@ -110,7 +110,7 @@ def test_traces_of_the_network_and_their_errors(network):
     assert found.value == pytest.approx(again.value) and found.num_products == 30
 
 
-@pytest.mark.parametrize("kind", [hessian, ggn])
+@pytest.mark.parametrize("kind", [pytest.param(hessian, marks=pytest.mark.slow), ggn])
 def test_hutch_pp_needs_half_the_products(network, kind):
     """From about a hundred products on; below, its subspace is too small to matter."""
     model, data, *_ = network

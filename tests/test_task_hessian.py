@@ -56,7 +56,10 @@ class Convex:
         return self.model
 
 
-@pytest.mark.parametrize("num_targets", [1, 2, 6])
+@pytest.mark.parametrize(
+    "num_targets",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(6, marks=pytest.mark.slow)],
+)
 def test_derivatives_are_differences_of_really_minimised_problems(num_targets):
     problem = Convex()
     names = itertools.cycle(problem.targets.values())
@@ -155,6 +158,7 @@ def test_the_law_holds_for_the_fitted_surrogate_on_many_subsets():
     assert float((fitted - g).norm() / expected.norm()) > 0.3
 
 
+@pytest.mark.slow
 def test_the_law_holds_for_really_minimised_problems():
     """With the task Hessian of this library, up to third order in what is left out."""
     problem = Convex(num_tasks=6)
