@@ -618,6 +618,8 @@ ELSEWHERE = {
     "more_subsets": "test_sample_size",
     "read_scores": "test_tables",
     "write_report": "test_report",
+    "self_influence": "test_trak",
+    "top_samples": "test_trak",
     "trak_scores": "test_trak",
     "flatten": "test_hessian",
     "signs": "test_spectrum",

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ksm_ext import Projector
-from ksm_ext.attribution.trak import trak, trak_scores
+from ksm_ext.attribution.trak import self_influence, top_samples, trak, trak_scores
 from ksm_ext.correlation import pearson
 from ksm_ext.gradients import collect_features
 from ksm_ext.outputs import log_odds
@@ -56,6 +56,35 @@ def test_scores_of_samples_sum_to_those_of_tasks():
     by_task = torch.stack([part.sum() for part in by_sample.split([8, 25, 17])])
     found = trak(model, tasks, targets, projector=projector)[:, 0]
     torch.testing.assert_close(by_task, found)
+
+
+def samples():
+    """Features of the training samples and queries of a small problem."""
+    (model, _), tasks, targets = problem()
+    data = tuple(torch.cat(column) for column in zip(*tasks, strict=True))
+    return (features(model, part, Projector(16)) for part in (data, targets["one"]))
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("block_bytes", [1, 10**9])
+def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkeypatch):
+    monkeypatch.setattr("ksm_ext.attribution.trak._BLOCK_BYTES", block_bytes)
+    train, queries = samples()
+    scores = trak_scores(train, queries, ridge=0.1)
+    found = top_samples(train, queries, 7, ridge=0.1, largest=largest)
+    expected = scores.topk(7, dim=0, largest=largest)
+    torch.testing.assert_close(found.scores, expected.values)
+    assert torch.equal(found.samples, expected.indices)
+    for count in (0, len(train) + 1):
+        with pytest.raises(ValueError, match="`count` must be between 1 and 50, the training"):
+            top_samples(train, queries, count)
+
+
+def test_self_influence_is_the_diagonal_of_all_scores():
+    train, _ = samples()
+    own = trak_scores(train, train, ridge=0.1).diagonal()
+    wrong = 1 - train.values.sigmoid()
+    torch.testing.assert_close(self_influence(train, ridge=0.1), own * wrong)
 
 
 def test_traker_agrees_given_the_same_projection(tmp_path):

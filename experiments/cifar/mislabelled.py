@@ -24,6 +24,7 @@ from experiments.experiment import outputs
 from experiments.methods import METHODS, Problem
 from experiments.settings import as_dict
 from experiments.truth import models
+from ksm_ext.attribution.trak import self_influence
 from ksm_ext.evaluation import mislabel_auc
 from ksm_ext.gradients import collect_features
 from ksm_ext.outputs import log_odds
@@ -63,11 +64,7 @@ def by_loss(model: nn.Module, problem: Problem) -> Tensor:
 
 def by_self_influence(model: nn.Module, problem: Problem) -> Tensor:
     train = collect_features(model, problem.samples, log_odds, problem.projector, progress=False)
-    gram = train.gradients.T @ train.gradients
-    gram.diagonal().add_(problem.settings.methods.trak_ridge * gram.diagonal().mean())
-    solved = torch.cholesky_solve(train.gradients.T, torch.linalg.cholesky(gram))
-    wrong = 1 - train.values.sigmoid()
-    return (wrong.square() * (train.gradients * solved.T).sum(1)).cpu()
+    return self_influence(train, ridge=problem.settings.methods.trak_ridge).cpu()
 
 
 SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {

@@ -19,7 +19,7 @@ Reference: *Park et al. 2023, arXiv:2303.14186*.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from ksm_ext.distributed import Group, gram
 from ksm_ext.features import Features
 from ksm_ext.gradients import AnyProjector, collect_features
 from ksm_ext.outputs import log_odds
+
+_BLOCK_BYTES = 2**26  # of scores at once
 
 
 def trak(
@@ -106,6 +108,75 @@ def trak_scores(train: Features, queries: Features, *, ridge: float = 0.0) -> Te
     """
     solved = torch.cholesky_solve(queries.gradients.T, _factor(train, ridge))
     return (1 - train.values.sigmoid())[:, None] * (train.gradients @ solved)
+
+
+class TopSamples(NamedTuple):
+    """The training samples of the largest scores for each query.
+
+    Attributes:
+        scores: (count, t), decreasing.
+        samples: (count, t) int64, their numbers.
+    """
+
+    scores: Tensor
+    samples: Tensor
+
+
+def top_samples(
+    train: Features, queries: Features, count: int, *, ridge: float = 0.0, largest: bool = True
+) -> TopSamples:
+    """The ``count`` best of :func:`trak_scores` for each query, without the table of all.
+
+    Training samples pass in blocks, of which only the best are kept: memory does not grow with b,
+    and features that lie in a store are read once.
+
+    Args:
+        train: Log-odds and their projected gradients of b training samples.
+        queries: Of t samples.
+        count: At most b.
+        ridge: See :func:`trak`.
+        largest: False for the most harmful samples, whose scores are the least.
+
+    Raises:
+        ValueError: If ``count`` is not between 1 and b.
+    """
+    if not 1 <= count <= len(train):
+        expected = f"between 1 and {len(train)}, the training samples"
+        raise ValueError(message("count", expected, str(count), "Ask for fewer."))
+    solved = torch.cholesky_solve(queries.gradients.T, _factor(train, ridge))  # (k, t)
+    sign = 1 if largest else -1
+    best = solved.new_empty(0, len(queries))
+    numbers = torch.empty(0, len(queries), dtype=torch.int64, device=solved.device)
+    rows = max(count, _BLOCK_BYTES // (solved.element_size() * max(1, len(queries))))
+    for block in torch.arange(len(train), device=solved.device).split(rows):
+        part = slice(int(block[0]), int(block[-1]) + 1)
+        wrong = 1 - train.values[part].sigmoid()
+        scores = torch.cat([best, sign * wrong[:, None] * (train.gradients[part] @ solved)])
+        samples = torch.cat([numbers, block[:, None].expand(-1, len(queries))])
+        best, kept = scores.topk(min(count, len(scores)), dim=0)
+        numbers = samples.gather(0, kept)
+    return TopSamples(sign * best, numbers)
+
+
+def self_influence(train: Features, *, ridge: float = 0.0) -> Tensor:
+    r"""What each training sample does to itself; large where a label may be wrong.
+
+    .. math:: (1 - q_i)^2 \, \phi_i^\top (\Phi^\top \Phi + \rho I)^{-1} \phi_i
+
+    is its TRAK score as its own query, in units of its loss: it costs b solutions of k numbers,
+    not the table of all pairs.
+
+    Args:
+        train: Log-odds and their projected gradients of b training samples.
+        ridge: See :func:`trak`.
+
+    Returns:
+        (b,), not negative.
+    """
+    factor = _factor(train, ridge)
+    wrong = 1 - train.values.sigmoid()
+    whitened = torch.linalg.solve_triangular(factor, train.gradients.T, upper=False)  # (k, b)
+    return wrong.square() * whitened.square().sum(0)
 
 
 def _sums(train: Features, counts: list[int]) -> Tensor:
