@@ -4,7 +4,7 @@ from ksm_ext import __version__
 
 project = "ksm_ext"
 author = "The ksm_ext authors"
-release = version = __version__
+release = version = __version__.partition("+")[0]
 
 extensions = [
     "myst_parser",
