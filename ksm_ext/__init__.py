@@ -8,7 +8,7 @@ show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks`
 ``ksm`` on the command line (:mod:`ksm_ext.cli`) begins at scores in a file (:func:`read_scores`).
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from ksm_ext import distributed as distributed
 from ksm_ext import evaluation as evaluation
@@ -40,4 +40,7 @@ from ksm_ext.surrogates.krylov import ConjugateGradients as ConjugateGradients
 from ksm_ext.surrogates.storage import load_surrogate as load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate as Surrogate
 
-__version__ = version("ksm_ext")
+try:
+    __version__ = version("ksm_ext")
+except PackageNotFoundError:  # built in place, and not installed
+    __version__ = "0.0.0"

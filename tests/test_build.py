@@ -1,5 +1,6 @@
 """The installation: where it lies, what it was built from, how it decides."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,16 @@ def test_the_installed_package_is_what_is_tested():
     direct = json.loads(installed.read_text("direct_url.json") or "{}")
     editable = direct.get("dir_info", {}).get("editable", False)
     assert (ROOT / "ksm_ext" in Path(ksm_ext.__file__).parents) == editable
+
+
+def test_a_tree_that_is_built_but_not_installed_has_a_version(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.metadata, "version", absent)
+        assert importlib.reload(ksm_ext).__version__ == "0.0.0"
+    assert importlib.reload(ksm_ext).__version__ == importlib.metadata.version("ksm_ext")
 
 
 def test_build_info_states_the_facts():
