@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def spoil(provider: Provider, value: Any) -> None:
             return
         container, key = options[provider.ConsumeIntInRange(0, len(options) - 1)]
         if provider.ConsumeBool():
-            container[key] = ODD_VALUES[provider.ConsumeIntInRange(0, len(ODD_VALUES) - 1)]
+            odd = ODD_VALUES[provider.ConsumeIntInRange(0, len(ODD_VALUES) - 1)]
+            container[key] = deepcopy(odd)  # or a list could come to hold itself
         else:
             del container[key]
 
@@ -166,7 +168,7 @@ class Folders:
             refused(error)
         try:
             with FeatureStore.open(self.path, META) as store:
-                rows = store.num_samples - store.num_done
+                rows = len(store.rows) - store.num_done
                 if rows:
                     store.append(torch.ones(rows), torch.ones(rows, 3))
             load_features(self.path)
