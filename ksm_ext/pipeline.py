@@ -15,12 +15,11 @@ from ksm_ext.arrays import ArrayLike
 from ksm_ext.checks import check_choice, message
 from ksm_ext.outputs import Output, log_odds
 from ksm_ext.projection import Projector
+from ksm_ext.readouts import READOUTS
 from ksm_ext.scores.gradient import GradientEstimator
 from ksm_ext.subsets import mixed_sizes
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate
-
-READOUTS = ("loo", "shapley", "banzhaf")
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,10 @@ from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import mislabel_auc
 from ksm_ext.report import write_report
 from ksm_ext.subsets import paired
+from ksm_ext.surrogates.surrogate import Z95
 
 KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
 PACKAGES = ("ksm_ext", "torch", "numpy", "scikit-learn", "joblib")
-Z95 = 1.959964
 
 
 @dataclass(frozen=True, eq=False)
