@@ -19,7 +19,8 @@ Reference: *Park et al. 2023, arXiv:2303.14186*.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,8 @@ def trak_scores(train: Features, queries: Features, *, ridge: float = 0.0) -> Te
     return (1 - train.values.sigmoid())[:, None] * (train.gradients @ solved)
 
 
-class TopSamples(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TopSamples:
     """The training samples of the largest scores for each query.
 
     Attributes:
