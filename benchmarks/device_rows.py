@@ -255,7 +255,7 @@ def _mask_matmuls(device: torch.device, m: int, n: int, t: int) -> dict[str, Bui
         return run
 
     return {
-        "ksm_ext": lambda: lambda: ops.mask_gram_matmul(packed, packed, n, v, hamming_table=table),
+        "ksm_ext": lambda: lambda: ops.mask_gram_matmul(packed, None, n, v, hamming_table=table),
         "torch in strips": strips,
     }
 

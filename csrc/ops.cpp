@@ -9,7 +9,7 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
       "mask_gram(Tensor x, Tensor? y, int num_tasks, Tensor? hamming_table, "
       "Tensor? overlap_table) -> Tensor");
   m.def(
-      "mask_gram_matmul(Tensor x, Tensor y, int num_tasks, Tensor? hamming_table, "
+      "mask_gram_matmul(Tensor x, Tensor? y, int num_tasks, Tensor? hamming_table, "
       "Tensor? overlap_table, Tensor v) -> Tensor");
   m.def(
       "project_(Tensor(a!) out, Tensor x, int offset, int dim, int kind, int seed, int sparsity, "

@@ -102,15 +102,16 @@ class Kernel(ABC):
             )
         return self.on_weights(x.floats, x.floats if y is None else y.floats)
 
-    def matmul(self, x: Masks, y: Masks, v: Tensor) -> Tensor:
+    def matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
         """``gram(x, y) @ v`` for v (l, t) float64, the (m, l) matrix never stored."""
-        if x.binary and y.binary:
+        if x.binary and (y is None or y.binary):
             hamming, overlap = self.tables(x.num_tasks, x.values.device)
+            bits = None if y is None else y.bits
             return ops.mask_gram_matmul(
-                x.bits, y.bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
+                x.bits, bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
             )
-        floats = y.floats
-        rows = max(1, _MATMUL_ENTRIES // max(len(y), 1))
+        floats = (x if y is None else y).floats
+        rows = max(1, _MATMUL_ENTRIES // max(len(floats), 1))
         return torch.cat([self.on_weights(part, floats) @ v for part in x.floats.split(rows)])
 
     def diagonal(self, x: Masks) -> Tensor:

@@ -110,6 +110,10 @@ def calls(
             lambda x, y, v, o: ops.mask_gram_matmul(x, y, n, v, overlap_table=o),
             (x, y, normal(l, t), overlap),
         ),
+        "mask_gram_matmul, symmetric": Call(
+            lambda y, v, h: ops.mask_gram_matmul(y, None, n, v, hamming_table=h),
+            (y, normal(l, t), hamming),
+        ),
         "project_": Call(project_, (normal(b, k), normal(b, p))),
         "gram_update": Call(gram_update, (features.T @ features, features, weights)),
         "gram_update, no weights": Call(gram_update, (features.T @ features, features)),

@@ -63,6 +63,8 @@ def test_products_are_those_of_the_matrix(kernel, entries, monkeypatch):
         expected = oracle(kernel, left.floats, right.floats) @ v
         close = {"rtol": 1e-11, "atol": 1e-11 * float(expected.abs().max())}
         torch.testing.assert_close(kernel.matmul(left, right, v), expected, **close)
+        square = kernel.matmul(right, None, v)
+        torch.testing.assert_close(square, kernel.matmul(right, right, v), **close)
 
 
 @every_kernel

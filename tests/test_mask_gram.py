@@ -131,6 +131,26 @@ def test_mask_gram_matmul_is_gram_times_v(device, m, l, n, t, which, dtype):
     torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=float(l + 1) * 1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", TABLES)
+@pytest.mark.parametrize("m, n, t", [(0, 5, 2), (1, 1, 1), (64, 70, 3), (65, 64, 8), (700, 300, 5)])
+def test_symmetric_matmul_is_gram_times_v(device, m, n, t, which, dtype):
+    x = random_masks(m, n)
+    tables = random_tables(which, n, dtype, device)
+    v = torch.randn(m, t, dtype=dtype, device=device)
+    out = ops.mask_gram_matmul(ops.pack_masks(x.to(device)), None, n, v, **tables)
+    expected = reference.mask_gram_matmul(x, x, *on_cpu(tables), v.cpu())
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=float(m + 1) * 1e-6)
+
+
+@pytest.mark.parametrize("m", [*range(1, 1100, 97), 1024, 1025, 8200])
+def test_every_pair_of_masks_is_multiplied_once(m):
+    x = ops.pack_masks(torch.zeros(m, 3, dtype=torch.bool))
+    v = torch.randint(0, 9, (m, 2)).double()
+    product = ops.mask_gram_matmul(x, None, 3, v, hamming_table=torch.ones(4).double())
+    assert torch.equal(product, v.sum(0).expand(m, 2))
+
+
 def test_float32_sums_of_many_columns_stay_near_float64(device):
     l, n = 100_000, 64
     x, y = random_masks(4, n, device), random_masks(l, n, device)
@@ -159,8 +179,8 @@ def test_strided_inputs_are_copied(device):
 
 def test_results_do_not_depend_on_threads():
     n, threads = 130, torch.get_num_threads()
-    x = ops.pack_masks(random_masks(333, n))
-    table, v = torch.randn(n + 1), torch.randn(333, 3)
+    x = ops.pack_masks(random_masks(1333, n))
+    table, v = torch.randn(n + 1), torch.randn(1333, 3)
     results = []
     try:
         for num_threads in (1, 2, 3):
@@ -170,6 +190,7 @@ def test_results_do_not_depend_on_threads():
                     ops.mask_gram(x, None, n, overlap_table=table),
                     ops.mask_gram(x, x, n, overlap_table=table),
                     ops.mask_gram_matmul(x, x, n, v, overlap_table=table),
+                    ops.mask_gram_matmul(x, None, n, v, overlap_table=table),
                 )
             )
     finally:
@@ -192,6 +213,7 @@ def digest_of_results():
                 tables = dict(zip(("hamming_table", "overlap_table"), pair, strict=True))
                 digest.update(ops.mask_gram(x, y, n, **tables).numpy().tobytes())
                 digest.update(ops.mask_gram_matmul(x, y, n, v, **tables).numpy().tobytes())
+                digest.update(ops.mask_gram_matmul(y, None, n, v, **tables).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -227,14 +249,15 @@ def test_an_unknown_instruction_set_is_refused():
 # Derivatives: linear in v, nothing in the tables.
 
 
-@pytest.fixture(params=TABLES)
+@pytest.fixture(params=[*TABLES, "symmetric"])
 def problem(request):
     """A matmul of float64 as a function of v, and its dense matrix."""
-    n = 70
+    n, symmetric = 70, request.param == "symmetric"
     x, y = random_masks(9, n), random_masks(5, n)
-    tables = random_tables(request.param, n, torch.float64)
-    function = partial(_matmul, ops.pack_masks(x), ops.pack_masks(y), n, tables)
-    return function, reference.mask_gram(x, y, *on_cpu(tables))
+    tables = random_tables("both" if symmetric else request.param, n, torch.float64)
+    packed = None if symmetric else ops.pack_masks(y)
+    function = partial(_matmul, ops.pack_masks(x), packed, n, tables)
+    return function, reference.mask_gram(x, x if symmetric else y, *on_cpu(tables))
 
 
 def _matmul(x, y, n, tables, v):
@@ -330,6 +353,7 @@ def test_opcheck(device, which):
     opcheck(torch.ops.ksm_ext.mask_gram.default, (x, y, n, *pair))
     opcheck(torch.ops.ksm_ext.mask_gram.default, (x, None, n, *pair))
     opcheck(torch.ops.ksm_ext.mask_gram_matmul.default, (x, y, n, *pair, v))
+    opcheck(torch.ops.ksm_ext.mask_gram_matmul.default, (y, None, n, *pair, v))
 
 
 # Errors: <name> must be <expected>, got <found>. <what to do>.
@@ -362,6 +386,7 @@ V = torch.zeros(4, 1)
         (TypeError, r"`overlap_table` must be of dtype torch.float32", lambda: gram(b=A.double())),
         (ValueError, r"`v` must be 2-dimensional", lambda: product(V[:, 0])),
         (ValueError, r"`v` must be of 4 rows like y, got shape \(3, 1\)", lambda: product(V[1:])),
+        (ValueError, r"`v` must be of 4 rows like x, got", lambda: product(V[1:], None)),
         (TypeError, r"`v` must be of dtype torch.float32 like", lambda: product(V.double())),
         (
             ValueError,
@@ -379,8 +404,8 @@ def gram(x=X, y=None, n=N, a=A, b=None):
     return ops.mask_gram(x, y, n, hamming_table=a, overlap_table=b)
 
 
-def product(v):
-    return ops.mask_gram_matmul(X, X, N, v, hamming_table=A)
+def product(v, y=X):
+    return ops.mask_gram_matmul(X, y, N, v, hamming_table=A)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +418,7 @@ def product(v):
         ("x must be packed masks of 70", lambda op: op.mask_gram(X | STRAY, None, N, A, None)),
         ("y must be packed masks of 70", lambda op: op.mask_gram(X, X | STRAY, N, None, A)),
         ("y must be packed", lambda op: op.mask_gram_matmul(X, X | STRAY, N, A, None, V)),
+        ("x must be packed", lambda op: op.mask_gram_matmul(X | STRAY, None, N, A, None, V)),
         ("x must be of 2 words", lambda op: op.mask_gram(X[:, :0].clone(), None, N, A, None)),
         ("hamming_table must be of 71 val", lambda op: op.mask_gram(X, None, N, A[1:], None)),
         ("hamming_table must be given", lambda op: op.mask_gram(X, None, N, None, None)),

@@ -252,6 +252,8 @@ def test_packed_masks_are_counted(m, l, n, t, seed):
     assert torch.equal(gram, a[hamming.long()] + b[overlap.long()])
     product = ops.mask_gram_matmul(ops.pack_masks(x), ops.pack_masks(y), n, v, **tables)
     close(product, gram @ v, 1e-10)
+    square = ops.mask_gram_matmul(ops.pack_masks(y), None, n, v, **tables)
+    close(square, ops.mask_gram(ops.pack_masks(y), None, n, **tables) @ v, 1e-10)
 
 
 KINDS = (

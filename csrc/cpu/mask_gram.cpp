@@ -1,14 +1,14 @@
 // Mask Gram matrices on the CPU: their tiles, written out or multiplied by v.
 //
-// Threads own tiles of the result, and every row meets the columns in order: no result depends on
-// the number of threads.
+// Threads own rows of the result, and every row meets the columns in one order: no result depends
+// on the number of threads.
 #include "mask_gram.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
 #if defined(__x86_64__)
-#include <xmmintrin.h>
+#include <emmintrin.h>
 #endif
 
 #include "cpu/gram_tiles.h"
@@ -70,6 +70,18 @@ void transpose_square(const float* from, float* to) {
   for (int64_t a = 0; a < 4; ++a) row[a] = _mm_load_ps(from + a * kBlockColumns);
   _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
   for (int64_t b = 0; b < 4; ++b) _mm_store_ps(to + b * kTileRows, row[b]);
+}
+
+template <>
+void transpose_square(const double* from, double* to) {
+  for (int64_t a = 0; a < 4; a += 2) {
+    for (int64_t b = 0; b < 4; b += 2) {
+      const __m128d first = _mm_load_pd(from + a * kBlockColumns + b);
+      const __m128d second = _mm_load_pd(from + (a + 1) * kBlockColumns + b);
+      _mm_store_pd(to + b * kTileRows + a, _mm_unpacklo_pd(first, second));
+      _mm_store_pd(to + (b + 1) * kTileRows + a, _mm_unpackhi_pd(first, second));
+    }
+  }
 }
 #endif
 
@@ -139,6 +151,66 @@ void mask_gram_matmul_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
   });
 }
 
+// Calls body(a, b) once for every unordered pair of `count` items, those of an item with itself
+// included. Pairs come in the rounds of a tournament (all sit in a circle that turns by one seat):
+// in a round nothing meets two others, so its pairs run in parallel and may write to both items.
+template <typename Body>
+void parallel_pairs(int64_t count, int64_t grain, const Body& body) {
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t a = begin; a < end; ++a) body(a, a);
+  });
+  const int64_t circle = (count + 1) / 2 * 2 - 1;  // seats; one more stands in the middle
+  for (int64_t round = 0; round < circle; ++round) {
+    torch::stable::parallel_for(0, (circle + 1) / 2, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t a = (round + k) % circle;
+        const int64_t b = k == 0 ? circle : (round + circle - k) % circle;
+        if (std::max(a, b) < count) body(std::min(a, b), std::max(a, b));
+      }
+    });
+  }
+}
+
+// y = x: a tile off the diagonal is counted once, and serves its rows and, transposed, its columns.
+template <typename T>
+void mask_gram_matmul_symmetric_kernel(const GramTiles<T>& gram, int64_t m,
+                                       const T* v,  // (m, t)
+                                       int64_t t,
+                                       T* out) {  // (m, t)
+  static_assert(kTileRows == kBlockColumns, "tiles must be square to be mirrored");
+  // Panels of tiles: masks, v and totals of two (at 32 targets) fit the L2 cache, and there are
+  // enough of them for several threads.
+  constexpr int64_t kMostTiles = 8, kPanels = 16;
+  const int64_t tiles = gram.blocks.count();
+  const int64_t panel = std::clamp<int64_t>((tiles + kPanels - 1) / kPanels, 1, kMostTiles);
+  const int64_t panels = (tiles + panel - 1) / panel;
+  std::vector<double> totals(tiles * t * kTileRows);  // (tiles, t, kTileRows)
+  const auto add = [&](const T* values, int64_t columns_tile, int64_t rows_tile) {
+    gram.multiply(values, v + columns_tile * kTileRows * t, gram.blocks.columns(columns_tile), t,
+                  totals.data() + rows_tile * t * kTileRows);
+  };
+  const int64_t pairs = panel * kTileRows * panel * kTileRows;
+  parallel_pairs(panels, grain(pairs), [&](int64_t p, int64_t q) {
+    alignas(64) T values[kBlockColumns * kTileRows] = {};
+    alignas(64) T transposed[kBlockColumns * kTileRows];
+    for (int64_t a = p * panel; a < std::min((p + 1) * panel, tiles); ++a) {
+      for (int64_t b = std::max(q * panel, a); b < std::min((q + 1) * panel, tiles); ++b) {
+        gram.template fill<Layout::kTransposed>(a * kTileRows, gram.blocks.columns(a), b, values);
+        add(values, b, a);
+        if (b == a) continue;
+        transpose_tile(values, transposed);
+        add(transposed, a, b);
+      }
+    }
+  });
+  torch::stable::parallel_for(0, tiles, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * kTileRows; i < std::min(end * kTileRows, m); ++i) {
+      const double* total = totals.data() + i / kTileRows * t * kTileRows + i % kTileRows;
+      for (int64_t c = 0; c < t; ++c) out[i * t + c] = static_cast<T>(total[c * kTileRows]);
+    }
+  });
+}
+
 // Bits past n would be counted, and a table be read past its end. On the GPU they are not looked
 // at: the answer would have to be waited for.
 void check_last_words(const Tensor& masks, const char* name, int64_t n) {
@@ -175,9 +247,10 @@ Tensor mask_gram_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_ta
   return out;
 }
 
-Tensor mask_gram_matmul_cpu(const Tensor& x, const Tensor& y, int64_t num_tasks,
+Tensor mask_gram_matmul_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
                             const MaybeTensor& hamming_table, const MaybeTensor& overlap_table,
                             const Tensor& v) {
+  const Tensor& y = maybe_y ? *maybe_y : x;
   const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
   check_last_words(x, "x", n);
   check_last_words(y, "y", n);
@@ -190,7 +263,13 @@ Tensor mask_gram_matmul_cpu(const Tensor& x, const Tensor& y, int64_t num_tasks,
     using T = decltype(type);
     const GramTiles<T> gram(words_pointer(x), m, words_pointer(y), l, words_of(n),
                             tables_of<T>(hamming_table, overlap_table));
-    mask_gram_matmul_kernel(gram, m, l, v.const_data_ptr<T>(), t, out.mutable_data_ptr<T>());
+    const T* multiplied = v.const_data_ptr<T>();
+    T* result = out.mutable_data_ptr<T>();
+    if (maybe_y) {
+      mask_gram_matmul_kernel(gram, m, l, multiplied, t, result);
+    } else {
+      mask_gram_matmul_symmetric_kernel(gram, m, multiplied, t, result);
+    }
   });
   return out;
 }

@@ -65,9 +65,10 @@ Tensor mask_gram_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_t
   return out;
 }
 
-Tensor mask_gram_matmul_cuda(const Tensor& x, const Tensor& y, int64_t num_tasks,
+Tensor mask_gram_matmul_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
                              const MaybeTensor& hamming_table, const MaybeTensor& overlap_table,
                              const Tensor& v) {
+  const Tensor& y = maybe_y ? *maybe_y : x;
   const auto [m, l, n] = checked_sizes(x, y, num_tasks, hamming_table, overlap_table);
   const Tensor& like = result_like(hamming_table, overlap_table);
   check_multiplied(v, x, l, like.scalar_type());

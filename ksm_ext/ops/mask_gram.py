@@ -80,7 +80,7 @@ def mask_gram(
 
 def mask_gram_matmul(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     num_tasks: int,
     v: Tensor,
     *,
@@ -95,7 +95,7 @@ def mask_gram_matmul(
 
     Args:
         x: (m, w) int64. Packed masks, see :func:`pack_masks`.
-        y: (l, w) int64. Packed masks.
+        y: (l, w) int64. Packed masks; None means ``x`` and, on a CPU, counts every pair once.
         num_tasks: n, the number of tasks that the masks were packed from.
         v: (l, t), in the dtype of the tables.
         hamming_table: (n + 1,) float32 or float64. The term for 0 .. n differing tasks, or None.
@@ -111,13 +111,14 @@ def mask_gram_matmul(
     tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
     check_ndim("v", v, 2)
     check_device("v", v, x.device)
-    if v.shape[0] != y.shape[0]:
+    name, rows = ("x", len(x)) if y is None else ("y", len(y))
+    if v.shape[0] != rows:
         raise ValueError(
             message(
                 "v",
-                f"of {y.shape[0]} rows like y",
+                f"of {rows} rows like {name}",
                 f"shape {tuple(v.shape)}",
-                "Pass one row per mask of y.",
+                f"Pass one row per mask of {name}.",
             )
         )
     dtype = next(table.dtype for table in tables if table is not None)
@@ -125,7 +126,8 @@ def mask_gram_matmul(
         raise TypeError(
             message("v", f"of dtype {dtype} like the tables", str(v.dtype), "Convert one of them.")
         )
-    return _mask_gram_matmul(x.contiguous(), y.contiguous(), num_tasks, *tables, v.contiguous())
+    y = None if y is None else y.contiguous()
+    return _mask_gram_matmul(x.contiguous(), y, num_tasks, *tables, v.contiguous())
 
 
 def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device) -> None:
@@ -247,7 +249,7 @@ class _MaskGramMatmul(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         num_tasks: int,
         hamming: Tensor | None,
         overlap: Tensor | None,
@@ -267,7 +269,8 @@ class _MaskGramMatmul(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         x, y, hamming, overlap = ctx.saved_tensors
-        grad_v = _mask_gram_matmul(y, x, ctx.num_tasks, hamming, overlap, grad.contiguous())
+        adjoint = (x, None) if y is None else (y, x)
+        grad_v = _mask_gram_matmul(*adjoint, ctx.num_tasks, hamming, overlap, grad.contiguous())
         return None, None, None, None, None, grad_v
 
     @staticmethod
@@ -317,7 +320,7 @@ def _(
 @torch.library.register_fake("ksm_ext::mask_gram_matmul")
 def _(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     num_tasks: int,
     hamming: Tensor | None,
     overlap: Tensor | None,

@@ -300,7 +300,7 @@ class KrylovRidge:
         for block in self._basis:
             directions = directions - block @ (block.T @ directions)
         directions = torch.linalg.qr(directions)[0]
-        products = self._kernel.matmul(self._masks, self._masks, directions)
+        products = self._kernel.matmul(self._masks, None, directions)
         self.num_products += 1
         self._means.append(products.mean(0))
         products = self.rotate(products)

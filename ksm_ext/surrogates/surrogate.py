@@ -464,7 +464,7 @@ class Surrogate:
         if not self.center:
             return prior[:, None], rows
         constant = rows.new_full((len(self.masks), 1), 1 / len(self.masks))
-        gram_row_mean = term.kernel.matmul(self.masks, self.masks, constant)[:, 0]
+        gram_row_mean = term.kernel.matmul(self.masks, None, constant)[:, 0]
         prior = prior - 2 * rows.mean(1) + gram_row_mean.mean()
         return prior[:, None] + term.ridge / len(self.masks), rows - gram_row_mean
 

@@ -113,7 +113,7 @@ def _decay_variance(masks: Masks, mixtures: list[Mixture]) -> Tensor:
                     differ = torch.tensor((r + p) / 2, dtype=torch.float64)
                     table += w * v * (torch.xlogy(n - h, agree) + torch.xlogy(h, differ)).exp()
             product = ops.mask_gram_matmul(
-                masks.bits, masks.bits, n, other_dual.contiguous(), hamming_table=table.to(device)
+                masks.bits, None, n, other_dual.contiguous(), hamming_table=table.to(device)
             )
             variance += (dual * product).sum(0)
     return variance - mean.square()

@@ -277,8 +277,7 @@ class PackedMasks:
             tables = {"hamming_table": a, "overlap_table": b}
             gram = ops.mask_gram(packed[0], right, n, **tables)
             assert np.array_equal(gram.numpy(), expected.reshape(gram.shape))
-            right = packed[0] if right is None else right
-            v = torch.arange(len(right) * t, dtype=dtype).reshape(len(right), t) % 3
+            v = torch.arange(len(second) * t, dtype=dtype).reshape(len(second), t) % 3
             product = ops.mask_gram_matmul(packed[0], right, n, v, **tables)
             exact = expected.reshape(gram.shape) @ v.double().numpy()
             assert np.allclose(product.numpy(), exact, rtol=1e-5, atol=1e-5)
