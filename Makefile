@@ -60,8 +60,8 @@ cuda-check: $(BUILT) ## compile the CUDA kernels and find one for every operator
 	    --build-lib build/cuda-check --build-temp build/cuda-check/temp
 	$(BIN)/python tools/check_cuda_registration.py build/cuda-check
 
-cuda-host-check: ## run the CUDA kernels of projections on the host; needs no CUDA
-	tools/check_cuda_project.sh
+cuda-host-check: ## run every CUDA kernel on the host; needs no CUDA
+	tools/cuda_on_host/run.sh
 
 avx512-check: ## run the AVX-512 kernels emulated; needs libsimde-dev, no AVX-512
 	tools/check_avx512.sh

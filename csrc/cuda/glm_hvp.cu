@@ -112,9 +112,8 @@ cudaError_t launch_write(const void* from, int64_t bytes, void* to, cudaStream_t
   for (int64_t first = 0; first < bytes; first += Packet::kBytes) {
     const int64_t count = std::min(Packet::kBytes, bytes - first);
     std::memcpy(packet.bytes, static_cast<const uint8_t*>(from) + first, count);
-    write_packet_kernel<<<1, kThreads, 0, stream>>>(packet, static_cast<int>(count),
-                                                    static_cast<uint8_t*>(to) + first);
-    const cudaError_t status = cudaGetLastError();
+    const cudaError_t status = launch(1, 0, stream, write_packet_kernel, packet,
+                                      static_cast<int>(count), static_cast<uint8_t*>(to) + first);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;
@@ -123,41 +122,32 @@ cudaError_t launch_write(const void* from, int64_t bytes, void* to, cudaStream_t
 template <typename T>
 cudaError_t launch_gather_rows(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to,
                                cudaStream_t stream) {
-  gather_rows_kernel<T>
-      <<<grid_for(count * k, kThreads), kThreads, 0, stream>>>(from, rows, count, k, to);
-  return cudaGetLastError();
+  return launch_threads(count * k, stream, gather_rows_kernel<T>, from, rows, count, k, to);
 }
 
 template <typename T>
 cudaError_t launch_add_rows(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to,
                             cudaStream_t stream) {
-  add_rows_kernel<T>
-      <<<grid_for(count * k, kThreads), kThreads, 0, stream>>>(from, rows, count, k, to);
-  return cudaGetLastError();
+  return launch_threads(count * k, stream, add_rows_kernel<T>, from, rows, count, k, to);
 }
 
 template <typename T, typename C>
 cudaError_t launch_weigh_products(ProductBlock<T> block, const C* curvature, cudaStream_t stream) {
-  weigh_products_kernel<T, C>
-      <<<grid_for(block.count * block.samples(), kThreads), kThreads, 0, stream>>>(block,
-                                                                                   curvature);
-  return cudaGetLastError();
+  return launch_threads(block.count * block.samples(), stream, weigh_products_kernel<T, C>, block,
+                        curvature);
 }
 
 template <typename T, typename C>
 cudaError_t launch_logistic_products(ProductBlock<T> block, const T* h, C* curvature,
                                      double* objective, cudaStream_t stream) {
-  logistic_products_kernel<T, C>
-      <<<grid_for(block.count, 1), kThreads, 0, stream>>>(block, h, curvature, objective);
-  return cudaGetLastError();
+  return launch_over(block.count, stream, logistic_products_kernel<T, C>, block, h, curvature,
+                     objective);
 }
 
 template <typename T>
 cudaError_t launch_finish_subsets(const int64_t* sizes, const T* ridge, const T* v, int64_t m,
                                   int64_t k, T* out, double* objective, cudaStream_t stream) {
-  finish_subsets_kernel<T>
-      <<<grid_for(m, 1), kThreads, 0, stream>>>(sizes, ridge, v, m, k, out, objective);
-  return cudaGetLastError();
+  return launch_over(m, stream, finish_subsets_kernel<T>, sizes, ridge, v, m, k, out, objective);
 }
 
 #define KSM_INSTANTIATE(T)                                                                         \

@@ -110,37 +110,32 @@ __global__ void kernel_values_kernel(KernelParameters kernel,
 template <typename T>
 cudaError_t launch_weigh_rows(const T* x, const T* weights, int64_t b, int64_t k, T* out,
                               cudaStream_t stream) {
-  weigh_rows_kernel<T><<<grid_for(b * k, kThreads), kThreads, 0, stream>>>(x, weights, b, k, out);
-  return cudaGetLastError();
+  return launch_threads(b * k, stream, weigh_rows_kernel<T>, x, weights, b, k, out);
 }
 
 template <typename T>
 cudaError_t launch_mirror(T* matrices, int64_t count, int64_t k, cudaStream_t stream) {
-  mirror_kernel<T><<<grid_for(count * k * k, kThreads), kThreads, 0, stream>>>(matrices, count, k);
-  return cudaGetLastError();
+  return launch_threads(count * k * k, stream, mirror_kernel<T>, matrices, count, k);
 }
 
 template <typename T>
 cudaError_t launch_row_squares(const T* x, int64_t m, int64_t n, T* squares, cudaStream_t stream) {
-  row_squares_kernel<T><<<grid_for(m, 1), kThreads, 0, stream>>>(x, m, n, squares);
-  return cudaGetLastError();
+  return launch_over(m, stream, row_squares_kernel<T>, x, m, n, squares);
 }
 
 template <typename T>
 cudaError_t launch_absolute_distances(const T* x, int64_t m, const T* y, int64_t l, int64_t n,
                                       T* values, cudaStream_t stream) {
   const int64_t tiles = ((m + kSide - 1) / kSide) * ((l + kSide - 1) / kSide);
-  absolute_distances_kernel<T><<<grid_for(tiles, 1), kThreads, 0, stream>>>(x, m, y, l, n, values);
-  return cudaGetLastError();
+  return launch_over(tiles, stream, absolute_distances_kernel<T>, x, m, y, l, n, values);
 }
 
 template <typename T>
 cudaError_t launch_kernel_values(KernelParameters kernel, const T* x_squares, const T* y_squares,
                                  int64_t m, int64_t l, bool symmetric, T* values,
                                  cudaStream_t stream) {
-  kernel_values_kernel<T><<<grid_for(m * l, kThreads), kThreads, 0, stream>>>(
-      kernel, x_squares, y_squares, m, l, symmetric, values);
-  return cudaGetLastError();
+  return launch_threads(m * l, stream, kernel_values_kernel<T>, kernel, x_squares, y_squares, m, l,
+                        symmetric, values);
 }
 
 #define KSM_INSTANTIATE(T)                                                                        \

@@ -1,6 +1,7 @@
 // Overlaps of a tile of mask pairs on the tensor cores, which multiply bit matrices: and + popc.
 #pragma once
 
+#include "cuda/intrinsics.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 
@@ -12,14 +13,6 @@ constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaWords = 8;  // one mma: (16, 2
 // A row of staged words is padded from 8 to 12: the 8 rows x 4 words that a warp reads at once lie
 // in 32 different banks.
 constexpr int kStagedWords = 12;
-
-// D += popcount of the ands. Present since sm_80; sm_100 and later emulate it.
-__device__ inline void mma_and_popc(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 
 // A tile of kRows x kColumns pairs, kRowMmas x kColumnMmas matrix products per warp.
 template <int kRowMmas, int kColumnMmas>

@@ -19,16 +19,30 @@ inline unsigned grid_for(int64_t work, int64_t per_block) {
       std::clamp<int64_t>((work + per_block - 1) / per_block, 1, kMaxBlocks));
 }
 
-// Launches a kernel whose blocks take `work` items in turn. An ordinary call instead of <<<>>>, so
-// that a host compiler reads it too (tools/cuda_on_host.h).
+// An ordinary call instead of <<<>>>, so that a host compiler reads it too (tools/cuda_on_host).
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(unsigned blocks, int64_t shared_bytes, cudaStream_t stream,
+                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// For a kernel whose blocks take `work` items in turn.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_over(int64_t work, cudaStream_t stream, void (*kernel)(Parameters...),
                         const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(grid_for(work, 1));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  return launch(grid_for(work, 1), 0, stream, kernel, arguments...);
+}
+
+// For a kernel whose threads do.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_threads(int64_t work, cudaStream_t stream, void (*kernel)(Parameters...),
+                           const Arguments&... arguments) {
+  return launch(grid_for(work, kThreads), 0, stream, kernel, arguments...);
 }
 
 }  // namespace ksm

@@ -19,9 +19,8 @@ __global__ void __launch_bounds__(kThreads)
     mask_gram_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables, bool tables_fit,
                      T* __restrict__ out) {  // (m, l)
   __shared__ Tile::Staging staging;
-  extern __shared__ double shared_tables[];
   const Tables<T> tables =
-      cached_tables(global_tables, n, tables_fit, reinterpret_cast<T*>(shared_tables));
+      cached_tables(global_tables, n, tables_fit, static_cast<T*>(dynamic_shared_memory()));
   const int64_t m = x.count, l = y.count;
   const int64_t row_tiles = (m + Tile::kRows - 1) / Tile::kRows;
   const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
@@ -57,9 +56,8 @@ cudaError_t launch_mask_gram(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, 
   const int64_t tiles = ((x.count + Tile::kRows - 1) / Tile::kRows) *
                         ((y.count + Tile::kColumns - 1) / Tile::kColumns);
   const int64_t bytes = cached_table_bytes(tables, n, sizeof(Tile::Staging));
-  mask_gram_kernel<T>
-      <<<grid_for(tiles, 1), kThreads, bytes, stream>>>(x, y, n, tables, bytes > 0, out);
-  return cudaGetLastError();
+  return launch(grid_for(tiles, 1), bytes, stream, mask_gram_kernel<T>, x, y, n, tables, bytes > 0,
+                out);
 }
 
 template cudaError_t launch_mask_gram(MaskSet, MaskSet, int64_t, Tables<float>, float*,

@@ -49,9 +49,8 @@ __global__ void __launch_bounds__(kThreads)
                             int64_t t, Work work,
                             double* __restrict__ partials) {  // (splits, m, t)
   __shared__ Shared<T> shared;
-  extern __shared__ double shared_tables[];
   const Tables<T> tables =
-      cached_tables(global_tables, n, tables_fit, reinterpret_cast<T*>(shared_tables));
+      cached_tables(global_tables, n, tables_fit, static_cast<T*>(dynamic_shared_memory()));
   const int64_t m = x.count, l = y.count;
   const int r = threadIdx.x % Tile::kRows;
   const int first_target = threadIdx.x / Tile::kRows * kTargetsPerThread;
@@ -115,14 +114,12 @@ cudaError_t launch_mask_gram_matmul(MaskSet x, MaskSet y, int64_t n, Tables<T> t
                                     int64_t t, double* partials, T* out, cudaStream_t stream) {
   const Work work = work_of(x.count, y.count, t);
   const int64_t bytes = cached_table_bytes(tables, n, sizeof(Shared<T>));
-  partial_products_kernel<T><<<grid_for(work.blocks(), 1), kThreads, bytes, stream>>>(
-      x, y, n, tables, bytes > 0, v, t, work, partials);
-  const cudaError_t status = cudaGetLastError();
+  const cudaError_t status =
+      launch(grid_for(work.blocks(), 1), bytes, stream, partial_products_kernel<T>, x, y, n, tables,
+             bytes > 0, v, t, work, partials);
   if (status != cudaSuccess) return status;
   const int64_t size = x.count * t;
-  sum_splits_kernel<T>
-      <<<grid_for(size, kThreads), kThreads, 0, stream>>>(partials, work.splits, size, out);
-  return cudaGetLastError();
+  return launch_threads(size, stream, sum_splits_kernel<T>, partials, work.splits, size, out);
 }
 
 template cudaError_t launch_mask_gram_matmul(MaskSet, MaskSet, int64_t, Tables<float>, const float*,

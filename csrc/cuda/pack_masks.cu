@@ -35,14 +35,12 @@ __global__ void mask_sizes_kernel(const uint64_t* __restrict__ masks,  // (m, wo
 cudaError_t launch_pack_masks(const uint8_t* masks, int64_t m, int64_t n, uint64_t* out,
                               cudaStream_t stream) {
   const int64_t words = words_of(n);
-  pack_masks_kernel<<<grid_for(m * words, kWarps), kThreads, 0, stream>>>(masks, out, m, n, words);
-  return cudaGetLastError();
+  return launch(grid_for(m * words, kWarps), 0, stream, pack_masks_kernel, masks, out, m, n, words);
 }
 
 cudaError_t launch_mask_sizes(const uint64_t* masks, int64_t m, int64_t words, int32_t* sizes,
                               cudaStream_t stream) {
-  mask_sizes_kernel<<<grid_for(m, kThreads), kThreads, 0, stream>>>(masks, sizes, m, words);
-  return cudaGetLastError();
+  return launch_threads(m, stream, mask_sizes_kernel, masks, sizes, m, words);
 }
 
 }  // namespace ksm

@@ -4,72 +4,17 @@
 // coordinates are cut into splits by shapes alone: the first is added to y, the others become partial
 // sums that a second kernel adds in order. No atomics: the result is the same in every run.
 //
-// tools/check_cuda_project.sh runs this file on the host.
+// tools/cuda_on_host runs this file on the host.
+#include <type_traits>
+
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/rademacher.cuh"
+#include "cuda/slab.cuh"
 #include "project.h"
 
 namespace ksm {
 namespace {
-
-__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit;
-}
-
-__device__ float load(const float* from) { return *from; }
-__device__ double load(const double* from) { return *from; }
-__device__ float load(const __half* from) { return __half2float(*from); }
-__device__ float load(const __nv_bfloat16* from) { return __bfloat162float(*from); }
-
-// Rows of coordinates `begin` to `begin + count`.
-template <typename T>
-struct Slab {
-  T* values;
-  int64_t stride, rows;
-  int64_t begin, count;
-
-  __device__ bool holds(int64_t coordinate) const {
-    return coordinate >= begin && coordinate < begin + count;
-  }
-  __device__ T* at(int64_t row, int64_t coordinate) const {
-    return values + row * stride + (coordinate - begin);
-  }
-  // Zero outside of the slab.
-  template <typename Value>
-  __device__ Value value_or_zero(int64_t row, int64_t coordinate) const {
-    return row < rows && holds(coordinate) ? static_cast<Value>(load(at(row, coordinate)))
-                                           : Value(0);
-  }
-  // How many aligned stretches of `length` coordinates it touches, and the index of the first.
-  __host__ __device__ int64_t first_stretch(int64_t length) const { return begin / length; }
-  __host__ __device__ int64_t stretches(int64_t length) const {
-    return divide_up(begin + count, length) - begin / length;
-  }
-};
-
-// The sums of a projection: y (rows, k), and how the coordinates are cut into splits.
-template <typename T>
-struct Sums {
-  T* y;         // (rows, k): the first split is added to it
-  T* partials;  // (splits - 1, rows, k)
-  int64_t rows, k;
-  int64_t splits;
-  int64_t first_unit, units, units_per_split;  // a unit: coordinates that stay together
-
-  __host__ __device__ int64_t begin(int64_t split) const {
-    return first_unit + split * units_per_split;
-  }
-  __host__ __device__ int64_t end(int64_t split) const {
-    const int64_t full = begin(split) + units_per_split, last = first_unit + units;
-    return full < last ? full : last;
-  }
-  // Where a split sums to; all but the first start from nothing.
-  __device__ T* of(int64_t split) const { return split ? partials + (split - 1) * rows * k : y; }
-  __device__ void add(int64_t split, int64_t row, int64_t output, T sum) const {
-    T* to = of(split) + row * k + output;
-    *to = split ? sum : *to + sum;
-  }
-};
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) add_partials_kernel(Sums<T> sums) {
@@ -559,6 +504,10 @@ Sums<T> sums_of(const Projection& projection, int64_t begin, int64_t b, int64_t 
       begin = 0;  // chunks start where x does
       blocks = projection.sparsity * divide_up(b, kSjltRows);
       break;
+    case Kind::kRademacher:
+      unit = kSignBlock;
+      blocks = divide_up(k, kTensorColumns) * divide_up(b, 16 * kMostRowMmas);
+      break;
     default: unit = kSignBlock; blocks = divide_up(k, kColumns) * divide_up(b, 4 * kSide);
   }
   sums.first_unit = begin / unit;
@@ -577,6 +526,21 @@ T scale_of_values(const Projection& projection) {
   return static_cast<T>(scale_of(projection) / (projection.hadamard ? sqrt(run) : 1.0));
 }
 
+// In float32, on the tensor cores.
+template <typename From>
+cudaError_t project_rademacher(const Projection& projection, float scale, Slab<const From> x,
+                               Sums<float> sums, cudaStream_t stream) {
+  const auto work = [&](int64_t rows) {
+    return divide_up(sums.k, kTensorColumns) * divide_up(x.rows, rows) * sums.splits;
+  };
+  if (x.rows <= 16) {
+    return launch_over(work(16), stream, project_rademacher_kernel<From, 1>, projection, scale, x,
+                       sums);
+  }
+  return launch_over(work(16 * kMostRowMmas), stream, project_rademacher_kernel<From, kMostRowMmas>,
+                     projection, scale, x, sums);
+}
+
 // All but the rotation.
 template <typename From, typename T>
 cudaError_t project_slab(const Projection& projection, Slab<const From> x, T* y, T* partials,
@@ -591,6 +555,10 @@ cudaError_t project_slab(const Projection& projection, Slab<const From> x, T* y,
   } else if (projection.kind == Kind::kSjlt) {
     status = launch_over(projection.sparsity * divide_up(b, kSjltRows) * sums.splits, stream,
                          project_sjlt_kernel<From, T>, projection, scale, x, sums);
+  } else if (std::is_same_v<T, float> && projection.kind == Kind::kRademacher) {
+    if constexpr (std::is_same_v<T, float>) {
+      status = project_rademacher(projection, scale, x, sums, stream);
+    }
   } else if (b <= kSide) {
     status = launch_over(divide_up(k, kColumns) * sums.splits, stream,
                          project_dense_kernel<From, T, 1>, projection, scale, x, sums);

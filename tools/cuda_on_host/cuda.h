@@ -2,8 +2,7 @@
 // fibers that take turns at every barrier, in an order that the check chooses. A result that depends
 // on this order has a race; a barrier that only some threads reach is reported.
 //
-// Without warp functions, atomics and dynamic shared memory. Included first, in place of the headers
-// of CUDA (see check_cuda_project.sh).
+// Without atomics and most warp functions. Included first, in place of CUDA's own headers (run.sh).
 #pragma once
 
 #include <ucontext.h>
@@ -56,6 +55,8 @@ struct Fiber {
 inline std::vector<Fiber> fibers(1024);
 inline ucontext_t scheduler;
 inline unsigned current;
+inline std::vector<char> dynamic_memory;  // shared, of the block that runs
+inline bool at_warp_barrier;              // why the last fiber stopped, if it is not done
 inline std::function<void()> body;
 inline std::mt19937_64 order_bits;
 inline bool shuffled = false;           // threads, and blocks, in a random order
@@ -74,6 +75,30 @@ inline std::vector<unsigned> order_of(unsigned count) {
   return order;
 }
 
+inline void require_all(unsigned some, unsigned all) {
+  if (some == 0 || some == all) return;
+  std::fprintf(stderr, "a barrier is not reached by all threads\n");
+  std::abort();
+}
+
+// Runs the threads `first` to `first + count` up to a barrier of the block, or to their end; how
+// many have ended.
+inline unsigned run_warp(unsigned first, unsigned count) {
+  for (;;) {
+    unsigned finished = 0, waiting = 0;
+    for (const unsigned t : order_of(count)) {
+      current = threadIdx.x = first + t;
+      at_warp_barrier = false;
+      swapcontext(&scheduler, &fibers[first + t].context);
+      finished += fibers[first + t].done;
+      waiting += at_warp_barrier;
+    }
+    require_all(finished, count);
+    require_all(waiting, count);
+    if (waiting == 0) return finished;
+  }
+}
+
 inline void run_block(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
@@ -84,19 +109,15 @@ inline void run_block(unsigned threads) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, run_fiber, 0);
   }
-  for (unsigned left = threads; left > 0;) {
-    unsigned finished = 0;
-    for (const unsigned t : order_of(threads)) {
-      current = threadIdx.x = t;
-      swapcontext(&scheduler, &fibers[t].context);
-      finished += fibers[t].done;
-    }
-    if (finished != 0 && finished != threads) {
-      std::fprintf(stderr, "a barrier is not reached by all threads\n");
-      std::abort();
-    }
-    left -= finished;
+  for (unsigned finished = 0; finished == 0;) {
+    for (const unsigned warp : order_of(threads / 32)) finished += run_warp(32 * warp, 32);
+    require_all(finished, threads);
   }
+}
+
+inline void sync_warp() {
+  at_warp_barrier = true;
+  swapcontext(&fibers[current].context, &scheduler);
 }
 
 }  // namespace on_host
@@ -108,6 +129,7 @@ inline void __syncthreads() {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
+  on_host::dynamic_memory.assign(config->dynamicSmemBytes, char{0x7F});
   gridDim.x = std::min(config->gridDim.x, on_host::most_blocks);
   blockDim = config->blockDim;
   on_host::body = [&] { kernel(arguments...); };
@@ -117,6 +139,19 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   return cudaSuccess;
 }
+
+// Bit l is the predicate of lane l.
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  static bool lanes[32];
+  lanes[threadIdx.x % 32] = predicate;
+  on_host::sync_warp();
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) bits |= unsigned{lanes[lane]} << lane;
+  on_host::sync_warp();  // before the next ballot
+  return bits;
+}
+
+inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 
 struct __half {
   uint16_t bits;

@@ -1,0 +1,36 @@
+// What only a GPU has; tools/cuda_on_host/intrinsics.cuh says the same in plain code.
+#pragma once
+
+#include <cstdint>
+
+namespace ksm {
+
+// What a launch gave a block beyond its static shared memory.
+__device__ inline void* dynamic_shared_memory() {
+  extern __shared__ double memory[];
+  return memory;
+}
+
+// Matrix products of a warp on the tensor cores, D += A B. With lane = 4 g + q, a lane holds of
+// D (16, 8) rows g and g + 8 of columns 2 q and 2 q + 1: row g first, columns side by side. Of A's
+// rows g and g + 8 it holds word q of each, then word q + 4; of B's column g words q and q + 4.
+
+// Products are ands of bits: A (16, 256), B (256, 8). Present since sm_80; sm_100 and later emulate
+// it.
+__device__ inline void mma_and_popc(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A (16, 16), B (16, 8): a word is two neighbours, the first in its low half. Sums are rounded
+// towards zero: short ones are exact enough, long ones would shrink.
+__device__ inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+}  // namespace ksm

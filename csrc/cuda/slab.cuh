@@ -1,0 +1,70 @@
+// What a projection on CUDA reads and writes, and how its work is cut.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace ksm {
+
+__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit;
+}
+
+__device__ inline float load(const float* from) { return *from; }
+__device__ inline double load(const double* from) { return *from; }
+__device__ inline float load(const __half* from) { return __half2float(*from); }
+__device__ inline float load(const __nv_bfloat16* from) { return __bfloat162float(*from); }
+
+// Rows of coordinates `begin` to `begin + count`.
+template <typename T>
+struct Slab {
+  T* values;
+  int64_t stride, rows;
+  int64_t begin, count;
+
+  __device__ bool holds(int64_t coordinate) const {
+    return coordinate >= begin && coordinate < begin + count;
+  }
+  __device__ T* at(int64_t row, int64_t coordinate) const {
+    return values + row * stride + (coordinate - begin);
+  }
+  // Zero outside of the slab.
+  template <typename Value>
+  __device__ Value value_or_zero(int64_t row, int64_t coordinate) const {
+    return row < rows && holds(coordinate) ? static_cast<Value>(load(at(row, coordinate)))
+                                           : Value(0);
+  }
+  // How many aligned stretches of `length` coordinates it touches, and the index of the first.
+  __host__ __device__ int64_t first_stretch(int64_t length) const { return begin / length; }
+  __host__ __device__ int64_t stretches(int64_t length) const {
+    return divide_up(begin + count, length) - begin / length;
+  }
+};
+
+// The sums of a projection: y (rows, k), and how the coordinates are cut into splits.
+template <typename T>
+struct Sums {
+  T* y;         // (rows, k): the first split is added to it
+  T* partials;  // (splits - 1, rows, k)
+  int64_t rows, k;
+  int64_t splits;
+  int64_t first_unit, units, units_per_split;  // a unit: coordinates that stay together
+
+  __host__ __device__ int64_t begin(int64_t split) const {
+    return first_unit + split * units_per_split;
+  }
+  __host__ __device__ int64_t end(int64_t split) const {
+    const int64_t full = begin(split) + units_per_split, last = first_unit + units;
+    return full < last ? full : last;
+  }
+  // Where a split sums to; all but the first start from nothing.
+  __device__ T* of(int64_t split) const { return split ? partials + (split - 1) * rows * k : y; }
+  __device__ void add(int64_t split, int64_t row, int64_t output, T sum) const {
+    T* to = of(split) + row * k + output;
+    *to = split ? sum : *to + sum;
+  }
+};
+
+}  // namespace ksm

@@ -1,0 +1,246 @@
+// The kernels of Gram matrices, regressions and softmax against loops in float64.
+#include <numeric>
+
+#include "check.h"
+#include "cuda/glm_hvp_kernels.h"
+#include "cuda/gram_kernels.h"
+#include "cuda/softmax_hvp_kernels.h"
+
+namespace {
+
+using namespace ksm;
+
+template <typename T>
+constexpr double kTolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
+
+template <typename T>
+void check_gram(int64_t m, int64_t l, int64_t n) {
+  const std::vector<T> x = normals<T>(m * n), y = normals<T>(l * n), weights = normals<T>(m);
+  std::vector<T> weighed(m * n), expected(m * n);
+  for (int64_t e = 0; e < m * n; ++e) expected[e] = weights[e / n] * x[e];
+  launch_weigh_rows(x.data(), weights.data(), m, n, weighed.data(), nullptr);
+  expect(weighed == expected, "weighed rows");
+
+  const int64_t count = 2, k = std::min(m, n);
+  std::vector<T> matrices = normals<T>(count * k * k), symmetric = matrices;
+  for (int64_t e = 0; e < count * k * k; ++e) {
+    const int64_t i = e / k % k, j = e % k;
+    if (j < i) symmetric[e] = symmetric[e / (k * k) * k * k + j * k + i];
+  }
+  launch_mirror(matrices.data(), count, k, nullptr);
+  expect(matrices == symmetric, "mirrored matrices");
+
+  const auto squares_of = [&](const std::vector<T>& rows, int64_t size) {
+    std::vector<double> exact(size);
+    for (int64_t e = 0; e < size * n; ++e) exact[e / n] += double{rows[e]} * rows[e];
+    const std::vector<T> squares = in_any_order("squares", [&] {
+      std::vector<T> out(size, T(NAN));
+      launch_row_squares(rows.data(), size, n, out.data(), nullptr);
+      return out;
+    });
+    expect(near(squares, exact, kTolerance<T>), "squares");
+    return squares;
+  };
+  const std::vector<T> x_squares = squares_of(x, m), y_squares = squares_of(y, l);
+
+  std::vector<double> distances(m * l), dots(m * l), squares(m * l);
+  for (int64_t e = 0; e < m * l; ++e) {
+    for (int64_t d = 0; d < n; ++d) {
+      const double a = x[e / l * n + d], b = y[e % l * n + d];
+      distances[e] += std::abs(a - b), dots[e] += a * b, squares[e] += (a - b) * (a - b);
+    }
+  }
+  const std::vector<T> found = in_any_order("absolute distances", [&] {
+    std::vector<T> out(m * l, T(NAN));
+    launch_absolute_distances(x.data(), m, y.data(), l, n, out.data(), nullptr);
+    return out;
+  });
+  expect(near(found, distances, kTolerance<T>), "absolute distances");
+
+  const double gamma = 0.3 / n, coef0 = 0.7;
+  for (const KernelKind kind : {KernelKind::kLinear, KernelKind::kPolynomial, KernelKind::kRbf,
+                                KernelKind::kLaplace, KernelKind::kExponential}) {
+    const auto value_of = [&](int64_t e) {
+      switch (kind) {
+        case KernelKind::kPolynomial: return std::pow(gamma * dots[e] + coef0, 3);
+        case KernelKind::kRbf: return std::exp(-gamma * squares[e]);
+        case KernelKind::kLaplace: return std::exp(-gamma * distances[e]);
+        case KernelKind::kExponential: return std::exp(-gamma * std::sqrt(squares[e]));
+        default: return dots[e];
+      }
+    };
+    const std::vector<double>& from = kind == KernelKind::kLaplace ? distances : dots;
+    std::vector<T> values(from.begin(), from.end());
+    std::vector<double> exact(m * l);
+    for (int64_t e = 0; e < m * l; ++e) exact[e] = value_of(e);
+    const KernelParameters kernel = {kind, gamma, coef0, 3};
+    launch_kernel_values<T>(kernel, x_squares.data(), y_squares.data(), m, l, false, values.data(),
+                            nullptr);
+    expect(near(values, exact, 4 * kTolerance<T>), "values of kernel");
+
+    // Of x with itself, nothing below the diagonal being known.
+    std::vector<T> square = normals<T>(m * m);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < m; ++j) square[i * m + j] = j < i ? T(NAN) : T(std::abs(i - j));
+    }
+    const std::vector<T> once = in_any_order("symmetric values", [&] {
+      std::vector<T> out = square;
+      launch_kernel_values<T>(kernel, x_squares.data(), x_squares.data(), m, m, true, out.data(),
+                              nullptr);
+      return out;
+    });
+    bool holds = true;
+    const bool radial = kind != KernelKind::kLinear && kind != KernelKind::kPolynomial;
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < m; ++j) holds = holds && once[i * m + j] == once[j * m + i];
+      holds = holds && (!radial || once[i * m + i] == 1);
+    }
+    expect(holds, "symmetric values");
+  }
+}
+
+// Regressions of m subsets of n tasks on b samples, in blocks of samples and of subsets.
+template <typename T, typename C>
+void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
+  std::vector<uint8_t> masks(m * n);
+  for (uint8_t& task : masks) task = random_bits() % 2;
+  std::vector<int64_t> task_of(b), rows(m - 1), sizes(m);
+  for (int64_t& task : task_of) task = random_bits() % n;
+  std::iota(rows.begin(), rows.end(), 1);
+  std::shuffle(rows.begin(), rows.end(), random_bits);
+  for (int64_t& size : sizes) size = random_bits() % 5;
+  const int64_t begin = b / 3, end = b, samples = end - begin, count = m - 1;
+  const std::vector<T> h = normals<T>(b), margins = normals<T>(count * samples);
+  std::vector<C> curvature(m * b);
+  for (int64_t e = 0; e < m * b; ++e) {
+    curvature[e] = Stored<C>::of(0.25 * static_cast<double>(random_bits() % 100) / 100);
+  }
+  const auto block_of = [&](std::vector<T>& products) {
+    return ProductBlock<T>{products.data(), rows.data(),   count, begin, end, b, n,
+                           masks.data(),    task_of.data()};
+  };
+  const auto inside = [&](int64_t e) {
+    return masks[rows[e / samples] * n + task_of[begin + e % samples]] != 0;
+  };
+  const auto at = [&](int64_t e) { return rows[e / samples] * b + begin + e % samples; };
+
+  for (const C* given : {static_cast<const C*>(curvature.data()), static_cast<const C*>(nullptr)}) {
+    std::vector<T> products = margins, expected(count * samples);
+    for (int64_t e = 0; e < count * samples; ++e) {
+      if (inside(e))
+        expected[e] = margins[e] * (given ? static_cast<T>(widened(given[at(e)])) : T(1));
+    }
+    launch_weigh_products(block_of(products), given, nullptr);
+    expect(products == expected, "weighed products");
+  }
+
+  const std::vector<double> losses_before = normals<double>(m);
+  std::vector<double> slopes(count * samples), losses = losses_before;
+  std::vector<float> curvatures(m * b);
+  for (int64_t e = 0; e < m * b; ++e) curvatures[e] = widened(curvature[e]);
+  for (int64_t e = 0; e < count * samples; ++e) {
+    if (!inside(e)) continue;
+    const double z = static_cast<double>(h[begin + e % samples]) + margins[e];
+    slopes[e] = -1 / (1 + std::exp(z));
+    losses[rows[e / samples]] += std::log1p(std::exp(-z));
+    curvatures[at(e)] = -slopes[e] * (1 + slopes[e]);
+  }
+  std::vector<C> written;
+  std::vector<double> objective;
+  const std::vector<T> found = in_any_order("slopes", [&] {
+    std::vector<T> products = margins;
+    written = curvature, objective = losses_before;
+    launch_logistic_products(block_of(products), h.data(), written.data(), objective.data(),
+                             nullptr);
+    return products;
+  });
+  std::vector<float> stored(m * b);
+  for (int64_t e = 0; e < m * b; ++e) stored[e] = widened(written[e]);
+  expect(near(found, slopes, kTolerance<T>), "slopes");
+  expect(near(objective, losses, kTolerance<T>), "losses");
+  expect(near(stored, curvatures, sizeof(C) == 2 ? 4e-3 : 1e-6), "curvatures");
+
+  const std::vector<T> v = normals<T>(m * k), sums = normals<T>(m * k), ridge(m, T(0.3));
+  std::vector<double> exact(m * k), objectives(m);
+  for (int64_t e = 0; e < m * k; ++e) {
+    const double divisor = std::max<int64_t>(1, sizes[e / k]);
+    exact[e] = sums[e] / divisor + double{ridge[e / k]} * v[e];
+    if (e % k == 0) objectives[e / k] += losses_before[e / k] / divisor;
+    objectives[e / k] += 0.5 * ridge[e / k] * v[e] * v[e];
+  }
+  for (const bool with_objective : {true, false}) {
+    objective = losses_before;
+    const std::vector<T> finished = in_any_order("finished subsets", [&] {
+      std::vector<T> out = sums;
+      objective = losses_before;
+      launch_finish_subsets(sizes.data(), ridge.data(), v.data(), m, k, out.data(),
+                            with_objective ? objective.data() : nullptr, nullptr);
+      return out;
+    });
+    expect(near(finished, exact, kTolerance<T>), "finished subsets");
+    expect(!with_objective || near(objective, objectives, kTolerance<T>), "objectives");
+  }
+
+  std::vector<T> gathered(count * k), added = sums, expected_rows(count * k), expected_sums = sums;
+  for (int64_t e = 0; e < count * k; ++e) expected_rows[e] = v[rows[e / k] * k + e % k];
+  for (int64_t e = 0; e < count * k; ++e) {
+    expected_sums[rows[e / k] * k + e % k] += expected_rows[e];
+  }
+  launch_gather_rows(v.data(), rows.data(), count, k, gathered.data(), nullptr);
+  launch_add_rows(gathered.data(), rows.data(), count, k, added.data(), nullptr);
+  expect(gathered == expected_rows && added == expected_sums, "gathered and added rows");
+}
+
+void check_writing() {
+  std::vector<uint8_t> from(9001), to(9001);
+  for (uint8_t& octet : from) octet = random_bits();
+  launch_write(from.data(), from.size(), to.data(), nullptr);
+  expect(from == to, "what the host wrote");
+}
+
+template <typename T>
+void check_softmax(int64_t s, int64_t b, int64_t c, bool weighted) {
+  std::vector<T> logits = normals<T>(b * c);
+  for (T& logit : logits) logit *= 20;  // nearly one-hot rows too
+  const std::vector<T> tangents = normals<T>(s * b * c), weights = normals<T>(b);
+  std::vector<double> exact(s * b * c);
+  for (int64_t row = 0; row < s * b; ++row) {
+    const T* z = logits.data() + row % b * c;
+    const T* u = tangents.data() + row * c;
+    const double top = *std::max_element(z, z + c);
+    double total = 0, mean = 0;
+    for (int64_t j = 0; j < c; ++j) total += std::exp(z[j] - top);
+    for (int64_t j = 0; j < c; ++j) mean += std::exp(z[j] - top) / total * u[j];
+    for (int64_t j = 0; j < c; ++j) {
+      exact[row * c + j] =
+          (weighted ? weights[row % b] : 1.0) * std::exp(z[j] - top) / total * (u[j] - mean);
+    }
+  }
+  const std::vector<T> found = in_any_order("softmax", [&] {
+    std::vector<T> out(s * b * c, T(NAN));
+    launch_softmax_hvp(logits.data(), tangents.data(), weighted ? weights.data() : nullptr, s, b, c,
+                       out.data(), nullptr);
+    return out;
+  });
+  expect(near(found, exact, kTolerance<T>), "softmax");
+  std::vector<T> in_place = tangents;
+  launch_softmax_hvp(logits.data(), in_place.data(), weighted ? weights.data() : nullptr, s, b, c,
+                     in_place.data(), nullptr);
+  expect(in_place == found, "softmax in place");
+}
+
+}  // namespace
+
+int main() {
+  check_gram<float>(1, 1, 1);
+  check_gram<float>(35, 20, 300);
+  check_gram<double>(18, 47, 33);
+  check_regressions<float, BFloat16>(7, 5, 700, 9);
+  check_regressions<float, float>(4, 3, 31, 600);
+  check_regressions<double, double>(9, 6, 300, 40);
+  check_writing();
+  check_softmax<float>(1, 1, 1, false);
+  check_softmax<float>(11, 3, 700, true);
+  check_softmax<double>(9, 2, 65, false);
+  return report("CUDA Gram matrices, regressions and softmax");
+}

@@ -1,0 +1,100 @@
+// The kernels of masks against loops over tasks: the tables' own values bit for bit.
+#include "check.h"
+#include "cuda/kernels.h"
+
+namespace {
+
+using namespace ksm;
+
+struct Masks {
+  int64_t count, n;
+  std::vector<uint8_t> tasks;   // (count, n)
+  std::vector<uint64_t> words;  // (count, words_of(n))
+  std::vector<int32_t> sizes;   // (count)
+
+  MaskSet set() const { return {words.data(), sizes.data(), count}; }
+  bool has(int64_t i, int64_t task) const { return tasks[i * n + task]; }
+};
+
+Masks random_masks(int64_t count, int64_t n) {
+  Masks out = {count, n, std::vector<uint8_t>(count * n)};
+  for (uint8_t& task : out.tasks) task = random_bits() % 5 < 2;
+  out.words = in_any_order("packed masks", [&] {
+    std::vector<uint64_t> words(count * words_of(n));
+    launch_pack_masks(out.tasks.data(), count, n, words.data(), nullptr);
+    return words;
+  });
+  std::vector<uint64_t> expected(count * words_of(n));
+  std::vector<int32_t> sizes(count);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t task = 0; task < n; ++task) {
+      expected[i * words_of(n) + task / 64] |= uint64_t{out.has(i, task)} << task % 64;
+      sizes[i] += out.has(i, task);
+    }
+  }
+  expect(out.words == expected, "packed masks");
+  out.sizes.resize(count);
+  launch_mask_sizes(out.words.data(), count, words_of(n), out.sizes.data(), nullptr);
+  expect(out.sizes == sizes, "sizes of masks");
+  return out;
+}
+
+template <typename T>
+std::vector<T> gram_of(const Masks& x, const Masks& y, const Tables<T>& tables) {
+  std::vector<T> gram;
+  for (int64_t i = 0; i < x.count; ++i) {
+    for (int64_t j = 0; j < y.count; ++j) {
+      int64_t overlap = 0;
+      for (int64_t task = 0; task < x.n; ++task) overlap += x.has(i, task) && y.has(j, task);
+      gram.push_back(entry_of(tables, int64_t{x.sizes[i]}, int64_t{y.sizes[j]}, overlap));
+    }
+  }
+  return gram;
+}
+
+template <typename T>
+void check(int64_t m, int64_t l, int64_t n, int64_t t) {
+  const std::string shape = " of m " + std::to_string(m) + ", l " + std::to_string(l) + ", n " +
+                            std::to_string(n) + ", t " + std::to_string(t);
+  const Masks x = random_masks(m, n), y = random_masks(l, n);
+  const std::vector<T> hamming = normals<T>(n + 1), overlap = normals<T>(n + 1);
+  const std::vector<T> v = normals<T>(l * t);
+  for (const Tables<T>& tables :
+       {Tables<T>{hamming.data(), nullptr}, Tables<T>{nullptr, overlap.data()},
+        Tables<T>{hamming.data(), overlap.data()}}) {
+    const std::vector<T> expected = gram_of(x, y, tables);
+    const std::vector<T> gram = in_any_order("Gram matrix" + shape, [&] {
+      std::vector<T> out(m * l, T(NAN));
+      launch_mask_gram(x.set(), y.set(), n, tables, out.data(), nullptr);
+      return out;
+    });
+    expect(gram == expected, "Gram matrix" + shape);
+    std::vector<double> sums(m * t);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < l; ++j) {
+        for (int64_t c = 0; c < t; ++c)
+          sums[i * t + c] += double{expected[i * l + j]} * v[j * t + c];
+      }
+    }
+    const std::vector<T> product = in_any_order("product" + shape, [&] {
+      std::vector<double> partials(num_column_splits(m, l, t) * m * t, NAN);
+      std::vector<T> out(m * t, T(NAN));
+      launch_mask_gram_matmul(x.set(), y.set(), n, tables, v.data(), t, partials.data(), out.data(),
+                              nullptr);
+      return out;
+    });
+    expect(near(product, sums, sizeof(T) == 4 ? 1e-6 : 1e-14), "product" + shape);
+  }
+}
+
+}  // namespace
+
+int main() {
+  check<float>(1, 1, 1, 1);
+  check<double>(3, 130, 64, 16);
+  check<float>(129, 70, 65, 17);
+  check<double>(70, 257, 300, 3);
+  check<float>(40, 1100, 90, 5);  // the columns are split
+  check<double>(9, 11, 6000, 2);  // tables that do not fit shared memory
+  return report("CUDA masks");
+}

@@ -1,0 +1,45 @@
+// cuda/intrinsics.cuh in plain code.
+#pragma once
+
+namespace ksm {
+
+inline void* dynamic_shared_memory() { return on_host::dynamic_memory.data(); }
+
+// Every lane shows its operands to its warp.
+template <typename Sum, typename Multiply>
+void mma_on_host(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                 const Multiply& multiply) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  static Operands lanes[32];
+  const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  std::memcpy(lanes[lane].a, a, sizeof(a));
+  std::memcpy(lanes[lane].b, b, sizeof(b));
+  on_host::sync_warp();
+  for (unsigned e = 0; e < 4; ++e) {
+    const unsigned high = e / 2, column = 2 * q + e % 2;
+    double sum = d[e];
+    for (unsigned word = 0; word < 8; ++word) {  // of a row of A, and of a column of B
+      sum += multiply(lanes[4 * g + word % 4].a[high + word / 4 * 2],
+                      lanes[4 * column + word % 4].b[word / 4]);
+    }
+    d[e] = static_cast<Sum>(sum);
+  }
+  on_host::sync_warp();  // before the next product overwrites the operands
+}
+
+inline void mma_and_popc(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_on_host(d, a, b, [](uint32_t x, uint32_t y) { return __builtin_popcount(x & y); });
+}
+
+inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const auto half = [](uint32_t pair, int n) {
+    return double{__bfloat162float({static_cast<uint16_t>(pair >> 16 * n)})};
+  };
+  mma_on_host(d, a, b, [&](uint32_t x, uint32_t y) {
+    return half(x, 0) * half(y, 0) + half(x, 1) * half(y, 1);
+  });
+}
+
+}  // namespace ksm
