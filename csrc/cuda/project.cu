@@ -506,7 +506,7 @@ Sums<T> sums_of(const Projection& projection, int64_t begin, int64_t b, int64_t 
       break;
     case Kind::kRademacher:
       unit = kSignBlock;
-      blocks = divide_up(k, kTensorColumns) * divide_up(b, 16 * kMostRowMmas);
+      blocks = divide_up(k, kTensorColumns) * divide_up(b, TensorTile<1, 2>::kRows);
       break;
     default: unit = kSignBlock; blocks = divide_up(k, kColumns) * divide_up(b, 4 * kSide);
   }
@@ -533,11 +533,11 @@ cudaError_t project_rademacher(const Projection& projection, float scale, Slab<c
   const auto work = [&](int64_t rows) {
     return divide_up(sums.k, kTensorColumns) * divide_up(x.rows, rows) * sums.splits;
   };
-  if (x.rows <= 16) {
-    return launch_over(work(16), stream, project_rademacher_kernel<From, 1>, projection, scale, x,
-                       sums);
+  if (x.rows <= TensorTile<1, 1>::kRows) {
+    return launch_over(work(TensorTile<1, 1>::kRows), stream, project_rademacher_kernel<From, 1>,
+                       projection, scale, x, sums);
   }
-  return launch_over(work(16 * kMostRowMmas), stream, project_rademacher_kernel<From, kMostRowMmas>,
+  return launch_over(work(TensorTile<1, 2>::kRows), stream, project_rademacher_kernel<From, 2>,
                      projection, scale, x, sums);
 }
 

@@ -12,13 +12,10 @@
 
 namespace ksm {
 
-constexpr int kTensorDepth = 64;  // coordinates in shared memory at once
-constexpr int kMmaDepth = 16, kMmaOutputs = 8;
-constexpr int kColumnMmas = 4;   // of a warp, side by side
-constexpr int kMostRowMmas = 4;  // tiles are of 16 or of 64 rows
-constexpr int kTensorColumns = kWarps * kColumnMmas * kMmaOutputs;
-static_assert(kTensorColumns == kThreads, "a thread draws the signs of one output");
+constexpr int kTensorDepth = 64;          // coordinates in shared memory at once
+constexpr int kTensorColumns = kThreads;  // outputs of a tile: a thread draws the signs of one
 constexpr int kParts = kSignBlock / kTensorDepth;
+constexpr int kMmaRows = 16, kMmaDepth = 16, kMmaOutputs = 8;
 
 // How many bfloat16 a value is the sum of.
 template <typename From>
@@ -41,12 +38,19 @@ __device__ inline uint16_t next_term(float& rest) {
   return static_cast<uint16_t>(nan ? 0x7FC0 : kept >> 16);
 }
 
-template <int kTerms, int kRowMmas>
+// kWarpRows warps lie on top of each other, the others side by side. Two rather than one: values
+// then serve twice as many outputs each time they are read from shared memory.
+template <int kTerms, int kWarpRows>
 struct TensorTile {
-  static constexpr int kRows = 16 * kRowMmas;
+  static constexpr int kRowMmas = kWarpRows, kColumnMmas = 4 * kWarpRows;  // of a warp
+  static constexpr int kWarpColumns = kWarps / kWarpRows;
+  static_assert(kWarpColumns * kColumnMmas * kMmaOutputs == kTensorColumns);
+  static constexpr int kRows = kWarpRows * kRowMmas * kMmaRows;
   // Padded by 8: the rows g and words q that a warp reads at once lie in 32 different banks.
   static constexpr int kStride = kTensorDepth + 8;
   static constexpr int kPerThread = kRows * kTensorDepth / kThreads;
+
+  using Sums = float[kRowMmas][kColumnMmas][4];  // of a thread
 
   alignas(4) uint16_t x[kTerms][kRows][kStride];
   uint32_t words[2][4][kTensorColumns + 8];  // of this block of signs and the next one, likewise
@@ -64,18 +68,16 @@ struct TensorTile {
   }
 
   // sums[p][c] += the products of one part of a block.
-  __device__ void multiply(int64_t block, int part, float (&sums)[kRowMmas][kColumnMmas][4]) const {
-    const auto warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-    const int g = lane / 4, q = lane % 4;
+  __device__ void multiply(int64_t block, int part, Sums& sums) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     uint32_t signs[kColumnMmas];
 #pragma unroll
     for (int c = 0; c < kColumnMmas; ++c) {
-      signs[c] = words[block & 1][q][(warp * kColumnMmas + c) * kMmaOutputs + g];
+      signs[c] = words[block & 1][q][first_column() + c * kMmaOutputs + g];
     }
 #pragma unroll
     for (int step = 0; step < kTensorDepth / kMmaDepth; ++step) {
-      const int m =
-          part * (kTensorDepth / 8) + 2 * step;  // coordinates 8 m + 2 q and its neighbour
+      const int m = part * (kTensorDepth / 8) + 2 * step;  // of coordinates 8 m to 8 m + 7
       uint32_t b[kColumnMmas][2];
 #pragma unroll
       for (int c = 0; c < kColumnMmas; ++c) {
@@ -86,7 +88,7 @@ struct TensorTile {
       for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
         for (int p = 0; p < kRowMmas; ++p) {
-          const uint16_t* low = x[term][16 * p + g] + step * kMmaDepth + 2 * q;
+          const uint16_t* low = x[term][first_row() + p * kMmaRows + g] + step * kMmaDepth + 2 * q;
           const uint16_t* high = low + 8 * kStride;
           const uint32_t a[4] = {pair_at(low), pair_at(high), pair_at(low + 8), pair_at(high + 8)};
 #pragma unroll
@@ -96,7 +98,24 @@ struct TensorTile {
     }
   }
 
-  // body(e, row, depth) for the values that this thread loads.
+  // Calls body(row, column, sum) for the sums of this thread.
+  template <typename Body>
+  __device__ static void for_each_sum(const Sums& sums, const Body& body) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int p = 0; p < kRowMmas; ++p) {
+#pragma unroll
+      for (int c = 0; c < kColumnMmas; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          body(first_row() + p * kMmaRows + g + e / 2 * 8,
+               first_column() + c * kMmaOutputs + 2 * q + e % 2, sums[p][c][e]);
+        }
+      }
+    }
+  }
+
+  // Calls body(e, row, depth) for the values that this thread loads.
   template <typename Body>
   __device__ static void for_each(const Body& body) {
 #pragma unroll
@@ -107,6 +126,13 @@ struct TensorTile {
   }
 
  private:
+  static __device__ int first_row() {
+    return static_cast<int>(threadIdx.x / 32 / kWarpColumns) * kRowMmas * kMmaRows;
+  }
+  static __device__ int first_column() {
+    return static_cast<int>(threadIdx.x / 32 % kWarpColumns) * kColumnMmas * kMmaOutputs;
+  }
+
   static __device__ uint32_t pair_at(const uint16_t* first) {
     uint32_t pair;
     memcpy(&pair, __builtin_assume_aligned(first, 4), sizeof(pair));
@@ -121,11 +147,11 @@ struct TensorTile {
 
 // A block of threads multiplies a tile of rows by signs of 256 outputs, part after part of the
 // coordinates. The values of the next part, and the signs of the next block, arrive in the meantime.
-template <typename From, int kRowMmas>
+template <typename From, int kWarpRows>
 __global__ void __launch_bounds__(kThreads)
     project_rademacher_kernel(Projection projection, float scale, Slab<const From> x,
                               Sums<float> sums) {
-  using Tile = TensorTile<kTermsOf<From>, kRowMmas>;
+  using Tile = TensorTile<kTermsOf<From>, kWarpRows>;
   __shared__ Tile tile;
   const int64_t k = projection.k;
   const int thread = static_cast<int>(threadIdx.x);
@@ -137,7 +163,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = item / column_tiles % row_tiles * Tile::kRows;
     const int64_t split = item / column_tiles / row_tiles;
     const int64_t end = sums.end(split) * kParts;
-    float values[Tile::kPerThread], totals[kRowMmas][kColumnMmas][4] = {};
+    float values[Tile::kPerThread];
+    typename Tile::Sums totals = {};
     const auto load_values = [&](int64_t part) {
       Tile::for_each([&](int e, int r, int depth) {
         values[e] = x.template value_or_zero<float>(row + r, part * kTensorDepth + depth);
@@ -154,30 +181,20 @@ __global__ void __launch_bounds__(kThreads)
       if (part + 1 < end) load_values(part + 1);
       if (part % kParts == 0) tile.draw(projection.seed, block + 1, output + thread);
       // A part is summed for itself, and added with rounding to nearest.
-      float part_sums[kRowMmas][kColumnMmas][4] = {};
+      typename Tile::Sums part_sums = {};
       tile.multiply(block, static_cast<int>(part % kParts), part_sums);
 #pragma unroll
-      for (int p = 0; p < kRowMmas; ++p) {
+      for (int p = 0; p < Tile::kRowMmas; ++p) {
 #pragma unroll
-        for (int c = 0; c < kColumnMmas; ++c) {
+        for (int c = 0; c < Tile::kColumnMmas; ++c) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) totals[p][c][e] += part_sums[p][c][e];
         }
       }
     }
-    const int warp = thread / 32, g = thread % 32 / 4, q = thread % 4;
-#pragma unroll
-    for (int p = 0; p < kRowMmas; ++p) {
-#pragma unroll
-      for (int c = 0; c < kColumnMmas; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int64_t i = row + 16 * p + g + e / 2 * 8;
-          const int64_t j = output + (warp * kColumnMmas + c) * kMmaOutputs + 2 * q + e % 2;
-          if (i < x.rows && j < k) sums.add(split, i, j, totals[p][c][e] * scale);
-        }
-      }
-    }
+    Tile::for_each_sum(totals, [&](int r, int c, float sum) {
+      if (row + r < x.rows && output + c < k) sums.add(split, row + r, output + c, sum * scale);
+    });
   }
 }
 
