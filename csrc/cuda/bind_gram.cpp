@@ -3,6 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <type_traits>
+#include <vector>
+
+#include "cuda/glm_hvp_kernels.h"
 #include "cuda/gram_kernels.h"
 #include "cuda/stream.h"
 #include "gram_args.h"
@@ -16,9 +20,8 @@ using torch::stable::accelerator::DeviceGuard;
 constexpr int64_t kRowsPerStrip = 1024;
 constexpr int64_t kSamplesPerBlock = 16384;  // whose weighted copy exists at a time
 
-// out = X[begin:end]^T diag(w) Y[begin:end] + beta out. If Y is X, only what lies on and above the
-// diagonal of out is right.
-template <typename T>
+// out = X[begin:end]^T diag(w) Y[begin:end] + beta out in float64. If Y is X, only what lies on and
+// above the diagonal of out is right.
 class WeightedProduct {
  public:
   WeightedProduct(const Tensor& x, const Tensor& y, const std::optional<Tensor>& weights,
@@ -27,29 +30,29 @@ class WeightedProduct {
         stream_(current_stream(x)),
         weighed_(torch::stable::new_empty(
             x, {weights ? std::min(kSamplesPerBlock, x.size(0)) : 0, x.size(1)})),
-        x_(x.const_data_ptr<T>()),
-        y_(y.const_data_ptr<T>()),
-        weights_(weights ? weights->const_data_ptr<T>() : nullptr),
+        x_(x.const_data_ptr<double>()),
+        y_(y.const_data_ptr<double>()),
+        weights_(weights ? weights->const_data_ptr<double>() : nullptr),
         k_(x.size(1)),
         t_(y.size(1)),
         symmetric_(symmetric) {}
 
-  void compute(int64_t begin, int64_t end, double beta, T* out) {  // (k, t)
+  void compute(int64_t begin, int64_t end, double beta, double* out) {  // (k, t)
     const int64_t block = weights_ ? kSamplesPerBlock : std::max<int64_t>(1, end - begin);
     for (int64_t s = begin; s < end; s += block) {
       const int64_t samples = std::min(block, end - s);
-      const T* left = x_ + s * k_;
+      const double* left = x_ + s * k_;
       if (weights_) {
-        T* weighed = weighed_.template mutable_data_ptr<T>();
+        double* weighed = weighed_.mutable_data_ptr<double>();
         STD_CUDA_CHECK(launch_weigh_rows(left, weights_ + s, samples, k_, weighed, stream_));
         left = weighed;
       }
       const int64_t strip = symmetric_ ? kRowsPerStrip : k_;
       for (int64_t i = 0; i < k_; i += strip) {
         const int64_t rows = std::min(strip, k_ - i), column = symmetric_ ? i : 0;
-        const Matrix<const T> a = {left + i, samples, rows, k_};
-        const Matrix<const T> b = {y_ + s * t_ + column, samples, t_ - column, t_};
-        const Matrix<T> c = {out + i * t_ + column, rows, t_ - column, t_};
+        const Matrix<const double> a = {left + i, samples, rows, k_};
+        const Matrix<const double> b = {y_ + s * t_ + column, samples, t_ - column, t_};
+        const Matrix<double> c = {out + i * t_ + column, rows, t_ - column, t_};
         gemm_(a.transposed(), b, s > begin ? 1.0 : beta, c);
       }
     }
@@ -59,9 +62,54 @@ class WeightedProduct {
   const Gemm gemm_;
   const cudaStream_t stream_;
   Tensor weighed_;  // (samples of a block, k)
-  const T *const x_, *const y_, *const weights_;
+  const double *const x_, *const y_, *const weights_;
   const int64_t k_, t_;
   const bool symmetric_;
+};
+
+// The same in float32, of every task at once: on the tensor cores.
+class TensorGram {
+ public:
+  TensorGram(const Tensor& x, const Tensor& y, const std::optional<Tensor>& weights,
+             const std::vector<int64_t>& offsets, bool symmetric)
+      : x_(x), stream_(current_stream(x)) {
+    const int64_t b = x.size(0), k = x.size(1), t = y.size(1);
+    problem_.tasks = static_cast<int64_t>(offsets.size()) - 1;
+    problem_.symmetric = symmetric;
+    problem_.splits = gram_splits(problem_.tasks, b, k, t);
+    offsets_ = torch::stable::new_empty(x, {problem_.tasks + 1}, ScalarType::Long);
+    STD_CUDA_CHECK(launch_write(offsets.data(), (problem_.tasks + 1) * sizeof(int64_t),
+                                offsets_.mutable_data_ptr<int64_t>(), stream_));
+    problem_.offsets = offsets_.const_data_ptr<int64_t>();
+    const float* w = weights ? weights->const_data_ptr<float>() : nullptr;
+    problem_.x = scaled({x.const_data_ptr<float>(), w, k, nullptr}, x_scales_);
+    problem_.y = symmetric && !w
+                     ? problem_.x
+                     : scaled({y.const_data_ptr<float>(), nullptr, t, nullptr}, y_scales_);
+  }
+
+  void compute(bool accumulate, float* out) {  // (tasks, k, t)
+    problem_.accumulate = accumulate;
+    Tensor partials = torch::stable::new_empty(
+        x_, {problem_.splits - 1, problem_.tasks, problem_.x.columns, problem_.y.columns});
+    STD_CUDA_CHECK(launch_tensor_gram(problem_, partials.mutable_data_ptr<float>(), out, stream_));
+  }
+
+ private:
+  WeightedColumns scaled(WeightedColumns columns, Tensor& scales) const {
+    const int64_t samples = x_.size(0), count = columns.columns;
+    Tensor largest = torch::stable::new_empty(x_, {scale_chunks(samples, count), count});
+    scales = torch::stable::new_empty(x_, {count});
+    STD_CUDA_CHECK(launch_column_scales(columns, samples, largest.mutable_data_ptr<float>(),
+                                        scales.mutable_data_ptr<float>(), stream_));
+    columns.scales = scales.const_data_ptr<float>();
+    return columns;
+  }
+
+  const Tensor& x_;
+  const cudaStream_t stream_;
+  GramProblem problem_ = {};
+  Tensor offsets_, x_scales_, y_scales_;
 };
 
 void gram_update_cuda(const Tensor& gram, const Tensor& features,
@@ -73,7 +121,11 @@ void gram_update_cuda(const Tensor& gram, const Tensor& features,
   for_dtype(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     T* out = gram.mutable_data_ptr<T>();
-    WeightedProduct<T>(features, features, weights, true).compute(0, b, 1.0, out);
+    if constexpr (std::is_same_v<T, float>) {
+      TensorGram(features, features, weights, {0, b}, true).compute(true, out);
+    } else {
+      WeightedProduct(features, features, weights, true).compute(0, b, 1.0, out);
+    }
     STD_CUDA_CHECK(launch_mirror(out, 1, k, current_stream(features)));
   });
 }
@@ -91,9 +143,15 @@ Tensor task_gram_cuda(const Tensor& features, const Tensor& task_offsets,
   for_dtype(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     T* grams = out.mutable_data_ptr<T>();
-    WeightedProduct<T> product(features, other ? *other : features, weights, !other);
-    for (int64_t a = 0; a < n; ++a) {
-      product.compute(offsets[a], offsets[a + 1], 0.0, grams + a * k * t);
+    const Tensor& right = other ? *other : features;
+    if constexpr (std::is_same_v<T, float>) {
+      TensorGram(features, right, weights, {offsets, offsets + n + 1}, !other)
+          .compute(false, grams);
+    } else {
+      WeightedProduct product(features, right, weights, !other);
+      for (int64_t a = 0; a < n; ++a) {
+        product.compute(offsets[a], offsets[a + 1], 0.0, grams + a * k * t);
+      }
     }
     if (!other) STD_CUDA_CHECK(launch_mirror(grams, n, k, current_stream(features)));
   });

@@ -1,4 +1,4 @@
-// The launchers of gram.cu; see kernels.h.
+// The launchers of gram.cu and tensor_gram.cu; see kernels.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,6 +8,41 @@
 #include "gram.h"
 
 namespace ksm {
+
+// diag(w) X in float32, and the powers of two that its columns are multiplied by in float16.
+struct WeightedColumns {
+  const float* values;   // (b, columns)
+  const float* weights;  // (b) or null
+  int64_t columns;
+  const float* scales;  // (columns)
+};
+
+// How many values launch_column_scales needs as scratch for each column.
+int64_t scale_chunks(int64_t samples, int64_t columns);
+
+// The scales for x, whose own are not read.
+cudaError_t launch_column_scales(const WeightedColumns& x, int64_t samples,
+                                 float* largest,  // (scale_chunks, columns), scratch
+                                 float* scales,   // (columns)
+                                 cudaStream_t stream);
+
+// G[a] = X_a^T Y_a in float32, X with weights; see gram.h.
+struct GramProblem {
+  WeightedColumns x, y;    // (b, k), (b, t)
+  const int64_t* offsets;  // (tasks + 1), on the device
+  int64_t tasks;
+  bool symmetric;   // only what lies on and above the diagonal will be right
+  bool accumulate;  // added to G
+  int64_t splits;   // gram_splits
+};
+
+// Into how many ranges the samples of every task are split: a function of the sizes alone.
+int64_t gram_splits(int64_t tasks, int64_t samples, int64_t k, int64_t t);
+
+cudaError_t launch_tensor_gram(const GramProblem& problem,
+                               float* partials,  // (splits - 1, tasks, k, t), scratch
+                               float* out,       // (tasks, k, t)
+                               cudaStream_t stream);
 
 // out[i, c] = weights[i] x[i, c]
 template <typename T>

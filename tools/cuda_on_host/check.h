@@ -31,16 +31,22 @@ std::vector<T> normals(int64_t size) {
   return out;
 }
 
-// In the 2-norm, relative to b's; a NaN is far.
+// The error of a in the 2-norm, relative to that of b.
 template <typename A, typename B>
-bool near(const std::vector<A>& a, const std::vector<B>& b, double tolerance) {
+double error_of(const std::vector<A>& a, const std::vector<B>& b) {
   double error = 0, size = 1e-300;
   for (size_t i = 0; i < a.size() && i < b.size(); ++i) {
     const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
     error += difference * difference;
     size += static_cast<double>(b[i]) * static_cast<double>(b[i]);
   }
-  return a.size() == b.size() && error <= size * tolerance * tolerance;
+  return a.size() == b.size() ? std::sqrt(error / size) : INFINITY;
+}
+
+// A NaN is far.
+template <typename A, typename B>
+bool near(const std::vector<A>& a, const std::vector<B>& b, double tolerance) {
+  return error_of(a, b) <= tolerance;
 }
 
 // Calls body, which returns a result, as usual and in other orders of threads, warps and blocks; the

@@ -99,6 +99,64 @@ void check_gram(int64_t m, int64_t l, int64_t n) {
   }
 }
 
+// Of tasks of 0, 1, .. samples, b in the last; of x with itself where t is 0. Columns are of very
+// different sizes, and each is held to its own.
+void check_tensor_gram(int64_t tasks, int64_t b, int64_t k, int64_t t, bool weighted) {
+  const bool symmetric = t == 0;
+  if (symmetric) t = k;
+  std::vector<int64_t> offsets(tasks + 1);
+  for (int64_t a = 0; a < tasks; ++a) offsets[a + 1] = offsets[a] + (a + 1 < tasks ? a : b);
+  const int64_t samples = offsets[tasks];
+  const auto size_of = [](int64_t column) { return std::ldexp(1.0, 17 * (column % 5) - 34); };
+  const auto draw = [&](int64_t columns) {
+    std::vector<float> out = normals<float>(samples * columns);
+    for (int64_t e = 0; e < samples * columns; ++e) out[e] *= size_of(e % columns);
+    return out;
+  };
+  const std::vector<float> x = draw(k), y = symmetric ? x : draw(t);
+  const std::vector<float> weights = normals<float>(samples);
+  std::vector<float> before(tasks * k * t);
+  for (int64_t e = 0; e < tasks * k * t; ++e) before[e] = size_of(e / t % k) * size_of(e % t);
+
+  const auto columns_of = [&](const std::vector<float>& values, const std::vector<float>* with,
+                              int64_t count, std::vector<float>& scales) {
+    WeightedColumns columns = {values.data(), with ? with->data() : nullptr, count, nullptr};
+    std::vector<float> largest(scale_chunks(samples, count) * count, NAN);
+    scales.assign(count, NAN);
+    launch_column_scales(columns, samples, largest.data(), scales.data(), nullptr);
+    columns.scales = scales.data();
+    return columns;
+  };
+  std::vector<float> x_scales, y_scales;
+  GramProblem problem = {};
+  problem.x = columns_of(x, weighted ? &weights : nullptr, k, x_scales);
+  problem.y = columns_of(y, nullptr, t, y_scales);
+  problem.offsets = offsets.data(), problem.tasks = tasks, problem.symmetric = symmetric;
+  problem.splits = gram_splits(tasks, samples, k, t);
+  for (const bool accumulate : {false, true}) {
+    problem.accumulate = accumulate;
+    const std::vector<float> found = in_any_order("tensor Gram matrix", [&] {
+      std::vector<float> partials((problem.splits - 1) * tasks * k * t, NAN), out = before;
+      launch_tensor_gram(problem, partials.data(), out.data(), nullptr);
+      if (symmetric) launch_mirror(out.data(), tasks, k, nullptr);
+      return out;
+    });
+    std::vector<double> exact(tasks * k * t), scaled(tasks * k * t);
+    for (int64_t e = 0; e < tasks * k * t; ++e) {
+      const int64_t a = e / (k * t), i = e / t % k, j = e % t;
+      exact[e] = accumulate ? before[e] : 0.0;
+      for (int64_t s = offsets[a]; s < offsets[a + 1]; ++s) {
+        exact[e] += (weighted ? double{weights[s]} : 1.0) * x[s * k + i] * y[s * t + j];
+      }
+      const double size = size_of(i) * size_of(j);
+      exact[e] /= size, scaled[e] = found[e] / size;
+    }
+    expect(near(scaled, exact, 4e-7), "tensor Gram matrix of k " + std::to_string(k) + ", t " +
+                                          std::to_string(t) + ", splits " +
+                                          std::to_string(problem.splits));
+  }
+}
+
 // Regressions of m subsets of n tasks on b samples, in blocks of samples and of subsets.
 template <typename T, typename C>
 void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
@@ -222,7 +280,7 @@ void check_softmax(int64_t s, int64_t b, int64_t c, bool weighted) {
                        out.data(), nullptr);
     return out;
   });
-  expect(near(found, exact, kTolerance<T>), "softmax");
+  expect(near(found, exact, 3 * kTolerance<T>), "softmax");  // of exponents up to 60
   std::vector<T> in_place = tangents;
   launch_softmax_hvp(logits.data(), in_place.data(), weighted ? weights.data() : nullptr, s, b, c,
                      in_place.data(), nullptr);
@@ -238,6 +296,11 @@ int main() {
   check_regressions<float, BFloat16>(7, 5, 700, 9);
   check_regressions<float, float>(4, 3, 31, 600);
   check_regressions<double, double>(9, 6, 300, 40);
+  check_tensor_gram(1, 1, 1, 0, false);
+  check_tensor_gram(1, 2100, 150, 0, false);  // split
+  check_tensor_gram(4, 70, 9, 0, true);
+  check_tensor_gram(3, 45, 130, 260, true);
+  check_tensor_gram(2, 5000, 5, 7, false);
   check_writing();
   check_softmax<float>(1, 1, 1, false);
   check_softmax<float>(11, 3, 700, true);

@@ -42,4 +42,24 @@ inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   });
 }
 
+inline uint32_t pack_halves(float first, float second) {
+  const _Float16 halves[2] = {static_cast<_Float16>(first), static_cast<_Float16>(second)};
+  uint32_t pair;
+  std::memcpy(&pair, halves, sizeof(pair));
+  return pair;
+}
+
+inline float half_value(uint32_t pair) {
+  _Float16 half;
+  std::memcpy(&half, &pair, sizeof(half));
+  return static_cast<float>(half);
+}
+
+inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  mma_on_host(d, a, b, [&](uint32_t x, uint32_t y) {
+    return double{half_value(x)} * half_value(y) +
+           double{half_value(x >> 16)} * half_value(y >> 16);
+  });
+}
+
 }  // namespace ksm

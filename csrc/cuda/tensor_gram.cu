@@ -1,0 +1,295 @@
+// Gram matrices in float32 on the tensor cores: G[a] = X_a^T diag(w_a) Y_a of every task at once.
+//
+// Columns are scaled by powers of two to at most 2^15. A value is then the sum of two float16, high +
+// low, to 2^-24 of itself (or 2^-39 of its column's largest), and a product is high high + high low +
+// low high: as exact as in float32. A column that holds a value that is not finite spoils its own
+// row and column of G alone, and with NaN rather than infinities.
+//
+// A block of threads owns a tile of one G and a split of its samples, in their order. The first
+// split is written or added to G, the others are partial sums that a second kernel adds in order.
+#include "cuda/gram_kernels.h"
+#include "cuda/intrinsics.cuh"
+#include "cuda/launch.cuh"
+
+namespace ksm {
+namespace {
+
+constexpr int kSide = 128;  // of a tile of G
+constexpr int kDepth = 32;  // samples in shared memory at once
+constexpr int kPairs = kDepth / 2;
+constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps cover the tile
+constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaPairs = 8;
+constexpr int kRowMmas = kSide / kWarpRows / kMmaRows;
+constexpr int kColumnMmas = kSide / kWarpColumns / kMmaColumns;
+static_assert(kWarpRows * kWarpColumns == kWarps);
+// Padded: the pairs q and columns g that a warp reads at once lie in 32 different banks.
+constexpr int kStride = kSide + 8;
+constexpr int kPerThread = kPairs * kSide / kThreads;
+static_assert(kThreads % kSide == 0, "a thread stages values of one column");
+
+__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit;
+}
+
+// ---- scales ----------------------------------------------------------------------------------
+
+__device__ float weighted_value(const WeightedColumns& x, int64_t sample, int64_t column) {
+  const float value = x.values[sample * x.columns + column];
+  return x.weights ? x.weights[sample] * value : value;
+}
+
+// largest[c, j] = max |value| of column j in chunk c of the samples. A NaN is not seen.
+__global__ void __launch_bounds__(kThreads)
+    column_largest_kernel(WeightedColumns x, int64_t samples, int64_t chunks,
+                          float* __restrict__ largest) {  // (chunks, columns)
+  const int64_t tiles = divide_up(x.columns, kThreads), length = divide_up(samples, chunks);
+  for (int64_t item = blockIdx.x; item < tiles * chunks; item += gridDim.x) {
+    const int64_t column = item % tiles * kThreads + threadIdx.x, chunk = item / tiles;
+    if (column >= x.columns) continue;
+    const int64_t end = (chunk + 1) * length < samples ? (chunk + 1) * length : samples;
+    float most = 0;
+    for (int64_t sample = chunk * length; sample < end; ++sample) {
+      const float value = weighted_value(x, sample, column);
+      const float size = value < 0 ? -value : value;
+      most = size > most ? size : most;
+    }
+    largest[chunk * x.columns + column] = most;
+  }
+}
+
+// A power of two that takes `largest` to 2^14 .. 2^15: 1 where there is none, and for the smallest
+// numbers the largest that has an inverse.
+__device__ float scale_for(float largest) {
+  uint32_t bits;
+  memcpy(&bits, &largest, sizeof(bits));
+  const int exponent = static_cast<int>(bits >> 23) - 127;
+  if (largest == 0 || exponent == 128) return 1.0f;
+  const int shift = 14 - exponent < 126 ? 14 - exponent : 126;
+  const uint32_t scale_bits = static_cast<uint32_t>(shift + 127) << 23;
+  float scale;
+  memcpy(&scale, &scale_bits, sizeof(scale));
+  return scale;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    column_scales_kernel(const float* __restrict__ largest,  // (chunks, columns)
+                         int64_t chunks, int64_t columns,
+                         float* __restrict__ scales) {  // (columns)
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t column = first; column < columns; column += int64_t{gridDim.x} * kThreads) {
+    float most = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const float other = largest[chunk * columns + column];
+      most = other > most ? other : most;
+    }
+    scales[column] = scale_for(most);
+  }
+}
+
+// ---- products --------------------------------------------------------------------------------
+
+// Pairs of neighbouring samples of kSide columns, as float16.
+struct Staged {
+  uint32_t high[kPairs][kStride], low[kPairs][kStride];
+};
+
+// The share of a thread of what is staged next: pairs of one column.
+struct Values {
+  float first[kPerThread], second[kPerThread];
+
+  // Samples `begin` to `end` of the columns from `column` on, scaled; zero beyond.
+  __device__ void load(const WeightedColumns& x, int64_t column, int64_t begin, int64_t end) {
+    const int64_t own = column + threadIdx.x % kSide;
+    const bool inside = own < x.columns;
+    const float scale = inside ? x.scales[own] : 0.0f;
+    const auto value = [&](int64_t sample) {
+      return inside && sample < end ? weighted_value(x, sample, own) * scale : 0.0f;
+    };
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) {
+      const int64_t sample = begin + 2 * pair_of(e);
+      first[e] = value(sample);
+      second[e] = value(sample + 1);
+    }
+  }
+
+  __device__ void store(Staged& staged) const {
+    const int own = static_cast<int>(threadIdx.x % kSide);
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) {
+      const uint32_t high = pack_halves(first[e], second[e]);
+      staged.high[pair_of(e)][own] = high;
+      staged.low[pair_of(e)][own] =
+          pack_halves(first[e] - half_value(high), second[e] - half_value(high >> 16));
+    }
+  }
+
+ private:
+  static __device__ int pair_of(int e) {
+    return e * (kThreads / kSide) + static_cast<int>(threadIdx.x) / kSide;
+  }
+};
+
+struct Accumulator {
+  float sums[kRowMmas][kColumnMmas][4] = {};
+
+  // += A^T B of what is staged.
+  __device__ void multiply(const Staged& a, const Staged& b) {
+#pragma unroll
+    for (int step = 0; step < kPairs / kMmaPairs; ++step) {
+      multiply(a.low, b.high, step);
+      multiply(a.high, b.low, step);
+      multiply(a.high, b.high, step);
+    }
+  }
+
+  __device__ void operator+=(const Accumulator& other) {
+#pragma unroll
+    for (int p = 0; p < kRowMmas; ++p) {
+#pragma unroll
+      for (int c = 0; c < kColumnMmas; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[p][c][e] += other.sums[p][c][e];
+      }
+    }
+  }
+
+  // Calls body(row, column, sum) for the sums of this thread.
+  template <typename Body>
+  __device__ void for_each(const Body& body) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int p = 0; p < kRowMmas; ++p) {
+#pragma unroll
+      for (int c = 0; c < kColumnMmas; ++c) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          body(first_row() + p * kMmaRows + g + e / 2 * 8,
+               first_column() + c * kMmaColumns + 2 * q + e % 2, sums[p][c][e]);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ void multiply(const uint32_t (&a)[kPairs][kStride],
+                           const uint32_t (&b)[kPairs][kStride], int step) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+    const int pair = step * kMmaPairs + q;
+    uint32_t right[kColumnMmas][2];
+#pragma unroll
+    for (int c = 0; c < kColumnMmas; ++c) {
+      const int column = first_column() + c * kMmaColumns + g;
+      right[c][0] = b[pair][column];
+      right[c][1] = b[pair + 4][column];
+    }
+#pragma unroll
+    for (int p = 0; p < kRowMmas; ++p) {
+      const int row = first_row() + p * kMmaRows + g;
+      const uint32_t left[4] = {a[pair][row], a[pair][row + 8], a[pair + 4][row],
+                                a[pair + 4][row + 8]};
+#pragma unroll
+      for (int c = 0; c < kColumnMmas; ++c) mma_float16(sums[p][c], left, right[c]);
+    }
+  }
+
+  static __device__ int first_row() {
+    return static_cast<int>(threadIdx.x / 32 / kWarpColumns) * kRowMmas * kMmaRows;
+  }
+  static __device__ int first_column() {
+    return static_cast<int>(threadIdx.x / 32 % kWarpColumns) * kColumnMmas * kMmaColumns;
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    tensor_gram_kernel(GramProblem problem, float* __restrict__ partials, float* __restrict__ out) {
+  __shared__ Staged a, b;
+  const int64_t k = problem.x.columns, t = problem.y.columns, splits = problem.splits;
+  const int64_t column_tiles = divide_up(t, kSide), tiles = divide_up(k, kSide) * column_tiles;
+  for (int64_t item = blockIdx.x; item < problem.tasks * splits * tiles; item += gridDim.x) {
+    const int64_t i0 = item % tiles / column_tiles * kSide, j0 = item % column_tiles * kSide;
+    if (problem.symmetric && j0 < i0) continue;  // the same for all threads
+    const int64_t split = item / tiles % splits, task = item / tiles / splits;
+    const int64_t first = problem.offsets[task], last = problem.offsets[task + 1];
+    const int64_t length = divide_up(divide_up(last - first, splits), kDepth) * kDepth;
+    const int64_t begin = first + split * length;
+    const int64_t end = begin + length < last ? begin + length : last;
+    Values left, right;
+    const auto load = [&](int64_t sample) {
+      left.load(problem.x, i0, sample, end);
+      right.load(problem.y, j0, sample, end);
+    };
+    Accumulator totals;
+    load(begin);
+    for (int64_t sample = begin; sample < end; sample += kDepth) {
+      __syncthreads();  // what was staged before has been read
+      left.store(a);
+      right.store(b);
+      __syncthreads();
+      if (sample + kDepth < end) load(sample + kDepth);  // arrives in the meantime
+      Accumulator sums;  // for itself, and added with rounding to nearest
+      sums.multiply(a, b);
+      totals += sums;
+    }
+    float* target = (split ? partials + (split - 1) * problem.tasks * k * t : out) + task * k * t;
+    const bool add = problem.accumulate && split == 0;
+    totals.for_each([&](int r, int c, float scaled) {
+      const int64_t i = i0 + r, j = j0 + c;
+      if (i >= k || j >= t) return;
+      const float sum = scaled * (1 / problem.x.scales[i] * (1 / problem.y.scales[j]));
+      target[i * t + j] = add ? target[i * t + j] + sum : sum;
+    });
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    add_splits_kernel(GramProblem problem, const float* __restrict__ partials,
+                      float* __restrict__ out) {
+  const int64_t k = problem.x.columns, t = problem.y.columns, size = problem.tasks * k * t;
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t e = first; e < size; e += int64_t{gridDim.x} * kThreads) {
+    if (problem.symmetric && e % t / kSide < e / t % k / kSide) continue;  // below the diagonal
+    float sum = out[e];
+    for (int64_t split = 1; split < problem.splits; ++split) {
+      sum += partials[(split - 1) * size + e];
+    }
+    out[e] = sum;
+  }
+}
+
+}  // namespace
+
+int64_t gram_splits(int64_t tasks, int64_t samples, int64_t k, int64_t t) {
+  constexpr int64_t kEnoughBlocks = 1024, kFewestSamples = 512;
+  const int64_t blocks = tasks * divide_up(k, kSide) * divide_up(t, kSide);
+  return std::clamp<int64_t>(samples / tasks / kFewestSamples, 1, divide_up(kEnoughBlocks, blocks));
+}
+
+int64_t scale_chunks(int64_t samples, int64_t columns) {
+  constexpr int64_t kEnoughBlocks = 1024, kFewestSamples = 64;
+  return std::clamp<int64_t>(samples / kFewestSamples, 1,
+                             divide_up(kEnoughBlocks, divide_up(columns, kThreads)));
+}
+
+cudaError_t launch_column_scales(const WeightedColumns& x, int64_t samples, float* largest,
+                                 float* scales, cudaStream_t stream) {
+  const int64_t chunks = scale_chunks(samples, x.columns);
+  const cudaError_t status = launch_over(chunks * divide_up(x.columns, kThreads), stream,
+                                         column_largest_kernel, x, samples, chunks, largest);
+  if (status != cudaSuccess) return status;
+  return launch_threads(x.columns, stream, column_scales_kernel, static_cast<const float*>(largest),
+                        chunks, x.columns, scales);
+}
+
+cudaError_t launch_tensor_gram(const GramProblem& problem, float* partials, float* out,
+                               cudaStream_t stream) {
+  const int64_t k = problem.x.columns, t = problem.y.columns;
+  const cudaError_t status =
+      launch_over(problem.tasks * problem.splits * divide_up(k, kSide) * divide_up(t, kSide),
+                  stream, tensor_gram_kernel, problem, partials, out);
+  if (status != cudaSuccess || problem.splits == 1) return status;
+  return launch_threads(problem.tasks * k * t, stream, add_splits_kernel, problem,
+                        static_cast<const float*>(partials), out);
+}
+
+}  // namespace ksm
