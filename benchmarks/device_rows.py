@@ -59,6 +59,8 @@ def project_rows(small: bool) -> Iterator[Row]:
     dense = {"torch.mm, stored matrix": _stored, "fast_jl": _fast_jl, "TRAK BasicProjector": _trak}
     for b, p, k in sizes[:2] if small else [sizes[1], sizes[2], sizes[3]]:
         yield _projected("rademacher", b, p, k, dense, dense=True)
+        stored = {"torch.mm, stored matrix": _stored}
+        yield _projected("rademacher bfloat16", b, p, k, stored, dense=True)
     yield _projected("gaussian", *(sizes[0] if small else sizes[1]), dense, dense=True)
     b, p, k = sizes[0] if small else sizes[5]
     yield Row(
@@ -85,6 +87,8 @@ def _projected(
 
     def methods(device: torch.device) -> dict[str, Builder]:
         x = _normal(device, b, p)
+        if "bfloat16" in what:
+            x = x.bfloat16()
         found: dict[str, Builder] = {"ksm_ext": lambda: lambda: ops.project(x, projection)}
         for name, peer in peers.items():
             found[name] = lambda peer=peer: peer(x, projection)
@@ -141,7 +145,7 @@ def _index_add(x: Tensor, projection: Projection) -> Runner:
 
 
 def _stored(x: Tensor, projection: Projection) -> Runner:
-    entries = _normal(x.device, x.shape[1], projection.dim).sign_()
+    entries = _normal(x.device, x.shape[1], projection.dim).sign_().to(x.dtype)
     return lambda: x @ entries
 
 

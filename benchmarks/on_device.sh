@@ -23,6 +23,7 @@ done
 total=${TOTAL:-470}
 python=${PYTHON:-python3}
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0}
+export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin" # compute-sanitizer
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD"
 export OUT=${OUT:-$PWD/benchmarks/results}
 work=$PWD/build/on_device

@@ -249,6 +249,34 @@ void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
   expect(gathered == expected_rows && added == expected_sums, "gathered and added rows");
 }
 
+// Only the row and the column of what is not finite are spoilt; columns of zeros and of the largest
+// and the least numbers are not.
+void check_extreme_columns() {
+  const int64_t b = 40, k = 6;
+  std::vector<float> x = normals<float>(b * k);
+  for (int64_t s = 0; s < b; ++s) {
+    x[s * k + 1] = 0, x[s * k + 2] *= 1e-37f, x[s * k + 3] *= 1e37f, x[s * k + 4] = 1e-45f;
+  }
+  x[7 * k] = INFINITY, x[9 * k] = NAN;
+  const std::vector<int64_t> offsets = {0, b};
+  std::vector<float> largest(scale_chunks(b, k) * k, NAN), scales(k, NAN), out(k * k, NAN);
+  WeightedColumns columns = {x.data(), nullptr, k, scales.data()};
+  launch_column_scales(columns, b, largest.data(), scales.data(), nullptr);
+  const GramProblem problem = {columns, columns, offsets.data(), 1, true, false, 1};
+  launch_tensor_gram(problem, nullptr, out.data(), nullptr);
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = i; j < k; ++j) {
+      double exact = 0;
+      for (int64_t s = 0; s < b; ++s) exact += double{x[s * k + i]} * x[s * k + j];
+      const float found = out[i * k + j];
+      const bool holds = std::isfinite(exact) && std::abs(exact) < 3e38
+                             ? std::abs(found - exact) <= 1e-5 * std::abs(exact) + 1e-44
+                             : !std::isfinite(found);
+      expect(holds, "extreme columns " + std::to_string(i) + ", " + std::to_string(j));
+    }
+  }
+}
+
 void check_writing() {
   std::vector<uint8_t> from(9001), to(9001);
   for (uint8_t& octet : from) octet = random_bits();
@@ -301,6 +329,7 @@ int main() {
   check_tensor_gram(4, 70, 9, 0, true);
   check_tensor_gram(3, 45, 130, 260, true);
   check_tensor_gram(2, 5000, 5, 7, false);
+  check_extreme_columns();
   check_writing();
   check_softmax<float>(1, 1, 1, false);
   check_softmax<float>(11, 3, 700, true);
