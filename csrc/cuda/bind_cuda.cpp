@@ -58,7 +58,7 @@ Tensor mask_gram_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_t
   const MasksWithSizes rows(x, hamming_table.has_value()), columns(y, hamming_table.has_value());
   for_dtype(like.scalar_type(), [&, n = n](auto type) {
     using T = decltype(type);
-    STD_CUDA_CHECK(launch_mask_gram<T>(rows.set(), columns.set(), n,
+    STD_CUDA_CHECK(launch_mask_gram<T>(rows.set(), columns.set(), !maybe_y, n,
                                        tables_of<T>(hamming_table, overlap_table),
                                        out.mutable_data_ptr<T>(), current_stream(x)));
   });

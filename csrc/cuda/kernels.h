@@ -33,8 +33,9 @@ struct MaskSet {
   int64_t count;
 };
 
+// symmetric: y is x.
 template <typename T>
-cudaError_t launch_mask_gram(MaskSet x, MaskSet y, int64_t n, Tables<T> tables,
+cudaError_t launch_mask_gram(MaskSet x, MaskSet y, bool symmetric, int64_t n, Tables<T> tables,
                              T* out,  // (x.count, y.count)
                              cudaStream_t stream);
 

@@ -1,7 +1,7 @@
 // Mask Gram matrices on CUDA: bit counts on the tensor cores, tables in shared memory.
 //
-// One block computes one tile of 128 x 128 pairs; the result is bound by its own writing, so that a
-// symmetric one is simply computed in full.
+// One block computes one tile of 128 x 128 pairs. Of a symmetric result it computes the tiles on and
+// above the diagonal, and writes them twice: neighbouring rows, too, are a sector of memory.
 #include "cuda/gram_tile.cuh"
 
 namespace ksm {
@@ -16,7 +16,8 @@ struct alignas(2 * sizeof(T)) Two {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    mask_gram_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables, bool tables_fit,
+    mask_gram_kernel(MaskSet x, MaskSet y, bool symmetric, int64_t n, Tables<T> global_tables,
+                     bool tables_fit,
                      T* __restrict__ out) {  // (m, l)
   __shared__ Tile::Staging staging;
   const Tables<T> tables =
@@ -26,6 +27,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
   for (int64_t k = blockIdx.x; k < row_tiles * column_tiles; k += gridDim.x) {
     const int64_t i0 = k / column_tiles * Tile::kRows, j0 = k % column_tiles * Tile::kColumns;
+    if (symmetric && j0 < i0) continue;  // the same for all threads
+    const bool mirrored = symmetric && j0 > i0;
     Tile tile;
     tile.count(x, i0, y, j0, n, staging);
     tile.for_each_pair([&](int r, int c, int overlap, int next_overlap) {
@@ -33,11 +36,13 @@ __global__ void __launch_bounds__(kThreads)
       if (i >= m || j >= l) return;
       const T value = entry_of(tables, x, i, y, j, overlap);
       T* target = out + i * l + j;
+      if (mirrored) out[j * l + i] = value;
       if (j + 1 == l) {
         *target = value;
         return;
       }
       const T next = entry_of(tables, x, i, y, j + 1, next_overlap);
+      if (mirrored) out[(j + 1) * l + i] = next;
       if (l % 2 == 0) {
         *reinterpret_cast<Two<T>*>(target) = {value, next};
       } else {
@@ -51,18 +56,18 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <typename T>
-cudaError_t launch_mask_gram(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, T* out,
-                             cudaStream_t stream) {
+cudaError_t launch_mask_gram(MaskSet x, MaskSet y, bool symmetric, int64_t n, Tables<T> tables,
+                             T* out, cudaStream_t stream) {
   const int64_t tiles = ((x.count + Tile::kRows - 1) / Tile::kRows) *
                         ((y.count + Tile::kColumns - 1) / Tile::kColumns);
   const int64_t bytes = cached_table_bytes(tables, n, sizeof(Tile::Staging));
-  return launch(grid_for(tiles, 1), bytes, stream, mask_gram_kernel<T>, x, y, n, tables, bytes > 0,
-                out);
+  return launch(grid_for(tiles, 1), bytes, stream, mask_gram_kernel<T>, x, y, symmetric, n, tables,
+                bytes > 0, out);
 }
 
-template cudaError_t launch_mask_gram(MaskSet, MaskSet, int64_t, Tables<float>, float*,
+template cudaError_t launch_mask_gram(MaskSet, MaskSet, bool, int64_t, Tables<float>, float*,
                                       cudaStream_t);
-template cudaError_t launch_mask_gram(MaskSet, MaskSet, int64_t, Tables<double>, double*,
+template cudaError_t launch_mask_gram(MaskSet, MaskSet, bool, int64_t, Tables<double>, double*,
                                       cudaStream_t);
 
 }  // namespace ksm

@@ -65,10 +65,16 @@ void check(int64_t m, int64_t l, int64_t n, int64_t t) {
     const std::vector<T> expected = gram_of(x, y, tables);
     const std::vector<T> gram = in_any_order("Gram matrix" + shape, [&] {
       std::vector<T> out(m * l, T(NAN));
-      launch_mask_gram(x.set(), y.set(), n, tables, out.data(), nullptr);
+      launch_mask_gram(x.set(), y.set(), false, n, tables, out.data(), nullptr);
       return out;
     });
     expect(gram == expected, "Gram matrix" + shape);
+    const std::vector<T> symmetric = in_any_order("symmetric Gram matrix" + shape, [&] {
+      std::vector<T> out(m * m, T(NAN));
+      launch_mask_gram(x.set(), x.set(), true, n, tables, out.data(), nullptr);
+      return out;
+    });
+    expect(symmetric == gram_of(x, x, tables), "symmetric Gram matrix" + shape);
     std::vector<double> sums(m * t);
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < l; ++j) {
