@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -46,14 +47,16 @@ inline dim3 threadIdx, blockIdx, gridDim, blockDim;
 
 namespace on_host {
 
+// Contexts start fibers; jumps, which call no system, switch between them.
 struct Fiber {
   ucontext_t context;
+  std::jmp_buf place;  // where it stopped
   std::vector<char> stack = std::vector<char>(64 * 1024);
-  bool done = true;
+  bool started = false, done = true;
 };
 
 inline std::vector<Fiber> fibers(1024);
-inline ucontext_t scheduler;
+inline std::jmp_buf scheduler;
 inline unsigned current;
 inline std::vector<char> dynamic_memory;  // shared, of the block that runs
 inline bool at_warp_barrier;              // why the last fiber stopped, if it is not done
@@ -65,7 +68,20 @@ inline unsigned most_blocks = 1 << 14;  // of a grid: few make a block take many
 inline void run_fiber() {
   body();
   fibers[current].done = true;
-  swapcontext(&fibers[current].context, &scheduler);
+  _longjmp(scheduler, 1);
+}
+
+// Runs a fiber until it stops.
+[[gnu::noinline]] inline void resume(Fiber& fiber) {
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+// Stops the fiber that runs.
+[[gnu::noinline]] inline void stop() {
+  if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
 inline std::vector<unsigned> order_of(unsigned count) {
@@ -89,7 +105,7 @@ inline unsigned run_warp(unsigned first, unsigned count) {
     for (const unsigned t : order_of(count)) {
       current = threadIdx.x = first + t;
       at_warp_barrier = false;
-      swapcontext(&scheduler, &fibers[first + t].context);
+      resume(fibers[first + t]);
       finished += fibers[first + t].done;
       waiting += at_warp_barrier;
     }
@@ -102,7 +118,7 @@ inline unsigned run_warp(unsigned first, unsigned count) {
 inline void run_block(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
-    fiber.done = false;
+    fiber.started = fiber.done = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -117,14 +133,12 @@ inline void run_block(unsigned threads) {
 
 inline void sync_warp() {
   at_warp_barrier = true;
-  swapcontext(&fibers[current].context, &scheduler);
+  stop();
 }
 
 }  // namespace on_host
 
-inline void __syncthreads() {
-  swapcontext(&on_host::fibers[on_host::current].context, &on_host::scheduler);
-}
+inline void __syncthreads() { on_host::stop(); }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
