@@ -105,6 +105,13 @@ def matmul_ksm_ext(masks: Tensor, v: Tensor) -> Callable[[], Tensor]:
     return lambda: ops.mask_gram_matmul(x, None, n, v, hamming_table=table)
 
 
+def matmul_of_two_sets(masks: Tensor, v: Tensor) -> Callable[[], Tensor]:
+    """The same product, every pair counted twice."""
+    n = masks.shape[1]
+    x, table = ops.pack_masks(masks), rbf_table(n)
+    return lambda: ops.mask_gram_matmul(x, x, n, v, hamming_table=table)
+
+
 def matmul_torch(masks: Tensor, v: Tensor) -> Callable[[], Tensor]:
     """The Gram matrix in strips of 2,048 rows, which never exist together."""
     x = masks.float()
@@ -120,10 +127,10 @@ def matmul_torch(masks: Tensor, v: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-MATMULS = {"ksm_ext": matmul_ksm_ext, "torch": matmul_torch}
+MATMULS = {"ksm_ext": matmul_ksm_ext, "two sets": matmul_of_two_sets, "torch": matmul_torch}
 
 
-@pytest.mark.parametrize("m, n, t", [(16384, 256, 8)])
+@pytest.mark.parametrize("m, n, t", [(16384, 256, 8), (16384, 1024, 32)])
 @pytest.mark.parametrize("peer", MATMULS)
 def bench_mask_gram_matmul(benchmark, peer, m, n, t):
     benchmark.group = f"mask_gram_matmul m=l={m} n={n} t={t} float32"
