@@ -88,8 +88,8 @@ def fit_surrogate(
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
         solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
             conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
-            leave-one-out residuals, at the ridges around the best; faster from some 5,000 subsets
-            on. ``"auto"``: ``"eigh"``, which is exact, up to 20,000 subsets.
+            leave-one-out residuals, at the ridges around the best; faster from some thousands of
+            subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 20,000 subsets.
         task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
         progress: Whether to show a bar over kernels.
