@@ -11,12 +11,15 @@ namespace ksm {
 constexpr int kThreads = 256;  // per block, in every kernel
 constexpr int kWarps = kThreads / 32;
 
+__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit;
+}
+
 // Blocks for a grid-stride loop over `work` items: enough to fill any GPU several times over, and
 // below the grid's limit for any int64 size.
 inline unsigned grid_for(int64_t work, int64_t per_block) {
   constexpr int64_t kMaxBlocks = int64_t{1} << 14;
-  return static_cast<unsigned>(
-      std::clamp<int64_t>((work + per_block - 1) / per_block, 1, kMaxBlocks));
+  return static_cast<unsigned>(std::clamp<int64_t>(divide_up(work, per_block), 1, kMaxBlocks));
 }
 
 // An ordinary call instead of <<<>>>, so that a host compiler reads it too (tools/cuda_on_host).

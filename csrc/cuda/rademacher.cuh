@@ -8,6 +8,7 @@
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/slab.cuh"
+#include "cuda/warp_sums.cuh"
 #include "project.h"
 
 namespace ksm {
@@ -15,7 +16,7 @@ namespace ksm {
 constexpr int kTensorDepth = 64;          // coordinates in shared memory at once
 constexpr int kTensorColumns = kThreads;  // outputs of a tile: a thread draws the signs of one
 constexpr int kParts = kSignBlock / kTensorDepth;
-constexpr int kMmaRows = 16, kMmaDepth = 16, kMmaOutputs = 8;
+constexpr int kMmaDepth = 16;
 
 // How many bfloat16 a value is the sum of.
 template <typename From>
@@ -43,14 +44,12 @@ __device__ inline uint16_t next_term(float& rest) {
 template <int kTerms, int kWarpRows>
 struct TensorTile {
   static constexpr int kRowMmas = kWarpRows, kColumnMmas = 4 * kWarpRows;  // of a warp
-  static constexpr int kWarpColumns = kWarps / kWarpRows;
-  static_assert(kWarpColumns * kColumnMmas * kMmaOutputs == kTensorColumns);
-  static constexpr int kRows = kWarpRows * kRowMmas * kMmaRows;
+  using Sums = WarpSums<kRowMmas, kColumnMmas, kWarps / kWarpRows>;
+  static_assert(Sums::kColumns == kTensorColumns);
+  static constexpr int kRows = Sums::kRows;
   // Padded by 8: the rows g and words q that a warp reads at once lie in 32 different banks.
   static constexpr int kStride = kTensorDepth + 8;
   static constexpr int kPerThread = kRows * kTensorDepth / kThreads;
-
-  using Sums = float[kRowMmas][kColumnMmas][4];  // of a thread
 
   alignas(4) uint16_t x[kTerms][kRows][kStride];
   uint32_t words[2][4][kTensorColumns + 8];  // of this block of signs and the next one, likewise
@@ -67,13 +66,13 @@ struct TensorTile {
     for (int q = 0; q < 4; ++q) words[block & 1][q][threadIdx.x] = drawn.word[q];
   }
 
-  // sums[p][c] += the products of one part of a block.
-  __device__ void multiply(int64_t block, int part, Sums& sums) const {
+  // to += the products of one part of a block.
+  __device__ void multiply(int64_t block, int part, Sums& to) const {
     const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
     uint32_t signs[kColumnMmas];
 #pragma unroll
     for (int c = 0; c < kColumnMmas; ++c) {
-      signs[c] = words[block & 1][q][first_column() + c * kMmaOutputs + g];
+      signs[c] = words[block & 1][q][Sums::first_column() + c * Sums::kMmaColumns + g];
     }
 #pragma unroll
     for (int step = 0; step < kTensorDepth / kMmaDepth; ++step) {
@@ -88,28 +87,12 @@ struct TensorTile {
       for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
         for (int p = 0; p < kRowMmas; ++p) {
-          const uint16_t* low = x[term][first_row() + p * kMmaRows + g] + step * kMmaDepth + 2 * q;
+          const uint16_t* low =
+              x[term][Sums::first_row() + p * Sums::kMmaRows + g] + step * kMmaDepth + 2 * q;
           const uint16_t* high = low + 8 * kStride;
           const uint32_t a[4] = {pair_at(low), pair_at(high), pair_at(low + 8), pair_at(high + 8)};
 #pragma unroll
-          for (int c = 0; c < kColumnMmas; ++c) mma_bfloat16(sums[p][c], a, b[c]);
-        }
-      }
-    }
-  }
-
-  // Calls body(row, column, sum) for the sums of this thread.
-  template <typename Body>
-  __device__ static void for_each_sum(const Sums& sums, const Body& body) {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-#pragma unroll
-    for (int p = 0; p < kRowMmas; ++p) {
-#pragma unroll
-      for (int c = 0; c < kColumnMmas; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          body(first_row() + p * kMmaRows + g + e / 2 * 8,
-               first_column() + c * kMmaOutputs + 2 * q + e % 2, sums[p][c][e]);
+          for (int c = 0; c < kColumnMmas; ++c) mma_bfloat16(to.sums[p][c], a, b[c]);
         }
       }
     }
@@ -126,13 +109,6 @@ struct TensorTile {
   }
 
  private:
-  static __device__ int first_row() {
-    return static_cast<int>(threadIdx.x / 32 / kWarpColumns) * kRowMmas * kMmaRows;
-  }
-  static __device__ int first_column() {
-    return static_cast<int>(threadIdx.x / 32 % kWarpColumns) * kColumnMmas * kMmaOutputs;
-  }
-
   static __device__ uint32_t pair_at(const uint16_t* first) {
     uint32_t pair;
     memcpy(&pair, __builtin_assume_aligned(first, 4), sizeof(pair));
@@ -164,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t split = item / column_tiles / row_tiles;
     const int64_t end = sums.end(split) * kParts;
     float values[Tile::kPerThread];
-    typename Tile::Sums totals = {};
+    typename Tile::Sums totals;
     const auto load_values = [&](int64_t part) {
       Tile::for_each([&](int e, int r, int depth) {
         values[e] = x.template value_or_zero<float>(row + r, part * kTensorDepth + depth);
@@ -181,18 +157,11 @@ __global__ void __launch_bounds__(kThreads)
       if (part + 1 < end) load_values(part + 1);
       if (part % kParts == 0) tile.draw(projection.seed, block + 1, output + thread);
       // A part is summed for itself, and added with rounding to nearest.
-      typename Tile::Sums part_sums = {};
+      typename Tile::Sums part_sums;
       tile.multiply(block, static_cast<int>(part % kParts), part_sums);
-#pragma unroll
-      for (int p = 0; p < Tile::kRowMmas; ++p) {
-#pragma unroll
-        for (int c = 0; c < Tile::kColumnMmas; ++c) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) totals[p][c][e] += part_sums[p][c][e];
-        }
-      }
+      totals += part_sums;
     }
-    Tile::for_each_sum(totals, [&](int r, int c, float sum) {
+    totals.for_each([&](int r, int c, float sum) {
       if (row + r < x.rows && output + c < k) sums.add(split, row + r, output + c, sum * scale);
     });
   }

@@ -6,11 +6,9 @@
 
 #include <cstdint>
 
-namespace ksm {
+#include "cuda/launch.cuh"
 
-__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit;
-}
+namespace ksm {
 
 __device__ inline float load(const float* from) { return *from; }
 __device__ inline double load(const double* from) { return *from; }

@@ -10,6 +10,7 @@
 #include "cuda/gram_kernels.h"
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/warp_sums.cuh"
 
 namespace ksm {
 namespace {
@@ -17,19 +18,14 @@ namespace {
 constexpr int kSide = 128;  // of a tile of G
 constexpr int kDepth = 32;  // samples in shared memory at once
 constexpr int kPairs = kDepth / 2;
-constexpr int kWarpRows = 2, kWarpColumns = 4;  // warps cover the tile
-constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaPairs = 8;
-constexpr int kRowMmas = kSide / kWarpRows / kMmaRows;
-constexpr int kColumnMmas = kSide / kWarpColumns / kMmaColumns;
-static_assert(kWarpRows * kWarpColumns == kWarps);
+constexpr int kMmaPairs = 8;
+constexpr int kRowMmas = 4, kColumnMmas = 4;
+using Accumulator = WarpSums<kRowMmas, kColumnMmas, 4>;
+static_assert(Accumulator::kRows == kSide && Accumulator::kColumns == kSide);
 // Padded: the pairs q and columns g that a warp reads at once lie in 32 different banks.
 constexpr int kStride = kSide + 8;
 constexpr int kPerThread = kPairs * kSide / kThreads;
 static_assert(kThreads % kSide == 0, "a thread stages values of one column");
-
-__host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit;
-}
 
 // ---- scales ----------------------------------------------------------------------------------
 
@@ -130,76 +126,36 @@ struct Values {
   }
 };
 
-struct Accumulator {
-  float sums[kRowMmas][kColumnMmas][4] = {};
+__device__ void multiply(Accumulator& to, const uint32_t (&a)[kPairs][kStride],
+                         const uint32_t (&b)[kPairs][kStride], int step) {
+  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
+  const int pair = step * kMmaPairs + q;
+  uint32_t right[kColumnMmas][2];
+#pragma unroll
+  for (int c = 0; c < kColumnMmas; ++c) {
+    const int column = to.first_column() + c * Accumulator::kMmaColumns + g;
+    right[c][0] = b[pair][column];
+    right[c][1] = b[pair + 4][column];
+  }
+#pragma unroll
+  for (int p = 0; p < kRowMmas; ++p) {
+    const int row = to.first_row() + p * Accumulator::kMmaRows + g;
+    const uint32_t left[4] = {a[pair][row], a[pair][row + 8], a[pair + 4][row],
+                              a[pair + 4][row + 8]};
+#pragma unroll
+    for (int c = 0; c < kColumnMmas; ++c) mma_float16(to.sums[p][c], left, right[c]);
+  }
+}
 
-  // += A^T B of what is staged.
-  __device__ void multiply(const Staged& a, const Staged& b) {
+// to += A^T B of what is staged.
+__device__ void multiply(Accumulator& to, const Staged& a, const Staged& b) {
 #pragma unroll
-    for (int step = 0; step < kPairs / kMmaPairs; ++step) {
-      multiply(a.low, b.high, step);
-      multiply(a.high, b.low, step);
-      multiply(a.high, b.high, step);
-    }
+  for (int step = 0; step < kPairs / kMmaPairs; ++step) {
+    multiply(to, a.low, b.high, step);
+    multiply(to, a.high, b.low, step);
+    multiply(to, a.high, b.high, step);
   }
-
-  __device__ void operator+=(const Accumulator& other) {
-#pragma unroll
-    for (int p = 0; p < kRowMmas; ++p) {
-#pragma unroll
-      for (int c = 0; c < kColumnMmas; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[p][c][e] += other.sums[p][c][e];
-      }
-    }
-  }
-
-  // Calls body(row, column, sum) for the sums of this thread.
-  template <typename Body>
-  __device__ void for_each(const Body& body) const {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-#pragma unroll
-    for (int p = 0; p < kRowMmas; ++p) {
-#pragma unroll
-      for (int c = 0; c < kColumnMmas; ++c) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          body(first_row() + p * kMmaRows + g + e / 2 * 8,
-               first_column() + c * kMmaColumns + 2 * q + e % 2, sums[p][c][e]);
-        }
-      }
-    }
-  }
-
- private:
-  __device__ void multiply(const uint32_t (&a)[kPairs][kStride],
-                           const uint32_t (&b)[kPairs][kStride], int step) {
-    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, q = lane % 4;
-    const int pair = step * kMmaPairs + q;
-    uint32_t right[kColumnMmas][2];
-#pragma unroll
-    for (int c = 0; c < kColumnMmas; ++c) {
-      const int column = first_column() + c * kMmaColumns + g;
-      right[c][0] = b[pair][column];
-      right[c][1] = b[pair + 4][column];
-    }
-#pragma unroll
-    for (int p = 0; p < kRowMmas; ++p) {
-      const int row = first_row() + p * kMmaRows + g;
-      const uint32_t left[4] = {a[pair][row], a[pair][row + 8], a[pair + 4][row],
-                                a[pair + 4][row + 8]};
-#pragma unroll
-      for (int c = 0; c < kColumnMmas; ++c) mma_float16(sums[p][c], left, right[c]);
-    }
-  }
-
-  static __device__ int first_row() {
-    return static_cast<int>(threadIdx.x / 32 / kWarpColumns) * kRowMmas * kMmaRows;
-  }
-  static __device__ int first_column() {
-    return static_cast<int>(threadIdx.x / 32 % kWarpColumns) * kColumnMmas * kMmaColumns;
-  }
-};
+}
 
 __global__ void __launch_bounds__(kThreads)
     tensor_gram_kernel(GramProblem problem, float* __restrict__ partials, float* __restrict__ out) {
@@ -228,7 +184,7 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       if (sample + kDepth < end) load(sample + kDepth);  // arrives in the meantime
       Accumulator sums;  // for itself, and added with rounding to nearest
-      sums.multiply(a, b);
+      multiply(sums, a, b);
       totals += sums;
     }
     float* target = (split ? partials + (split - 1) * problem.tasks * k * t : out) + task * k * t;
