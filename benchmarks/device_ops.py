@@ -246,6 +246,7 @@ def started(
     """The methods that have run once; ``methods`` is told why another has not."""
     runs: dict[str, Runner] = {}
     for name, build in builders.items():
+        methods[name] = {"not run": "never timed"}
         try:
             run = build()
             run()
