@@ -39,11 +39,13 @@ RUN=$(date +%s)
 export RUN
 measure="$python benchmarks/device_ops.py --device $device $small"
 
-# errors LOG: what went wrong, the tests' own summary first.
+# errors LOG: what went wrong: failing tests counted by name, with their reasons, then other errors.
 errors() {
   {
-    grep -E '^(FAILED|ERROR) ' "$1" | head -n 30
-    grep -vE '^(FAILED|ERROR) |PASSED|SKIPPED|ptxas info' "$1" | grep -E 'error|Error|^E  |========= ' | head -n 30
+    grep -oE '\] (FAILED|ERROR) tests/[^[ ]+' "$1" | sort | uniq -c | sort -rn | head -n 20
+    grep -E '^(FAILED|ERROR) ' "$1" | head -n 25
+    grep -vE '^(FAILED|ERROR) |PASSED|SKIPPED|ptxas info' "$1" |
+      grep -E 'error|Error|^E  |========= ' | awk '!seen[$0]++' | head -n 25
   } | cut -c -150
 }
 
@@ -56,7 +58,7 @@ step() {
     status=124
   else
     # pytest prints its failures when interrupted.
-    timeout -s INT -k 15 "$((limit < left ? limit : left))" "$@" >"$log" 2>&1 || status=$?
+    timeout -s INT -k 20 "$((limit < left ? limit : left))" "$@" >"$log" 2>&1 || status=$?
   fi
   case $status in
     0) word=passed ;;
@@ -93,9 +95,10 @@ tests() {
     $python -c "import xdist" && together="-n 8 --dist worksteal --max-worker-restart 30"
     # Warnings of a torch that CI never sees are no errors.
     # shellcheck disable=SC2046
-    KSM_EXT_REQUIRE_CUDA=1 OMP_NUM_THREADS=2 $python -m pytest $together -v -m cuda --tb=short -rfE \
+    COLUMNS=160 KSM_EXT_REQUIRE_CUDA=1 OMP_NUM_THREADS=2 $python -m pytest $together -v -m cuda --tb=short -rfE --maxfail 400 \
       -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider --durations=10 \
-      --continue-on-collection-errors --deselect tests/test_operators.py::test_another_device_than_the_current_one \
+      --continue-on-collection-errors \
+      --deselect tests/test_operators.py::test_another_device_than_the_current_one \
       $(grep -lE 'mark\.cuda|\bdevice\b' tests/test_*.py)
   fi
 }
