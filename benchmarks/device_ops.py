@@ -225,38 +225,47 @@ def measure_row(
 ) -> None:
     """Every method of a row that can run, ours first."""
     found: dict[str, Any] = {"limit": row.limit, "amount": row.amount, "methods": {}}
+    methods, runs = found["methods"], {}
+    cut = {"not run": "never finished"}  # what stays of a row that ends the process
+    results.put("rows", row.title, found | cut)
     try:
-        runs = started(row.methods(device), found["methods"], device)
-        times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
+        for name, build in row.methods(device).items():
+            runs |= started(name, build, methods, clock, device)
+            results.put("rows", row.title, found | cut)
+            if broken(device):
+                break
+        else:
+            times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
+            methods |= {name: timed(time) for name, time in times.items()}
     except Exception as error:
-        results.put("rows", row.title, found | {"not run": reason(error)})
-        return
-    for name, (seconds, width) in times.items():
-        found["methods"][name] = {"seconds": seconds, "spread": width}
+        found["not run"] = reason(error)
     rate = results.content["ceilings"].get(row.limit, {}).get("rate")
-    ours = found["methods"]["ksm_ext"].get("seconds")
+    ours = methods.get("ksm_ext", {}).get("seconds")
     if rate and ours:
         found["share of limit"] = row.amount / rate / ours
     results.put("rows", row.title, found)
 
 
 def started(
-    builders: dict[str, Builder], methods: dict[str, Any], device: torch.device
+    name: str, build: Builder, methods: dict[str, Any], clock: Clock, device: torch.device
 ) -> dict[str, Runner]:
-    """The methods that have run once; ``methods`` is told why another has not."""
-    runs: dict[str, Runner] = {}
-    for name, build in builders.items():
-        methods[name] = {"not run": "never timed"}
-        try:
-            run = build()
-            run()
-            synchronise(device)
-            runs[name] = run
-        except Exception as error:
-            methods[name] = {"not run": reason(error)}
-            if broken(device):
-                break
-    return runs
+    """The method by its name once it has run; ``methods`` is told why it has not."""
+    methods[name] = {"not run": "never finished"}
+    try:
+        run = build()
+        run()
+        synchronise(device)
+        if name == "ksm_ext":  # before the others, in case that one of them ends the process
+            methods[name] = timed(clock.medians({name: run}, 0.01)[name])
+    except Exception as error:
+        methods[name] = {"not run": reason(error)}
+        return {}
+    return {name: run}
+
+
+def timed(time: tuple[float, float]) -> dict[str, float]:
+    seconds, width = time
+    return {"seconds": seconds, "spread": width}
 
 
 def synchronise(device: torch.device) -> None:
@@ -300,7 +309,6 @@ def measure_parts(
         if time.time() > until:
             results.put("rows", row.title, {"not run": "no time left"})
             continue
-        results.put("rows", row.title, {"not run": "never finished"})
         faulthandler.dump_traceback_later(HUNG_AFTER, exit=True)
         measure_row(row, results, clock, device, small)
         print(row.title, json.dumps(results.content["rows"][row.title]), flush=True)

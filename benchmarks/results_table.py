@@ -36,7 +36,7 @@ def table(rows: list[Row], measured: dict[str, Any], commit: str | None = None) 
 def cells(found: dict[str, Any]) -> list[str]:
     """Time, ratios and share of one row."""
     methods = found.get("methods", {})
-    ours = found if "not run" in found else methods["ksm_ext"]
+    ours = methods.get("ksm_ext", found)
     if "seconds" not in ours:
         return [not_run(ours), "", ""]
     ratios = [
@@ -46,6 +46,8 @@ def cells(found: dict[str, Any]) -> list[str]:
         for name, method in methods.items()
         if name != "ksm_ext"
     ]
+    if "not run" in found:  # to its end
+        ratios.append(found["not run"])
     share = found.get("share of limit")
     limit = f"{share:.0%} of {found['limit']}" if share else ""
     return [spelt(ours["seconds"]), "; ".join(ratios), limit]
