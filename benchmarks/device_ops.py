@@ -1,21 +1,25 @@
 """Measure a device's limits and every operator on it, and keep the results as JSON.
 
-    python benchmarks/device_ops.py --part ceilings
-    python benchmarks/device_ops.py --part project
+    python benchmarks/device_ops.py --ceilings
+    python benchmarks/device_ops.py --parts project masks
 
 writes ``<gpu>.json`` to ``$OUT``, or to ``benchmarks/results``, after every row: what is cut off
-keeps what it has. ``on_device.sh`` runs all parts; ``--device cpu --small`` runs the same code
-in seconds without a GPU. Methods of a row take turns; times are medians, of CUDA events where there
-is a GPU, behind a write of 256 MiB that empties its L2 cache.
+keeps what it has. After an error that leaves the GPU unusable, or a row that hangs, the process
+ends; started again with the same ``$RUN``, it goes on behind that row. ``on_device.sh`` runs all
+parts; ``--device cpu --small`` runs the same code in seconds without a GPU. Methods of a row take
+turns; times are medians, of CUDA events where there is a GPU, behind a write of 256 MiB that
+empties its L2 cache.
 """
 
 import argparse
+import faulthandler
 import gc
 import json
 import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from device_rows import PARTS, Row, Runner
+from device_rows import PARTS, Builder, Row, Runner
 from torch import Tensor
 
 from ksm_ext.build_facts import build_info
@@ -31,6 +35,7 @@ from ksm_ext.files import write_whole
 
 FLUSHED_BYTES = 2**28
 SECONDS_OF_A_ROW, MOST_TURNS, FEWEST_TURNS = 0.6, 50, 3
+HUNG_AFTER = 60.0  # seconds of one row; compilation by Inductor included
 
 
 class Results:
@@ -43,17 +48,24 @@ class Results:
         self.content: dict[str, Any] = {"environment": {}, "steps": {}, "ceilings": {}, "rows": {}}
         if self.path.exists():
             self.content |= json.loads(self.path.read_text())
+        commit = os.environ.get("COMMIT") or printed("git", "rev-parse", "HEAD")
+        # Of every number, since a run that is cut off leaves those of an earlier one.
+        self.origin = {"card": name, "commit": commit, "run": os.environ.get("RUN", "")}
 
-    def put(self, section: str, name: str, value: Any) -> None:
-        self.content[section][name] = value
+    def put(self, section: str, name: str, value: dict[str, Any]) -> None:
+        self.content[section][name] = value | self.origin
         write_whole(self.path, json.dumps(self.content, indent=1).encode())
+
+    def has(self, row: str) -> bool:
+        """Whether this run has been at the row before."""
+        run = self.content["rows"].get(row, {}).get("run")
+        return bool(self.origin["run"]) and run == self.origin["run"]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     facts = {
         "python": platform.python_version(),
-        "commit": printed("git", "rev-parse", "HEAD"),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "date": time.strftime("%Y-%m-%d"),
@@ -196,11 +208,11 @@ def keep_printed_ceilings(results: Results, text: str) -> None:
         results.put("ceilings", name, {"unit": unit, "rate": float(rate)})
 
 
-def keep_steps(results: Results, folder: Path) -> None:
+def keep_steps(results: Results, steps: Path, logs: Path) -> None:
     """The lines ``name|status|seconds`` of on_device.sh, with the end of each step's log."""
-    for line in (folder / "steps.txt").read_text().splitlines():
+    for line in steps.read_text().splitlines():
         name, status, seconds = line.split("|")
-        log = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        log = (logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         step = {"status": status, "seconds": float(seconds), "last lines": log[-12:]}
         results.put("steps", name, step)
 
@@ -212,33 +224,48 @@ def measure_row(
     row: Row, results: Results, clock: Clock, device: torch.device, small: bool
 ) -> None:
     """Every method of a row that can run, ours first."""
-    runs: dict[str, Runner] = {}
-    failed: dict[str, str] = {}
-    try:
-        builders = row.methods(device)
-    except Exception as error:
-        results.put("rows", row.title, {"not run": reason(error)})
-        return
-    for name, build in builders.items():
-        try:
-            runs[name] = build()
-            runs[name]()
-            synchronise(device)
-        except Exception as error:
-            runs.pop(name, None)
-            failed[name] = reason(error)
     found: dict[str, Any] = {"limit": row.limit, "amount": row.amount, "methods": {}}
-    if runs:
-        times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
-        for name, (seconds, width) in times.items():
-            found["methods"][name] = {"seconds": seconds, "spread": width}
-    for name, why in failed.items():
-        found["methods"][name] = {"not run": why}
+    methods, runs = found["methods"], {}
+    cut = {"not run": "never finished"}  # what stays of a row that ends the process
+    results.put("rows", row.title, found | cut)
+    try:
+        for name, build in row.methods(device).items():
+            runs |= started(name, build, methods, clock, device)
+            results.put("rows", row.title, found | cut)
+            if broken(device):
+                break
+        else:
+            times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
+            methods |= {name: timed(time) for name, time in times.items()}
+    except Exception as error:
+        found["not run"] = reason(error)
     rate = results.content["ceilings"].get(row.limit, {}).get("rate")
-    ours = found["methods"]["ksm_ext"].get("seconds")
+    ours = methods.get("ksm_ext", {}).get("seconds")
     if rate and ours:
         found["share of limit"] = row.amount / rate / ours
     results.put("rows", row.title, found)
+
+
+def started(
+    name: str, build: Builder, methods: dict[str, Any], clock: Clock, device: torch.device
+) -> dict[str, Runner]:
+    """The method by its name once it has run; ``methods`` is told why it has not."""
+    methods[name] = {"not run": "never finished"}
+    try:
+        run = build()
+        run()
+        synchronise(device)
+        if name == "ksm_ext":  # before the others, in case that one of them ends the process
+            methods[name] = timed(clock.medians({name: run}, 0.01)[name])
+    except Exception as error:
+        methods[name] = {"not run": reason(error)}
+        return {}
+    return {name: run}
+
+
+def timed(time: tuple[float, float]) -> dict[str, float]:
+    seconds, width = time
+    return {"seconds": seconds, "spread": width}
 
 
 def synchronise(device: torch.device) -> None:
@@ -246,49 +273,82 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def broken(device: torch.device) -> bool:
+    """Whether an error has left the device unusable for the rest of the process."""
+    try:
+        synchronise(device)
+    except Exception:
+        return True
+    return False
+
+
 def reason(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"no {error.name}"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def measure_part(
-    part: str, results: Results, device: torch.device, small: bool, limit: float
+def compile_all(device: torch.device, small: bool) -> None:
+    """Fill Inductor's cache, so that no row waits for it."""
+    for row in (row for part in ("masks", "gram") for row in PARTS[part](small)):
+        for name, build in row.methods(device).items():
+            if "compiled" in name:
+                build()
+                print(row.title, name, flush=True)
+
+
+def measure_parts(
+    parts: list[str], results: Results, device: torch.device, small: bool, until: float
 ) -> None:
-    start, clock = time.perf_counter(), Clock(device)
-    if part == "ceilings":
-        results.put("environment", "facts", environment(device))
-        return measure_ceilings(results, clock, device, small)
-    for row in PARTS[part](small):
-        if time.perf_counter() - start > limit:
-            results.put("rows", row.title, {"not run": f"no time left of {limit:.0f} s"})
+    clock = Clock(device)
+    rows = [row for part in parts for row in PARTS[part](small)]
+    for row in rows:
+        if results.has(row.title):
             continue
+        if time.time() > until:
+            results.put("rows", row.title, {"not run": "no time left"})
+            continue
+        faulthandler.dump_traceback_later(HUNG_AFTER, exit=True)
         measure_row(row, results, clock, device, small)
         print(row.title, json.dumps(results.content["rows"][row.title]), flush=True)
         gc.collect()
+        if broken(device):
+            sys.exit(f"{row.title} left {device} unusable")
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["ceilings", *PARTS])
+    parser.add_argument("--ceilings", action="store_true", help="measure the limits of the device")
+    parser.add_argument("--compile", action="store_true", help="fill the cache of torch.compile")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="sizes for a check of the code")
     parser.add_argument(
-        "--limit", type=float, default=60.0, help="seconds, after which no row starts"
+        "--until", type=float, default=float("inf"), help="Unix time, after which no row starts"
     )
-    parser.add_argument("--steps", type=Path, help="folder of steps.txt and the logs of its steps")
+    parser.add_argument(
+        "--steps", type=Path, nargs=2, help="what on_device.sh noted, and the folder of its logs"
+    )
     parser.add_argument("--printed-ceilings", type=Path, help="what tools/cuda_ceilings.cu printed")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     default = Path(__file__).parent / "results"
     results = Results(Path(os.environ.get("OUT", default)), device)
-    if arguments.steps and (arguments.steps / "steps.txt").exists():
-        keep_steps(results, arguments.steps)
+    if arguments.steps:
+        keep_steps(results, *arguments.steps)
     if arguments.printed_ceilings:
         keep_printed_ceilings(results, arguments.printed_ceilings.read_text())
-    if arguments.part:
-        measure_part(arguments.part, results, device, arguments.small, arguments.limit)
+    if arguments.ceilings:
+        results.put("environment", "facts", environment(device))
+        measure_ceilings(results, Clock(device), device, arguments.small)
+    if arguments.compile:
+        compile_all(device, arguments.small)
+    if arguments.parts:
+        measure_parts(arguments.parts, results, device, arguments.small, arguments.until)
 
 
 if __name__ == "__main__":

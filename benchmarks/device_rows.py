@@ -514,7 +514,7 @@ def _spelt(**sizes: int) -> str:
 
 
 def _compiled(function: Callable[..., Tensor], *arguments: Any) -> Runner:
-    run = torch.compile(function)
+    run = torch.compile(function, dynamic=False)
     run(*arguments)
     return lambda: run(*arguments)
 

@@ -1,8 +1,11 @@
 """Print the results of ``on_device.sh`` as Markdown: a table for each card, and what has not run.
 
-python benchmarks/results_table.py > benchmarks/results/README.md
+    python benchmarks/results_table.py > benchmarks/results/README.md
+
+``--from FOLDER --brief`` prints what lies in another folder, without the introduction.
 """
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +23,14 @@ at the rate the card reached in the same run, over the time measured.
 COLUMNS = ["operator", "size", "time", "times faster than", "share of the limit"]
 
 
-def table(rows: list[Row], measured: dict[str, Any]) -> Iterator[str]:
+def table(rows: list[Row], measured: dict[str, Any], commit: str | None = None) -> Iterator[str]:
     yield "| " + " | ".join(COLUMNS) + " |"
     yield "|" + "---|" * len(COLUMNS)
     for row in rows:
         found = measured.get(row.title, {"not run": ""})
-        yield "| " + " | ".join([row.name, row.size, *cells(found)]) + " |"
+        time, *others = cells(found)
+        time += of_commit(found, commit)
+        yield "| " + " | ".join([row.name, row.size, time, *others]) + " |"
 
 
 def cells(found: dict[str, Any]) -> list[str]:
@@ -41,9 +46,17 @@ def cells(found: dict[str, Any]) -> list[str]:
         for name, method in methods.items()
         if name != "ksm_ext"
     ]
+    if "not run" in found:  # to its end
+        ratios.append(found["not run"])
     share = found.get("share of limit")
     limit = f"{share:.0%} of {found['limit']}" if share else ""
     return [spelt(ours["seconds"]), "; ".join(ratios), limit]
+
+
+def of_commit(found: dict[str, Any], commit: str | None) -> str:
+    """Which other commit than the card's last run a row is of."""
+    own = found.get("commit", commit)
+    return "" if own == commit else f" (commit {own:.9})"
 
 
 def not_run(found: dict[str, Any]) -> str:
@@ -69,13 +82,20 @@ def page(content: dict[str, Any], rows: list[Row]) -> Iterator[str]:
         rate = f"{found['rate']:.3g} {found['unit']}" if "rate" in found else not_run(found)
         yield f"| {name} | {rate} |"
     yield ""
-    yield from table(rows, content["rows"])
+    yield from table(rows, content["rows"], facts.get("commit"))
 
 
 def main() -> None:
-    rows = [row for part in PARTS.values() for row in part(False)]
-    print(HEAD, end="")
-    files = sorted((Path(__file__).parent / "results").glob("*.json"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--from", dest="folder", type=Path, default=Path(__file__).parent / "results"
+    )
+    parser.add_argument("--brief", action="store_true")
+    parser.add_argument("--small", action="store_true", help="rows of on_device.sh --small")
+    arguments = parser.parse_args()
+    rows = [row for part in PARTS.values() for row in part(arguments.small)]
+    print("" if arguments.brief else HEAD, end="")
+    files = sorted(arguments.folder.glob("*.json"))
     for file in files:
         print("\n".join(page(json.loads(file.read_text()), rows)))
     if not files:
