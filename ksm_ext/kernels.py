@@ -409,6 +409,28 @@ class Sum(Kernel):
         return [(_given("weight", weight), kernel) for weight, kernel in self.terms]
 
 
+@dataclass(frozen=True)
+class Identity(Kernel):
+    """1 where both subsets are the same, else 0: what is peculiar to a subset.
+
+    The product kernel ``r^h`` with r = 0. Not searched: the ridge is the amount of it in the fit.
+    """
+
+    name: ClassVar[str] = "identity"
+
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether rows are equal."""
+        return (torch.cdist(x, y, p=math.inf) == 0).to(torch.float64)
+
+    def hamming_values(self, h: Tensor) -> Tensor:
+        """1 at 0."""
+        return (h == 0).to(torch.float64)
+
+    def decays(self) -> Decays:
+        """One, of infinite rate."""
+        return [(1.0, math.inf)]
+
+
 KERNELS: dict[str, type[Kernel]] = {
     kind.name: kind for kind in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
 }

@@ -16,7 +16,7 @@ Reference: *Rasmussen & Williams 2006, Gaussian Processes for Machine Learning*,
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -115,10 +115,5 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
 
 def _mean_std(surrogate: Surrogate, masks: Tensor, readout: str) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
-    terms = tuple(
-        replace(term, dual=term.dual.new_zeros(len(masks), term.dual.shape[1]))
-        for term in surrogate.kernel_terms
-    )
-    imagined = replace(surrogate, masks=Masks(masks), kernel_terms=terms)
-    _, std = imagined.attribute(readout, return_std=True)
+    _, std = surrogate.imagined(Masks(masks)).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -112,7 +112,7 @@ def test_the_file_is_safetensors_and_no_pickle(tmp_path):
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.2"
+    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.3"
     assert not content.startswith((b"\x80", b"PK"))
 
 

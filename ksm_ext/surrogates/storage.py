@@ -20,7 +20,12 @@ from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
-FORMAT = "ksm_ext.surrogate.2"
+FORMAT = "ksm_ext.surrogate.3"
+FORMERLY = "ksm_ext.surrogate.2"
+"""Files that say nothing of observed scores: read as surrogates that are all smooth."""
+
+_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart")
+_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights")
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
 _NO_SURROGATE = (
@@ -35,14 +40,17 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "masks": surrogate.masks.bits if surrogate.masks.binary else surrogate.masks.values,
         "intercept": surrogate.intercept,
         "scores": surrogate.scores,
-        "residuals": surrogate.residuals,
         "score_variance": surrogate.candidates.score_variance,
+        **{name: getattr(surrogate, name) for name in _OBSERVED},
     }
+    if surrogate.noise is not None:
+        tensors["noise"] = surrogate.noise
     if surrogate.rotation is not None:
         tensors["rotation"] = surrogate.rotation
     for index, term in enumerate(surrogate.kernel_terms):
-        for name in ("columns", "dual", "ridge", "signal_variance"):
-            tensors[f"kernel.{index}.{name}"] = getattr(term, name)
+        for name in _TERM:
+            if getattr(term, name) is not None:
+                tensors[f"kernel.{index}.{name}"] = getattr(term, name)
     for index, linear in enumerate(surrogate.linear_terms):
         tensors[f"linear.{index}.columns"] = linear.columns
         tensors[f"linear.{index}.weights"] = linear.weights
@@ -85,7 +93,9 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") == FORMERLY:
+        tensors = _without_observations(tensors)
+    elif metadata.get("format") != FORMAT:
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
@@ -95,6 +105,22 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
     except _NO_SURROGATE as error:
         raise _damaged(path, error, "damaged") from error
     return surrogate
+
+
+def _without_observations(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of a file of the former format, with those it did not have."""
+    scores = tensors.get("scores", torch.zeros(0, 0))
+    m, t = scores.shape
+    flags = torch.zeros(m, dtype=torch.bool, device=scores.device)
+    added = {
+        "unit": torch.ones_like(tensors.get("intercept", scores[0])),
+        "gaps": torch.zeros_like(scores),
+        "own": torch.zeros_like(scores),
+        "known": flags,
+        "apart": flags,
+        "counts": torch.ones(m, t, dtype=torch.int64, device=scores.device),
+    }
+    return added | tensors
 
 
 def _damaged(path: Path, error: Exception, state: str) -> ValueError:
@@ -108,8 +134,8 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
     kernel_terms = tuple(
         KernelTerm(
             from_description(description),
-            *(tensors[f"kernel.{index}.{name}"] for name in ("columns", "dual")),
-            *(tensors[f"kernel.{index}.{name}"] for name in ("ridge", "signal_variance")),
+            *(tensors[f"kernel.{index}.{name}"] for name in _TERM[:4]),
+            *(tensors.get(f"kernel.{index}.{name}") for name in _TERM[4:]),
         )
         for index, description in enumerate(facts["kernels"])
     )
@@ -131,7 +157,8 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         candidates=CandidateTable(rows, tensors["score_variance"]),
         sharing=facts["sharing"],
         scores=tensors["scores"],
-        residuals=tensors["residuals"],
+        noise=tensors.get("noise"),
+        **{name: tensors[name] for name in _OBSERVED},
         kind=Kind(facts["kind"], device),
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
@@ -172,10 +199,20 @@ def _check_whole(surrogate: Surrogate) -> None:
     check_choice("single_target", surrogate.single_target and t != 1, [False])
     tables = [
         ("intercept", surrogate.intercept, (t,)),
+        ("unit", surrogate.unit, (t,)),
+        ("scores", surrogate.scores, (m, t)),
         ("residuals", surrogate.residuals, (m, t)),
+        ("gaps", surrogate.gaps, (m, t)),
+        ("own", surrogate.own, (m, t)),
+        *([] if surrogate.noise is None else [("noise", surrogate.noise, (m, t))]),
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
+    for name in ("known", "apart"):
+        flag = getattr(surrogate, name)
+        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m,))])
+    counts = surrogate.counts
+    check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
     columns = [
         *(term.columns for term in surrogate.kernel_terms),
         *(term.columns for term in surrogate.linear_terms),
@@ -184,11 +221,16 @@ def _check_whole(surrogate: Surrogate) -> None:
         check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
         check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
     for linear in surrogate.linear_terms:
-        tables.append(("weights", linear.weights, (n, len(linear.columns))))
+        tables.append(("weights", linear.weights, (surrogate.num_varying, len(linear.columns))))
     for term in surrogate.kernel_terms:
         width = len(term.columns)
         tables += [("dual", term.dual, (m, width)), ("ridge", term.ridge, (width,))]
         tables.append(("signal_variance", term.signal_variance, (width,)))
+        rows = torch.arange(m) if term.rows is None else term.rows
+        check_choice("rows", (rows.dtype, rows.ndim), [(torch.int64, 1)])
+        check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
+        if term.weights is not None:
+            tables.append(("weights", term.weights, (len(rows),)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
