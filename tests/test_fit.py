@@ -111,10 +111,8 @@ def test_random_problems_are_fitted_or_refused(m, n, t, seed):
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(m, n, generator=generator) < 0.5
     scores = torch.randn(m, t, generator=generator).double()
-    distinct = len(masks.unique(dim=0))
-    if distinct < 3:
-        expected = "at least (two|3) different subsets"
-        with pytest.raises(ValueError, match=expected):
+    if (masks == masks[0]).all():
+        with pytest.raises(ValueError, match="at least two different subsets"):
             fit_surrogate(masks, scores)
         return
     surrogate = fit_surrogate(masks, scores)
@@ -393,12 +391,12 @@ REFUSED = {
         r"`masks` must be of at least one task, got shape \(8, 0\)",
     ),
     "no target": (M, np.zeros((8, 0)), {}, "`scores` must be of at least one target, got shape"),
-    "few": (M[:2], F[:2], {}, "`masks` must be at least 3 different subsets, got 2. Score"),
+    "few": (M[:2], F[:2], {}, "`masks` must be at least 3 subsets, got 2. Score more subsets"),
     "none": (
         np.zeros((0, 4)),
         np.zeros((0, 2)),
         {},
-        "`masks` must be at least 3 different subsets, got 0. Score",
+        "`masks` must be at least 3 subsets, got 0. Score more",
     ),
     "constant": (
         M,

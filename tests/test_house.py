@@ -23,7 +23,12 @@ LAYERS = [
     "plotting report pipeline sklearn interop",
     "cli",
 ]
-SURROGATES = ["candidates krylov lasso spectral walsh", "surrogate trials", "fit storage"]
+SURROGATES = [
+    "candidates krylov lasso observations spectral walsh",
+    "surrogate trials",
+    "choice",
+    "fit storage",
+]
 SCORES = ["store logistic", "retraining gradient"]
 ATTRIBUTION = ["influence trak tracin task_hessian"]
 CLI = ["output", "commands doctor", "program", "__main__"]

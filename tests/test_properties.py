@@ -122,7 +122,8 @@ def test_the_order_of_subsets_and_targets_is_no_information(problem, seed):
     targets = torch.randperm(scores.shape[1], generator=generator(seed))
     one, other = fitted(problem), fitted((masks[rows], scores[rows][:, targets], kernel))
     close(other.predict(masks), one.predict(masks)[:, targets])
-    close(other.loo_residuals, one.loo_residuals[rows][:, targets])
+    place = (other.masks.values[:, None] == one.masks.values).all(2).long().argmax(1)
+    close(other.loo_residuals, one.loo_residuals[place][:, targets])
 
 
 @holds(problem=problems(), seed=SEEDS, readout=st.sampled_from(READOUTS))

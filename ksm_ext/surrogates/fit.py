@@ -63,6 +63,7 @@ _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "au
 _LASSO_PROBE = 32
 _APART = 4.0  # standard deviations by which the empty subset's score is no continuation of others
 _APART_FROM = 8  # subsets that can tell
+_SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
 _UNEVEN = 1.05  # ratio of weights from which a second fit is worth it
 _ANSWERS = {
     torch.float32: torch.float32,
@@ -224,10 +225,13 @@ def _check_problem(observed: Observations) -> None:
         remedy = "Draw different subsets, for example with ksm_ext.subsets.bernoulli."
         found = f"{what} {int(observed.counts.amax())} times"
         raise ValueError(message("masks", "at least two different subsets", found, remedy))
-    fewest = int(observed.observed.sum(0).min())
-    if fewest < 3:
+    fewest, runs = observed.observed.sum(0).min(), observed.counts.sum(0).min()
+    if runs < 3 or fewest < 2:
         remedy = "Score more subsets; several times the number of tasks is a good start."
-        raise ValueError(message("masks", "at least 3 different subsets", f"{fewest}", remedy))
+        expected, found = "at least 3 subsets", str(int(runs))
+        if runs >= 3:
+            expected, found = "different subsets for every target", "one for some"
+        raise ValueError(message("masks", expected, found, remedy))
     if not bool(observed.varying.any()):
         remedy = "There is nothing to explain: check the scores."
         raise ValueError(message("scores", "varying over subsets", "constant targets only", remedy))
@@ -317,27 +321,27 @@ class _Part:
 
 
 def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
-    """A model of every group of targets with the same observed subsets."""
+    """A model of every group of targets that are fitted to the same subsets."""
     parts = []
     varying = (observed.masks.values != observed.masks.values[0]).any(0)
     active = Masks(observed.masks.values[:, varying])
-    patterns, group = torch.unique(observed.observed, dim=1, return_inverse=True)
-    apart = _apart(active, observed, options)
+    fitted = observed.observed & ~_apart(active, observed, options)
+    patterns, group = torch.unique(fitted, dim=1, return_inverse=True)
     for number in range(patterns.shape[1]):
         columns = (group == number).nonzero()[:, 0]
-        rows = (patterns[:, number] & ~apart).nonzero()[:, 0]
+        rows = patterns[:, number].nonzero()[:, 0]
         parts += _fit_part(active, observed, rows, columns, options)
     return parts
 
 
 def _apart(active: Masks, observed: Observations, options: _Options) -> Tensor:
-    """(m,) bool: the empty subset, where its score is no continuation of the others.
+    """(m, t) bool: the empty subset, where its score is no continuation of the others.
 
     A score of 0 by convention, or of a network that was never trained, says nothing of subsets
     nearby: it is kept as a value of its own. Judged by its residual when left out, beside the
     others' in units of what each should have.
     """
-    apart = torch.zeros(len(active), dtype=torch.bool, device=active.values.device)
+    apart = torch.zeros_like(observed.observed)
     if options.textbook or not active.binary or len(active) < _APART_FROM:
         return apart
     empty = active.sizes == 0
@@ -354,8 +358,8 @@ def _apart(active: Masks, observed: Observations, options: _Options) -> Tensor:
     best = trials[int(losses.amin(1).argmin())]
     ridge = best.judgement.ridges[losses.amin(0).argmin()]
     errors = best.standardised_residuals(ridge)[:, scores.varying].square()
-    if bool((errors[0] > _APART**2 * errors[1:].mean(0)).any()):
-        return empty
+    far = errors[0] > _APART**2 * errors[1:].mean(0)
+    apart[empty.nonzero()[0, 0], columns[scores.varying[far]]] = True
     return apart
 
 
@@ -463,7 +467,7 @@ def _ways_of_sharing(
         return ("target",)
     if options.share_ridge is True or alone or not kernels or nothing_to_share:
         return ("shared",)
-    if options.share_ridge is False:
+    if options.share_ridge is False or len(masks) < _SHARED_FROM:
         return ("target",)
     if len(masks) > CROSSED_FROM or options.solver is not None:
         return ("shared", "target")
@@ -632,7 +636,7 @@ def _put_together(
         known=observed.known,
         noise=observed.noise,
         counts=observed.counts,
-        apart=apart.any(1),
+        apart=apart,
         kind=Kind.of(scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,

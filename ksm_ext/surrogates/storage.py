@@ -117,7 +117,7 @@ def _without_observations(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         "gaps": torch.zeros_like(scores),
         "own": torch.zeros_like(scores),
         "known": flags,
-        "apart": flags,
+        "apart": torch.zeros(m, t, dtype=torch.bool, device=scores.device),
         "counts": torch.ones(m, t, dtype=torch.int64, device=scores.device),
     }
     return added | tensors
@@ -208,9 +208,8 @@ def _check_whole(surrogate: Surrogate) -> None:
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
-    for name in ("known", "apart"):
-        flag = getattr(surrogate, name)
-        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m,))])
+    for name, flag, axes in (("known", surrogate.known, 1), ("apart", surrogate.apart, 2)):
+        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m, t)[:axes])])
     counts = surrogate.counts
     check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
     columns = [

@@ -138,8 +138,8 @@ class Surrogate:
         noise: (m, t) standard deviation of the mean scores by the noise of runs, or None if that
             is unknown.
         counts: (m, t) int64 runs of every subset.
-        apart: (m,) bool: subsets that are no part of the fit (the empty one, where its score is a
-            convention that the other scores do not lead to).
+        apart: (m, t) bool: scores that are no part of the fit (of the empty subset, where that is a
+            convention which the other scores do not lead to).
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
     """
 
@@ -389,7 +389,7 @@ class Surrogate:
             known=torch.zeros(m, dtype=torch.bool, device=nothing.device),
             noise=None if runs is None else runs.expand(m, t),
             counts=torch.ones(m, t, dtype=torch.int64, device=nothing.device),
-            apart=torch.zeros(m, dtype=torch.bool, device=nothing.device),
+            apart=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -513,7 +513,7 @@ class Surrogate:
     def _loo_error(self) -> Tensor:
         """(t,) see :attr:`loo_error`."""
         squares = (self.residuals / self.unit).square()
-        judged = ~squares.isnan() & ~self.apart[:, None]
+        judged = ~squares.isnan() & ~self.apart
         error = torch.where(judged, squares, 0.0).sum(0) / judged.sum(0)
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
@@ -731,7 +731,7 @@ class Surrogate:
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
         # what is not known to be exact may all be noise, as far as leaving out can tell
-        doubtful = (self.own > 0) & ~self.known[:, None] & ~self.apart[:, None]  # (m, t)
+        doubtful = (self.own > 0) & ~self.known[:, None] & ~self.apart  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
