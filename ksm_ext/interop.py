@@ -136,5 +136,7 @@ def to_interaction_values(
         n_players=n,
         estimated=True,
         estimation_budget=len(surrogate.masks),
-        baseline_value=float(of_target(surrogate.predict(np.zeros((1, n), bool)), 1)[0]),
+        baseline_value=float(
+            of_target(surrogate.predict(np.zeros((1, n), bool), observed=True), 1)[0]
+        ),
     )

@@ -101,14 +101,10 @@ def choose(
         return [(common, everything)]  # asked for: one choice for all
     alone = _alone(trials, scores, preferred)
     mean = _means(trials)
-    charge = scores.charges(residuals(common, trials, scores))
-    gain = charge - scores.charges(residuals(alone, trials, scores))
+    gain = _charges(common, trials, scores) - _charges(alone, trials, scores)
     leaves = _exceeds(gain, _CLEAR)
     if mean:
-        least = best(trials, scores, "target", mean)
-        worse = (charge - scores.charges(residuals(least, trials, scores))).mean(0) > 0
-        alone = least.where(worse & ~leaves, alone)
-        leaves = leaves | worse
+        leaves |= ~_beats_mean(common, best(trials, scores, "target", mean), trials, scores)
     leaves[scores.variance == 0] = False
     if not bool(leaves.any()):
         return [(common, everything)]

@@ -68,7 +68,8 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "single_target": surrogate.single_target,
         "solver": None if surrogate.solver is None else asdict(surrogate.solver),
     }
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # copies: terms may share what they have in common, which the format does not know
+    on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 

@@ -183,7 +183,7 @@ class Surrogate:
         covered = [column for term in self.kernel_terms for column in term.columns.tolist()]
         return len(set(covered)) == self._num_latent
 
-    def predict(self, masks: ArrayLike, return_std: bool = False) -> Any:
+    def predict(self, masks: ArrayLike, return_std: bool = False, *, observed: bool = False) -> Any:
         """Predicted scores of subsets.
 
         Smooth: a subset that was fitted is not answered by its own score, except where that is
@@ -195,6 +195,8 @@ class Surrogate:
                 are not looked at.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
+            observed: Answer every fitted subset by its own score, as attributions and interactions
+                do; they are exactly those of this function.
 
         Returns:
             (l, t), or the pair of (l, t) predictions and standard deviations.
@@ -204,15 +206,13 @@ class Surrogate:
         """
         query = self._query(masks)
         mean = self._smooth(query)
-        if len(self._answered):
-            seen = self._active[self._answered]
-            gaps = (self.own * self.gaps)[self._answered]
-            mean = mean + Identity().matmul(query, seen, gaps)
+        answered = (self.own > 0).any(1) if observed else self._answered
+        if bool(answered.any()):
+            gaps = (self.own * self.gaps)[answered]
+            mean = mean + Identity().matmul(query, self._active[answered], gaps)
         axes = {"subset": names_along(masks, 0)}
         if not return_std:
             return self._targets(mean, axes)
-        answered = torch.zeros(len(self.masks), dtype=torch.bool, device=mean.device)
-        answered[self._answered] = True
 
         def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             return self._prediction_functionals(kernel, query[rows], term, answered)
@@ -369,7 +369,8 @@ class Surrogate:
     def imagined(self, masks: Masks) -> "Surrogate":
         """A surrogate as uncertain as this one would be with other subsets (m', n) scored, once.
 
-        Its answers are 0: only standard deviations mean something.
+        Its answers are 0: only standard deviations mean something. Where the noise is unknown, they
+        are those of the smooth part.
         """
         m, t = len(masks), len(self.unit)
         nothing = self.unit.new_zeros(m, t)
@@ -385,7 +386,7 @@ class Surrogate:
             scores=nothing,
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
             gaps=nothing,
-            own=self.own.mean(0).expand(m, t),
+            own=nothing if runs is None else self.own.mean(0).expand(m, t),
             known=torch.zeros(m, dtype=torch.bool, device=nothing.device),
             noise=None if runs is None else runs.expand(m, t),
             counts=torch.ones(m, t, dtype=torch.int64, device=nothing.device),
@@ -546,14 +547,14 @@ class Surrogate:
 
     @cached_property
     def _answered(self) -> Tensor:
-        """Numbers of the subsets that are predicted by their own scores, see :meth:`predict`."""
+        """(m,) bool: subsets that are predicted by their own scores, see :meth:`predict`."""
         if self.noise is not None:
-            return (self.own > 0).any(1).nonzero()[:, 0]
+            return (self.own > 0).any(1)
         ends = self.known
         if self._active.binary:
             sizes = self._active.sizes
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
-        return (ends & (self.own > 0).any(1)).nonzero()[:, 0]
+        return ends & (self.own > 0).any(1)
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
@@ -670,8 +671,8 @@ class Surrogate:
     ) -> "Functionals":
         """``F(S)`` of some subsets.
 
-        With an intercept, ``F(S)`` is taken relative to the mean score, whose own noise is ridge /
-        sum of weights.
+        With an intercept, ``F(S)`` is taken relative to the mean score, which has residuals of its
+        own, that of S perhaps among them: their variance is ridge / sum of weights.
         """
         rows = kernel.gram(query, self._active)  # (l, m)
         prior = kernel.diagonal(query)
@@ -683,7 +684,7 @@ class Surrogate:
         share = weights / weights.sum()  # (m,)
         mean = kernel.matmul(self._active, None, share[:, None])[:, 0]
         prior = prior - 2 * rows @ share + share @ mean
-        return Functionals(prior, rows - mean, 1 / weights.sum())
+        return Functionals(prior, rows - mean, share, 1 / weights.sum())
 
     # -- uncertainty ----------------------------------------------------------------------------
 
@@ -764,7 +765,10 @@ class Surrogate:
         explained = factor.explained_variance(
             smooth.of_fitted[:, fitted], term.ridge, exact, peculiar
         )
-        prior = smooth.prior_column() + smooth.mean_noise * term.ridge
+        prior = smooth.prior_column()
+        if smooth.share is not None:
+            mean_residual = term.ridge * smooth.mean_noise
+            prior = prior + mean_residual - 2 * peculiar * (exact @ smooth.share[fitted])[:, None]
         if self.noise is None:
             others = (exact.square() / weights).sum(1, keepdim=True)
         else:
@@ -796,11 +800,13 @@ class Functionals:
     Attributes:
         prior: ``L k L^T``, a number or (rows,).
         of_fitted: (rows, m) ``L K``; for :class:`Identity`, the weight of each fitted subset.
-        mean_noise: What the noise of the mean score adds, in units of the ridge.
+        share: (m,) of each subset in the mean score, where L is relative to that.
+        mean_noise: The variance of the mean score's residual, in units of the ridge.
     """
 
     prior: float | Tensor
     of_fitted: Tensor
+    share: Tensor | None = None
     mean_noise: float | Tensor = 0.0
 
     def prior_column(self) -> Tensor:
