@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ksm_ext.features import FeatureStore, fingerprint, load_features
-from ksm_ext.gradients import collect_features, log_odds, margin
+from ksm_ext.features import FeatureStore, load_features
+from ksm_ext.gradients import collect_features, log_odds, margin, per_sample_gradients
+from ksm_ext.identity import fingerprint
 from tests.test_gradients import Dense, mlp, table
 
 META = {"num_samples": 7, "dim": 3, "dtype": "float32", "projector": {"seed": 1, "kind": "signs"}}
@@ -67,17 +68,21 @@ def test_a_store_holds_what_memory_would(tmp_path, dtype):
         assert torch.equal(features.gradients, expected.gradients)
 
 
-def test_a_complete_store_computes_nothing_and_takes_no_lock(tmp_path):
-    model, batch = mlp(), table()
+def test_a_complete_store_computes_five_samples_and_takes_no_lock(tmp_path, monkeypatch):
+    model, batch = mlp(), table(40)
     collect(model, batch, tmp_path)
-
-    class Never(TensorDataset):
-        def __getitems__(self, rows):
-            raise AssertionError("computed again")
-
     (tmp_path / "lock").unlink()
-    assert len(collect(model, DataLoader(Never(*batch), batch_size=4), tmp_path)) == 11
-    assert not (tmp_path / "lock").exists()
+    before, computed = contents(tmp_path), []
+
+    def counted(model, output, batch, **options):
+        computed.append(batch)
+        return per_sample_gradients(model, output, batch, **options)
+
+    monkeypatch.setattr("ksm_ext.gradients.per_sample_gradients", counted)
+    assert len(collect(model, DataLoader(TensorDataset(*batch), batch_size=3), tmp_path)) == 40
+    rows = [int((batch[0] == x).all(1).nonzero()) for x, _ in computed]
+    assert len(rows) == len(set(rows)) == 5 and {0, 39} < set(rows)
+    assert not (tmp_path / "lock").exists() and contents(tmp_path) == before
 
 
 def test_mapped_tensors_are_private(tmp_path):
@@ -247,13 +252,13 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
     collect(model, (x, y), tmp_path)
     other = mlp()
     changed = x.clone()
-    changed[5] += 1  # the middle sample: the first, middle and last are looked at
+    changed[7, 0] = torch.nextafter(changed[7, 0], changed[7, 1])
     for field, run in {
         "projector.seed = 1 where": lambda: collect(model, (x, y), tmp_path, projector=Dense(6, 1)),
         "dim = 5": lambda: collect(model, (x, y), tmp_path, projector=Dense(5)),
         "num_samples = 9": lambda: collect(model, (x[:9], y[:9]), tmp_path),
-        "output = 'margin' where .* has 'log_odds'": lambda: collect(
-            model, (x, y), tmp_path, output=margin
+        "output = 'ksm_ext.outputs.margin' where .* has 'ksm_ext.outputs.log_odds'": lambda: (
+            collect(model, (x, y), tmp_path, output=margin)
         ),
         "model = ": lambda: collect(other, (x, y), tmp_path),
         "data = ": lambda: collect(model, (changed, y), tmp_path),
