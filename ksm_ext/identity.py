@@ -345,7 +345,8 @@ class _Walk:
         """An object as pickling would take it apart; one that it refuses is its class alone."""
         pairs: list[tuple[str, Any]] = [("class", type(thing))]
         try:
-            reduced = thing.__reduce_ex__(4)
+            registered = copyreg.dispatch_table.get(type(thing))
+            reduced = registered(thing) if registered else thing.__reduce_ex__(4)
         except Exception:  # of any kind: it is code of whoever wrote the class
             reduced = None
         if reduced is None or (isinstance(reduced, str) and isinstance(thing, _COMPILED)):
