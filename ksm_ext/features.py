@@ -267,9 +267,10 @@ def _check_writers(path: Path, number: int) -> None:
 def _check_same(path: Path, meta: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` naming the fields in which the folder's features differ."""
     if other := differences(meta, stored):
-        (field, value, kept), *more = other
+        (field, *values), *more = other
+        value, kept = (text if len(text) < 100 else f"{text[:90]}…" for text in map(repr, values))
         also = f" (also {', '.join(name for name, *_ in more[:3])}{', …' * (len(more) > 3)})"
-        found = f"{field} = {value!r} where {path} has {kept!r}{also * bool(more)}"
+        found = f"{field} = {value} where {path} has {kept}{also * bool(more)}"
         remedy = (
             "Run it with the same arguments and data, choose another folder, or delete this one."
         )
