@@ -1,7 +1,7 @@
 """Features of samples in memory or in a folder on disk, which an interrupted run can go on with.
 
 A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy files;
-``meta.json``, what the features are of; and ``progress.json``, how many rows are done. Rows reach
+``meta.json``, what the features are of (:mod:`ksm_ext.identity`); and ``progress.json``, how many rows are done. Rows reach
 the disk before they are counted, and the count is replaced in one step, so whenever a run is
 killed, the counted rows are whole and the next run goes on behind them.
 

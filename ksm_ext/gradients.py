@@ -230,7 +230,10 @@ def collect_features(
         parameters: Which to differentiate by, see :func:`parameter_names`.
         store: A folder to write to, see :mod:`ksm_ext.features`. A run that was interrupted goes
             on where it was and ends with the same bits as one that was not (on CUDA, under
-            ``torch.use_deterministic_algorithms``). None: in memory.
+            ``torch.use_deterministic_algorithms``). It is refused if anything has changed that
+            decides the features (:mod:`ksm_ext.identity`): for that all data are read and hashed
+            first, and five of the rows that are done are computed again, to within rounding. None:
+            in memory.
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
             have 32 MiB of gradients (256 MiB on a GPU), at most 64.
         vectorize: See :func:`per_sample_gradients`.
