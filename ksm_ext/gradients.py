@@ -275,24 +275,28 @@ def collect_features(
     rank, num_ranks = place(group)
     rows = shard(num_samples, group, batch_size)
 
+    def features_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values (rows,) and features (rows, k)."""
+        values, gradients = per_sample_gradients(
+            model, output, batch, parameters=names, vectorize=vectorize
+        )
+        return values.to(dtype), _projected(gradients, projector, dtype)
+
     def blocks(num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values (rows,) and features (rows, k) of this rank's samples, without the first ones."""
+        """Those of this rank's samples, without the first ones."""
         done = rows.start + num_done
         hidden = not progress or rank > 0
         with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
             for chunk in chunks(loader, batch_size, done, rows.stop):
-                values, gradients = per_sample_gradients(
-                    model, output, chunk, parameters=names, vectorize=vectorize
-                )
-                features = _projected(gradients, projector, dtype)
+                values, features = features_of(chunk)
                 _check_rows(values, features, done)
-                yield values.to(dtype), features
+                yield values, features
                 done += len(values)
                 bar.update(len(values))
 
     if store is None and num_ranks == 1:
         return _in_memory(blocks(0), num_samples, dim, dtype, device)
-    shared = {
+    facts = {
         "version": ksm_ext.__version__,
         "num_samples": num_samples,
         "dim": dim,
@@ -304,27 +308,18 @@ def collect_features(
         "vectorize": vectorize,
     }
     seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
-    check_same({**shared, **seen}, group)
+    check_same({**facts, **seen}, group)
     if store is None:
         own = _in_memory(blocks(0), len(rows), dim, dtype, device)
-        values, gradients = (
-            gathered(table, num_samples, group, batch_size) for table in (own.values, own.gradients)
-        )
+        tables = (own.values, own.gradients)
+        values, gradients = (gathered(x, num_samples, group, batch_size) for x in tables)
         return Features(values, gradients)
     # Of one rank: in others, functions may well refer to another device, or log to another file.
-    identity = first(identify(output=output, projector=projector, network=model), group)
+    facts |= first(identify(output=output, projector=projector, network=model), group)
     digests, samples = content_digests(loader, batch_size, rows, _some(rows), progress and not rank)
     digests = gathered(digests, -(-num_samples // batch_size), group)
-    meta = {**shared, **identity, "data": fingerprint([("blocks", digests)])}
-
-    def features_of(sample: Batch) -> tuple[Tensor, Tensor]:
-        """Value (1,) and feature (1, k) of a sample by itself."""
-        values, gradients = per_sample_gradients(
-            model, output, sample, parameters=names, vectorize=vectorize
-        )
-        return values.to(dtype), _projected(gradients, projector, dtype)
-
-    with _shared_store(store, meta, rows, group) as file:
+    facts["data"] = fingerprint([("blocks", digests)])
+    with _shared_store(store, facts, rows, group) as file:
         _check_stored(file, samples, features_of, _tolerance(model, device), group)
         if file.num_done < len(rows):
             for block in blocks(file.num_done):

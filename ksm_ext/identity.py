@@ -12,7 +12,8 @@ line numbers or comments. What is the user's is followed to the end:
 
 What is the standard library's, or lies among installed packages, is its name and the version of the
 package. Bytecode compares within one version of Python. What has no state that can be read, such as
-a lock, an open file or a compiled function of one's own, is a name only, and is listed.
+a lock, an open file or a compiled function of one's own, is a name only, and is listed. What a
+function reads from files, the environment or the network is not seen.
 
 No package does this: joblib hashes a function's name, and the bytes of cloudpickle, dill and what
 is built on them change with line numbers, the order of sets and the process.
@@ -190,7 +191,7 @@ class _Walk:
         """Write what holds no references, and put the rest into the queue."""
         kind = type(thing)
         if kind in _ATOMS:
-            self.write(part, f"{kind.__name__} {thing!r}")
+            self.write(part, f"{kind.__name__} {hex(thing) if kind is int else repr(thing)}")
         elif kind is torch.device:
             self.write(part, "device")  # whichever: it decides rounding at most
         elif isinstance(thing, Tensor):
@@ -369,6 +370,8 @@ class _Walk:
 
 def _is_plain(thing: Any) -> bool:
     """Whether it is told as it is, not by its digest."""
+    if type(thing) is int:
+        return thing.bit_length() <= 64  # longer ones may not even be written as text
     return type(thing) in _PLAIN and len(str(thing)) <= 100
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from experiments.digits.pipeline import PRESETS, load, train_and_score
 from experiments.digits.run import main, run
+from ksm_ext.scores.retraining import _run
 
 SMOKE = PRESETS["smoke"]
 

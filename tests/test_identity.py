@@ -139,6 +139,7 @@ CHANGES = {
     "a list in a closure": (make([1, [2, 3]]), make([1, [2, 4]])),
     "keys in a closure": (make({1: 2}), make({2: 2})),
     "a set in a closure": (make({"a", "b"}), make({"a", "c"})),
+    "a long number": (make(10**5000), make(10**5000 + 1)),
     "an int for a float": (make(1), make(1.0)),
     "a default": (with_default(2), with_default(3)),
     "a partial": (
