@@ -585,6 +585,74 @@ def test_attributions_do_not_know_the_order_of_tasks(seed):
     close(sums.mean(1, keepdim=True), methods["influence"](tasks), 1e-6)
 
 
+class Scaled(nn.Module):
+    """A network with a number that is no parameter."""
+
+    def __init__(self, factor, seed):
+        super().__init__()
+        self.factor, self.network = factor, network(seed)
+
+    def forward(self, x):
+        return self.factor * self.network(x)
+
+
+PARTS = ("sample", "label", "weight", "factor", "activation", "closure", "projector", "order")
+
+
+@holds(b=st.integers(2, 12), part=st.sampled_from(PARTS), at=st.integers(0, 99), seed=SEEDS)
+def test_a_store_never_answers_for_another_problem(b, part, at, seed, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+
+    def collect(other, store=None):
+        (x, y), model = data(seed, b), Scaled(2.0 if other == "factor" else 1.0, seed)
+        power = 2 if other == "closure" else 1
+        with torch.no_grad():
+            if other == "sample":
+                x[at % b] += 1
+            elif other == "label":
+                y[at % b] = (y[at % b] + 1) % 3
+            elif other == "weight":
+                model.network[0].weight[at % 4] *= 1.5
+            elif other == "activation":
+                model.network[1] = nn.Sigmoid()
+            elif other == "order":
+                x, y = x.roll(1, 0), y.roll(1)
+        output = lambda network, sample: log_odds(network, sample) ** power  # noqa: E731
+        projector = Projector(4, seed=seed + (other == "projector"))
+        options = {"batch_size": 3, "progress": False}
+        return collect_features(model, (x, y), output, projector, store=store, **options)
+
+    first = collect(None, store)
+    assert torch.equal(collect(None, store).gradients, first.gradients)
+    with pytest.raises(ValueError, match="`store` must be a folder of the same features"):
+        collect(part, store)
+
+
+@holds(m=st.integers(1, 6), num_seeds=st.integers(1, 3), chance=SEEDS)
+def test_skipped_runs_are_left_out_of_every_number(m, num_seeds, chance):
+    masks = subsets.all_subsets(3)[:m]
+    scores = normal(chance, num_seeds, m, 2)
+    fails = torch.rand(num_seeds, m, generator=generator(chance + 1)) < 0.3
+    fails[0, 0] = False
+
+    def train(mask, seed):
+        row = int((masks == mask).all(1).nonzero())
+        return scores[seed, row] if not fails[seed, row] else 1 / 0
+
+    options = {"seeds": range(num_seeds), "on_error": "skip", "progress": False}
+    runs = retrain_scores(train, masks, **options)
+    kept = [row for row in range(m) if not bool(fails[:, row].all())]
+    groups = [scores[~fails[:, row], row] for row in kept]
+    assert torch.equal(runs.masks, masks[kept])
+    assert runs.counts.tolist() == [len(group) for group in groups]
+    close(runs.mean, torch.stack([group.mean(0) for group in groups]), 1e-12)
+    assert len(runs.skipped) == int(fails.sum()) == num_seeds * m - sum(runs.counts)
+    assert runs.noise_df == sum(len(group) - 1 for group in groups)
+    if runs.noise_df:
+        squares = sum((group - group.mean(0)).square().sum(0) for group in groups)
+        close(runs.noise_std, (squares / runs.noise_df).sqrt(), 1e-12)
+
+
 @holds(m=st.integers(2, 6), n=st.integers(1, 4), seed=SEEDS)
 def test_retrained_scores_are_those_of_their_rows(m, n, seed):
     masks = normal(seed, m, n) < 0

@@ -290,7 +290,7 @@ def test_a_full_disk_loses_nothing(small_disk):
         counted.append(mask)
         return train(mask, seed)
 
-    retrain_scores(counting, masks, store=runs, progress=False)
+    retrain_scores(counting, masks, store=runs, on_change="keep", progress=False)
     assert len(counted) <= 11
     with FeatureStore.open(features, META) as store:
         assert store.num_done == 10

@@ -299,6 +299,32 @@ def test_a_read_only_folder(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_saving_over_a_link_writes_what_it_points_to(tmp_path, is_there):
+    for name in ("there", "links"):
+        (tmp_path / name).mkdir()
+    target, link, other = (tmp_path / name for name in ("there/s", "links/s", "links/t"))
+    if is_there:
+        target.write_bytes(b"old")
+    link.symlink_to(Path("../there/s"))
+    other.symlink_to(link)  # one link to another
+    surrogate = SURROGATES["linear"]()
+    surrogate.save(other)
+    assert link.is_symlink() and other.is_symlink() and not target.is_symlink()
+    assert target.read_bytes() == link.read_bytes()
+    assert os.listdir(tmp_path / "there") == ["s"] and len(os.listdir(tmp_path / "links")) == 2
+    assert torch.equal(load_surrogate(target).predict(MASKS), surrogate.predict(MASKS))
+
+
+def test_saving_over_a_link_to_itself(tmp_path):
+    (tmp_path / "s").symlink_to("s")
+    with pytest.raises(
+        OSError, match=r"`path` must be writable, got .*/s: Too many levels of symb"
+    ):
+        SURROGATES["linear"]().save(tmp_path / "s")
+    assert (tmp_path / "s").is_symlink() and os.listdir(tmp_path) == ["s"]
+
+
 def test_saving_over_a_folder(tmp_path):
     (tmp_path / "s").mkdir()
     with pytest.raises(OSError, match=r"`path` must be writable"):
