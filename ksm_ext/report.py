@@ -36,6 +36,7 @@ _MAX_TARGETS, _MAX_ROWS, _MAX_KERNELS, _MAX_PAIRS = 6, 200, 12, 10
 _MAX_CELLS = 40  # tasks on a side of the map of interactions
 _MAX_INTERACTIONS = 2**24  # n^2 t that are computed for it
 _MAX_VARIANCES = 2**24  # pairs times subsets, of their intervals
+_ROUNDING = 1e-9  # of the scores: an interaction below it is none, however narrow its interval
 _MEANING = {
     "loo": "the full set of tasks against all but this one",
     "shapley": "the effect of adding the task, averaged over all orders of the tasks",
@@ -75,7 +76,10 @@ def write_report(
     check_choice("readout", readout, READOUTS)
     shown = _shown_targets(surrogate, target)
     single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
-    values, std = _with_std(surrogate.attribute, readout, surrogate.has_intervals)
+    if surrogate.has_intervals:
+        values, std = surrogate.attribute(readout, return_std=True)
+    else:
+        values, std = surrogate.attribute(readout), None
     true, predicted = _predictions(surrogate, held_out, single)
     structure = _Structure(surrogate, readout)
     quality = qualities(surrogate)
@@ -132,11 +136,6 @@ def _shown_targets(surrogate: Surrogate, target: str | int | None) -> list[int]:
     raise ValueError(message("target", f"a number or one of {some}", repr(target), remedy))
 
 
-def _with_std(ask: Any, readout: str, has_intervals: bool) -> tuple[Tensor, Tensor | None]:
-    """Attributions or interactions, and their standard deviations where there are any."""
-    return ask(readout, return_std=True) if has_intervals else (ask(readout), None)
-
-
 class _Structure:
     """How tasks act together: interactions (n, n, t) and the Walsh spectrum (r, t), of masks."""
 
@@ -144,13 +143,14 @@ class _Structure:
         n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
         self.names = surrogate.task_names
         self.able = has_interactions(surrogate)
-        self.pairs = self.std = self.spectrum = None
+        self.pairs = self.half = self.spectrum = None
         if n < 2 or not surrogate.masks.binary:
             return
         self.spectrum = surrogate.walsh_spectrum(min(6, n))
         few = n * n * t <= _MAX_INTERACTIONS and n * n * len(surrogate.masks) <= _MAX_VARIANCES
         if few and any(self.able) and surrogate.has_intervals:
-            self.pairs, self.std = surrogate.interactions(readout, return_std=True)
+            self.pairs, std = surrogate.interactions(readout, return_std=True)
+            self.half = Z95 * std + _ROUNDING * surrogate.scores.std(0).cpu()
 
     def interactions_of(self, j: int) -> tuple[str, list[str]]:
         """A sentence on the interactions of one target, or a map and a table of the clear ones."""
@@ -158,10 +158,10 @@ class _Structure:
             return "", []
         if not self.able[j]:
             return "<p>A linear surrogate has no interactions.</p>", []
-        if self.pairs is None or self.std is None:
+        if self.pairs is None or self.half is None:
             return "<p>Interactions are left out: their intervals were not computed.</p>", []
-        pairs = self.pairs[:, :, j]
-        clear = pairs.abs() > Z95 * self.std[:, :, j]
+        pairs, half = self.pairs[:, :, j], self.half[:, :, j]
+        clear = pairs.abs() > half
         if not clear.any():
             text = "No interaction is clear of zero: every 95 % interval includes it."
             return f"<p>{text}</p>", []
@@ -170,7 +170,7 @@ class _Structure:
         shown = order[:_MAX_CELLS].sort().values
         names, grid = [self.names[i] for i in shown.tolist()], (shown[:, None], shown)
         drawing = heat_map(pairs[grid], clear[grid], names, len(self.names))
-        return "", [drawing, self._strongest(pairs, Z95 * self.std[:, :, j], clear)]
+        return "", [drawing, self._strongest(pairs, half, clear)]
 
     def spectrum_of(self, j: int) -> str:
         """The Walsh spectrum of one target, unless it is one bar by the surrogate's form."""

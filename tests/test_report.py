@@ -21,7 +21,7 @@ from ksm_ext.kernels import Polynomial
 from ksm_ext.quality import qualities
 from ksm_ext.report import write_report
 from ksm_ext.sample_size import more_subsets
-from ksm_ext.subsets import bernoulli
+from ksm_ext.subsets import all_subsets, bernoulli
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(\"x\")</script> & 'co' $title"
@@ -219,6 +219,17 @@ def test_no_interaction_is_shown_that_is_not_clear_of_zero(tmp_path):
     html, page = page_of(surrogate, tmp_path)
     assert "No interaction is clear of zero" in page.text
     assert "Heat map" not in html and "Strongest interactions" not in page.text
+
+
+def test_rounding_is_no_interaction(tmp_path):
+    """Known without noise on every subset: intervals of no width, around sums that round."""
+    masks = all_subsets(6)
+    scores = masks.double() @ torch.arange(1.0, 7.0).double()
+    surrogate = fit_surrogate(masks, scores, kernel="exponential", ridge=0.0)
+    values, std = surrogate.interactions("shapley", return_std=True)
+    assert float(std.max()) < 1e-9 and float(values.abs().max()) < 1e-12
+    _, page = page_of(surrogate, tmp_path)
+    assert "No interaction is clear of zero" in page.text
 
 
 @pytest.mark.parametrize("kernel", ["auto", "mean", "least_squares", "lasso"])
