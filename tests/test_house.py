@@ -19,7 +19,7 @@ LAYERS = [
     "scores surrogates attribution",
     "evaluation selection",
     "sample_size score_tables",
-    "drawings",
+    "drawings quality",
     "plotting report pipeline sklearn interop",
     "cli",
 ]

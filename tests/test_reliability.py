@@ -77,6 +77,24 @@ def test_eight_threads_give_the_bits_of_one():
         assert equal(answer, alone[number % 3])
 
 
+@pytest.mark.parametrize("kernel", ["auto", "rbf", "lasso", "least_squares"])
+def test_fits_repeat_to_the_bit_and_agree_for_any_number_of_threads(kernel):
+    masks, noise = normal(0, 150, 20) < 0, normal(1, 150, 3)
+    scores = masks.double() @ normal(2, 20, 3) + 0.1 * noise
+    before, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 1, 2, 3):
+            torch.set_num_threads(num_threads)
+            surrogate = fit_surrogate(masks, scores, kernel=kernel)
+            found.append((surrogate.attribute("shapley"), surrogate.predict(masks)))
+    finally:
+        torch.set_num_threads(before)
+    assert equal(found[0], found[1])
+    for other in found[2:]:
+        for one, same in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
+
+
 class Answers(Dataset):
     """Computed where they are asked for: in the workers of a loader."""
 

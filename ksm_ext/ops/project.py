@@ -4,8 +4,8 @@ r"""Random projections whose matrix is a function of a seed, never stored.
 
 P has a row for each coordinate (a model's parameters, one after the other) and a column for each
 output. An entry depends on the seed, the kind, the coordinate and the output alone, so that the
-matrix is the same on the CPU and on every GPU, for any split of rows and coordinates; sums over
-coordinates agree to rounding. Kinds:
+matrix is the same on the CPU and on every GPU, for any split of rows and coordinates. Sums over
+coordinates are the same bits on every CPU, and agree to rounding between devices and splits. Kinds:
 
 * ``"sbp"``, signed block permutation: every block of ``dim / sparsity`` coordinates is permuted and
   given random signs, once for each of ``sparsity`` segments of the outputs. Errors of norms and
