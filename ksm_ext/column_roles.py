@@ -352,10 +352,12 @@ def _doubt(
 ) -> ValueError:
     """The columns whose role is in doubt, and the options that settle it."""
     seen = []
-    for name in doubtful[:_SHOWN]:
+    for name in doubtful[:8]:
         words = sorted(words_of(name) & (SCORES | RUNS | COSTS))
         named_like = f", named like {words[0]!r}" if words else ""
         seen.append(f"{name!r} ({_content(columns[name])}{named_like})")
+    if doubtful[8:]:
+        seen.append(f"and {len(doubtful) - 8:,} more")
     scores = [name for name, column in found.items() if column.role == "target"]
     more = [name for name in doubtful if "target" in open_roles and _may_be_score(name, columns)]
     shares = [name for name in doubtful if "task" in open_roles and _is_weight(name, columns[name])]
