@@ -389,7 +389,8 @@ def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str]) -> ValueErr
     if any(_is_weight(name, columns[name]) for name in doubtful):
         remedy += _NAME_WEIGHTS
     expected = "a table with a column per task that is 0 or 1"
-    return ValueError(message(where, expected, "no tasks", remedy))
+    found = "no tasks" if any(cells.size for cells in columns.values()) else "no rows"
+    return ValueError(message(where, expected, found, remedy))
 
 
 def one_column_per_task(columns: Columns, name: str, key: str = "") -> str:

@@ -25,6 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -191,14 +192,17 @@ def _check_header(header: Sequence[str], name: str) -> None:
 
 
 def _read_csv(text: str, name: str) -> Columns:
-    lines = io.StringIO(text, newline=None)  # rows end with \n, \r\n or, on old Macs, \r
+    lines = io.StringIO(text, newline="")  # rows end with \n, \r\n or, on old Macs, \r
     first = lines.readline()
     delimiter = max(_DELIMITERS, key=first.count)
     lines.seek(0)
+    reader = csv.reader(lines, delimiter=delimiter)
     try:
-        rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+        rows = [row for row in reader if row]
     except csv.Error as error:
-        raise _unreadable(name, f"CSV with a {error}") from error
+        remedy = "Shorten or quote the cells of that line, or export the table as JSON."
+        found = f"{error} in line {reader.line_num}"
+        raise ValueError(message(name, "CSV that can be parsed", found, remedy)) from error
     header = [_unquoted(cell.strip()) for cell in rows.pop(0)]
     _check_header(header, name)
     for number, row in enumerate(rows, start=2):
@@ -365,7 +369,8 @@ def _read_parquet(file: BinaryIO, name: str) -> Columns:
         facts, schema = parquet.metadata, parquet.schema_arrow
     except unreadable as error:
         raise _unreadable(name, f"Parquet with {error}") from error
-    _check_size(name, 8 * facts.num_rows * facts.num_columns)
+    packed = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+    _check_size(name, max(packed, 8 * facts.num_rows * facts.num_columns))
     _check_header(schema.names, name)
     kinds = pyarrow.types
     text = [f.name for f in schema if kinds.is_string(f.type) or kinds.is_large_string(f.type)]
@@ -416,12 +421,13 @@ def _unquoted(cell: str) -> str:
 
 
 def _csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    # A cell with a character of the line's end is put into quotes: \r has to be one.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow(map(_quoted, columns))
     rows = zip(*columns.values(), strict=True)
     writer.writerows([_quoted(_plain(cell)) for cell in row] for row in rows)
-    return text.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _json_text(columns: Mapping[str, Sequence[Any]]) -> str:
