@@ -321,9 +321,13 @@ def _content(cells: np.ndarray) -> str:
 
 
 def words_of(name: str) -> set[str]:
-    """The words of a name, small, with and without the digits at their ends."""
+    """The words of a name, small, with and without the digits at their ends.
+
+    A letter is one only where it is the whole name: ``y`` is a score, and ``x-y`` is not.
+    """
     parts = [part.lower() for part in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)]
-    return {*parts, *(part.rstrip("0123456789") for part in parts)}
+    words = {*parts, *(part.rstrip("0123456789") for part in parts)}
+    return {word for word in words if len(word) > 1 or word == name.lower()}
 
 
 # -- what is in doubt ---------------------------------------------------------------------------
@@ -331,7 +335,12 @@ def words_of(name: str) -> set[str]:
 
 def split_names(text: str) -> list[str]:
     """Names between commas; one that has a comma stands in double quotes."""
-    return [part.strip() for row in csv.reader([text]) for part in row if part.strip()]
+    return [
+        part.strip()
+        for row in csv.reader([text], skipinitialspace=True)
+        for part in row
+        if part.strip()
+    ]
 
 
 def _option(argument: str, names: Iterable[str]) -> str:
