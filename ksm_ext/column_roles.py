@@ -236,7 +236,9 @@ def _known_role(
         return Column(name, "ignored", "row numbers, without a name")
     if not open_roles:
         return Column(name, "ignored", "not named")
-    return Column(name, open_roles[0], constant or sure) if sure else None
+    if sure:
+        return Column(name, open_roles[0], (open_roles[0] == "task" and constant) or sure)
+    return None
 
 
 def _unmistakable(
@@ -266,21 +268,16 @@ def check_filled(name: str, cells: np.ndarray, where: str) -> None:
     if empty.any():
         first = f"row {int(empty.argmax()) + 1} below the header"
         found = f"no number in {int(empty.sum())} of them, the first {first}"
-        option = _option("ignore", [name])
-        remedy = f"Fill in the cells, delete these rows, or leave the column out (`{option}`)."
+        remedy = f"Fill in the cells, delete these rows, or {_left_out(name)}."
         raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
 
 
 def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
     """Raise ``ValueError`` unless a column holds numbers, one per row."""
     if not _is_numeric(cells):
-        option = _option("ignore", [name])
-        remedy = (
-            "Write plain numbers, with decimal points and without % or units, "
-            f"or leave it out (`{option}`)."
-        )
-        found = _content(cells)
-        raise ValueError(message(f"{name!r} of {where}", "a column of numbers", found, remedy))
+        numerals = "Write plain numbers, with decimal points and without % or units"
+        what, remedy = f"{name!r} of {where}", f"{numerals}, or {_left_out(name)}."
+        raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
     check_filled(name, cells, where)
 
 
@@ -348,6 +345,10 @@ def _option(argument: str, names: Iterable[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(names)
     return shlex.join([f"--{argument}={line.getvalue()}"])
+
+
+def _left_out(name: str) -> str:
+    return f"leave the column out (`{_option('ignore', [name])}`, and named nowhere else)"
 
 
 def _doubt(

@@ -18,6 +18,7 @@ What a column is for is said by its name, or is beyond doubt, by the rule of
 Shapes: masks (m, n), scores (m, t); float64, or bool for masks of 0 and 1.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,7 +249,7 @@ def _assembled(
         expected = f"of {len(score_rows)} rows like the scores"
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for name in (*masks, *scores):
-        if name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+        if re.search("[\ud800-\udfff]", name):
             remedy = "Rename the column."
             raise ValueError(message("names", "text that UTF-8 can write", ascii(name), remedy))
     report += [column for columns in roles for column in columns]

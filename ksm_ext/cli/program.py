@@ -184,23 +184,7 @@ numbers.
     )
     parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
-    parser.add_argument(
-        "--tasks", **_SEVERAL, help="the task columns; default: those of 0 and 1, beyond doubt"
-    )
-    parser.add_argument(
-        "--targets", **_SEVERAL, help="the score columns; default: those named like scores"
-    )
-    parser.add_argument(
-        "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
-    )
-    parser.add_argument(
-        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
-    )
-    parser.add_argument(
-        "--merge-duplicates",
-        action="store_true",
-        help="make one task of those that are in or out together in every subset",
-    )
+    _add_columns(parser)
     parser.add_argument(
         "--kernel",
         default="auto",
@@ -354,6 +338,26 @@ def _add_tables(parser: ArgumentParser, what: str) -> None:
         "--key", metavar="NAME", help="the column that joins two files; default: the shared one"
     )
     parser.add_argument("--ignore", **_SEVERAL, help="columns that are neither task nor score")
+
+
+def _add_columns(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--tasks", **_SEVERAL, help="the task columns; default: those of 0 and 1, beyond doubt"
+    )
+    parser.add_argument(
+        "--targets", **_SEVERAL, help="the score columns; default: those named like scores"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
+    )
+    parser.add_argument(
+        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
+    )
+    parser.add_argument(
+        "--merge-duplicates",
+        action="store_true",
+        help="make one task of those that are in or out together in every subset",
+    )
 
 
 def _add_output(parser: ArgumentParser, formats: Sequence[str]) -> None:
