@@ -233,7 +233,7 @@ def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
         return list(range(len(known)))
     for name in names:
         check_choice("target", name, known, "Mind its spelling.")
-    return [known.index(name) for name in names]
+    return [known.index(name) for name in dict.fromkeys(names)]
 
 
 def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
@@ -325,7 +325,8 @@ def _draw(args: Namespace, n: int) -> Tensor:
     if args.design == "fixed-size" and args.size is None:
         remedy = "Say how many tasks each subset has."
         raise ValueError(message("size", "given for this design", "none", remedy))
-    m, options = min(args.num_subsets, _num_distinct(args, n)), {"seed": args.seed}
+    m = min(args.num_subsets, _num_distinct(args, n) or args.num_subsets)
+    options: dict[str, Any] = {"seed": args.seed}
     if m < args.num_subsets:
         say(f"Note: there are {m:,} different subsets in this design, and all are drawn.")
     if args.design == "mixed-sizes":
@@ -341,7 +342,7 @@ def _draw(args: Namespace, n: int) -> Tensor:
 
 def _num_distinct(args: Namespace, n: int) -> int:
     """How many different subsets the design has; more than are asked for where they are many."""
-    sizes = set(range(1, n))
+    sizes = set(range(1, n))  # neither none nor all
     if args.design == "mixed-sizes" and args.sizes:
         sizes = set(args.sizes)
     elif args.design == "fixed-size":
