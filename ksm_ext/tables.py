@@ -5,7 +5,7 @@ is unpickled. A table is its columns by name, in their order; numbers are float6
 NaN, and a column that holds anything but numbers stays as text.
 
 A packed file may unpack to :data:`MAX_BYTES` at most, whatever it says of itself; other files take
-10 to 50 times their size.
+up to 20 times their size.
 
 Names are written as they are to JSON and Parquet. A spreadsheet would run text in CSV that begins
 with ``=``, ``+``, ``-`` or ``@``: an apostrophe goes before it, which is taken off again when the
