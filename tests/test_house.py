@@ -10,6 +10,7 @@ LAYERS = [
     "checks _build _C _C_cuda",
     "arrays ops correlation build_facts files identity solvers",
     "tables",
+    "column_roles",
     "masks subsets projection spectrum bounds distributed",
     "batches features outputs",
     "losses gradients",
