@@ -214,7 +214,7 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
         if len({part.shape for part in parts}) > 1:
             raise TypeError(_ragged(name, value))
         return _plain_tensor(name, torch.stack(parts))
-    array = _as_array(name, value)
+    array: Any = _as_array(name, value)
     if array.dtype == object:  # pandas frames of mixed numeric columns arrive as objects
         array = _from_objects(array)
     if array.dtype.kind not in "biuf":
@@ -227,8 +227,8 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
             )
         )
     if isinstance(array, np.ma.MaskedArray):
-        masked = np.ma.is_masked(array)
-        array = array.astype(np.float64).filled(np.nan) if masked else array.data
+        missing = np.ma.getmaskarray(array)
+        array = np.where(missing, np.nan, array.data) if missing.any() else array.data
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         _check_int64(name, int(array.max(initial=0)))
         array = array.astype(np.int64)
@@ -254,8 +254,8 @@ def _plain_tensor(name: str, value: Tensor) -> Tensor:
     """A tensor without its graph, of a dtype that everything computes with."""
     sparse, meta = value.layout != torch.strided, value.is_meta
     if sparse or meta or value.is_nested or value.dtype not in (*_PLAIN, *_UNSIGNED, *_EIGHT_BITS):
-        kind = "sparse" if sparse else "meta" if meta else "nested" if value.is_nested else value.dtype
-        found = f"a {kind} tensor"
+        kinds = {"sparse": sparse, "meta": meta, "nested": value.is_nested, str(value.dtype): True}
+        found = f"a {next(kind for kind, applies in kinds.items() if applies)} tensor"
         raise TypeError(message(name, "a dense real tensor", found, "Convert it first."))
     value = value.detach().resolve_neg()
     if value.dtype in _EIGHT_BITS:
@@ -293,8 +293,9 @@ def _ragged(name: str, value: ArrayLike) -> str:
 
 def _from_objects(array: np.ndarray) -> np.ndarray:
     """Objects as float64 where all are real numbers or missing, which is NaN; else as they are."""
-    if np.ma.isMaskedArray(array):
-        array = np.where(np.ma.getmaskarray(array), None, array.data)
+    if isinstance(array, np.ma.MaskedArray):
+        missing, array = np.ma.getmaskarray(array), np.array(array)
+        array[missing] = None
     na = getattr(sys.modules.get("pandas"), "NA", None)
     cells = [np.nan if cell is None or cell is na else cell for cell in array.ravel().tolist()]
     if array.shape == () or not all(isinstance(cell, (Real, Decimal, np.bool_)) for cell in cells):

@@ -77,12 +77,14 @@ def check_real(name: str, value: object, expected: str = "a number", remedy: str
     """``value`` as Python's own float, of any real kind (not bool); NaN passes."""
     number = _item(value)
     if isinstance(number, bool) or not isinstance(number, Real):
-        found = repr(value) if isinstance(value, (str, bool)) else type(value).__name__
+        found = (
+            repr(value) if value is None or isinstance(value, (str, bool)) else type(value).__name__
+        )
         raise TypeError(message(name, expected, found, remedy or "Pass a number."))
     try:
         return float(number)
     except OverflowError as error:
-        found = f"an integer of {int(number).bit_length()} bits"
+        found = "one beyond the range of a float"
         raise ValueError(message(name, expected, found, remedy or "Pass a number.")) from error
 
 
@@ -90,5 +92,6 @@ def _item(value: object) -> object:
     """What a scalar of NumPy, or an array or tensor of no dimensions, holds."""
     if isinstance(value, np.longdouble):
         return float(value)  # which has no Python number of its own
-    scalar = isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0
-    return value.item() if scalar else value
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        return value.item()
+    return value

@@ -396,7 +396,7 @@ def bootstrap(
 
     check_choice("resample", resample, ("rows", "targets"))
     check_choice("method", method, ("percentile", "bca"))
-    check_positive_int("num_resamples", num_resamples)
+    num_resamples = check_positive_int("num_resamples", num_resamples)
     _check_level(level)
     tables = _aligned(arrays, minimum_rows=2)
     values = as_tensor("metric", metric(*tables, **options)).double().cpu()

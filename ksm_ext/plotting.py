@@ -62,7 +62,7 @@ def attribution_bars(
     labels = _task_names(names, attributions, len(tau))
     order = np.argsort(tau, kind="stable")
     if top is not None:
-        check_positive_int("top", top)
+        top = check_positive_int("top", top)
         largest = np.argsort(-np.abs(tau), kind="stable")[:top]
         order = order[np.isin(order, largest)]
     widths = None if std is None else _interval_widths(std, level, len(tau))[order]
@@ -214,7 +214,7 @@ def walsh_spectrum(
         )
     labels = [str(order + 1) for order in range(len(values))]
     if max_order is not None and max_order < len(values):
-        check_positive_int("max_order", max_order)
+        max_order = check_positive_int("max_order", max_order)
         values = np.append(values[:max_order], values[max_order:].sum())
         labels = [*labels[:max_order], f"\N{GREATER-THAN OR EQUAL TO}{max_order + 1}"]
     axes = _axes(ax, (1.6 + 0.5 * len(values), 2.8))

@@ -94,7 +94,7 @@ def top_k(
     tau = as_tensor("attributions", attributions)
     check_finite("attributions", tau)
     values = _average_targets("attributions", tau, target_weights)  # (n,)
-    check_positive_int("k", k, minimum=0)
+    k = check_positive_int("k", k, minimum=0)
     if k > len(values):
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
@@ -240,7 +240,7 @@ def exact(
         >>> exact(both, 2, size=2, maximize=True)
         Selection(tasks=(0, 1), score=1.0, path=(), removed=())
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     if (size is None) == (costs is None) or (costs is None) != (budget is None):
         names = {"size": size, "costs": costs, "budget": budget}
         found = ", ".join(name for name, value in names.items() if value is not None) or "none"
@@ -399,7 +399,7 @@ def _average_targets(name: str, table: Tensor, target_weights: ArrayLike | None)
 
 def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
     """The task numbers as a list, each valid and given once."""
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     listed = list(tasks)
     try:
         from_index_lists([listed], num_tasks)
@@ -410,7 +410,7 @@ def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
 
 
 def _check_reachable(size: int, minimum: int, maximum: int) -> None:
-    check_positive_int("size", size, minimum=0)
+    size = check_positive_int("size", size, minimum=0)
     if not minimum <= size <= maximum:
         remedy = "Mind the tasks that are fixed and those that are not candidates."
         raise ValueError(message("size", f"from {minimum} to {maximum}", str(size), remedy))

@@ -325,9 +325,7 @@ def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(seeds, Iterable):
         remedy = "Pass a list such as [0, 1, 2]."
         raise TypeError(message("seeds", "a sequence", type(seeds).__name__, remedy))
-    checked = tuple(seeds)
-    for seed in checked:
-        check_positive_int("seeds", seed, minimum=0)
+    checked = tuple(check_positive_int("seeds", seed, minimum=0) for seed in seeds)
     if not checked or len(set(checked)) < len(checked) or max(checked) >= 2**63:
         remedy = "Give each run of a subset its own."
         raise ValueError(message("seeds", "distinct and below 2**63", f"{checked}", remedy))

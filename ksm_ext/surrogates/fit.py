@@ -5,17 +5,17 @@ be made once for all targets, per target, or per principal component of the targ
 see less data each, so they are judged on subsets that had no part in their choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
-from ksm_ext.checks import check_choice, check_finite, message, shape_text
-from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, by_name
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
+from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, as_kernel
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.krylov import ConjugateGradients
@@ -115,6 +115,8 @@ def fit_surrogate(
     check_choice("criterion", criterion, ("error", "rank"))
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
+    tables = {"masks": (masks, "subset", "task"), "scores": (scores, "subset", "target")}
+    masks, scores = aligned(tables)
     table, outcome = _check_tables(masks, scores)
     fixed_ridge = _check_ridge(ridge, outcome)
     problem = Scores(outcome, center, criterion == "rank")
@@ -213,13 +215,11 @@ def _check_tables(masks: ArrayLike, scores: ArrayLike) -> tuple[Masks, Tensor]:
 def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     if isinstance(ridge, str) and ridge == "loo":
         return None
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
-        remedy = "Leave it out for the leave-one-out choice."
-        raise TypeError(message("ridge", "'loo' or a number", repr(ridge), remedy))
-    if not 0 <= ridge < float("inf"):
-        remedy = "Leave it out for the leave-one-out choice."
+    remedy = "Leave it out for the leave-one-out choice."
+    number = check_real("ridge", ridge, "'loo' or a number", remedy)
+    if not 0 <= number < float("inf"):
         raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
-    return torch.tensor([float(ridge)], dtype=torch.float64, device=outcome.device)
+    return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
 def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
@@ -254,23 +254,20 @@ def _names(
 def _expand(kernel: KernelChoice, masks: Masks) -> tuple[list[Kernel], list[str]]:
     """Kernels with all parameters set, and linear surrogates by name."""
     if isinstance(kernel, str) and kernel == "auto":
-        kinds: list[str | Kernel] = [Linear(), ANOVA2(), RBF(), Exponential()]
+        kinds: list[Any] = [Linear(), ANOVA2(), RBF(), Exponential()]
         if not masks.binary:
             kinds.append(Laplace())  # on masks it equals RBF
-    elif isinstance(kernel, (str, Kernel)):
-        kinds = [kernel]
-    else:
+    elif isinstance(kernel, Iterable) and not isinstance(kernel, str):
         kinds = list(kernel)
+    else:
+        kinds = [kernel]
     kernels: list[Kernel] = []
     linear: list[str] = []
     for kind in kinds:
         if isinstance(kind, str) and kind in LINEAR:
             linear.append(kind)
-        elif isinstance(kind, (str, Kernel)):
-            kernels += (by_name(kind) if isinstance(kind, str) else kind).grid(masks)
         else:
-            remedy = "Pass a name such as 'rbf', or an object such as ksm_ext.RBF()."
-            raise TypeError(message("kernel", "a name or a kernel", type(kind).__name__, remedy))
+            kernels += as_kernel(kind).grid(masks)
     if not kernels and not linear:
         raise ValueError(message("kernel", "at least one kernel", "an empty list", "Name one."))
     return kernels, linear

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
 from ksm_ext.checks import check_choice, message
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
@@ -117,7 +117,8 @@ class Surrogate:
         """Predicted scores of subsets.
 
         Args:
-            masks: (l, n) in the form of the fitted masks, any array kind.
+            masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
+                are put in the order of ``task_names``.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
 
@@ -127,6 +128,7 @@ class Surrogate:
         Raises:
             ValueError: If ``masks`` has other columns than the fitted masks or is not finite.
         """
+        (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
         query = self._query(masks)
         mean = self._assemble(
             len(query),
