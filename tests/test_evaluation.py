@@ -254,7 +254,7 @@ def test_options_reach_the_metric():
 
 
 def test_intervals_say_which_resample_failed():
-    true, predicted = np.array([0.0, 0, 0, 1]), np.array([0.0, 1, 2, 3])
+    true, predicted = np.eye(10)[9], np.arange(10.0)
     with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
         jackknife(lds, true, predicted)
     with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
@@ -270,7 +270,10 @@ def test_intervals_say_which_resample_failed():
         (lambda a: bootstrap(lds, a, a[:2]), "`arrays` must be tables with the same number"),
         (lambda a: bootstrap(lds), "same number of rows, got none"),
         (lambda a: bootstrap(lds, a, a, resample="targets"), "at least 2 targets"),
-        (lambda a: jackknife(lds, a[:2], a[:2]), "`arrays` must be 3 rows or longer"),
+        (lambda a: jackknife(lds, a, a), "`arrays` must be 10 rows or longer, got shape \\(5"),
+        (lambda a: bootstrap(lds, a, a), "`arrays` must be 10 rows or longer, got shape \\(5"),
+        (lambda a: jackknife(np.mean, a[:2]), "`arrays` must be 3 rows or longer"),
+        (lambda a: jackknife(np.mean, a, bounds=(1, -1)), "`bounds` must be two ascending"),
     ],
 )
 def test_interval_errors(call, found):

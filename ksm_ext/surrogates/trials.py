@@ -97,7 +97,7 @@ class Scores:
     def rank_correlation(self, residuals: Tensor) -> float:
         """Mean Spearman correlation of scores and leave-one-out predictions, over a sample."""
         columns, true = self._ranked
-        predicted = ranks(self.values[:, columns] - residuals[:, columns])
+        predicted = ranks((self.values[:, columns] - residuals[:, columns]).to(residuals))
         return float(pearson(true, predicted).mean())
 
     def losses(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class Scores:
         The halves are alternate subsets, so that a choice made on one can be judged on the other.
         """
         if self.by_rank:
-            predicted = standardised(ranks(self.values - residuals))  # (t, m)
+            predicted = standardised(ranks((self.values - residuals).to(residuals)))  # (t, m)
             charge = -(standardised(self._ranked[1]) * predicted).T * len(residuals)  # (m, t)
         else:
             charge = residuals.square() / self.mean_variance
