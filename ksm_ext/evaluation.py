@@ -365,7 +365,7 @@ def jackknife(
     Example:
         >>> truth = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
         >>> print(jackknife(lds, truth, [1.0, 0.0, 2.0, 5.0, 3.0, 4.0, 7.0, 6.0, 9.0, 8.0]))
-        0.927 [0.795, 0.976]
+        0.927 [0.765, 0.979]
     """
     from scipy import special  # the quantile of t, for this function only
 

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ksm_ext.arrays import ArrayLike, names_along
+from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
 from ksm_ext.kernels import Kernel
 from ksm_ext.surrogates.fit import fit_surrogate
@@ -76,6 +76,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
                 :func:`ksm_ext.fit_surrogate`.
         """
         target_names = names_along(y, 1)
+        y = _in_rows_of(X, y)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=3)
         self.surrogate_ = fit_surrogate(
             X,
@@ -107,7 +108,9 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         return self.surrogate_.interactions(readout, return_std)
 
 
-def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
+def lds_score(
+    estimator: Any, X: ArrayLike, y: ArrayLike, *, constant: Literal["error", "zero"] = "error"
+) -> float:
     """Scorer: linear datamodeling score on held-out subsets, the mean over targets.
 
     Pass it as ``scoring`` to ``cross_val_score`` or ``GridSearchCV``, with any regressor.
@@ -116,6 +119,8 @@ def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
         estimator: A fitted regressor.
         X: (l, n). Held-out subsets, l at least 2.
         y: (l,) or (l, t) float. Their scores.
+        constant: Of :func:`ksm_ext.evaluation.lds`: a target that is constant over the subsets is
+            an error, or counts as zero (``functools.partial`` makes that a scorer).
 
     Returns:
         In [-1, 1]; see :func:`ksm_ext.evaluation.lds`.
@@ -123,4 +128,11 @@ def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: If a target is constant over the subsets: no correlation exists.
     """
-    return float(np.mean(lds(np.asarray(y), estimator.predict(X))))
+    return float(
+        np.mean(lds(np.asarray(_in_rows_of(X, y)), estimator.predict(X), constant=constant))
+    )
+
+
+def _in_rows_of(X: ArrayLike, y: ArrayLike) -> ArrayLike:
+    """The scores in the order of the subsets, where both have labels of their rows."""
+    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})[1]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
 from ksm_ext.checks import check_ndim, check_positive_int, check_real, message
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
@@ -407,7 +407,7 @@ def to_index_lists(masks: ArrayLike) -> list[list[int]]:
     Returns:
         m lists of integers.
     """
-    table = as_masks("masks", masks).cpu()
+    table = as_masks("masks", _oriented(masks)).cpu()
     columns = table.nonzero()[:, 1]
     return [part.tolist() for part in columns.split(_count_tasks(table).tolist())]
 
@@ -425,6 +425,7 @@ def identical_subsets(masks: ArrayLike) -> Any:
         >>> identical_subsets(torch.tensor([[1, 0], [1, 1], [1, 0]])).tolist()
         [0, 1, 0]
     """
+    masks = _oriented(masks)
     groups = _groups(as_masks("masks", masks))
     return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
@@ -447,6 +448,7 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         >>> merge_duplicate_tasks(torch.tensor([[1, 0, 1], [0, 0, 0]]))[1]
         [[0, 2], [1]]
     """
+    masks = _oriented(masks)
     table = as_masks("masks", masks)
     numbers = _groups(table.T)  # (n,)
     groups: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1 if len(numbers) else 0)]
@@ -459,6 +461,11 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         "task": None if names is None else [names[column] for column in first],
     }
     return Kind.of(masks).restore(table[:, first], axes), groups
+
+
+def _oriented(masks: ArrayLike) -> ArrayLike:
+    """Masks with their dimensions in order, where they have names of dimensions."""
+    return aligned({"masks": (masks, "subset", "task")})[0]
 
 
 def as_masks(name: str, value: ArrayLike) -> Tensor:
