@@ -7,9 +7,9 @@ every function but :func:`top_k` looks for
     \operatorname*{arg\,min}_S \hat F(S), \qquad |S| = \text{size or } \sum_{i \in S} c_i \le
     \text{budget.}
 
-A surrogate of real weights (mixtures) is refused: rows of 0 and 1 are no mixtures like those it saw.
-Draw mixtures like the fitted ones, ``surrogate.predict`` them, and keep the best. Costs and weights
-of targets with labels go by the names of the surrogate, or of what is predicted.
+A surrogate of real weights (mixtures) is refused: rows of 0 and 1 are no mixtures like those it
+saw. Draw mixtures like the fitted ones, ``surrogate.predict`` them, and keep the best. Costs and
+weights of targets that have labels go by the names of the surrogate, or of what is predicted.
 
 ``maximize`` has no default, since a score may be an accuracy or a loss. Ties go to the task with
 the lowest number, so that every result can be repeated.
