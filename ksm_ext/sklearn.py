@@ -75,8 +75,8 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             ValueError: If shapes disagree, values are not finite, or nothing varies; see
                 :func:`ksm_ext.fit_surrogate`.
         """
+        X, y = _in_one_order(X, y)
         target_names = names_along(y, 1)
-        y = _in_rows_of(X, y)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=3)
         self.surrogate_ = fit_surrogate(
             X,
@@ -94,6 +94,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
         """Predicted scores (l,) or (l, t) of subsets (l, n); see :meth:`Surrogate.predict`."""
         check_is_fitted(self)
+        (X,) = aligned({"X": (X, "subset", "task")})
         X = validate_data(self, X, reset=False)
         return self.surrogate_.predict(X, return_std)
 
@@ -128,11 +129,10 @@ def lds_score(
     Raises:
         ValueError: If a target is constant over the subsets: no correlation exists.
     """
-    return float(
-        np.mean(lds(np.asarray(_in_rows_of(X, y)), estimator.predict(X), constant=constant))
-    )
+    X, y = _in_one_order(X, y)
+    return float(np.mean(lds(np.asarray(y), estimator.predict(X), constant=constant)))
 
 
-def _in_rows_of(X: ArrayLike, y: ArrayLike) -> ArrayLike:
-    """The scores in the order of the subsets, where both have labels of their rows."""
-    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})[1]
+def _in_one_order(X: ArrayLike, y: ArrayLike) -> list[ArrayLike]:
+    """Both, the scores in the order of the subsets where both have labels of their rows."""
+    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})
