@@ -239,15 +239,7 @@ DOORS = {
     ),
     "lds_score": (
         REGRESSOR,
-        lambda X, y: [
-            lds_score(
-                SurrogateRegressor(kernel="linear").fit(
-                    table(MASKS * 1.0, "subset", "task"), TRUE + np.arange(M)[:, None]
-                ),
-                X,
-                y,
-            )
-        ],
+        lambda X, y: [lds_score(SurrogateRegressor(kernel="linear").fit(X, SAID), X, y)],
         [("y", "subset")],
     ),
     "attribution_bars": (
