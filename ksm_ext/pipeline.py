@@ -48,9 +48,9 @@ class TaskAttributions:
 
     def __str__(self) -> str:
         """One line: sizes, and whether there were no more subsets."""
-        what = "all subsets there are" if self.exhaustive else "subsets"
         n, t = self.values.shape
-        return f"Attributions of {n} tasks to {t} targets from {len(self.masks)} {what}"
+        text = f"Attributions of {n} tasks to {t} targets from {len(self.masks)} subsets"
+        return f"{text}, all there are of their sizes" if self.exhaustive else text
 
 
 def attribute_tasks(

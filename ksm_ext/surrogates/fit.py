@@ -126,7 +126,7 @@ def fit_surrogate(
     settings = _solver(solver, len(table))
     kernels, linear = _expand(kernel, table)
     if settings is not None and "least_squares" in linear:
-        remedy = "Use kernel='linear' with a small ridge, or solver='eigh'."
+        remedy = "Use kernel='linear' with a small ridge."
         expected = "a kernel or 'lasso' with conjugate gradients"
         raise ValueError(message("kernel", expected, "'least_squares'", remedy))
     sharing: tuple[Sharing, ...] = ("target",)
