@@ -11,6 +11,7 @@ is compared: :func:`aligned` brings those that share a dimension into one order.
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -131,7 +132,7 @@ def _labels(argument: str, table: ArrayLike, axis: int, dim: str) -> _Labels | N
         return None
     names = [str(name) for name in along]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(names).most_common(1)
         expected = f"free of repeated labels of its {dim}s"
         remedy = "Rename one of them, or go by position: pass its `.to_numpy()`."
         raise ValueError(message(argument, expected, f"{twice!r} more than once", remedy))
@@ -186,7 +187,7 @@ def _oriented(table: Any, dims: Sequence[str], called: dict[str, Any]) -> Any:
     """An xarray table with its dimensions in the order of ``dims``, as far as names tell."""
     if table.ndim > len(dims):
         return table
-    wanted = [called.get(dim, dim) for dim in dims[: table.ndim]]
+    wanted = [called[dim] if called.get(dim) in table.dims else dim for dim in dims[: table.ndim]]
     rest = [dim for dim in table.dims if dim not in wanted]
     order = [dim if dim in table.dims else rest.pop(0) for dim in wanted]
     named = _dimensions(table)

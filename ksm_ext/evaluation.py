@@ -514,13 +514,13 @@ def _aligned(
     names = [f"arrays[{number}]" for number in range(len(arrays))]
     metric = getattr(metric, "func", metric)
     dims: list[_Dims] = []
-    if metric in _METRICS:
+    if metric in _METRICS and len(arrays) == 2:
         dims = list(_METRICS[metric][1:])
     else:  # columns of the same names are the same, as far as anything is known
         for name, array in zip(names, arrays, strict=True):
             columns = sorted(str(column) for column in names_along(array, 1) or [name])
             dims.append(("row", f"column of {columns}"))
-    along = {name: (array, *dim) for name, array, dim in zip(names, arrays, dims, strict=False)}
+    along = {name: (array, *dim) for name, array, dim in zip(names, arrays, dims, strict=True)}
     of_columns = {key: value for key, value in options.items() if table_library(value)}
     values = aligned(along | {key: (value, "target") for key, value in of_columns.items()})
     tables = [as_tensor("arrays", array) for array in values[: len(along)]]

@@ -8,7 +8,6 @@ defined on them, Shapley and Banzhaf values and interactions are not.
 Shapes: X (m, n), y (m,) or (m, t).
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
-from ksm_ext.kernels import Kernel
-from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
@@ -43,7 +41,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        kernel: str | Kernel | Sequence[str | Kernel] = "auto",
+        kernel: KernelChoice = "auto",
         ridge: Literal["loo"] | float = "loo",
         criterion: Literal["error", "rank"] = "error",
         share_ridge: Literal["auto"] | bool = "auto",

@@ -449,6 +449,8 @@ def test_dimensions_of_ones_own_are_matched_between_tables():
     for turned in ((masks.T, scores), (masks, scores.T), (masks.T, scores.T)):
         other = fit_surrogate(*turned, kernel="linear", ridge=0.1).attribute()
         np.testing.assert_array_equal(other, one)
+    ours = xarray.DataArray(SAID[:3], dims=("subset", "target")).T
+    np.testing.assert_array_equal(evaluation.lds(true, ours), expected)
     bare = xarray.DataArray(SAID[:3]).T
     assert bare.dims == ("dim_1", "dim_0")  # which nobody named
     np.testing.assert_array_equal(evaluation.lds(true, bare), evaluation.lds(TRUE[:3], SAID[:3].T))

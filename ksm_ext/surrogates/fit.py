@@ -30,7 +30,7 @@ from ksm_ext.surrogates.trials import (
 )
 
 Sharing = Literal["shared", "target", "component"]
-KernelChoice = str | Kernel | Sequence[str | Kernel]
+KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
 
 LINEAR = ("least_squares", "lasso")
 MAX_DIRECT = 20_000
@@ -76,7 +76,7 @@ def fit_surrogate(
         scores: (m,) or (m, t) float, in their own units and sign. Answers come back in this array
             kind, dtype and device.
         kernel: ``"auto"``; a name of :mod:`ksm_ext.kernels` or a sum such as ``"linear+rbf"``; a
-            kernel object, whose open parameters are searched; a list of these to choose from; or
+            kernel object or class, whose open parameters are searched; a list of these; or
             ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix
             (scikit-learn's ``alpha``).
