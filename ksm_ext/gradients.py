@@ -265,7 +265,7 @@ def collect_features(
         bytes_each = sum(weight.nbytes for weight in weights.values())
         budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
         batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
-    check_positive_int("batch_size", batch_size)
+    batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     dim = num_parameters if projector is None else projector.dim

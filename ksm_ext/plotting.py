@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
 from ksm_ext.evaluation import lds, residual_error
 
@@ -58,11 +58,13 @@ def attribution_bars(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    tables = {"attributions": (attributions, "task"), "std": (std, "task")}
+    attributions, std = aligned(tables)
     tau = _finite("attributions", attributions, 1, "(n,): one attribution per task").numpy()
     labels = _task_names(names, attributions, len(tau))
     order = np.argsort(tau, kind="stable")
     if top is not None:
-        check_positive_int("top", top)
+        top = check_positive_int("top", top)
         largest = np.argsort(-np.abs(tau), kind="stable")[:top]
         order = order[np.isin(order, largest)]
     meaning = "(n,): one standard deviation per task"
@@ -177,6 +179,12 @@ def predicted_against_true(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    true_scores, predicted_scores = aligned(
+        {
+            "true_scores": (true_scores, "subset", "target"),
+            "predicted_scores": (predicted_scores, "subset", "target"),
+        }
+    )
     true = as_tensor("true_scores", true_scores).cpu().double()
     predicted = as_tensor("predicted_scores", predicted_scores).cpu().double()
     rank = float(lds(true, predicted, constant="zero").mean())
@@ -225,7 +233,7 @@ def walsh_spectrum(
         )
     labels = [str(order + 1) for order in range(len(values))]
     if max_order is not None and max_order < len(values):
-        check_positive_int("max_order", max_order)
+        max_order = check_positive_int("max_order", max_order)
         values = np.append(values[:max_order], values[max_order:].sum())
         labels = [*labels[:max_order], f"\N{GREATER-THAN OR EQUAL TO}{max_order + 1}"]
     axes = _axes(ax, (1.6 + 0.5 * len(values), 2.8))
@@ -267,6 +275,13 @@ def learning_curve(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    tables = {"num_subsets": num_subsets, "mean": mean, "low": low, "high": high}
+    num_subsets, mean, low, high = aligned(
+        {
+            name: (value, "curve", "point")[:: 1 if len(getattr(value, "shape", ())) == 2 else 2]
+            for name, value in tables.items()
+        }
+    )
     x = _finite("num_subsets", num_subsets, 1, "(r,): one number per point").numpy()
     curves = _curves("mean", mean, len(x))
     ends = _bands(low, high, curves)

@@ -54,7 +54,8 @@ def qualities(surrogate: Surrogate) -> list[Quality]:
     """One for each of the t targets."""
     surrogate = surrogate.with_tensor_answers()
     errors, scores = surrogate.loo_error, surrogate.scores
-    ranks = lds(scores, scores - surrogate.residuals, constant="zero")
+    both = scores.T, surrogate.residuals.T
+    ranks = torch.stack([_rank(*columns) for columns in zip(*both, strict=True)])
     constant = ~_reached(surrogate, [*surrogate.kernel_terms, *surrogate.linear_terms])
     lasso = any(row.kernel == "lasso" and row.num_chosen for row in surrogate.candidates)
     folded = {j for term in surrogate.linear_terms for j in term.columns.tolist()} if lasso else ()
@@ -67,6 +68,12 @@ def qualities(surrogate: Surrogate) -> list[Quality]:
         )
         for j, (error, rank) in enumerate(zip(errors.tolist(), ranks.tolist(), strict=True))
     ]
+
+
+def _rank(scores: Tensor, residuals: Tensor) -> Tensor:
+    """() rank correlation of a target with its predictions, over the subsets that have it."""
+    seen = ~scores.isnan()
+    return lds(scores[seen], (scores - residuals)[seen], constant="zero")[0]
 
 
 def says_something(error: float, rank_correlation: float) -> bool:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, as_tensor
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.drawings import heat_map, number, scatter, spectrum
 from ksm_ext.evaluation import lds, residual_error
@@ -129,8 +130,8 @@ def _shown_targets(surrogate: Surrogate, target: str | int | None) -> list[int]:
         return torch.linspace(0, len(names) - 1, count).round().long().tolist()
     if isinstance(target, str) and target in names:
         return [names.index(target)]
-    if isinstance(target, int) and 0 <= target < len(names):
-        return [target]
+    if isinstance(target, Integral) and 0 <= target < len(names):
+        return [int(target)]
     some = ", ".join(repr(name) for name in names[:8]) + (", …" if len(names) > 8 else "")
     remedy = "Leave it out to show several."
     raise ValueError(message("target", f"a number or one of {some}", repr(target), remedy))
@@ -202,8 +203,15 @@ def _predictions(
     """(l, t) true scores and the predictions that did not see them."""
     if held_out is None:
         return surrogate.scores.cpu(), (surrogate.scores - surrogate.residuals).cpu()
-    predicted = surrogate.predict(held_out[0])
-    true = as_tensor("held_out", held_out[1]).cpu().double()
+    masks, scores = aligned(
+        {
+            "held_out[0]": (held_out[0], "subset", "task"),
+            "held_out[1]": (held_out[1], "subset", "target"),
+        },
+        {"task": surrogate.task_names, "target": surrogate.target_names},
+    )
+    predicted = surrogate.predict(masks)
+    true = as_tensor("held_out", scores).cpu().double()
     if single_target and true.ndim == 1:
         true = true[:, None]
     if true.shape != predicted.shape or len(true) < 2:

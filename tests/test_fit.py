@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksm_ext import ANOVA2, RBF, Exponential, Linear, fit_surrogate, subsets
+from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
 
 CHOICES = ["auto", "linear", "anova2", "rbf", "lasso", "least_squares"]
@@ -461,11 +462,22 @@ def test_values_are_refused_by_name(masks, scores, options, found):
         (M, F, {"ridge": "cv"}, "`ridge` must be 'loo' or a number, got 'cv'. Leave it out"),
         (M, F, {"ridge": None}, "`ridge` must be 'loo' or a number, got None. Leave it out"),
         (M, F, {"kernel": [3]}, "`kernel` must be a name or a kernel, got int. Pass a name"),
+        (M, F, {"kernel": None}, "`kernel` must be a name or a kernel, got NoneType. Pass a name"),
+        (M, F, {"kernel": 3}, "`kernel` must be a name or a kernel, got int. Pass a name"),
+        (M, F, {"kernel": Kernel}, "`kernel` must be a name or a kernel, got Kernel. Pass a name"),
+        (M, F, {"kernel": dict}, "`kernel` must be a name or a kernel, got dict. Pass a name"),
     ],
 )
 def test_kinds_are_refused_by_name(masks, scores, options, found):
     with pytest.raises(TypeError, match=f"^{found}"):
         fit_surrogate(masks, scores, **options)
+
+
+def test_the_class_of_a_kernel_is_its_kernel_with_nothing_set():
+    for kernel in (RBF, [RBF, "linear"]):
+        named = "rbf" if kernel is RBF else ["rbf", "linear"]
+        one, other = (fit_surrogate(M, F, kernel=each).predict(M) for each in (kernel, named))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_too_many_subsets_are_refused_before_the_work():

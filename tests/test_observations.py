@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksm_ext import ConjugateGradients, Exponential, Linear, fit_surrogate, load_surrogate, subsets
+from ksm_ext import (
+    ConjugateGradients,
+    Exponential,
+    Linear,
+    fit_surrogate,
+    load_surrogate,
+    retrain_scores,
+    subsets,
+)
 from ksm_ext.surrogates.observations import MIN_REPEATS, observe
 
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=8)
@@ -167,6 +175,24 @@ def test_repeats_do_not_predict_each_other():
         true.append(error / means.var())
         found.append(surrogate.loo_error)
     assert torch.stack(found).mean() > 0.7 * torch.stack(true).mean()
+
+
+def test_retrained_scores_are_taken_as_they_are():
+    masks = design(0, m=20)
+    weights = normal(0, 7)
+
+    def train(mask, seed):
+        return {"loss": float(mask.double() @ weights + 0.1 * normal(seed + int(mask.sum()), 1))}
+
+    retrained = retrain_scores(train, masks, seeds=range(3), progress=False)
+    surrogate = fit_surrogate(retrained, kernel="linear")
+    assert surrogate.target_names == ("loss",) and len(surrogate.masks) == 20
+    close(surrogate.noise_std, retrained.noise_std)
+    close(surrogate.scores, retrained.mean)
+    rows = fit_surrogate(masks.repeat(3, 1), retrained.values.reshape(60, 1), kernel="linear")
+    close(surrogate.attribute("shapley"), rows.attribute("shapley"))
+    with pytest.raises(TypeError, match="`scores` must be given, got none beside Tensor"):
+        fit_surrogate(masks)
 
 
 def test_few_repeats_measure_no_noise():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import subprocess
@@ -170,6 +171,16 @@ def test_foreign_safetensors(metadata, tmp_path):
         load_surrogate(tmp_path / "x")
 
 
+CANDIDATE = {
+    "kernel": "rbf",
+    "ridge": 0.1,
+    "error": 0.5,
+    "rank_correlation": 0.5,
+    "num_subsets": 16,
+    "num_chosen": 3,
+}
+
+
 def changed_facts(path, change):
     """The surrogate's file with other facts, or without one that ``change`` gives None."""
     content = path.read_bytes()
@@ -202,6 +213,13 @@ def changed_facts(path, change):
         {"single_target": True},
         {"candidates": [{"kernel": "rbf"}]},
         {"candidates": 3},
+        {"candidates": [dict(CANDIDATE, error=math.nan)]},
+        {"candidates": [dict(CANDIDATE, rank_correlation=2.0)]},
+        {"candidates": [dict(CANDIDATE, num_subsets=-1)]},
+        {"task_names": list("aabcd")},
+        {"target_names": list("xyx")},
+        {"kernels": [{"name": "polynomial", "degree": 2, "gamma": math.nan}]},
+        {"kernels": [{"name": "polynomial", "degree": 2, "gamma": 1.0, "coef0": math.inf}]},
     ],
     ids=str,
 )
@@ -231,6 +249,31 @@ def test_tensors_that_do_not_fit(name, change, tmp_path):
         tensors["kernel.0.columns"] = torch.tensor([0, 1, 3])
     if change != "missing":
         tensors[name] = {"short": tensor[1:], "dtype": tensor.half(), "columns": tensor}[change]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    save_file(tensors, path, header["__metadata__"])
+    with pytest.raises(
+        ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
+    ):
+        load_surrogate(path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *((name, math.nan) for name in ("intercept", "scores", "residuals", "kernel.0.dual")),
+        *((name, math.inf) for name in ("intercept", "kernel.0.ridge")),
+        *((f"kernel.0.{name}", -1.0) for name in ("ridge", "signal_variance")),
+        ("score_variance", -1.0),
+        ("masks", math.nan),
+        ("kernel.0.columns", 1),
+    ],
+)
+def test_numbers_that_cannot_be(name, value, tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["weights" if name == "masks" else "linear"]().save(path)
+    content = path.read_bytes()
+    tensors = load(content)
+    tensors[name].view(-1)[0] = value
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     save_file(tensors, path, header["__metadata__"])
     with pytest.raises(

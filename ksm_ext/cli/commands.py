@@ -29,7 +29,7 @@ from ksm_ext.cli.output import (
     write_surrogate,
 )
 from ksm_ext.column_roles import BETTER_HIGH, BETTER_LOW, words_of
-from ksm_ext.evaluation import lds
+from ksm_ext.quality import qualities
 from ksm_ext.report import write_report
 from ksm_ext.score_tables import ScoreTable, read_scores
 from ksm_ext.selection import exact, under_budget
@@ -325,36 +325,19 @@ def _draw(args: Namespace, n: int) -> Tensor:
     if args.design == "fixed-size" and args.size is None:
         remedy = "Say how many tasks each subset has."
         raise ValueError(message("size", "given for this design", "none", remedy))
-    m = min(args.num_subsets, _num_distinct(args, n) or args.num_subsets)
-    options: dict[str, Any] = {"seed": args.seed}
-    if m < args.num_subsets:
-        say(f"Note: there are {m:,} different subsets in this design, and all are drawn.")
+    options: dict[str, Any] = {"seed": args.seed, "allow_fewer": True}
     if args.design == "mixed-sizes":
-        return subsets.mixed_sizes(n, m, args.sizes or None, **options)
-    if args.design == "fixed-size":
-        return subsets.fixed_size(n, m, args.size, **options)
-    if args.design == "paired" and args.size is not None:
-        return subsets.paired(n, m, size=args.size, **options)
-    if args.design == "paired":
-        return subsets.paired(n, m, probability=args.probability, **options)
-    return subsets.bernoulli(n, m, args.probability, **options)
-
-
-def _num_distinct(args: Namespace, n: int) -> int:
-    """How many different subsets the design has; more than are asked for where they are many."""
-    sizes = set(range(1, n))  # neither none nor all
-    if args.design == "mixed-sizes" and args.sizes:
-        sizes = set(args.sizes)
+        masks = subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
     elif args.design == "fixed-size":
-        sizes = {args.size}
-    elif args.design == "paired" and args.size is not None:
-        sizes = {args.size, n - args.size}
-    count = 0
-    for size in sizes:
-        count += math.comb(n, size) if size >= 0 else 0
-        if count >= args.num_subsets:  # the binomials to come may have thousands of digits
-            break
-    return count
+        masks = subsets.fixed_size(n, args.num_subsets, args.size, **options)
+    elif args.design == "paired":
+        options |= {"probability": args.probability} if args.size is None else {"size": args.size}
+        masks = subsets.paired(n, args.num_subsets, **options)
+    else:
+        masks = subsets.bernoulli(n, args.num_subsets, args.probability, **options)
+    if len(masks) < args.num_subsets:
+        say(f"Note: only {len(masks):,} different subsets exist in this design: all of them.")
+    return masks
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -380,20 +363,15 @@ def _order(values: Tensor, sort: str) -> Tensor:
 def _quality(surrogate: Surrogate) -> str:
     """The surrogate in a line, and how well each target is predicted."""
     plain = surrogate.with_tensor_answers()
-    errors, predicted = plain.loo_error, plain.scores - plain.residuals
-    ranks = lds(plain.scores, predicted, constant="zero")
     lines = [str(surrogate)]
-    for j, name in list(enumerate(plain.target_names))[:_SHOWN_TARGETS]:
-        error, rank = float(errors[j]), float(ranks[j])
-        lines.append(f"  {name}: leave-one-out error {error:.3f}, Spearman correlation {rank:.3f}")
+    each = list(zip(plain.target_names, qualities(plain), strict=True))
+    lines += [f"  {name}: {quality}" for name, quality in each[:_SHOWN_TARGETS]]
     if len(plain.target_names) > _SHOWN_TARGETS:
         lines.append(f"  … and {len(plain.target_names) - _SHOWN_TARGETS:,} more targets")
     lines.append(
         "  (mean squared leave-one-out residual over the variance of the target's own scores: 1 is"
-        f" no better than their mean; {float(errors.mean()):.3f} averaged over all targets)"
+        f" no better than their mean; {float(plain.loo_error.mean()):.3f} averaged over all targets)"
     )
     if not surrogate.has_intervals:
-        kernels = "linear,anova2,rbf,exponential"
-        why = "lasso or least squares" if surrogate.linear_terms else "the mean or real weights"
-        lines.append(f"  no intervals with {why}; `--kernel {kernels}` on 0/1 masks has them")
+        lines.append("  no intervals: attributions of real weights have none")
     return "\n".join(lines)

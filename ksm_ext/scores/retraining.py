@@ -185,6 +185,19 @@ class RetrainedScores:
             raise ValueError(message("masks", "two subsets or more", "1", remedy))
         return self._restored(torch.stack(pairs).mean(0), "target")
 
+    def runs(self) -> tuple[Any, Any]:
+        """Masks (M, n) and scores (M, t) of every finished run, those of a subset together.
+
+        What :func:`ksm_ext.fit_surrogate` makes of them has the noise of a run measured.
+        """
+        distinct = self.distinct
+        subset, seed = distinct._finished.T.nonzero(as_tuple=True)
+        masks, scores = distinct._masks[subset], distinct._scores[seed, subset]
+        return (
+            self.kind.restore(masks, {"subset": None, "task": self.task_names}),
+            self.kind.restore(scores, {"subset": None, "target": self.target_names}),
+        )
+
     def _restored(self, tensor: Tensor, *axes: str) -> Any:
         names = {
             "seed": self.seeds,
@@ -600,9 +613,7 @@ def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(seeds, Iterable):
         remedy = "Pass a list such as [0, 1, 2]."
         raise TypeError(message("seeds", "a sequence", type(seeds).__name__, remedy))
-    checked = tuple(seeds)
-    for seed in checked:
-        check_positive_int("seeds", seed, minimum=0)
+    checked = tuple(check_positive_int("seeds", seed, minimum=0) for seed in seeds)
     if not checked or len(set(checked)) < len(checked) or max(checked) >= 2**63:
         remedy = "Give each run of a subset its own."
         raise ValueError(message("seeds", "distinct and below 2**63", f"{checked}", remedy))

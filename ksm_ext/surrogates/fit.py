@@ -6,7 +6,7 @@ for all targets, per target, or per principal component of the targets (:mod:`.c
 that miss different scores are fitted apart, each on its own subsets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
-from ksm_ext.checks import check_choice, message
-from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, by_name
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
+from ksm_ext.checks import check_choice, check_real, message
+from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, as_kernel
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.choice import (
@@ -49,7 +49,7 @@ from ksm_ext.surrogates.trials import (
     Trial,
 )
 
-KernelChoice = str | Kernel | Sequence[str | Kernel]
+KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
 
 LINEAR = ("least_squares", "lasso")
 MAX_DIRECT = 20_000
@@ -103,7 +103,7 @@ def fit_surrogate(
         scores: (m,) or (m, t) float, in their own units and sign, which decide nothing. Answers
             come back in this array kind, dtype and device. Left out with retrained scores.
         kernel: ``"auto"``; a name of :mod:`ksm_ext.kernels` or a sum such as ``"linear+rbf"``; a
-            kernel object, whose open parameters are searched; a list of these to choose from; or
+            kernel object or class, whose open parameters are searched; a list of these; or
             ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix
             (scikit-learn's ``alpha``): then all of it counts as noise, and no score is answered by
@@ -152,6 +152,7 @@ def fit_surrogate(
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     masks, scores, target_names = _tables(masks, scores, target_names)
+    masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
     options = _Options(
@@ -191,8 +192,9 @@ class _Options:
     @property
     def through_zero(self) -> bool:
         """Whether least squares is asked for, which has no intercept."""
-        kinds = [self.kernel] if isinstance(self.kernel, (str, Kernel)) else self.kernel
-        return any(isinstance(kind, str) and kind == "least_squares" for kind in kinds)
+        if isinstance(self.kernel, (str, Kernel, type)):
+            return isinstance(self.kernel, str) and self.kernel == "least_squares"
+        return any(isinstance(kind, str) and kind == "least_squares" for kind in self.kernel)
 
     @property
     def textbook(self) -> bool:
@@ -213,6 +215,26 @@ def _tables(
         raise TypeError(message("scores", "given", found, remedy))
     rows, values = masks.runs()
     return rows, values, masks.target_names if target_names is None else target_names
+
+
+def _aligned(
+    masks: ArrayLike, scores: ArrayLike, noise_std: Any, known: Any
+) -> tuple[ArrayLike, ArrayLike, Any, Any]:
+    """The tables with their rows and columns in one order, where they have labels."""
+    tables: dict[str, tuple[Any, ...]] = {
+        "masks": (masks, "subset", "task"),
+        "scores": (scores, "subset", "target"),
+    }
+    if table_library(noise_std):
+        axes = ("subset", "target") if noise_std.ndim == 2 else ("subset",)
+        if noise_std.ndim == 1 and len(noise_std) != len(masks):
+            axes = ("target",)
+        tables["noise_std"] = (noise_std, *axes)
+    if table_library(known) and len(known) == len(masks):
+        tables["known"] = (known, "subset")
+    found = dict(zip(tables, aligned(tables), strict=True))
+    rest = found.get("noise_std", noise_std), found.get("known", known)
+    return found["masks"], found["scores"], *rest
 
 
 def _check_problem(observed: Observations) -> None:
@@ -241,13 +263,11 @@ def _check_problem(observed: Observations) -> None:
 def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     if isinstance(ridge, str) and ridge == "loo":
         return None
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
-        remedy = "Leave it out for the leave-one-out choice."
-        raise TypeError(message("ridge", "'loo' or a number", repr(ridge), remedy))
-    if not 0 <= ridge < float("inf"):
-        remedy = "Leave it out for the leave-one-out choice."
+    remedy = "Leave it out for the leave-one-out choice."
+    number = check_real("ridge", ridge, "'loo' or a number", remedy)
+    if not 0 <= number < float("inf"):
         raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
-    return torch.tensor([float(ridge)], dtype=torch.float64, device=outcome.device)
+    return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
 def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
@@ -282,23 +302,20 @@ def _names(
 def _expand(kernel: KernelChoice, masks: Masks) -> tuple[list[Kernel], list[str]]:
     """Kernels with all parameters set, and linear surrogates by name."""
     if isinstance(kernel, str) and kernel == "auto":
-        kinds: list[str | Kernel] = [Linear(), ANOVA2(), RBF(), Exponential()]
+        kinds: list[Any] = [Linear(), ANOVA2(), RBF(), Exponential()]
         if not masks.binary:
             kinds.append(Laplace())  # on masks it equals RBF
-    elif isinstance(kernel, (str, Kernel)):
-        kinds = [kernel]
-    else:
+    elif isinstance(kernel, Iterable) and not isinstance(kernel, str):
         kinds = list(kernel)
+    else:
+        kinds = [kernel]
     kernels: list[Kernel] = []
     linear: list[str] = []
     for kind in kinds:
         if isinstance(kind, str) and kind in LINEAR:
             linear.append(kind)
-        elif isinstance(kind, (str, Kernel)):
-            kernels += (by_name(kind) if isinstance(kind, str) else kind).grid(masks)
         else:
-            remedy = "Pass a name such as 'rbf', or an object such as ksm_ext.RBF()."
-            raise TypeError(message("kernel", "a name or a kernel", type(kind).__name__, remedy))
+            kernels += as_kernel(kind).grid(masks)
     if not kernels and not linear:
         raise ValueError(message("kernel", "at least one kernel", "an empty list", "Name one."))
     return kernels, linear

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import check_positive_int, message
+from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
 
@@ -67,9 +67,11 @@ class ConjugateGradients:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_positive_int("rank", self.rank)
-        check_positive_int("max_steps", self.max_steps)
-        check_positive_int("num_probes", self.num_probes, 2)
+        minima = {"rank": 1, "max_steps": 1, "num_probes": 2, "seed": -(2**63)}
+        for name, minimum in minima.items():
+            number = check_positive_int(name, getattr(self, name), minimum)
+            object.__setattr__(self, name, number)  # Python's own, which files can hold
+        object.__setattr__(self, "tolerance", check_real("tolerance", self.tolerance))
         if not 0 < self.tolerance < 1:
             remedy = "1e-6 is enough for any use of the surrogate."
             raise ValueError(message("tolerance", "in (0, 1)", str(self.tolerance), remedy))

@@ -1,6 +1,7 @@
 """Surrogates on disk: one safetensors file, no pickle, written whole or not at all."""
 
 import json
+import math
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ksm_ext.arrays import TABLES, Kind
-from ksm_ext.checks import check_choice, message
+from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
@@ -183,8 +184,8 @@ def _check_whole(surrogate: Surrogate) -> None:
     (t,) = surrogate.intercept.shape
     rotation = surrogate.rotation
     q = t if rotation is None else rotation.shape[1]
-    masks = surrogate.masks.values.dtype
-    check_choice("masks", masks, (torch.bool, torch.float64))
+    check_choice("masks", surrogate.masks.values.dtype, (torch.bool, torch.float64))
+    check_finite("masks", surrogate.masks.values, "No fit has such numbers.")
     check_choice("kind", surrogate.kind.name, ("torch", "numpy", *TABLES))
     check_choice("dtype", surrogate.dtype, (torch.float32, torch.float64))
     check_choice("sharing", surrogate.sharing, ("shared", "target", "component"))
@@ -192,9 +193,13 @@ def _check_whole(surrogate: Surrogate) -> None:
     for name, given, length in names:
         check_choice(f"length of {name}", len(given), [length])
         check_choice(f"text in {name}", all(isinstance(text, str) for text in given), [True])
+        check_choice(f"different {name}", len(set(given)), [length])
     for row in surrogate.candidates:
         kinds = [type(value) for value in astuple(row)]
         check_choice("candidates", kinds, [[str, float, float, float, int, int]])
+        possible = 0 <= row.error < math.inf and -1 <= row.rank_correlation <= 1
+        possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
+        check_choice("numbers of candidates that can be", possible, [True])
     for name in ("center", "single_target"):
         check_choice(name, type(getattr(surrogate, name)), [bool])
     check_choice("single_target", surrogate.single_target and t != 1, [False])
@@ -220,6 +225,9 @@ def _check_whole(surrogate: Surrogate) -> None:
     for chosen in columns:
         check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
         check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
+    for terms in (surrogate.kernel_terms, surrogate.linear_terms):
+        predicted = [column for term in terms for column in term.columns.tolist()]
+        check_choice("different columns", len(set(predicted)), [len(predicted)])
     for linear in surrogate.linear_terms:
         tables.append(("weights", linear.weights, (surrogate.num_varying, len(linear.columns))))
     for term in surrogate.kernel_terms:
@@ -235,3 +243,6 @@ def _check_whole(surrogate: Surrogate) -> None:
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
         check_choice(name, table.dtype, [torch.float64])
+        check_finite(name, table, "No fit has such numbers.")
+        if name in ("ridge", "signal_variance", "score_variance"):
+            check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])

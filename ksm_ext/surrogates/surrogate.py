@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
 from ksm_ext.checks import check_choice, message
 from ksm_ext.kernels import Identity, Kernel
 from ksm_ext.masks import Masks
@@ -191,8 +191,8 @@ class Surrogate:
         measured, by as much of it as is not noise.
 
         Args:
-            masks: (l, n) in the form of the fitted masks, any array kind. Tasks that never varied
-                are not looked at.
+            masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
+                are put in the order of ``task_names``. Tasks that never varied are not looked at.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
             observed: Answer every fitted subset by its own score, as attributions and interactions
@@ -204,6 +204,7 @@ class Surrogate:
         Raises:
             ValueError: If ``masks`` has other columns than the fitted masks or is not finite.
         """
+        (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
         query = self._query(masks)
         mean = self._smooth(query)
         answered = (self.own > 0).any(1) if observed else self._answered

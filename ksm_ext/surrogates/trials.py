@@ -107,13 +107,13 @@ class Scores:
     def rank_correlation(self, residuals: Tensor) -> float:
         """Mean Spearman correlation of scores and leave-one-out predictions, over a sample."""
         columns, true = self._ranked
-        predicted = ranks(self.values[:, columns] - residuals[:, columns])
+        predicted = ranks((self.values[:, columns] - residuals[:, columns]).to(residuals))
         return float(pearson(true, predicted).mean())
 
     def charges(self, residuals: Tensor, *, by_rank: bool | None = None) -> Tensor:
         """(m, t) what the criterion charges each subset for each target."""
         if self.by_rank if by_rank is None else by_rank:
-            predicted = standardised(ranks(self.values - residuals))  # (t, m)
+            predicted = standardised(ranks((self.values - residuals).to(residuals)))  # (t, m)
             return -(standardised(self._ranked[1]) * predicted).T * len(residuals)
         variance = torch.where(self.variance > 0, self.variance, 1.0)
         scale = self.weights[:, None] / variance
