@@ -8,7 +8,8 @@ Nothing is guessed that could be something else. In this order, a column
 3. is a **task**, unless tasks are named, if every cell is 0 or 1, and no word of its name is one of
    scores or of runs (:data:`SCORES`, :data:`RUNS`: accuracy, solved, seed, id, …). Truth values are
    0 and 1: true and false, yes and no, y and n, t and f, on and off, in and out, x and nothing.
-   With ``weights``, in a table without scores, it may be any number.
+   With ``weights``, in a table without scores, it may be any number; there, shares of mixtures
+   (numbers from 0 whose rows have one sum, to 2 %) are tasks without that.
 4. is a **target**, unless targets are named, if it holds numbers, and its name is one of scores and
    not of runs and their cost (:data:`RUNS`, :data:`COSTS`: lr, hours, rank, …). The name need not
    be one of scores where the table holds nothing else, nor where one column of fractions is all
@@ -80,6 +81,9 @@ _TRUTH = {
     **dict.fromkeys(("0", "false", "f", "no", "n", "off", "out"), 0.0),
     **dict.fromkeys(("", "na", "nan", "none", "null"), np.nan),
 }
+SHARES = "shares of one sum"
+"""Why the columns of a table of mixtures are tasks."""
+
 _NAME_WEIGHTS = " Counts and shares of tasks are weights: add `--weights`, and name all tasks."
 _SHOWN = 12
 
@@ -192,10 +196,16 @@ def assign_roles(
         ValueError: If a role is in doubt, or there are no tasks or no targets.
     """
     open_roles = [role for role in may if role not in named.values()]
+    known = {
+        name: _known_role(name, cells, named, open_roles, sure) for name, cells in columns.items()
+    }
+    rest = {name: columns[name] for name, column in known.items() if column is None}
+    shares = may == ("task",) and _are_shares(rest)
     found: dict[str, Column] = {}
     doubtful: list[str] = []
     for name, cells in columns.items():
-        column = _known_role(name, cells, named, open_roles, sure)
+        column = Column(name, "task", SHARES) if shares else None
+        column = column if name in rest else known[name]
         if column is None and may == ("task",) and weights and _is_weight(name, cells):
             column = Column(name, "task", "weights")
         if column is None:
@@ -223,6 +233,18 @@ def assign_roles(
             remedy = f"Name them (`--{ARGUMENTS[role]}`), and mind what is ignored."
             raise ValueError(message(where, expected, f"no {what}", remedy))
     return [found[name] for name in columns]
+
+
+def _are_shares(columns: Columns) -> bool:
+    """Whether the columns are parts of mixtures: numbers from 0 whose rows have one sum, to 2 %."""
+    tables = list(columns.values())
+    if len(tables) < 2 or any(cells.ndim != 1 or is_text(cells) for cells in tables):
+        return False
+    values = np.stack([cells.astype(np.float64) for cells in tables], axis=1)
+    if not np.isfinite(values).all() or (values < 0).any() or np.isin(values, (0, 1)).all():
+        return False
+    sums = values.sum(1)
+    return bool(np.ptp(sums) <= 0.02 * sums.mean())
 
 
 def _known_role(

@@ -115,6 +115,9 @@ def interaction_heatmap(
         ValueError: If the matrix is not square or not finite, or ``std`` does not fit.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    interactions, std = aligned(
+        {"interactions": (interactions, "task", "other"), "std": (std, "task", "other")}
+    )
     table = _finite("interactions", interactions, 2, "(n, n): tasks by tasks")
     num_tasks = len(table)
     if table.shape[1] != num_tasks:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ksm_ext.checks import message
 from ksm_ext.column_roles import (
+    SHARES,
     Column,
     Role,
     assign_roles,
@@ -242,7 +243,8 @@ def _assembled(
     ]
     masks = tables[0].numbers(roles[0], named[0], "task")
     scores = tables[-1].numbers(roles[-1], named[-1], "target")
-    mask_rows = _mask_rows(masks, tables[0].where, weights)
+    shares = any(column.reason == SHARES for column in roles[0])
+    mask_rows = _mask_rows(masks, tables[0].where, weights or shares)
     score_rows = np.stack(list(scores.values()), axis=1).astype(np.float64)
     if len(mask_rows) != len(score_rows):
         remedy = "Give both one row per subset in the same order, or a column that joins them."

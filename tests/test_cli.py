@@ -222,7 +222,10 @@ def test_a_table_for_the_eye(there, capsys):
 
 
 def test_without_intervals_the_columns_stay_empty(there, capsys):
-    main(["fit", "scores.csv", "--kernel", "least_squares", "-o", "mine", "--quiet"])
+    rows = [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
+    pd.DataFrame(rows, columns=["a", "b"]).to_csv("shares.csv", index=False)
+    pd.DataFrame({"loss": [1.0, 2.0, 2.5, 1.4]}).to_csv("losses.csv", index=False)
+    main(["fit", "losses.csv", "--masks", "shares.csv", "-o", "mine", "--quiet"])
     assert main(["attribute", "mine"]) == 0
     text = capsys.readouterr()
     assert "no intervals" in text.err and table(text.out)["std"].isna().all()

@@ -343,3 +343,20 @@ def test_roles_reach_the_surrogate(read):
     plain, other = read(frame), read(more, targets="loss", ignore=["seed", "accuracy"])
     fits = [fit_surrogate(t.masks, t.scores, kernel="linear", ridge=1.0) for t in (plain, other)]
     assert fits[0].attribute().equal(fits[1].attribute())
+
+
+def test_shares_of_mixtures_in_a_table_of_their_own_are_unmistakable(tmp_path):
+    shares = np.random.default_rng(0).dirichlet(np.ones(4), 12).round(3)  # sums .998 to 1.002
+    pd.DataFrame(shares, columns=list("abcd")).assign(run=range(12)).to_csv(
+        tmp_path / "m.csv", index=False
+    )
+    pd.DataFrame({"run": range(12), "loss": shares @ [1.0, 2.0, 3.0, 4.0]}).to_csv(
+        tmp_path / "s.csv", index=False
+    )
+    table = read_scores(tmp_path / "s.csv", tmp_path / "m.csv")
+    assert table.task_names == tuple("abcd") and table.masks.dtype == torch.float64
+    assert "task (shares of one sum)" in table.role_table()
+    counts = pd.DataFrame(np.random.default_rng(1).integers(0, 3, (12, 4)), columns=list("abcd"))
+    counts.assign(run=range(12)).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ValueError, match="--weights"):
+        read_scores(tmp_path / "s.csv", tmp_path / "m.csv")

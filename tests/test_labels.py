@@ -27,11 +27,13 @@ MASKS[-1] = MASKS[0]
 TRUE = 5 + RNG.normal(size=(M, T))
 SAID = TRUE + RNG.normal(size=(M, T))
 TAU, LOO = RNG.normal(size=(2, N, T))
+PAIRS = RNG.normal(size=(N, N))
 LABELS = {
     "subset": [f"run {row}" for row in range(M)],
     "task": list("abcd"),
     "target": ["u", "v", "w"],
     "curve": ["one", "two", "three"],
+    "other": list("abcd"),
     "point": [f"point {row}" for row in range(M)],
 }
 
@@ -115,6 +117,21 @@ DOORS = {
         HELD,
         lambda masks, scores: fit_surrogate(masks, scores, kernel="linear").attribute(),
         [("scores", "subset")],
+    ),
+    "observe": (  # what fit_surrogate does with its tables
+        HELD,
+        lambda masks, scores: fit_surrogate(masks, scores, kernel="rbf").loo_residuals,
+        [("scores", "subset")],
+    ),
+    "interaction_heatmap": (
+        {
+            "interactions": (PAIRS, "task", "other"),
+            "std": (np.abs(PAIRS.T) / 3, "task", "other"),
+        },
+        lambda interactions, std: (
+            plotting.interaction_heatmap(interactions, std=std, level=0.9).images[0].get_array()
+        ),
+        [("std", "task"), ("std", "other")],
     ),
     "predict": (
         {"masks": (MASKS, "subset", "task")},

@@ -182,9 +182,10 @@ def test_retrained_scores_are_taken_as_they_are():
     weights = normal(0, 7)
 
     def train(mask, seed):
-        return {"loss": float(mask.double() @ weights + 0.1 * normal(seed + int(mask.sum()), 1))}
+        return float(mask.double() @ weights + 0.1 * normal(seed + int(mask.sum()), 1))
 
-    retrained = retrain_scores(train, masks, seeds=range(3), progress=False)
+    options = {"target_names": ["loss"], "progress": False}
+    retrained = retrain_scores(train, masks, seeds=range(3), **options)
     surrogate = fit_surrogate(retrained, kernel="linear")
     assert surrogate.target_names == ("loss",) and len(surrogate.masks) == 20
     close(surrogate.noise_std, retrained.noise_std)

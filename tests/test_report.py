@@ -145,8 +145,15 @@ def test_names_are_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
-def test_surrogates_without_a_posterior_have_no_intervals(tmp_path, kernel):
+def test_linear_surrogates_have_the_intervals_of_a_kernel(tmp_path, kernel):
     _, page = page_of(fit_surrogate(*problem(), kernel=kernel), tmp_path)
+    assert "no intervals" not in page.text and "low" in page.texts
+
+
+def test_weights_have_no_intervals(tmp_path):
+    masks, scores = problem()
+    weights = masks.double() * torch.linspace(0.5, 1.0, masks.shape[1]).double()
+    _, page = page_of(fit_surrogate(weights, scores), tmp_path, readout="loo")
     assert "no intervals" in page.text and "low" not in page.texts
 
 

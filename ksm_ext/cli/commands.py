@@ -5,7 +5,6 @@ the tables and go with every result.
 """
 
 import io
-import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -336,7 +335,7 @@ def _draw(args: Namespace, n: int) -> Tensor:
     else:
         masks = subsets.bernoulli(n, args.num_subsets, args.probability, **options)
     if len(masks) < args.num_subsets:
-        say(f"Note: only {len(masks):,} different subsets exist in this design: all of them.")
+        say(f"Note: there are {len(masks):,} different subsets in this design, and all are drawn.")
     return masks
 
 
@@ -369,8 +368,8 @@ def _quality(surrogate: Surrogate) -> str:
     if len(plain.target_names) > _SHOWN_TARGETS:
         lines.append(f"  … and {len(plain.target_names) - _SHOWN_TARGETS:,} more targets")
     lines.append(
-        "  (mean squared leave-one-out residual over the variance of the target's own scores: 1 is"
-        f" no better than their mean; {float(plain.loo_error.mean()):.3f} averaged over all targets)"
+        "  (mean squared leave-one-out residual over the variance of the target's own scores: 1 is "
+        f"as good as their mean; {float(plain.loo_error.mean()):.3f} averaged over all targets)"
     )
     if not surrogate.has_intervals:
         lines.append("  no intervals: attributions of real weights have none")

@@ -192,9 +192,9 @@ class _Options:
     @property
     def through_zero(self) -> bool:
         """Whether least squares is asked for, which has no intercept."""
-        if isinstance(self.kernel, (str, Kernel, type)):
-            return isinstance(self.kernel, str) and self.kernel == "least_squares"
-        return any(isinstance(kind, str) and kind == "least_squares" for kind in self.kernel)
+        several = isinstance(self.kernel, (list, tuple))
+        kinds = list(self.kernel) if several else [self.kernel]  # type: ignore[arg-type]
+        return any(isinstance(kind, str) and kind == "least_squares" for kind in kinds)
 
     @property
     def textbook(self) -> bool:

@@ -82,7 +82,8 @@ def fit_lasso(
         return x, y, half[rows] * (features[rows] - x), half[rows] * (scores[rows] - y)
 
     *_, x, y = centred(torch.ones_like(folds, dtype=torch.bool))
-    largest = (x.T @ y).abs().amax(0).clamp_min(1e-300) / len(x)  # (t,) empties the model
+    # (t,) empties the model, however sums round
+    largest = (x.T @ y).abs().amax(0).clamp_min(1e-300) / len(x) * (1 + 1e-9)
     steps = torch.linspace(0, 1, _PATH_LENGTH, dtype=features.dtype, device=features.device)
     penalties = largest * _PATH_RATIO ** steps[:, None]  # (k, t)
     residuals = scores.new_empty(_PATH_LENGTH, *scores.shape)

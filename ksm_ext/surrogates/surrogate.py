@@ -111,7 +111,7 @@ class LinearTerm:
         return LinearTerm(place[self.columns[kept]], self.weights[:, kept])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Surrogate:
     """What :func:`ksm_ext.fit_surrogate` returns.
 
@@ -504,6 +504,8 @@ class Surrogate:
             f"{kernels or 'mean'} ({self.sharing} ridge), {quality}"
         )
         return "\n".join([line, *self.warnings])
+
+    __repr__ = __str__
 
     # -- assembling -----------------------------------------------------------------------------
 
