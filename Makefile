@@ -70,7 +70,7 @@ sanitize: $(VENV)/.test $(BUILT) ## the operators' tests on CPU kernels with ASa
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=python tools/sanitize.sh
 
 fuzz: $(VENV)/.fuzz $(BUILT) ## arbitrary bytes for the readers of files and for packed masks
-	for target in surrogate features runs masks; do \
+	for target in surrogate features runs tables masks; do \
 	    PYTHONPATH=. $(BIN)/python tools/fuzz/run.py $$target $(FUZZ_SECONDS) || exit 1; done
 
 clean: ## remove everything that was built, the environment included

@@ -70,7 +70,7 @@ def regmix(data: Path, seeds: int) -> Iterator[Split]:
     folder, tables = data / "regmix", []
     for part in ("train", "test"):
         losses, mixtures = (f"{part}_{what}_1m.csv" for what in ("pile_loss", "mixture"))
-        table = read_scores(folder / losses, folder / mixtures)
+        table = read_scores(folder / losses, folder / mixtures, weights=True)
         tables += [table.masks.numpy(), table.scores.numpy()]
     yield Split("regmix 1M", *tables)
 

@@ -34,6 +34,7 @@ from ksm_ext.sample_size import more_subsets as more_subsets
 from ksm_ext.score_tables import read_scores as read_scores
 from ksm_ext.scores.gradient import GradientEstimator as GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores as RetrainedScores
+from ksm_ext.scores.retraining import RetrainingError as RetrainingError
 from ksm_ext.scores.retraining import retrain_scores as retrain_scores
 from ksm_ext.surrogates.fit import fit_surrogate as fit_surrogate
 from ksm_ext.surrogates.krylov import ConjugateGradients as ConjugateGradients

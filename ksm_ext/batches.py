@@ -3,10 +3,12 @@
 A batch is a tuple of tensors (b, ...) or a dict of them by name; a sample is one without the b.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -17,8 +19,10 @@ from torch.utils.data import (
     TensorDataset,
     default_collate,
 )
+from tqdm import tqdm
 
 from ksm_ext.checks import message, shape_text
+from ksm_ext.identity import content_of
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -185,6 +189,71 @@ def _part_of(
         generator=torch.Generator(),
     )
     return part, start - first, stop - first
+
+
+def content_digests(
+    loader: DataLoader[Any],
+    size: int,
+    rows: range,
+    keep: Collection[int] = (),
+    progress: bool = False,
+) -> tuple[Tensor, dict[int, Batch]]:
+    """Hashes of every bit of some rows, block by block, whatever the loader's batches.
+
+    Args:
+        loader: See :func:`ordered_loader`.
+        size: Rows of a block.
+        rows: What to hash; they begin where a block does.
+        keep: Rows to return as well, so that data are read only once.
+        progress: Whether to show a progress bar where it takes long.
+
+    Returns:
+        (num_blocks, 16) uint8, and the kept rows as batches of one.
+    """
+    digests: list[bytes] = []
+    kept: dict[int, Batch] = {}
+    block, row = _Block(), rows.start
+    bar = tqdm(total=len(rows), unit=" samples checked", delay=2, disable=not progress)
+    for chunk in chunks(loader, size, rows.start, rows.stop):
+        for wanted in keep:
+            if row <= wanted < row + num_rows(chunk):
+                one = slice(wanted - row, wanted - row + 1)
+                kept[wanted] = each(torch.clone, _rows(chunk, one))
+        while num_rows(chunk):
+            stop = min(row - row % size + size, rows.stop)
+            part, chunk = _rows(chunk, slice(stop - row)), _rows(chunk, slice(stop - row, None))
+            block.update(part, row)
+            row += num_rows(part)
+            if row == stop:
+                digests.append(block.digest())
+                block = _Block()
+                bar.update(row - rows.start - bar.n)
+    bar.close()
+    table = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+    return torch.from_numpy(table.copy()), kept
+
+
+class _Block:
+    """The hash of some rows, column by column, so that it does not matter how they come."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+        self._layout: Any = None
+
+    def update(self, batch: Batch, row: int) -> None:
+        """Add the rows of a batch, the first of which has number ``row``."""
+        layout = _layout(batch)
+        for (name, column), (_, *kind) in zip(columns(batch), layout, strict=True):
+            digest = self._columns.setdefault(name, hashlib.blake2b(digest_size=16))
+            if layout != self._layout:
+                digest.update(f"{name} {kind} from {row} ".encode())
+            digest.update(content_of(column))
+        self._layout = layout
+
+    def digest(self) -> bytes:
+        """16 bytes."""
+        content = b"".join(digest.digest() for digest in self._columns.values())
+        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def witnesses(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:

@@ -76,7 +76,7 @@ def pac_bayes_bound(
     _check_range("trace", trace, 0, math.inf)
     _check_range("training_loss", training_loss, 0, loss_bound)
     _check_range("delta", delta, 0, 1, open_ends=True)
-    check_positive_int("num_samples", num_samples)
+    num_samples = check_positive_int("num_samples", num_samples)
     confidence = math.log(2 * math.sqrt(num_samples) * len(SIGMAS) / delta)
     bounds = []
     for sigma in SIGMAS:
@@ -101,7 +101,7 @@ def hessian_distance(trace: float, initial: Tensor, final: Tensor, num_samples: 
         num_samples: b.
     """
     _check_range("trace", trace, 0, math.inf)
-    check_positive_int("num_samples", num_samples)
+    num_samples = check_positive_int("num_samples", num_samples)
     return math.sqrt(trace / num_samples) * _distance(initial, final)
 
 

@@ -6,7 +6,9 @@ numerics and environment.
 """
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,13 +62,36 @@ def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
         )
 
 
-def check_positive_int(name: str, value: object, minimum: int = 1) -> None:
-    """Raise unless ``value`` is an integer (not bool) of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            message(name, "an integer", type(value).__name__, f"Pass a whole number >= {minimum}.")
+def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
+    """``value`` as Python's own integer, of any kind (not bool) and at least ``minimum``."""
+    number = _item(value)
+    remedy = f"Pass a whole number >= {minimum}."
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise TypeError(message(name, "an integer", type(value).__name__, remedy))
+    if number < minimum:
+        raise ValueError(message(name, f"at least {minimum}", str(value), remedy))
+    return int(number)
+
+
+def check_real(name: str, value: object, expected: str = "a number", remedy: str = "") -> float:
+    """``value`` as Python's own float, of any real kind (not bool); NaN passes."""
+    number = _item(value)
+    if isinstance(number, bool) or not isinstance(number, Real):
+        found = (
+            repr(value) if value is None or isinstance(value, (str, bool)) else type(value).__name__
         )
-    if value < minimum:
-        raise ValueError(
-            message(name, f"at least {minimum}", str(value), f"Pass a whole number >= {minimum}.")
-        )
+        raise TypeError(message(name, expected, found, remedy or "Pass a number."))
+    try:
+        return float(number)
+    except OverflowError as error:
+        found = "one beyond the range of a float"
+        raise ValueError(message(name, expected, found, remedy or "Pass a number.")) from error
+
+
+def _item(value: object) -> object:
+    """What a scalar of NumPy, or an array or tensor of no dimensions, holds."""
+    if isinstance(value, np.longdouble):
+        return float(value)  # which has no Python number of its own
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        return value.item()
+    return value

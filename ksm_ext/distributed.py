@@ -94,6 +94,12 @@ def check_same(facts: Mapping[str, Any], group: Group) -> None:
                 raise ValueError(message(name, "the same on every rank", found, remedy))
 
 
+def first(facts: Mapping[str, Any], group: Group) -> dict[str, Any]:
+    """The facts of rank 0, as JSON, on every rank."""
+    text = json.dumps(facts)
+    return dict(json.loads(_texts(text, group)[0] if place(group)[1] > 1 else text))
+
+
 def wait(group: Group) -> None:
     """Go on when every rank has come here."""
     if place(group)[1] > 1:

@@ -9,8 +9,6 @@ from html import escape
 
 from torch import Tensor
 
-from ksm_ext.evaluation import lds, residual_error
-
 _MAX_POINTS = 1000
 
 
@@ -26,7 +24,7 @@ def _figure(
 ) -> str:
     return (
         f'<figure class="{style}"><svg role="img" aria-label="{escape(alt)}" '
-        f'viewBox="0 0 {width:g} {height:g}">'
+        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.3 * width:.0f}px">'
         f"{shapes}</svg><figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -35,8 +33,11 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", extra: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{escape(text)}</text>'
 
 
-def scatter(x: Tensor, y: Tensor, kind: str) -> str:
-    """Predicted scores y (l,) over true scores x (l,); nothing where all are equal."""
+def scatter(x: Tensor, y: Tensor, kind: str, numbers: str) -> str:
+    """Predicted scores y (l,) over true scores x (l,); nothing where all are equal.
+
+    The caption names the ``kind`` of predictions and gives the ``numbers``.
+    """
     low, high = min(float(x.min()), float(y.min())), max(float(x.max()), float(y.max()))
     if low == high:
         return ""
@@ -54,9 +55,6 @@ def scatter(x: Tensor, y: Tensor, kind: str) -> str:
         shapes += _text(54, 304 - at(value), number(value), "end")
     shapes += _text(210, 336, "true score")
     shapes += _text(0, 0, "predicted score", extra=' transform="translate(10 150) rotate(-90)"')
-    rank = float(lds(x, y, constant="zero")[0])
-    error = float(residual_error(x, y)[0]) if bool((x != x[0]).any()) else math.nan
-    numbers = f"Spearman {number(rank, 2)}, squared error {number(error, 2)} of the variance"
     caption = f"{kind.capitalize()} predictions of {len(x):,} subsets: {numbers}."
     if every > 1:
         caption += f" Shown: one in {every}."
@@ -77,18 +75,24 @@ def spectrum(fractions: list[float]) -> str:
         shapes += _text(x + step / 2, 172 - height, percent)
         shapes += _text(x + step / 2, 196, str(index + 1))
     shapes += '<path class="axis" d="M25 180H335"/>' + _text(180, 216, "tasks that act together")
-    alt = f"{100 * fractions[0]:.0f} percent of the variance is due to single tasks"
-    caption = "Walsh spectrum: share of the surrogate's variance due to single tasks, pairs, …"
+    alt = f"{100 * fractions[0]:.0f} percent of the surrogate's variance is due to single tasks"
+    caption = (
+        "Walsh spectrum: share of the surrogate's variance due to single tasks, pairs, … It is of "
+        "the fitted function and has no intervals."
+    )
     return _figure(caption, 356, 224, alt, shapes, "across")
 
 
-def heat_map(pairs: Tensor, names: Sequence[str], num_tasks: int) -> str:
-    """Interactions (n, n) of named tasks, of ``num_tasks`` in all; signs in two colours."""
+def heat_map(pairs: Tensor, clear: Tensor, names: Sequence[str], num_tasks: int) -> str:
+    """Interactions (n, n) of named tasks, of ``num_tasks`` in all; signs in two colours.
+
+    Only those marked ``clear`` (n, n) are drawn.
+    """
     n = len(names)
     labels = [name if len(name) <= 16 else name[:15] + "…" for name in names]
     cell = max(9.0, min(26.0, 360 / n))
     margin = 12 + 6.2 * max(len(label) for label in labels)
-    limit = float(pairs.abs().max()) or 1.0
+    limit = float(pairs[clear].abs().max())
     shapes = ""
     for i in range(n):
         y = margin + i * cell
@@ -97,21 +101,22 @@ def heat_map(pairs: Tensor, names: Sequence[str], num_tasks: int) -> str:
         shapes += _text(0, 0, labels[i], "start", turn)
         for j in range(n):
             value = float(pairs[i, j])
-            style = 'class="blank"'
-            if i != j:
+            style, title = f'class="{"blank" if i == j else "unclear"}"', ""
+            if clear[i, j]:
                 sign = "up" if value >= 0 else "down"
                 style = f'class="{sign}" fill-opacity="{abs(value) / limit:.2f}"'
+                pair = f"{escape(names[i])} and {escape(names[j])}"
+                title = f"<title>{pair}: {number(value)}</title>"
             shapes += (
                 f'<rect {style} x="{margin + j * cell:.1f}" y="{y:.1f}" '
-                f'width="{cell - 1:.1f}" height="{cell - 1:.1f}">'
-                f"<title>{escape(names[i])} and {escape(names[j])}: {number(value)}</title></rect>"
+                f'width="{cell - 1:.1f}" height="{cell - 1:.1f}">{title}</rect>'
             )
     caption = (
         "Interactions: how much a task's effect grows when another is present. Blue adds, orange "
-        f"subtracts; full colour is ±{number(limit, 2)}."
+        f"subtracts; full colour is ±{number(limit, 2)}; empty: the 95 % interval includes zero."
     )
     if n < num_tasks:
-        caption += f" Shown: the {n} tasks of the strongest, of {num_tasks:,}."
+        caption += f" Shown: {n} of {num_tasks:,} tasks, those of the strongest."
     size = margin + n * cell + 4
     return _figure(
         caption,

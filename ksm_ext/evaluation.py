@@ -12,7 +12,8 @@ the targets that move least. Report lds beside the pooled residual error, and bo
 :func:`noise_ceiling`, since no surrogate can predict what a repeated run does not reproduce.
 
 Shapes: scores (l, t), attributions (n, t), masks (m, n); one-dimensional scores are one target.
-Everything is computed, and answered, in float64.
+Everything is computed, and answered, in float64. Tables that have labels are put in one order by
+them, that of the first (:func:`ksm_ext.arrays.aligned`).
 
 References: the linear datamodeling score, *Park et al. 2023, arXiv:2303.14186*; residual and
 relative error, *Zhang et al. 2026, arXiv:2602.03783*; jackknife and bootstrap, *Efron & Tibshirani
@@ -28,20 +29,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
 from ksm_ext.checks import (
     check_choice,
     check_finite,
     check_ndim,
     check_positive_int,
+    check_real,
     message,
     shape_text,
 )
-from ksm_ext.correlation import pearson, ranks
+from ksm_ext.correlation import is_constant, pearson, ranks
 from ksm_ext.subsets import as_masks, identical_subsets
 
-_SCORES = "(l, t): subsets by targets"
-_ATTRIBUTIONS = "(n, t): tasks by targets"
+_Dims = tuple[str, ...]
+_SCORES: _Dims = ("subset", "target")
+_ATTRIBUTIONS: _Dims = ("task", "target")
+_MASKS: _Dims = ("subset", "task")
+_FEWEST_ROWS = 10  # for intervals of correlations: fewer are in perfect order too often by chance
 
 
 def lds(
@@ -52,8 +57,9 @@ def lds(
 ) -> Any:
     """Linear datamodeling score: Spearman correlation over held-out subsets, for each target.
 
-    Ties share their average rank, so that each column equals ``scipy.stats.spearmanr``. A constant
-    *prediction* orders nothing and counts as 0, where SciPy answers NaN.
+    Ties share their average rank, so that each column equals ``scipy.stats.spearmanr``; values that
+    differ by rounding alone tie too, see :func:`ksm_ext.correlation.ranks`. A constant *prediction*
+    orders nothing and counts as 0, where SciPy answers NaN.
 
     Args:
         true_scores: (l, t) float. F(S) of subsets no surrogate was fitted to, l at least 2.
@@ -72,11 +78,11 @@ def lds(
         array([0.5])
     """
     check_choice("constant", constant, ("error", "zero"))
-    names = ("true_scores", "predicted_scores")
-    true, predicted = _pair(names, (true_scores, predicted_scores), _SCORES)
+    tables = {"true_scores": true_scores, "predicted_scores": predicted_scores}
+    true, predicted, like = _pair(tables, _SCORES)
     if constant == "error":
         _check_varying("true_scores", true, "Drop these targets, or pass constant='zero'.")
-    return _answer(pearson(ranks(true), ranks(predicted)), true_scores)
+    return _answer(pearson(ranks(true), ranks(predicted)), like)
 
 
 def noise_ceiling(scores_a: ArrayLike, scores_b: ArrayLike) -> Any:
@@ -96,10 +102,10 @@ def noise_ceiling(scores_a: ArrayLike, scores_b: ArrayLike) -> Any:
     Raises:
         ValueError: If shapes differ, values are not finite, or a column of either is constant.
     """
-    a, b = _pair(("scores_a", "scores_b"), (scores_a, scores_b), _SCORES)
+    a, b, like = _pair({"scores_a": scores_a, "scores_b": scores_b}, _SCORES)
     _check_varying("scores_a", a, "Drop these targets.")
     _check_varying("scores_b", b, "Drop these targets.")
-    return _answer(pearson(ranks(a), ranks(b)), scores_a)
+    return _answer(pearson(ranks(a), ranks(b)), like)
 
 
 def loo_correlation(
@@ -125,12 +131,12 @@ def loo_correlation(
             constant.
     """
     check_choice("method", method, ("pearson", "spearman"))
-    names = ("attributions", "true_loo")
-    tau, truth = _pair(names, (attributions, true_loo), _ATTRIBUTIONS)
+    tables = {"attributions": attributions, "true_loo": true_loo}
+    tau, truth, like = _pair(tables, _ATTRIBUTIONS)
     _check_varying("true_loo", truth, "Drop these targets: no task has an effect of its own.")
     if method == "spearman":
-        return _answer(pearson(ranks(tau), ranks(truth)), attributions)
-    return _answer(pearson(tau.T, truth.T), attributions)
+        return _answer(pearson(ranks(tau), ranks(truth)), like)
+    return _answer(pearson(tau.T, truth.T), like)
 
 
 def residual_error(
@@ -156,15 +162,15 @@ def residual_error(
         ValueError: If shapes differ, values are not finite, or a true column is constant (if
             ``pooled``: all are).
     """
-    names = ("true_scores", "predicted_scores")
-    true, predicted = _pair(names, (true_scores, predicted_scores), _SCORES)
-    errors = (true - predicted).square().mean(dim=0)  # (t,)
+    tables = {"true_scores": true_scores, "predicted_scores": predicted_scores}
+    true, predicted, like = _pair(tables, _SCORES)
+    errors = (true.double() - predicted.double()).square().mean(dim=0)  # (t,)
     if not pooled:
         _check_varying("true_scores", true, "Drop these targets, or pass pooled=True.")
-        return _answer(errors / true.var(dim=0), true_scores)
-    if bool(_is_constant(true).all()):
+        return _answer(errors / true.double().var(dim=0), like)
+    if bool(is_constant(true).all()):
         _check_varying("true_scores", true, "There is nothing to predict.")
-    return Kind.of(true_scores).restore(errors.sum() / true.var(dim=0).sum(), {})
+    return Kind.of(like).restore(errors.sum() / true.double().var(dim=0).sum(), {})
 
 
 def relative_error(
@@ -197,17 +203,18 @@ def relative_error(
         ValueError: If shapes differ, values are not finite, or a divisor is zero.
     """
     check_choice("definition", definition, ("squared", "absolute"))
-    names = ("true_scores", "predicted_scores")
-    true, predicted = _pair(names, (true_scores, predicted_scores), _SCORES, minimum_rows=1)
+    tables = {"true_scores": true_scores, "predicted_scores": predicted_scores}
+    true, predicted, like = _pair(tables, _SCORES, minimum_rows=1)
+    true, predicted = true.double(), predicted.double()
     scale = true.abs()
     if baseline is not None:
-        scale = torch.maximum(scale, _baseline(baseline, true).abs())
+        scale = torch.maximum(scale, _baseline(baseline, true, like).abs())
     if bool((scale == 0).any()):
         row, column = (scale == 0).nonzero()[0].tolist()
         remedy = "Use `residual_error`, or give a `baseline`."
         raise ValueError(message("true_scores", "non-zero", f"0 at ({row}, {column})", remedy))
     ratio = (predicted - true).abs() / scale
-    return _answer((ratio.square() if definition == "squared" else ratio).mean(dim=0), true_scores)
+    return _answer((ratio.square() if definition == "squared" else ratio).mean(dim=0), like)
 
 
 def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
@@ -229,7 +236,8 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
     Raises:
         ValueError: If no mask is repeated, shapes differ or values are not finite.
     """
-    table = _table("scores", scores, _SCORES)  # (m, t)
+    masks, scores = aligned({"masks": (masks, *_MASKS), "scores": (scores, *_SCORES)})
+    table = _table("scores", scores, _SCORES).double()  # (m, t)
     groups = identical_subsets(as_masks("masks", masks)).to(table.device)  # (m,)
     if len(groups) != len(table):
         raise ValueError(
@@ -273,12 +281,17 @@ def mislabel_auc(attributions: ArrayLike, is_bad: ArrayLike) -> Any:
     Raises:
         ValueError: If shapes differ, values are not finite, or all tasks are bad or none is.
     """
+    tables = {"attributions": (attributions, *_ATTRIBUTIONS), "is_bad": (is_bad, "task")}
+    attributions, is_bad = aligned(tables)
     tau = _table("attributions", attributions, _ATTRIBUTIONS)  # (n, t)
-    bad = as_tensor("is_bad", is_bad).to(tau.device).bool()
-    if bad.shape != tau.shape[:1]:
-        expected = f"of shape ({len(tau)},)"
-        remedy = "Give one flag per task."
-        raise ValueError(message("is_bad", expected, shape_text(bad), remedy))
+    flags = as_tensor("is_bad", is_bad).to(tau.device)
+    remedy = "Give one flag per task."
+    if flags.shape != tau.shape[:1]:
+        raise ValueError(message("is_bad", f"of shape ({len(tau)},)", shape_text(flags), remedy))
+    bad = flags == 1
+    if not bool((bad | (flags == 0)).all()):
+        found = str(flags[~(bad | (flags == 0))][0].item())
+        raise ValueError(message("is_bad", "boolean, or 0 and 1", found, remedy))
     num_bad = int(bad.sum())
     num_good = len(bad) - num_bad
     if num_bad == 0 or num_good == 0:
@@ -312,12 +325,21 @@ class Interval:
 
 
 def jackknife(
-    metric: Callable[..., Any], *arrays: ArrayLike, level: float = 0.95, **options: Any
+    metric: Callable[..., Any],
+    *arrays: ArrayLike,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+    **options: Any,
 ) -> Interval:
     r"""Interval of a metric's mean over targets, by leaving out one row at a time.
 
     .. math:: \hat\theta \pm t_{l-1}\, \mathrm{se}, \qquad
         \mathrm{se}^2 = \frac{l-1}{l} \sum_i (\hat\theta_{-i} - \bar\theta)^2
+
+    A metric that lies between two bounds has this interval on Fisher's scale
+    :math:`z = \mathrm{artanh}\, \theta` (scaled to -1 and 1), where its error is
+    :math:`\mathrm{se} / (1 - \theta^2)`, and one with a lower bound of 0 on the scale of
+    :math:`\log \theta`; so the ends are possible values, which the plain interval's need not be.
 
     The interval of choice for correlations: deterministic, l evaluations, and honest. At a nominal
     90 % and 20 to 60 subsets it covered the true mean Spearman correlation of simulated targets in
@@ -327,31 +349,36 @@ def jackknife(
     Args:
         metric: A function of ``arrays`` that returns (t,) or (), such as :func:`lds`.
         *arrays: Tables that share their rows, which are subsets, or tasks for
-            :func:`loo_correlation`; 3 rows or more.
+            :func:`loo_correlation`; 10 rows or more where the metric has two bounds, else 3.
         level: Nominal coverage, strictly between 0 and 1.
+        bounds: The least and the largest value the metric can have; without them those of the
+            function if it is one of this module, else none.
         **options: Passed on to ``metric``.
 
     Returns:
-        The estimate with its interval, symmetric about it.
+        The estimate with its interval; of an estimate at a bound, no more than that.
 
     Raises:
-        ValueError: If arguments do not fit, or the metric is not defined without some row.
+        ValueError: If arguments do not fit, rows are too few, or the metric is not defined without
+            some row.
 
     Example:
-        >>> jackknife(lds, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
-        Interval(estimate=1.0, low=1.0, high=1.0, level=0.95)
+        >>> truth = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+        >>> print(jackknife(lds, truth, [1.0, 0.0, 2.0, 5.0, 3.0, 4.0, 7.0, 6.0, 9.0, 8.0]))
+        0.927 [0.765, 0.979]
     """
     from scipy import special  # the quantile of t, for this function only
 
-    _check_level(level)
-    tables = _aligned(arrays, minimum_rows=3)
+    level = _checked_level(level)
+    low, high = _bounds(metric, bounds)
+    tables, options = _aligned(metric, arrays, options, _FEWEST_ROWS if math.isfinite(high) else 3)
     num_rows = len(tables[0])
     statistic = _mean_of_rows(metric, tables, options)
     estimate = statistic(np.arange(num_rows))
     without = np.array([statistic(np.delete(np.arange(num_rows), i)) for i in range(num_rows)])
     error = math.sqrt((num_rows - 1) * without.var())
     width = float(special.stdtrit(num_rows - 1, (1 + level) / 2)) * error
-    return Interval(estimate, estimate - width, estimate + width, level)
+    return Interval(estimate, *_ends(estimate, width, low, high), level)
 
 
 def bootstrap(
@@ -373,7 +400,8 @@ def bootstrap(
 
     Args:
         metric: A function of ``arrays`` that returns (t,) or (), such as :func:`lds`.
-        *arrays: Tables that share their rows, resampled together; 2 rows or more.
+        *arrays: Tables that share their rows, resampled together; 10 rows or more where rows are
+            resampled and the metric is a correlation or an area, else 2.
         resample: ``"rows"`` or ``"targets"``.
         num_resamples: Number of resamples.
         level: Nominal coverage, strictly between 0 and 1.
@@ -389,16 +417,18 @@ def bootstrap(
         ValueError: If arguments do not fit, or the metric is not defined on a resample.
 
     Example:
-        >>> bootstrap(lds, [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], num_resamples=9).estimate
-        1.0
+        >>> truth = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+        >>> print(bootstrap(lds, truth, truth, num_resamples=9))
+        1 [1, 1]
     """
     from scipy import stats  # a second of import time, for this function only
 
     check_choice("resample", resample, ("rows", "targets"))
     check_choice("method", method, ("percentile", "bca"))
-    check_positive_int("num_resamples", num_resamples)
-    _check_level(level)
-    tables = _aligned(arrays, minimum_rows=2)
+    num_resamples = check_positive_int("num_resamples", num_resamples)
+    level, seed = _checked_level(level), check_positive_int("seed", seed, minimum=0)
+    few = resample == "rows" and math.isfinite(_bounds(metric, None)[1])
+    tables, options = _aligned(metric, arrays, options, _FEWEST_ROWS if few else 2)
     values = as_tensor("metric", metric(*tables, **options)).double().cpu()
     statistic: Callable[[np.ndarray], float]
     if resample == "targets":
@@ -427,15 +457,74 @@ def bootstrap(
     return Interval(float(values.mean()), low, high, level)
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
+# What the functions above lie between, and what the dimensions of their two tables are.
+_METRICS: dict[Callable[..., Any], tuple[tuple[float, float], _Dims, _Dims]] = {
+    lds: ((-1.0, 1.0), _SCORES, _SCORES),
+    noise_ceiling: ((-1.0, 1.0), _SCORES, _SCORES),
+    loo_correlation: ((-1.0, 1.0), _ATTRIBUTIONS, _ATTRIBUTIONS),
+    residual_error: ((0.0, math.inf), _SCORES, _SCORES),
+    relative_error: ((0.0, math.inf), _SCORES, _SCORES),
+    retrain_noise: ((0.0, math.inf), _MASKS, _SCORES),
+    mislabel_auc: ((0.0, 1.0), _ATTRIBUTIONS, ("task",)),
+}
+
+
+def _checked_level(level: object) -> float:
+    number = check_real("level", level)
+    if not 0 < number < 1:
         remedy = "Pass 0.95 for a 95 % interval."
         raise ValueError(message("level", "strictly between 0 and 1", str(level), remedy))
+    return number
 
 
-def _aligned(arrays: tuple[ArrayLike, ...], minimum_rows: int) -> list[Tensor]:
-    """The arrays as tensors with equally many rows."""
-    tables = [as_tensor("arrays", array) for array in arrays]
+def _bounds(metric: Callable[..., Any], given: tuple[float, float] | None) -> tuple[float, float]:
+    """The least and the largest value of a metric."""
+    if given is None:
+        metric = getattr(metric, "func", metric)  # of functools.partial
+        return _METRICS[metric][0] if metric in _METRICS else (-math.inf, math.inf)
+    low, high = (check_real("bounds", end) for end in given)
+    if not -math.inf < low < high:
+        remedy = "Pass (-1, 1) for a correlation, (0, math.inf) for an error."
+        raise ValueError(message("bounds", "two ascending numbers", str(given), remedy))
+    return low, high
+
+
+def _ends(estimate: float, width: float, low: float, high: float) -> tuple[float, float]:
+    """An interval of half ``width`` within the bounds of the metric, see :func:`jackknife`."""
+    if math.isinf(low):
+        return estimate - width, estimate + width
+    if width == 0 or not low < estimate < high:
+        return estimate, estimate
+    if math.isinf(high):
+        factor = math.exp(min(width / (estimate - low), 700.0))
+        return low + (estimate - low) / factor, low + (estimate - low) * factor
+    half, middle = (high - low) / 2, (high + low) / 2
+    scaled = (estimate - middle) / half
+    z, error = math.atanh(scaled), width / half / (1 - scaled**2)
+    return middle + half * math.tanh(z - error), middle + half * math.tanh(z + error)
+
+
+def _aligned(
+    metric: Callable[..., Any],
+    arrays: tuple[ArrayLike, ...],
+    options: dict[str, Any],
+    minimum_rows: int,
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """The arrays as tensors with the same rows, and options in the order of their columns."""
+    names = [f"arrays[{number}]" for number in range(len(arrays))]
+    metric = getattr(metric, "func", metric)
+    dims: list[_Dims] = []
+    if metric in _METRICS and len(arrays) == 2:
+        dims = list(_METRICS[metric][1:])
+    else:  # columns of the same names are the same, as far as anything is known
+        for name, array in zip(names, arrays, strict=True):
+            columns = sorted(str(column) for column in names_along(array, 1) or [name])
+            dims.append(("row", f"column of {columns}"))
+    along = {name: (array, *dim) for name, array, dim in zip(names, arrays, dims, strict=True)}
+    of_columns = {key: value for key, value in options.items() if table_library(value)}
+    values = aligned(along | {key: (value, "target") for key, value in of_columns.items()})
+    tables = [as_tensor("arrays", array) for array in values[: len(along)]]
+    options = options | dict(zip(of_columns, values[len(along) :], strict=True))
     if not tables or len({table.shape[:1] for table in tables}) != 1:
         found = ", ".join(shape_text(table) for table in tables) or "none"
         remedy = "They are resampled together."
@@ -444,7 +533,7 @@ def _aligned(arrays: tuple[ArrayLike, ...], minimum_rows: int) -> list[Tensor]:
         found = shape_text(tables[0])
         remedy = "An interval needs a sample."
         raise ValueError(message("arrays", f"{minimum_rows} rows or longer", found, remedy))
-    return tables
+    return tables, options
 
 
 def _mean(sample: np.ndarray) -> float:
@@ -482,25 +571,25 @@ def _mean_of_rows(
     return statistic
 
 
-def _table(name: str, value: ArrayLike, meaning: str) -> Tensor:
-    """A finite float64 table; one dimension is one column."""
+def _table(name: str, value: ArrayLike, dims: _Dims) -> Tensor:
+    """A finite table in its own dtype; one dimension is one column."""
     tensor = as_tensor(name, value)
     if tensor.ndim == 1:
         tensor = tensor[:, None]
-    check_ndim(name, tensor, 2, meaning)
+    rows = {"subset": "l", "task": "n"}[dims[0]]
+    check_ndim(name, tensor, 2, f"({rows}, t): {dims[0]}s by targets")
     check_finite(name, tensor)
-    return tensor.double()
+    return tensor
 
 
 def _pair(
-    names: tuple[str, str],
-    values: tuple[ArrayLike, ArrayLike],
-    meaning: str,
-    minimum_rows: int = 2,
-) -> tuple[Tensor, Tensor]:
-    """Two tables of one shape, on the device of the first."""
-    first = _table(names[0], values[0], meaning)
-    second = _table(names[1], values[1], meaning).to(first.device)
+    tables: dict[str, ArrayLike], dims: _Dims, minimum_rows: int = 2
+) -> tuple[Tensor, Tensor, ArrayLike]:
+    """Two tables of one shape and order, on the device of the first, and the first as it came."""
+    names = list(tables)
+    values = aligned({name: (value, *dims) for name, value in tables.items()})
+    first = _table(names[0], values[0], dims)
+    second = _table(names[1], values[1], dims).to(first.device)
     if first.shape != second.shape:
         expected = f"of {shape_text(first)} like `{names[0]}`"
         remedy = "Rows and columns of both must match one to one."
@@ -508,13 +597,12 @@ def _pair(
     if len(first) < minimum_rows:
         remedy = "Hold out more."
         raise ValueError(message(names[0], f"{minimum_rows} rows or more", str(len(first)), remedy))
-    return first, second
+    return first, second, values[0]
 
 
-def _baseline(value: ArrayLike, true: Tensor) -> Tensor:
-    baseline = (
-        torch.tensor(value) if isinstance(value, (int, float)) else as_tensor("baseline", value)
-    )
+def _baseline(value: ArrayLike, true: Tensor, like: ArrayLike) -> Tensor:
+    tables = {"true_scores": (like, *_SCORES), "baseline": (value, "target")}
+    baseline = as_tensor("baseline", aligned(tables)[1])
     if baseline.ndim and baseline.shape != true.shape[1:]:
         expected = f"one number or of shape ({true.shape[1]},)"
         remedy = "Give one score per target."
@@ -523,12 +611,8 @@ def _baseline(value: ArrayLike, true: Tensor) -> Tensor:
     return baseline.to(true)
 
 
-def _is_constant(table: Tensor) -> Tensor:
-    return table.amax(dim=0) == table.amin(dim=0)
-
-
 def _check_varying(name: str, table: Tensor, remedy: str) -> None:
-    columns = _is_constant(table).nonzero()[:, 0].tolist()
+    columns = is_constant(table).nonzero()[:, 0].tolist()
     if columns:
         found = f"{len(columns)} constant columns, the first {columns[0]}"
         raise ValueError(message(name, "varying in every column", found, remedy))

@@ -1,21 +1,20 @@
 """Features of samples in memory or in a folder on disk, which an interrupted run can go on with.
 
 A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy files;
-``meta.json``, what the features are of; and ``progress.json``, how many rows are done. Rows reach
-the disk before they are counted, and the count is replaced in one step, so whenever a run is
-killed, the counted rows are whole and the next run goes on behind them.
+``meta.json``, what the features are of (:mod:`ksm_ext.identity`); and ``progress.json``, how many
+rows are done. Rows reach the disk before they are counted, and the count is replaced in one step,
+so whenever a run is killed, the counted rows are whole and the next run goes on behind them.
 
 Several processes fill one folder together, each its own part of the rows, which it counts in a file
 of its own, such as ``progress_0_of_2.json``. What they end with is what one process would write.
 """
 
-import hashlib
 import json
 import math
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,12 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from ksm_ext.checks import message
-from ksm_ext.files import write_whole
+from ksm_ext.files import checked_path, write_whole
+from ksm_ext.identity import differences
 
-FORMAT = "ksm_ext.features.1"
+FORMAT = "ksm_ext.features.2"
+# The first form has the same arrays, but says too little of what they are of to go on with it.
+READABLE = (FORMAT, "ksm_ext.features.1")
 
 # What NumPy raises at the header of a file that is no array, or not a whole one.
 _NO_ARRAY = (
@@ -46,10 +48,13 @@ class Features:
     Attributes:
         values: (b,) float32 or float64. The output of each sample at the model's parameters.
         gradients: (b, k), same dtype. Its projected gradient φ; k is p without a projection.
+        unidentified: Of features in a store: what they depend on and could have changed without
+            being noticed, such as ``"output.closure.lock (_thread.lock)"``.
     """
 
     values: Tensor
     gradients: Tensor
+    unidentified: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -68,13 +73,13 @@ def load_features(path: Any) -> Features:
         FileNotFoundError: If there is no such folder, or no features in it.
         ValueError: If the features are incomplete or damaged.
     """
-    path = Path(path)
+    path = checked_path("path", path)
     if not (path / "meta.json").is_file():
         found = f"{path} without meta.json"
         remedy = "Check where the features were collected."
         raise FileNotFoundError(message("path", "a folder of features", found, remedy))
     meta = _read_json(path / "meta.json")
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in READABLE:
         found = f"{path} with format {meta.get('format')!r}"
         remedy = f"This version reads format {FORMAT!r}."
         raise ValueError(message("path", "a folder of features", found, remedy))
@@ -84,7 +89,11 @@ def load_features(path: Any) -> Features:
         found = f"{path} with {done} of {meta['num_samples']} samples"
         remedy = "Collect the features again with the same arguments: the run goes on from there."
         raise ValueError(message("path", "a complete folder of features", found, remedy))
-    return Features(*(_mapped(path / name, *layout) for name, layout in _arrays(meta).items()))
+    values, gradients = (_mapped(path / name, *layout) for name, layout in _arrays(meta).items())
+    unidentified = meta.get("unidentified", [])
+    if not isinstance(unidentified, list):
+        raise ValueError(_damaged(path / "meta.json", f"unidentified = {unidentified!r}"))
+    return Features(values, gradients, tuple(map(str, unidentified)))
 
 
 class FeatureStore:
@@ -137,7 +146,8 @@ class FeatureStore:
             RuntimeError: If another process writes to the folder.
             OSError: If the folder cannot be written to.
         """
-        path, meta = Path(path), json.loads(json.dumps({"format": FORMAT, **meta}))
+        path = checked_path("store", path)
+        meta = json.loads(json.dumps({"format": FORMAT, **meta}))
         rows = range(meta["num_samples"]) if rows is None else rows
         suffix = "" if part[1] == 1 else f"_{part[0]}_of_{part[1]}"
         progress = f"progress{suffix}.json"
@@ -166,6 +176,14 @@ class FeatureStore:
                 files.append((file, offset))
             yield cls(path, meta, rows, progress, files)
 
+    def read(self, rows: Sequence[int]) -> Features:
+        """Some of the rows that are done."""
+        values, gradients = (
+            _mapped(self.path / name, *layout)[rows]
+            for name, layout in zip(("values.npy", "gradients.npy"), self._arrays, strict=True)
+        )
+        return Features(values, gradients)
+
     def append(self, *blocks: Tensor) -> None:
         """Write the next rows, and return when they are safe on disk.
 
@@ -192,15 +210,6 @@ class FeatureStore:
         done = self.num_done + len(blocks[0])
         write_whole(self.path / self._progress, json.dumps({"num_done": done}).encode())
         self.num_done = done
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of names, shapes, dtypes and every bit of the values, whatever the device."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _arrays(meta: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -255,15 +264,16 @@ def _check_writers(path: Path, number: int) -> None:
             raise ValueError(message("store", f"a folder begun by {by}", found, remedy))
 
 
-def _check_same(path: Path, meta: Any, stored: Any, field: str = "") -> None:
-    """Raise ``ValueError`` naming the first field in which the folder's features differ."""
-    if isinstance(meta, dict) and isinstance(stored, dict):
-        for name in dict.fromkeys([*meta, *stored]):
-            inner = f"{field}.{name}" if field else name
-            _check_same(path, meta.get(name), stored.get(name), inner)
-    elif meta != stored:
-        found = f"{field} = {meta!r} where {path} has {stored!r}"
-        remedy = "Run it with the same arguments and data, or choose another folder."
+def _check_same(path: Path, meta: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` naming the fields in which the folder's features differ."""
+    if other := differences(meta, stored):
+        (field, *values), *more = other
+        value, kept = (text if len(text) < 100 else f"{text[:90]}…" for text in map(repr, values))
+        also = f" (also {', '.join(name for name, *_ in more[:3])}{', …' * (len(more) > 3)})"
+        found = f"{field} = {value} where {path} has {kept}{also * bool(more)}"
+        remedy = (
+            "Run it with the same arguments and data, choose another folder, or delete this one."
+        )
         raise ValueError(message("store", "a folder of the same features", found, remedy))
 
 

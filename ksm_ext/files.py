@@ -1,8 +1,10 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ksm_ext.checks import message
 
@@ -10,19 +12,40 @@ from ksm_ext.checks import message
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, flush it to disk, then rename it into place.
 
+    Where ``path`` is a symbolic link, the file that it points to is written, and the link stays.
+
     Raises:
         OSError: With the path and the cause; nothing is left behind and an old file stays.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        if target.is_symlink():  # one that leads back to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        partial.replace(target)
     except OSError as error:
         with suppress(OSError):  # a read-only folder has nothing of ours in it
             partial.unlink(missing_ok=True)
         remedy = "Free some space or choose another path; nothing was changed."
         text = message("path", "writable", f"{path}: {error.strerror}", remedy)
         raise OSError(error.errno, text) from error
+
+
+def checked_path(name: str, path: Any) -> Path:
+    """``path`` as a path.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it is empty, which is the current folder to some and no file to others.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        remedy = "Pass text or a pathlib.Path."
+        raise TypeError(message(name, "a path", type(path).__name__, remedy))
+    if os.fspath(path) == "":
+        remedy = "Pass a name, or None to keep nothing on disk."
+        raise ValueError(message(name, "a path", "an empty text", remedy))
+    return Path(path)

@@ -12,8 +12,7 @@ matrix of the data. A sample's feature is its own: the same up to rounding whate
 Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
 """
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -27,10 +26,21 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from ksm_ext.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader, witnesses
+from ksm_ext.batches import (
+    Batch,
+    as_batch,
+    chunks,
+    content_digests,
+    each,
+    num_rows,
+    ordered_loader,
+    witnesses,
+)
 from ksm_ext.checks import check_positive_int, message, shape_text
-from ksm_ext.distributed import Group, check_same, gathered, place, shard, wait
-from ksm_ext.features import Features, FeatureStore, fingerprint, load_features
+from ksm_ext.distributed import Group, check_same, first, gathered, place, shard, wait
+from ksm_ext.features import Features, FeatureStore, load_features
+from ksm_ext.files import checked_path
+from ksm_ext.identity import fingerprint, identify
 from ksm_ext.outputs import Output
 from ksm_ext.outputs import cross_entropy as cross_entropy
 from ksm_ext.outputs import log_odds as log_odds
@@ -220,7 +230,10 @@ def collect_features(
         parameters: Which to differentiate by, see :func:`parameter_names`.
         store: A folder to write to, see :mod:`ksm_ext.features`. A run that was interrupted goes
             on where it was and ends with the same bits as one that was not (on CUDA, under
-            ``torch.use_deterministic_algorithms``). None: in memory.
+            ``torch.use_deterministic_algorithms``). It is refused if anything has changed that
+            decides the features (:mod:`ksm_ext.identity`): for that all data are read and hashed
+            first, and five of the rows that are done are computed again, to within rounding. None:
+            in memory.
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
             have 32 MiB of gradients (256 MiB on a GPU), at most 64.
         vectorize: See :func:`per_sample_gradients`.
@@ -241,6 +254,9 @@ def collect_features(
         RuntimeError: If another process writes to the store, or the model cannot be vectorised.
         OSError: If the store cannot be written to; what was done before is kept.
     """
+    import ksm_ext  # not above: the package imports this module
+
+    store = None if store is None else checked_path("store", store)
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     device = next(iter(weights.values())).device
@@ -249,7 +265,7 @@ def collect_features(
         bytes_each = sum(weight.nbytes for weight in weights.values())
         budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
         batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
-    check_positive_int("batch_size", batch_size)
+    batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
     num_samples = len(loader.dataset)  # type: ignore[arg-type]
     dim = num_parameters if projector is None else projector.dim
@@ -259,44 +275,52 @@ def collect_features(
     rank, num_ranks = place(group)
     rows = shard(num_samples, group, batch_size)
 
+    def features_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values (rows,) and features (rows, k)."""
+        values, gradients = per_sample_gradients(
+            model, output, batch, parameters=names, vectorize=vectorize
+        )
+        return values.to(dtype), _projected(gradients, projector, dtype)
+
     def blocks(num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Values (rows,) and features (rows, k) of this rank's samples, without the first ones."""
+        """Those of this rank's samples, without the first ones."""
         done = rows.start + num_done
         hidden = not progress or rank > 0
         with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
             for chunk in chunks(loader, batch_size, done, rows.stop):
-                values, gradients = per_sample_gradients(
-                    model, output, chunk, parameters=names, vectorize=vectorize
-                )
-                features = _projected(gradients, projector, dtype)
+                values, features = features_of(chunk)
                 _check_rows(values, features, done)
-                yield values.to(dtype), features
+                yield values, features
                 done += len(values)
                 bar.update(len(values))
 
     if store is None and num_ranks == 1:
         return _in_memory(blocks(0), num_samples, dim, dtype, device)
-    import ksm_ext  # not above: the package imports this module
-
-    meta = {
+    facts = {
         "version": ksm_ext.__version__,
         "num_samples": num_samples,
         "dim": dim,
         "dtype": str(dtype).removeprefix("torch."),
-        "output": getattr(output, "__qualname__", type(output).__qualname__),
-        "projector": _described(projector),
         "parameters": {name: list(weight.shape) for name, weight in weights.items()},
         "model": fingerprint([*model.named_parameters(), *model.named_buffers()]),
-        "data": fingerprint(witnesses(loader)),
+        "precision": _precision(device),
         "batch_size": batch_size,
         "vectorize": vectorize,
     }
-    check_same({**meta, "store": None if store is None else str(store)}, group)
+    seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
+    check_same({**facts, **seen}, group)
     if store is None:
         own = _in_memory(blocks(0), len(rows), dim, dtype, device)
         tables = (own.values, own.gradients)
-        return Features(*(gathered(table, num_samples, group, batch_size) for table in tables))
-    with _shared_store(store, meta, rows, group) as file:
+        values, gradients = (gathered(x, num_samples, group, batch_size) for x in tables)
+        return Features(values, gradients)
+    # Of one rank: in others, functions may well refer to another device, or log to another file.
+    facts |= first(identify(output=output, projector=projector, network=model), group)
+    digests, samples = content_digests(loader, batch_size, rows, _some(rows), progress and not rank)
+    digests = gathered(digests, -(-num_samples // batch_size), group)
+    facts["data"] = fingerprint([("blocks", digests)])
+    with _shared_store(store, facts, rows, group) as file:
+        _check_stored(file, samples, features_of, _tolerance(model, device), group)
         if file.num_done < len(rows):
             for block in blocks(file.num_done):
                 file.append(*block)
@@ -319,6 +343,71 @@ def _in_memory(
         rows = slice(start, start := start + len(block[0]))
         values[rows], gradients[rows] = block
     return Features(values, gradients)
+
+
+def _some(rows: range) -> list[int]:
+    """The first and the last row, and three others, the same ones in every run."""
+    if len(rows) <= 5:
+        return list(rows)
+    inner = torch.randperm(len(rows) - 2, generator=torch.Generator().manual_seed(0))[:3]
+    return [rows[0], *(rows[1 + int(row)] for row in inner), rows[-1]]
+
+
+def _check_stored(
+    file: FeatureStore,
+    samples: Mapping[int, Batch],
+    features_of: Callable[[Batch], tuple[Tensor, Tensor]],
+    tolerance: float,
+    group: Group,
+) -> None:
+    """Raise ``ValueError`` on every rank if some rows that are done are not what they would be now.
+
+    This finds what has no identity, such as a compiled function, where it changes the features by
+    more than rounding in another batch or on another device does.
+    """
+    done = [row for row in samples if row < file.rows.start + file.num_done]
+    worst = torch.zeros(1, 2, dtype=torch.float64)  # the largest difference, and its row
+    if done:
+        stored = file.read(done)
+        pairs = [features_of(samples[row]) for row in done]
+        fresh = [torch.cat(parts) for parts in zip(*pairs, strict=True)]
+        for table, again in zip((stored.values[:, None], stored.gradients), fresh, strict=True):
+            again = again.reshape(table.shape).to(table)
+            scale = torch.maximum(table.norm(dim=1).max(), again.norm(dim=1).max())
+            difference = (table - again).norm(dim=1) / scale.clamp(
+                min=torch.finfo(scale.dtype).tiny
+            )
+            largest = difference.argmax()
+            if not float(difference[largest]) <= max(tolerance, float(worst[0, 0])):
+                worst[0] = torch.tensor([float(difference[largest]), done[int(largest)]])
+    found = gathered(worst, place(group)[1], group)
+    bad = found[~(found[:, 0] <= tolerance)]
+    if len(bad):
+        share, row = bad[0].tolist()
+        text = f"{file.path}, whose sample {int(row)} is now another by {share:.2g} of the largest"
+        remedy = (
+            "Something changed that has no identity, or the rows are damaged, or differ in every "
+            "run: choose another folder, or delete this one."
+        )
+        raise ValueError(message("store", "a folder of the same features", text, remedy))
+
+
+def _tolerance(model: nn.Module, device: torch.device) -> float:
+    """How far features differ from one batch or device to another, of the largest: generously."""
+    dtypes = {weight.dtype for weight in model.parameters()}
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return 1e-6 if coarsest < 1e-12 else 1e-2 if coarsest < 1e-6 else 0.2
+
+
+def _precision(device: torch.device) -> dict[str, str | None]:
+    """Settings of PyTorch that decide how products are rounded."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return {
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "autocast": str(torch.get_autocast_dtype(device.type)) if enabled else None,
+    }
 
 
 @contextmanager
@@ -370,15 +459,6 @@ def _projected(
         projector(block, offset=offset, out=features)
         offset += block.shape[1]
     return features
-
-
-def _described(projector: Any) -> Any:
-    """The projector's fields, as JSON can hold them."""
-    if not dataclasses.is_dataclass(projector):
-        return None if projector is None else repr(projector)
-    fields = {f.name: getattr(projector, f.name) for f in dataclasses.fields(projector)}
-    plain = (bool, int, float, str, type(None))
-    return {name: x if isinstance(x, plain) else repr(x) for name, x in fields.items()}
 
 
 def _check_rows(values: Tensor, features: Tensor, start: int) -> None:

@@ -82,15 +82,15 @@ class CurvatureOperator:
         self._model, self._loss, self._kind = model, _loss(loss), kind
         self._progress = progress
         if vectors_per_pass is not None:
-            check_positive_int("vectors_per_pass", vectors_per_pass)
+            vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
         some = self._weights[names[0]]
         _check_one_dtype(self._weights)
         self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
         num_parameters = sum(weight.numel() for weight in self._weights.values())
         self.shape = (num_parameters, num_parameters)
         self.dtype, self.device = some.dtype, some.device
-        self.batch_size = MAX_SAMPLES if batch_size is None else batch_size
-        check_positive_int("batch_size", self.batch_size)
+        batch_size = MAX_SAMPLES if batch_size is None else batch_size
+        self.batch_size = check_positive_int("batch_size", batch_size)
         loader = ordered_loader(data, self.batch_size)
         # An operator is applied many times: its samples are kept as they will be used.
         self._batches = [

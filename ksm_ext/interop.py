@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.subsets import as_masks
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -58,6 +58,7 @@ def scores_of_game(game: Any, masks: ArrayLike) -> Any:
         TypeError: If ``game`` cannot be called, or answers no numbers.
         ValueError: If it has other than n players, or answers other than m values.
     """
+    (masks,) = aligned({"masks": (masks, "subset", "task")})
     table = as_masks("masks", masks)
     value = game if callable(game) else getattr(game, "value_function", None)
     if value is None:
@@ -136,5 +137,7 @@ def to_interaction_values(
         n_players=n,
         estimated=True,
         estimation_budget=len(surrogate.masks),
-        baseline_value=float(of_target(surrogate.predict(np.zeros((1, n), bool)), 1)[0]),
+        baseline_value=float(
+            of_target(surrogate.predict(np.zeros((1, n), bool), observed=True), 1)[0]
+        ),
     )

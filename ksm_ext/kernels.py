@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.checks import message
+from ksm_ext.checks import check_real, message
 from ksm_ext.masks import Masks
 
 _MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
@@ -52,6 +52,7 @@ class Kernel(ABC):
     """A positive semi-definite function of two subsets."""
 
     name: ClassVar[str]
+    __array_ufunc__ = None  # a NumPy number times a kernel is the kernel's to answer
 
     @abstractmethod
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
@@ -171,11 +172,14 @@ class Polynomial(Kernel):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if self.degree < 1 or self.degree != int(self.degree):
+        degree = check_real("degree", self.degree)
+        if not 1 <= degree < math.inf or degree != int(degree):
             found, remedy = str(self.degree), "Use 2 or 3 for pairs or triples."
             raise ValueError(message("degree", "a whole number of at least 1", found, remedy))
-        _check_positive("gamma", self.gamma)
-        if not self.coef0 >= 0:
+        _set(self, "degree", int(degree))
+        _set(self, "gamma", _positive("gamma", self.gamma))
+        _set(self, "coef0", check_real("coef0", self.coef0))
+        if not 0 <= self.coef0 < math.inf:
             remedy = "A negative one is not positive semi-definite."
             raise ValueError(message("coef0", "at least 0", str(self.coef0), remedy))
 
@@ -211,7 +215,7 @@ class ANOVA2(Kernel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _check_positive("pair_weight", self.pair_weight)
+        _set(self, "pair_weight", _positive("pair_weight", self.pair_weight))
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """``e_2 = (e_1^2 - sum_i x_i^2 y_i^2) / 2``."""
@@ -242,7 +246,7 @@ class _Radial(Kernel):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _check_positive("gamma", self.gamma)
+        _set(self, "gamma", _positive("gamma", self.gamma))
 
     @abstractmethod
     def typical_distance(self, masks: Masks) -> float:
@@ -353,8 +357,8 @@ class Sum(Kernel):
         """Check the weights."""
         if not self.terms:
             raise ValueError(message("terms", "at least one kernel", "none", "Name one."))
-        for weight, _ in self.terms:
-            _check_positive("weight", weight)
+        terms = tuple((_positive("weight", weight), kernel) for weight, kernel in self.terms)
+        _set(self, "terms", terms)
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """The weighted sum."""
@@ -409,6 +413,28 @@ class Sum(Kernel):
         return [(_given("weight", weight), kernel) for weight, kernel in self.terms]
 
 
+@dataclass(frozen=True)
+class Identity(Kernel):
+    """1 where both subsets are the same, else 0: what is peculiar to a subset.
+
+    The product kernel ``r^h`` with r = 0. Not searched: the ridge is the amount of it in the fit.
+    """
+
+    name: ClassVar[str] = "identity"
+
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether rows are equal."""
+        return (torch.cdist(x, y, p=math.inf) == 0).to(torch.float64)
+
+    def hamming_values(self, h: Tensor) -> Tensor:
+        """1 at 0."""
+        return (h == 0).to(torch.float64)
+
+    def decays(self) -> Decays:
+        """One, of infinite rate."""
+        return [(1.0, math.inf)]
+
+
 KERNELS: dict[str, type[Kernel]] = {
     kind.name: kind for kind in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
 }
@@ -430,6 +456,25 @@ def by_name(name: str) -> Kernel:
     return parts[0] if len(parts) == 1 else Sum(tuple((None, kernel) for kernel in parts))
 
 
+def as_kernel(kind: object) -> Kernel:
+    """A kernel from itself, its class or its name.
+
+    Raises:
+        TypeError: If ``kind`` is none of these.
+        ValueError: If it is a name of no kernel.
+    """
+    if isinstance(kind, str):
+        return by_name(kind)
+    if isinstance(kind, type) and issubclass(kind, Kernel):
+        if kind in KERNELS.values():
+            return kind()
+    elif isinstance(kind, Kernel):
+        return kind
+    found = kind.__name__ if isinstance(kind, type) else type(kind).__name__
+    remedy = "Pass a name such as 'rbf', or an object such as ksm_ext.RBF()."
+    raise TypeError(message("kernel", "a name or a kernel", found, remedy))
+
+
 def from_description(description: dict[str, Any]) -> Kernel:
     """Inverse of :meth:`Kernel.describe`."""
     parameters = dict(description)
@@ -449,10 +494,20 @@ def _given(name: str, value: float | None) -> float:
     return value
 
 
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        remedy = "Leave it out to have it searched."
+def _positive(name: str, value: object) -> float | None:
+    """``value`` as Python's own float, which files can hold; None is left to be searched."""
+    if value is None:
+        return None
+    remedy = "Leave it out to have it searched."
+    number = check_real(name, value, "positive and finite", remedy)
+    if not 0 < number < math.inf:
         raise ValueError(message(name, "positive and finite", str(value), remedy))
+    return number
+
+
+def _set(kernel: Kernel, parameter: str, value: object) -> None:
+    """Replace a parameter of a kernel that is being made, and frozen afterwards."""
+    object.__setattr__(kernel, parameter, value)
 
 
 def _fill(kernel: Any, parameter: str, values: Sequence[float]) -> list[Kernel]:

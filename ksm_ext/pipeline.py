@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ksm_ext.arrays import ArrayLike
+from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import check_choice, message
 from ksm_ext.outputs import Output, log_odds
 from ksm_ext.projection import Projector
@@ -32,6 +32,7 @@ class TaskAttributions:
         std: (n, t). Posterior standard deviation given the estimated scores, or None where the
             surrogate has none (lasso). The error of the estimates themselves is not in it.
         masks: (m, n) bool. The subsets.
+        exhaustive: Whether these are all subsets of their sizes, fewer than were asked for.
         scores: (m, t). Their estimated scores.
         estimator: For the scores of other subsets.
         surrogate: For predictions, interactions, reports and files.
@@ -40,9 +41,16 @@ class TaskAttributions:
     values: Tensor
     std: Tensor | None
     masks: Tensor
+    exhaustive: bool
     scores: Tensor
     estimator: GradientEstimator
     surrogate: Surrogate
+
+    def __str__(self) -> str:
+        """One line: sizes, and whether there were no more subsets."""
+        n, t = self.values.shape
+        text = f"Attributions of {n} tasks to {t} targets from {len(self.masks)} subsets"
+        return f"{text}, all there are of their sizes" if self.exhaustive else text
 
 
 def attribute_tasks(
@@ -73,7 +81,8 @@ def attribute_tasks(
         targets: Data sets by name, or one; their mean losses are the scores.
         readout: ``"loo"`` at the full set, ``"shapley"`` or ``"banzhaf"``.
         num_subsets: m, drawn with every size from n / 2 to n - 1 equally often: the estimate
-            holds near the model it expands, which has seen all tasks.
+            holds near the model it expands, which has seen all tasks. Up to ten tasks there are
+            fewer than 1000 such subsets: then all of them (``exhaustive`` says so).
         masks: (m, n) bool. Subsets to use instead.
         seed: Of the subsets.
         retrained: Masks and scores of a few really retrained subsets, to calibrate with.
@@ -91,7 +100,8 @@ def attribute_tasks(
         Attributions (n, t) with the estimator and the surrogate behind them.
 
     Raises:
-        ValueError: If there are fewer than two tasks, or an argument is out of its range.
+        ValueError: If there are fewer than two tasks, an argument is out of its range, or names of
+            tasks or targets do not match those of ``masks`` or ``retrained``.
     """
     check_choice("readout", readout, READOUTS)
     n = len(tasks)
@@ -107,13 +117,20 @@ def attribute_tasks(
         ridge=ridge,
         store=store,
         progress=progress,
+        task_names=task_names,
         **options,
-    ).fit()
+    )
+    exhaustive = False
+    if masks is None:
+        sizes = range(max(1, n // 2), max(n, 3))  # of two tasks the pair too: a fit takes three
+        masks = mixed_sizes(n, num_subsets, sizes, seed=seed, allow_fewer=True)
+        exhaustive = len(masks) < num_subsets
+    else:
+        known = {"task": estimator.task_names}
+        (masks,) = aligned({"masks": (masks, "subset", "task")}, known)
+    estimator.fit()
     if retrained is not None:
         estimator.calibrate(*retrained)
-    if masks is None:
-        sizes = range(max(1, n // 2), n)
-        masks = mixed_sizes(n, num_subsets, sizes, seed=seed)
     scores = estimator.scores(masks)
     surrogate = fit_surrogate(
         masks,
@@ -127,4 +144,4 @@ def attribute_tasks(
         values, std = surrogate.attribute(readout, return_std=True)
     else:
         values = surrogate.attribute(readout)
-    return TaskAttributions(values, std, masks, scores, estimator, surrogate)
+    return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
 from ksm_ext.evaluation import lds, residual_error
 
@@ -58,14 +58,17 @@ def attribution_bars(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    tables = {"attributions": (attributions, "task"), "std": (std, "task")}
+    attributions, std = aligned(tables)
     tau = _finite("attributions", attributions, 1, "(n,): one attribution per task").numpy()
     labels = _task_names(names, attributions, len(tau))
     order = np.argsort(tau, kind="stable")
     if top is not None:
-        check_positive_int("top", top)
+        top = check_positive_int("top", top)
         largest = np.argsort(-np.abs(tau), kind="stable")[:top]
         order = order[np.isin(order, largest)]
-    widths = None if std is None else _interval_widths(std, level, len(tau))[order]
+    meaning = "(n,): one standard deviation per task"
+    widths = None if std is None else _interval_widths(std, level, tau.shape, meaning)[order]
     axes = _axes(ax, (5.2, 0.9 + 0.24 * len(order)))
     rows = np.arange(len(order))
     colours = [_BLUE if tau[task] >= 0 else _ORANGE for task in order]
@@ -91,6 +94,8 @@ def interaction_heatmap(
     interactions: ArrayLike,
     names: Sequence[str] | None = None,
     *,
+    std: ArrayLike | None = None,
+    level: float = 0.95,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Matrix of pairwise interactions, with white at zero and symmetric colours about it.
@@ -98,32 +103,41 @@ def interaction_heatmap(
     Args:
         interactions: (n, n) float. The diagonal, which is no pair, is left blank and sets no scale.
         names: n task names; else those of the rows, else numbers.
+        std: (n, n) float. Standard deviations; pairs whose central normal interval includes zero
+            are left blank too.
+        level: Coverage of the intervals, strictly between 0 and 1.
         ax: Where to draw.
 
     Returns:
         The axes, with a colour bar beside it. Up to 12 tasks the numbers are written in the cells.
 
     Raises:
-        ValueError: If the matrix is not square or not finite.
+        ValueError: If the matrix is not square or not finite, or ``std`` does not fit.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    interactions, std = aligned(
+        {"interactions": (interactions, "task", "other"), "std": (std, "task", "other")}
+    )
     table = _finite("interactions", interactions, 2, "(n, n): tasks by tasks")
     num_tasks = len(table)
     if table.shape[1] != num_tasks:
         remedy = "Give one row and one column per task."
         raise ValueError(message("interactions", "square", shape_text(table), remedy))
     labels = _task_names(names, interactions, num_tasks)
-    off_diagonal = ~torch.eye(num_tasks, dtype=torch.bool)
-    limit = float(table[off_diagonal].abs().max()) if num_tasks > 1 else 0.0
+    drawn = ~torch.eye(num_tasks, dtype=torch.bool)
+    if std is not None:
+        half = _interval_widths(std, level, table.shape, "(n, n): tasks by tasks")
+        drawn &= table.abs() > torch.from_numpy(half)
+    limit = float(table[drawn].abs().max()) if drawn.any() else 0.0
     limit = limit or 1.0  # all zero: any scale will do, but it must not be empty
     side = min(9.0, 2.2 + 0.34 * num_tasks)
     axes = _axes(ax, (side + 0.8, side))
-    values = np.ma.masked_array(table.numpy(), mask=~off_diagonal.numpy())
-    axes.set_facecolor(_BLANK)  # seen on the diagonal only
+    values = np.ma.masked_array(table.numpy(), mask=~drawn.numpy())
+    axes.set_facecolor(_BLANK)  # seen where nothing is drawn
     image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
     if num_tasks <= _LABELLED_CELLS:
         decimals = max(0, 1 - math.floor(math.log10(limit)))  # two digits of the largest
-        for row, column in off_diagonal.nonzero().tolist():
+        for row, column in drawn.nonzero().tolist():
             value = float(table[row, column])
             colour = "white" if abs(value) > 0.6 * limit else _INK
             text = f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
@@ -152,7 +166,9 @@ def predicted_against_true(
     """Scatter of predicted over true scores, with the line on which both agree.
 
     The title carries the mean over targets of :func:`ksm_ext.evaluation.lds` (constant truths count
-    as 0) and the pooled :func:`ksm_ext.evaluation.residual_error`.
+    as 0) and the pooled :func:`ksm_ext.evaluation.residual_error`. Draw held-out subsets: where
+    nothing is predicted, leave-one-out predictions are anticorrelated with the scores by
+    construction.
 
     Args:
         true_scores: (l, t) or (l,) float.
@@ -166,6 +182,12 @@ def predicted_against_true(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    true_scores, predicted_scores = aligned(
+        {
+            "true_scores": (true_scores, "subset", "target"),
+            "predicted_scores": (predicted_scores, "subset", "target"),
+        }
+    )
     true = as_tensor("true_scores", true_scores).cpu().double()
     predicted = as_tensor("predicted_scores", predicted_scores).cpu().double()
     rank = float(lds(true, predicted, constant="zero").mean())
@@ -214,7 +236,7 @@ def walsh_spectrum(
         )
     labels = [str(order + 1) for order in range(len(values))]
     if max_order is not None and max_order < len(values):
-        check_positive_int("max_order", max_order)
+        max_order = check_positive_int("max_order", max_order)
         values = np.append(values[:max_order], values[max_order:].sum())
         labels = [*labels[:max_order], f"\N{GREATER-THAN OR EQUAL TO}{max_order + 1}"]
     axes = _axes(ax, (1.6 + 0.5 * len(values), 2.8))
@@ -256,6 +278,13 @@ def learning_curve(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    tables = {"num_subsets": num_subsets, "mean": mean, "low": low, "high": high}
+    num_subsets, mean, low, high = aligned(
+        {
+            name: (value, "curve", "point")[:: 1 if len(getattr(value, "shape", ())) == 2 else 2]
+            for name, value in tables.items()
+        }
+    )
     x = _finite("num_subsets", num_subsets, 1, "(r,): one number per point").numpy()
     curves = _curves("mean", mean, len(x))
     ends = _bands(low, high, curves)
@@ -322,13 +351,15 @@ def _task_names(names: Sequence[str] | None, table: ArrayLike, num_tasks: int) -
     return [str(name) for name in names]
 
 
-def _interval_widths(std: ArrayLike, level: float, num_tasks: int) -> np.ndarray:
-    """Half the width of the central normal interval of each standard deviation; (n,)."""
-    deviations = _finite("std", std, 1, "(n,): one standard deviation per task")
-    if len(deviations) != num_tasks or bool((deviations < 0).any()):
-        expected = f"{num_tasks} non-negative numbers"
+def _interval_widths(
+    std: ArrayLike, level: float, shape: tuple[int, ...], meaning: str
+) -> np.ndarray:
+    """Half the width of the central normal interval of each standard deviation, (n,) or (n, n)."""
+    deviations = _finite("std", std, len(shape), meaning)
+    if deviations.shape != shape or bool((deviations < 0).any()):
+        expected = f"{' x '.join(map(str, shape))} non-negative numbers"
         found = f"{shape_text(deviations)}, the least {float(deviations.min()):.4g}"
-        remedy = "Give one standard deviation per task."
+        remedy = "Give one standard deviation per value."
         raise ValueError(message("std", expected, found, remedy))
     if not 0 < level < 1:
         remedy = "Pass 0.95 for 95 % intervals."

@@ -1,8 +1,10 @@
 r"""A fitted surrogate as one HTML page: no network, readable without scripts, in light and dark.
 
-What was fitted and how well, attributions with 95 % intervals, interactions, predictions of subsets
-left out, the Walsh spectrum, and what more subsets would buy. Style, script and drawings are in the
-page; names are the user's and are escaped.
+What was fitted and how well, attributions with 95 % intervals, the interactions whose intervals
+exclude zero, predictions of subsets left out, the Walsh spectrum, and what more subsets would buy.
+What was not measured is not shown: a target that is not predicted has neither rank correlation nor
+interactions, a linear surrogate has no interactions. Style, script and drawings are in the page;
+names are the user's and are escaped.
 
 Shapes: attributions (n, t), interactions (n, n, t), scores (m, t); a section per target shown.
 """
@@ -12,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, as_tensor
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.drawings import heat_map, number, scatter, spectrum
+from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.files import write_whole
+from ksm_ext.quality import Quality, has_interactions, qualities, says_something
 from ksm_ext.readouts import READOUTS
 from ksm_ext.sample_size import more_subsets
 from ksm_ext.surrogates.candidates import Candidate
@@ -32,6 +37,7 @@ _MAX_TARGETS, _MAX_ROWS, _MAX_KERNELS, _MAX_PAIRS = 6, 200, 12, 10
 _MAX_CELLS = 40  # tasks on a side of the map of interactions
 _MAX_INTERACTIONS = 2**24  # n^2 t that are computed for it
 _MAX_VARIANCES = 2**24  # pairs times subsets, of their intervals
+_ROUNDING = 1e-9  # of the scores: an interaction below it is none, however narrow its interval
 _MEANING = {
     "loo": "the full set of tasks against all but this one",
     "shapley": "the effect of adding the task, averaged over all orders of the tasks",
@@ -52,8 +58,8 @@ def write_report(
 
     Six targets at most are shown, evenly spaced, unless ``target`` names one. All tasks can be
     sorted and searched; 200 of them, those of the largest attributions, are there without scripts.
-    The map of interactions shows at most 40 tasks, those of the strongest. The page says what it
-    leaves out.
+    Interactions are shown where their intervals exclude zero; their map has at most 40 tasks, those
+    of the strongest. The page says what it leaves out.
 
     Args:
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
@@ -71,25 +77,26 @@ def write_report(
     check_choice("readout", readout, READOUTS)
     shown = _shown_targets(surrogate, target)
     single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
-    values, std = _with_std(surrogate.attribute, readout, surrogate.has_intervals)
+    if surrogate.has_intervals:
+        values, std = surrogate.attribute(readout, return_std=True)
+    else:
+        values, std = surrogate.attribute(readout), None
     true, predicted = _predictions(surrogate, held_out, single)
-    kind = "leave-one-out" if held_out is None else "held-out"
-    if held_out is None and not surrogate.kernel_terms and surrogate.linear_terms:
-        kind = "cross-validated"
     structure = _Structure(surrogate, readout)
-    sections = [
-        _section(
-            _anchor(j),
-            surrogate.target_names[j],
-            _attribution_table(
-                surrogate, readout, values[:, j], None if std is None else std[:, j]
-            ),
-            structure.interactions_of(j),
-            scatter(true[:, j], predicted[:, j], kind),
-            structure.spectrum_of(j),
-        )
-        for j in shown
-    ]
+    quality = qualities(surrogate)
+    sections = []
+    for j in shown:
+        good, deviations = quality[j], None if std is None else std[:, j]
+        texts, figures = [], [_scatter(true[:, j], predicted[:, j], good, held_out is not None)]
+        if not good.predicts:
+            texts.append(f"<p>{escape(str(good).capitalize())}.</p>")
+        if not good.mean_only and (good.predicts or deviations is not None):
+            texts.append(_attribution_table(surrogate, readout, values[:, j], deviations))
+        if good.predicts:
+            text, drawings = structure.interactions_of(j)
+            texts.append(text)
+            figures = [*drawings, *figures, structure.spectrum_of(j)]
+        sections.append(_section(_anchor(j), surrogate.target_names[j], texts, figures))
     content = Template(_asset("report.html")).substitute(
         title=escape(title),
         style=_asset("report.css"),
@@ -99,7 +106,7 @@ def write_report(
         lead=_lead(surrogate, shown),
         targets="\n".join(sections),
         candidates=_candidates_table(surrogate),
-        advice=_advice(surrogate, readout),
+        advice=_advice(surrogate, readout, any(good.predicts for good in quality)),
     )
     write_whole(Path(path), content.encode())
 
@@ -123,16 +130,11 @@ def _shown_targets(surrogate: Surrogate, target: str | int | None) -> list[int]:
         return torch.linspace(0, len(names) - 1, count).round().long().tolist()
     if isinstance(target, str) and target in names:
         return [names.index(target)]
-    if isinstance(target, int) and 0 <= target < len(names):
-        return [target]
+    if isinstance(target, Integral) and 0 <= target < len(names):
+        return [int(target)]
     some = ", ".join(repr(name) for name in names[:8]) + (", …" if len(names) > 8 else "")
     remedy = "Leave it out to show several."
     raise ValueError(message("target", f"a number or one of {some}", repr(target), remedy))
-
-
-def _with_std(ask: Any, readout: str, has_intervals: bool) -> tuple[Tensor, Tensor | None]:
-    """Attributions or interactions, and their standard deviations where there are any."""
-    return ask(readout, return_std=True) if has_intervals else (ask(readout), None)
 
 
 class _Structure:
@@ -141,48 +143,58 @@ class _Structure:
     def __init__(self, surrogate: Surrogate, readout: str) -> None:
         n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
         self.names = surrogate.task_names
-        self.pairs = self.std = self.spectrum = None
-        if not surrogate.masks.binary:
+        self.able = has_interactions(surrogate)
+        self.pairs = self.half = self.spectrum = None
+        if n < 2 or not surrogate.masks.binary:
             return
         self.spectrum = surrogate.walsh_spectrum(min(6, n))
-        if n >= 2 and n * n * t <= _MAX_INTERACTIONS:
-            cheap = n * n * len(surrogate.masks) <= _MAX_VARIANCES
-            self.pairs, self.std = _with_std(
-                surrogate.interactions, readout, surrogate.has_intervals and cheap
-            )
+        few = n * n * t <= _MAX_INTERACTIONS and n * n * len(surrogate.masks) <= _MAX_VARIANCES
+        if few and any(self.able) and surrogate.has_intervals:
+            self.pairs, std = surrogate.interactions(readout, return_std=True)
+            self.half = Z95 * std + _ROUNDING * surrogate.scores.std(0).cpu()
 
-    def interactions_of(self, j: int) -> str:
-        """The map of the interactions of one target, and a table of the strongest."""
-        if self.pairs is None:
-            return ""
-        pairs, std = self.pairs[:, :, j], None if self.std is None else self.std[:, :, j]
-        strength = pairs.abs().amax(1)
-        shown = strength.argsort(descending=True, stable=True)[:_MAX_CELLS].sort().values
-        names = [self.names[i] for i in shown.tolist()]
-        drawing = heat_map(pairs[shown][:, shown], names, len(self.names))
-        return drawing + self._strongest(pairs, std)
+    def interactions_of(self, j: int) -> tuple[str, list[str]]:
+        """A sentence on the interactions of one target, or a map and a table of the clear ones."""
+        if self.spectrum is None:
+            return "", []
+        if not self.able[j]:
+            return "<p>A linear surrogate has no interactions.</p>", []
+        if self.pairs is None or self.half is None:
+            return "<p>Interactions are left out: their intervals were not computed.</p>", []
+        pairs, half = self.pairs[:, :, j], self.half[:, :, j]
+        clear = pairs.abs() > half
+        if not clear.any():
+            text = "No interaction is clear of zero: every 95 % interval includes it."
+            return f"<p>{text}</p>", []
+        strength = (pairs.abs() * clear).amax(1)
+        order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
+        shown = order[:_MAX_CELLS].sort().values
+        names, grid = [self.names[i] for i in shown.tolist()], (shown[:, None], shown)
+        drawing = heat_map(pairs[grid], clear[grid], names, len(self.names))
+        return "", [drawing, self._strongest(pairs, half, clear)]
 
     def spectrum_of(self, j: int) -> str:
-        """The Walsh spectrum of one target."""
-        return "" if self.spectrum is None else spectrum(self.spectrum[:, j].tolist())
+        """The Walsh spectrum of one target, unless it is one bar by the surrogate's form."""
+        if self.spectrum is None or not self.able[j]:
+            return ""
+        return spectrum(self.spectrum[:, j].tolist())
 
-    def _strongest(self, pairs: Tensor, std: Tensor | None) -> str:
-        """A table of the strongest pairs, which says what the map shows to the eye."""
-        first, second = torch.triu_indices(len(pairs), len(pairs), 1)
-        values = pairs[first, second]
+    def _strongest(self, pairs: Tensor, half: Tensor, clear: Tensor) -> str:
+        """A table of the strongest clear pairs, which says what the map shows to the eye."""
+        first, second = clear.triu(1).nonzero(as_tuple=True)
+        values, half = pairs[first, second], half[first, second]
         decimals = _decimals(float(values.abs().max()))
         rows = []
         for at in values.abs().argsort(descending=True, stable=True)[:_MAX_PAIRS].tolist():
-            i, j = int(first[at]), int(second[at])
-            row = [_row_header(self.names[i]), f'<td class="name">{escape(self.names[j])}</td>']
-            cells = [float(values[at])]
-            if std is not None:
-                half = Z95 * float(std[i, j])
-                cells += [cells[0] - half, cells[0] + half]
-            rows.append(row + [_cell(value, decimals) for value in cells])
-        columns = ["task", "with", "value", *(["low", "high"] if std is not None else [])]
-        caption = f"Strongest interactions. {_cap(len(rows), len(values))}"
-        return _html_table(caption, columns, rows, style="pairs")
+            one, other = (self.names[int(task[at])] for task in (first, second))
+            row = [_row_header(one), f'<td class="name">{escape(other)}</td>']
+            ends = (values[at], values[at] - half[at], values[at] + half[at])
+            rows.append(row + [_cell(float(end), decimals) for end in ends])
+        caption = (
+            f"Strongest interactions. {len(values):,} of {math.comb(len(pairs), 2):,} have a 95 % "
+            f"interval that excludes zero. {_cap(len(rows), len(values))}"
+        )
+        return _html_table(caption, ("task", "with", "value", "low", "high"), rows, style="pairs")
 
 
 def _predictions(
@@ -191,8 +203,15 @@ def _predictions(
     """(l, t) true scores and the predictions that did not see them."""
     if held_out is None:
         return surrogate.scores.cpu(), (surrogate.scores - surrogate.residuals).cpu()
-    predicted = surrogate.predict(held_out[0])
-    true = as_tensor("held_out", held_out[1]).cpu().double()
+    masks, scores = aligned(
+        {
+            "held_out[0]": (held_out[0], "subset", "task"),
+            "held_out[1]": (held_out[1], "subset", "target"),
+        },
+        {"task": surrogate.task_names, "target": surrogate.target_names},
+    )
+    predicted = surrogate.predict(masks)
+    true = as_tensor("held_out", scores).cpu().double()
     if single_target and true.ndim == 1:
         true = true[:, None]
     if true.shape != predicted.shape or len(true) < 2:
@@ -203,6 +222,21 @@ def _predictions(
         raise ValueError(message("held_out", expected, shape_text(true), remedy))
     check_finite("held_out", true)
     return true, predicted
+
+
+def _scatter(true: Tensor, predicted: Tensor, quality: Quality, held_out: bool) -> str:
+    """Predictions (l,) of one target over its true scores, with what they are worth."""
+    if bool((true == true[0]).all()):
+        numbers = "all true scores are equal"
+    else:
+        error = float(residual_error(true, predicted)[0])
+        numbers = f"squared error {number(error, 2)} of the variance"
+        # Held-out predictions may be far off and yet in the right order.
+        if quality.predicts or (held_out and not quality.mean_only):
+            numbers = f"Spearman {number(float(lds(true, predicted)[0]), 2)}, {numbers}"
+        else:
+            numbers += ", no better than the mean"
+    return scatter(true, predicted, "held-out" if held_out else quality.how, numbers)
 
 
 # -- text ---------------------------------------------------------------------------------------
@@ -244,8 +278,8 @@ def _lead(surrogate: Surrogate, shown: Sequence[int]) -> str:
     }[surrogate.sharing]
     lines = [
         f"<p>Kernel: <strong>{escape(_kernels(surrogate))}</strong>, {sharing}. "
-        f"*Of subsets that were left out of the fit; mean leave-one-out error "
-        f"{number(float(error.mean()))} of the variance.</p>"
+        f"*Of subsets that were left out of the fit; mean error {number(float(error.mean()))} of "
+        f"the variance.</p>"
     ]
     if len(shown) < len(names):
         lines.append(f"<p>Shown: {len(shown)} of {len(names):,} targets.</p>")
@@ -259,19 +293,29 @@ def _lead(surrogate: Surrogate, shown: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def _section(anchor: str, name: str, attributions: str, *figures: str) -> str:
+def _section(anchor: str, name: str, texts: Sequence[str], figures: Sequence[str]) -> str:
+    text = "\n".join(texts)
     return (
         f'<section id="{anchor}" aria-labelledby="{anchor}-name">\n'
-        f'<h2 id="{anchor}-name">{escape(name)}</h2>\n{attributions}\n'
+        f'<h2 id="{anchor}-name">{escape(name)}</h2>\n{text}\n'
         f'<div class="figures">{"".join(figures)}</div>\n</section>'
     )
 
 
-def _advice(surrogate: Surrogate, readout: str) -> str:
-    if not surrogate.has_intervals:
+def _advice(surrogate: Surrogate, readout: str, predicts: bool) -> str:
+    """Of how many more subsets, where attributions have a posterior and something is predicted."""
+    if not predicts:
         return (
-            "<p>This surrogate has no posterior, hence no intervals: fit a kernel to 0/1 masks, "
-            "for example <code>kernel=&quot;linear&quot;</code> (ridge), to get them.</p>"
+            "<p>Nothing is predicted from these subsets. How many more would change that is not "
+            "known.</p>"
+        )
+    if not surrogate.has_intervals or not surrogate.kernel_terms:
+        remedy = (
+            " Fit a kernel, for example <code>kernel=&quot;linear&quot;</code> (ridge), to know."
+        )
+        return (
+            "<p>Not known: there are no intervals of a kernel's attributions that more subsets "
+            f"could narrow.{remedy if surrogate.masks.binary else ''}</p>"
         )
     m, advice = len(surrogate.masks), more_subsets(surrogate, readout)
     if advice.num_more is None:
@@ -280,7 +324,7 @@ def _advice(surrogate: Surrogate, readout: str) -> str:
         answer = (
             f"About <strong>{advice.num_more:,} more subsets</strong> "
             f"({m + advice.num_more:,} instead of {m:,}) <strong>would halve the intervals</strong>"
-            " of the attributions."
+            " of the attributions, on average over tasks and targets."
         )
     how = (
         "Computed from the posterior variance, σ² (L K Lᵀ \N{MINUS SIGN} L K (K + λI)⁻¹ K Lᵀ) with "
@@ -288,7 +332,8 @@ def _advice(surrogate: Surrogate, readout: str) -> str:
         "it depends on which subsets are scored and not on their scores, so subsets of the same "
         "sizes can be added before they are trained on."
         if advice.computed
-        else f"Extrapolated from {m:,} subsets at the rate at which intervals shrink."
+        else f"Extrapolated from {m:,} subsets, not computed: intervals are taken to shrink as a "
+        "power of the number of subsets."
     )
     return (
         f"<p>{answer}</p><p>{how} Kernel and noise are taken as fitted; a wrong kernel is not "
@@ -310,13 +355,19 @@ def _candidates_table(surrogate: Surrogate) -> str:
             _row_header(row.kernel + (" ✓" if chosen[key] else "")),
             _cell(row.ridge),
             _cell(row.error),
-            _cell(row.rank_correlation),
+            _cell(_rank(row)),
             f"<td>{row.num_subsets:,}</td>",
         )
         for key, row in rows[:_MAX_KERNELS]
     ]
     caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(cells), len(rows))}"
     return _html_table(caption, ("kernel", "ridge", "error", "rank", "subsets"), cells)
+
+
+def _rank(row: Candidate) -> float:
+    """NaN where it would be that of a mean, -1 by construction."""
+    rank = row.rank_correlation
+    return rank if says_something(row.error, rank) else math.nan
 
 
 def _cap(shown: int, total: int) -> str:
@@ -332,7 +383,8 @@ def _row_header(name: str) -> str:
 
 def _cell(value: float, decimals: int | None = None) -> str:
     text = number(value) if decimals is None else _fixed(value, decimals)
-    return f'<td data-value="{value:.12g}">{text}</td>'
+    sorted_by = f"{value:.12g}" if math.isfinite(value) else "-Infinity"
+    return f'<td data-value="{sorted_by}">{text}</td>'
 
 
 def _html_table(
@@ -374,7 +426,9 @@ def _attribution_table(
     caption = f"Attributions ({readout}): {_MEANING[readout]}, in units of the score. "
     if not surrogate.masks.binary:
         caption = "Attributions (loo): the mean weights against the same without this task. "
-    if std is not None:
+    if std is None:
+        caption += "There are no intervals: which differ from zero is not known. "
+    else:
         caption += "Low and high end the 95 % interval; pale: it includes zero. "
     data = {
         "values": _rounded(values),

@@ -16,12 +16,12 @@ Reference: *Rasmussen & Williams 2006, Gaussian Processes for Machine Learning*,
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import message
+from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.surrogate import Surrogate
 
@@ -67,6 +67,7 @@ def more_subsets(
     Raises:
         ValueError: If ``factor`` is not between 0 and 1, or the surrogate has no intervals.
     """
+    factor = check_real("factor", factor)
     if not 0 < factor < 1:
         remedy = "0.5 halves the intervals."
         raise ValueError(message("factor", "between 0 and 1", str(factor), remedy))
@@ -106,6 +107,8 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
     Returns:
         (num_subsets, n) bool, on the device of ``masks``.
     """
+    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    seed = check_positive_int("seed", seed, minimum=-(2**63))
     generator = torch.Generator().manual_seed(seed)
     m, n = masks.shape
     rows = torch.randint(m, (num_subsets,), generator=generator)
@@ -115,10 +118,5 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
 
 def _mean_std(surrogate: Surrogate, masks: Tensor, readout: str) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
-    terms = tuple(
-        replace(term, dual=term.dual.new_zeros(len(masks), term.dual.shape[1]))
-        for term in surrogate.kernel_terms
-    )
-    imagined = replace(surrogate, masks=Masks(masks), kernel_terms=terms)
-    _, std = imagined.attribute(readout, return_std=True)
+    _, std = surrogate.imagined(Masks(masks)).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -7,6 +7,10 @@ every function but :func:`top_k` looks for
     \operatorname*{arg\,min}_S \hat F(S), \qquad |S| = \text{size or } \sum_{i \in S} c_i \le
     \text{budget.}
 
+A surrogate of real weights (mixtures) is refused: rows of 0 and 1 are no mixtures like those it
+saw. Draw mixtures like the fitted ones, ``surrogate.predict`` them, and keep the best. Costs and
+weights of targets that have labels go by the names of the surrogate, or of what is predicted.
+
 ``maximize`` has no default, since a score may be an accuracy or a loss. Ties go to the task with
 the lowest number, so that every result can be repeated.
 
@@ -18,16 +22,25 @@ scores, *Li et al. 2024 (GradEx)*.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor
-from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor
+from ksm_ext.checks import (
+    check_finite,
+    check_ndim,
+    check_positive_int,
+    check_real,
+    message,
+    shape_text,
+)
 from ksm_ext.subsets import from_index_lists, iterate_subsets
+from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_CANDIDATES = 2**22
 _CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
@@ -91,10 +104,8 @@ def top_k(
         >>> top_k([0.1, -0.3, 0.2], 2, maximize=True)
         array([2, 0])
     """
-    tau = as_tensor("attributions", attributions)
-    check_finite("attributions", tau)
-    values = _average_targets("attributions", tau, target_weights)  # (n,)
-    check_positive_int("k", k, minimum=0)
+    values = _average_targets("attributions", attributions, "task", target_weights)  # (n,)
+    k = check_positive_int("k", k, minimum=0)
     if k > len(values):
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
@@ -133,14 +144,14 @@ def greedy_forward(
         Tasks in the order of choice, ``start`` first; ``path`` has one score per task added.
 
     Raises:
-        ValueError: If ``size`` cannot be reached, or predictions have the wrong shape or are not
-            finite.
+        ValueError: If ``size`` cannot be reached, predictions have the wrong shape or are not
+            finite, or the surrogate is one of real weights.
     """
     objective = _Objective(predict, maximize, target_weights)
     tasks = _task_list("start", start, num_tasks)
     given = range(num_tasks) if candidates is None else candidates
     left = sorted(set(_task_list("candidates", given, num_tasks)) - set(tasks))
-    _check_reachable(size, len(tasks), len(tasks) + len(left))
+    size = _check_reachable(size, len(tasks), len(tasks) + len(left))
     mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
     path = []
     while len(tasks) < size:
@@ -181,8 +192,8 @@ def greedy_backward(
         The remaining tasks, ascending; ``removed`` and ``path`` have one entry per step.
 
     Raises:
-        ValueError: If ``size`` cannot be reached, or predictions have the wrong shape or are not
-            finite.
+        ValueError: If ``size`` cannot be reached, predictions have the wrong shape or are not
+            finite, or the surrogate is one of real weights.
     """
     objective = _Objective(predict, maximize, target_weights)
     tasks = _task_list("start", range(num_tasks) if start is None else start, num_tasks)
@@ -190,7 +201,7 @@ def greedy_backward(
     if outside := sorted(set(kept) - set(tasks)):
         remedy = "Add these tasks to `start`."
         raise ValueError(message("keep", "a part of `start`", f"task {outside[0]}", remedy))
-    _check_reachable(size, len(kept), len(tasks))
+    size = _check_reachable(size, len(kept), len(tasks))
     left = sorted(set(tasks) - set(kept))
     mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
     removed, path = [], []
@@ -232,22 +243,22 @@ def exact(
         :func:`ksm_ext.subsets.iterate_subsets`.
 
     Raises:
-        ValueError: If more than 2^22 subsets would be enumerated, or predictions have the wrong
-            shape or are not finite.
+        ValueError: If more than 2^22 subsets would be enumerated, predictions have the wrong shape
+            or are not finite, or the surrogate is one of real weights.
 
     Example:
         >>> both = lambda masks: masks.all(dim=1).double()
         >>> exact(both, 2, size=2, maximize=True)
         Selection(tasks=(0, 1), score=1.0, path=(), removed=())
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     if (size is None) == (costs is None) or (costs is None) != (budget is None):
         names = {"size": size, "costs": costs, "budget": budget}
         found = ", ".join(name for name, value in names.items() if value is not None) or "none"
         remedy = "Give exactly one of the two limits."
         raise ValueError(message("size", "given, or else `costs` and `budget`", found, remedy))
     if size is not None:
-        _check_reachable(size, 0, num_tasks)
+        size = _check_reachable(size, 0, num_tasks)
     num_subsets = 2**num_tasks if size is None else math.comb(num_tasks, size)
     if num_subsets > _MAX_CANDIDATES:
         expected = f"such that at most {_MAX_CANDIDATES} subsets exist"
@@ -256,7 +267,9 @@ def exact(
     objective = _Objective(predict, maximize, target_weights)
     chunks = iterate_subsets(num_tasks, size, chunk_rows=_chunk_rows(num_tasks))
     if costs is not None and budget is not None:
-        chunks = _affordable(chunks, _cost_vector(costs, num_tasks), budget)
+        prices = _cost_vector(costs, objective.names)
+        _check_length(prices, num_tasks)
+        chunks = _affordable(chunks, prices, budget)
     winners = []  # of each chunk: its mask and score
     for masks in chunks:
         row, score = objective.best_of([masks])
@@ -295,13 +308,11 @@ def under_budget(
         one score per task.
 
     Raises:
-        ValueError: If costs are not positive, the budget is negative, or predictions have the wrong
-            shape or are not finite.
+        ValueError: If costs are not positive, the budget is negative, predictions have the wrong
+            shape or are not finite, or the surrogate is one of real weights.
     """
-    prices = as_tensor("costs", costs)
-    check_ndim("costs", prices, 1, "(n,): one cost per task")
-    prices = _cost_vector(costs, len(prices))
     objective = _Objective(predict, maximize, target_weights)
+    prices = _cost_vector(costs, objective.names)
     greedy = _greedy_per_cost(objective, prices, budget)
     fitting = _fitting(prices, budget)
     if not fitting:
@@ -343,19 +354,38 @@ class _Objective:
     maximize: bool
     target_weights: ArrayLike | None
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked about subsets."""
+        surrogate = _surrogate_of(self.predict)
+        if surrogate is not None and not surrogate.masks.binary:
+            expected = "of tasks that are in or out to select some"
+            remedy = "Draw mixtures like the fitted ones, `.predict` them, and keep the best."
+            raise ValueError(message("predict", expected, "a surrogate of real weights", remedy))
+
+    @property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """What tasks and targets are called, as far as the predictor says."""
+        surrogate = _surrogate_of(self.predict)
+        if surrogate is None:
+            return {}
+        return {"task": surrogate.task_names, "target": surrogate.target_names}
+
     def scores(self, chunks: Iterable[Tensor]) -> Tensor:
         """Predicted scores (l,) float64 on the CPU, in the caller's sign, of all masks."""
         return torch.cat([self._scores_of_chunk(masks) for masks in chunks])
 
     def _scores_of_chunk(self, masks: Tensor) -> Tensor:
         function = self.predict.predict if isinstance(self.predict, Predictor) else self.predict
-        predicted = as_tensor("predict(masks)", function(masks))
+        table = function(masks)
+        predicted = as_tensor("predict(masks)", table)
         if predicted.ndim not in (1, 2) or len(predicted) != len(masks):
             expected = f"of shape ({len(masks)},) or ({len(masks)}, t)"
             remedy = "Return one row per subset."
             raise ValueError(message("predict(masks)", expected, shape_text(predicted), remedy))
         check_finite("predict(masks)", predicted, "Mind the subsets with very few tasks.")
-        return _average_targets("predict(masks)", predicted, self.target_weights).cpu()
+        known = {"target": self.names["target"]} if self.names else {}
+        weights = self.target_weights
+        return _average_targets("predict(masks)", table, "subset", weights, known).cpu()
 
     def of(self, mask: Tensor) -> float:
         """Predicted score of one mask (n,)."""
@@ -377,12 +407,29 @@ class _Objective:
         return after - before if self.maximize else before - after
 
 
-def _average_targets(name: str, table: Tensor, target_weights: ArrayLike | None) -> Tensor:
+def _surrogate_of(predict: Predict) -> Surrogate | None:
+    """The surrogate that predicts: as itself, by its method, or within a regressor."""
+    function = getattr(predict, "func", predict)  # of functools.partial
+    owner = getattr(function, "__self__", function)
+    surrogate = getattr(owner, "surrogate_", owner)
+    return surrogate if isinstance(surrogate, Surrogate) else None
+
+
+def _average_targets(
+    name: str,
+    table: ArrayLike,
+    rows: str,
+    target_weights: ArrayLike | None,
+    known: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Tensor:
     """Weighted mean over targets; (rows,) or (rows, t) -> (rows,) float64."""
-    if table.ndim == 1:
-        table = table[:, None]
-    check_ndim(name, table, 2, "with one column per target")
-    values = table.double()
+    tables = {name: (table, rows, "target"), "target_weights": (target_weights, "target")}
+    table, target_weights = aligned(tables, known)
+    values = as_tensor(name, table).double()
+    if values.ndim == 1:
+        values = values[:, None]
+    check_ndim(name, values, 2, "with one column per target")
+    check_finite(name, values)
     if target_weights is None:
         return values.mean(dim=1)
     weights = as_tensor("target_weights", target_weights).to(values)
@@ -399,7 +446,7 @@ def _average_targets(name: str, table: Tensor, target_weights: ArrayLike | None)
 
 def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
     """The task numbers as a list, each valid and given once."""
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     listed = list(tasks)
     try:
         from_index_lists([listed], num_tasks)
@@ -409,11 +456,12 @@ def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
     return [int(task) for task in listed]
 
 
-def _check_reachable(size: int, minimum: int, maximum: int) -> None:
-    check_positive_int("size", size, minimum=0)
+def _check_reachable(size: int, minimum: int, maximum: int) -> int:
+    size = check_positive_int("size", size, minimum=0)
     if not minimum <= size <= maximum:
         remedy = "Mind the tasks that are fixed and those that are not candidates."
         raise ValueError(message("size", f"from {minimum} to {maximum}", str(size), remedy))
+    return size
 
 
 def _chunk_rows(num_tasks: int) -> int:
@@ -428,11 +476,13 @@ def _toggled(mask: Tensor, tasks: list[int]) -> Iterator[Tensor]:
         yield masks
 
 
-def _cost_vector(costs: ArrayLike, num_tasks: int) -> Tensor:
+def _cost_vector(costs: ArrayLike, names: Mapping[str, Sequence[str]]) -> Tensor:
+    known = {"task": names["task"]} if names else {}
+    (costs,) = aligned({"costs": (costs, "task")}, known)
     prices = as_tensor("costs", costs).double().cpu()
-    if prices.shape != (num_tasks,):
-        remedy = "Give one cost per task."
-        raise ValueError(message("costs", f"of shape ({num_tasks},)", shape_text(prices), remedy))
+    check_ndim("costs", prices, 1, "(n,): one cost per task")
+    if known:
+        _check_length(prices, len(known["task"]))
     check_finite("costs", prices, "Leave such tasks out.")
     if not bool((prices > 0).all()):
         first = int((prices <= 0).nonzero()[0])
@@ -442,7 +492,14 @@ def _cost_vector(costs: ArrayLike, num_tasks: int) -> Tensor:
     return prices
 
 
+def _check_length(prices: Tensor, num_tasks: int) -> None:
+    if len(prices) != num_tasks:
+        remedy = "Give one cost per task."
+        raise ValueError(message("costs", f"of shape ({num_tasks},)", shape_text(prices), remedy))
+
+
 def _limit(budget: float) -> float:
+    budget = check_real("budget", budget)
     if not budget >= 0:
         remedy = "It is in the units of `costs`."
         raise ValueError(message("budget", "non-negative", str(budget), remedy))

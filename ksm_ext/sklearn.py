@@ -8,17 +8,15 @@ defined on them, Shapley and Banzhaf values and interactions are not.
 Shapes: X (m, n), y (m,) or (m, t).
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ksm_ext.arrays import ArrayLike, names_along
+from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
-from ksm_ext.kernels import Kernel
-from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
@@ -43,7 +41,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        kernel: str | Kernel | Sequence[str | Kernel] = "auto",
+        kernel: KernelChoice = "auto",
         ridge: Literal["loo"] | float = "loo",
         criterion: Literal["error", "rank"] = "error",
         share_ridge: Literal["auto"] | bool = "auto",
@@ -75,6 +73,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             ValueError: If shapes disagree, values are not finite, or nothing varies; see
                 :func:`ksm_ext.fit_surrogate`.
         """
+        X, y = _in_one_order(X, y)
         target_names = names_along(y, 1)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=3)
         self.surrogate_ = fit_surrogate(
@@ -93,6 +92,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
         """Predicted scores (l,) or (l, t) of subsets (l, n); see :meth:`Surrogate.predict`."""
         check_is_fitted(self)
+        (X,) = aligned({"X": (X, "subset", "task")})
         X = validate_data(self, X, reset=False)
         return self.surrogate_.predict(X, return_std)
 
@@ -107,7 +107,9 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         return self.surrogate_.interactions(readout, return_std)
 
 
-def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
+def lds_score(
+    estimator: Any, X: ArrayLike, y: ArrayLike, *, constant: Literal["error", "zero"] = "error"
+) -> float:
     """Scorer: linear datamodeling score on held-out subsets, the mean over targets.
 
     Pass it as ``scoring`` to ``cross_val_score`` or ``GridSearchCV``, with any regressor.
@@ -116,6 +118,8 @@ def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
         estimator: A fitted regressor.
         X: (l, n). Held-out subsets, l at least 2.
         y: (l,) or (l, t) float. Their scores.
+        constant: Of :func:`ksm_ext.evaluation.lds`: a target that is constant over the subsets is
+            an error, or counts as zero (``functools.partial`` makes that a scorer).
 
     Returns:
         In [-1, 1]; see :func:`ksm_ext.evaluation.lds`.
@@ -123,4 +127,10 @@ def lds_score(estimator: Any, X: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: If a target is constant over the subsets: no correlation exists.
     """
-    return float(np.mean(lds(np.asarray(y), estimator.predict(X))))
+    X, y = _in_one_order(X, y)
+    return float(np.mean(lds(np.asarray(y), estimator.predict(X), constant=constant)))
+
+
+def _in_one_order(X: ArrayLike, y: ArrayLike) -> list[ArrayLike]:
+    """Both, the scores in the order of the subsets where both have labels of their rows."""
+    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})

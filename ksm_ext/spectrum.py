@@ -85,7 +85,7 @@ def hutchinson_trace(
         num_probes: s, vectors of random signs.
         seed: Of the probes.
     """
-    check_positive_int("num_probes", num_probes)
+    num_probes = check_positive_int("num_probes", num_probes)
     probes = signs(operator, dim, num_probes, seed)
     return _mean((probes * operator(probes)).sum(1), num_probes)
 
@@ -108,7 +108,7 @@ def hutch_pp_trace(
         num_probes: Products in all, at least 3: a third each for S, for Q and for the rest.
         seed: Of the probes.
     """
-    check_positive_int("num_probes", num_probes, minimum=3)
+    num_probes = check_positive_int("num_probes", num_probes, minimum=3)
     third = num_probes // 3
     probes = signs(operator, dim, num_probes - third, seed)
     sketch, rest = probes[:third], probes[third : num_probes - third]
@@ -142,7 +142,7 @@ def per_sample_traces(
     Returns:
         Traces (b,) and their standard errors (b,).
     """
-    check_positive_int("num_probes", num_probes, minimum=2)
+    num_probes = check_positive_int("num_probes", num_probes, minimum=2)
     forms = quadratic(_signs(num_probes, dim, seed, dtype, device))  # (s, b)
     return forms.mean(0), forms.std(0) / math.sqrt(num_probes)
 
@@ -163,7 +163,7 @@ def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, 
         Diagonals (s, k), off-diagonals (s, k - 1), and the orthonormal directions (s, k, p).
     """
     s, p = start.shape
-    check_positive_int("num_steps", num_steps)
+    num_steps = check_positive_int("num_steps", num_steps)
     num_steps = min(num_steps, p)
     length = start.norm(dim=1)
     if not bool((length > 0).all()):
@@ -211,7 +211,7 @@ def spectral_density(
         num_steps: k.
         seed: Of the probes.
     """
-    check_positive_int("num_probes", num_probes)
+    num_probes = check_positive_int("num_probes", num_probes)
     probes = signs(operator, dim, num_probes, seed)
     diagonal, beside, _ = lanczos(operator, probes, num_steps)
     matrix = torch.diag_embed(diagonal.double())
@@ -251,7 +251,7 @@ def top_eigenpairs(
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     check_choice("which", which, ("largest", "smallest", "magnitude"))
-    check_positive_int("num_pairs", num_pairs)
+    num_pairs = check_positive_int("num_pairs", num_pairs)
     start = signs(operator, dim, 1, seed)
     p = start.shape[1]
     if num_pairs >= p:
@@ -291,6 +291,7 @@ def _signs(
     num_probes: int, dim: int, seed: int, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Row i from the generator's i-th draw: more probes begin with the same ones."""
+    seed = check_positive_int("seed", seed, minimum=-(2**63))
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, (dim,), generator=generator) for _ in range(num_probes)]
     return (2 * torch.stack(rows) - 1).to(device, dtype)

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
-from ksm_ext.checks import check_ndim, check_positive_int, message
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.checks import check_ndim, check_positive_int, check_real, message
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
 _CHUNK_CELLS = 2**26  # of a mask matrix held beside the result while it is filled
@@ -39,6 +39,7 @@ def fixed_size(
     *,
     seed: int,
     allow_repeats: bool = False,
+    allow_fewer: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw subsets of one size, uniformly.
@@ -53,6 +54,8 @@ def fixed_size(
         size: Number of tasks in every subset, 0 to n.
         seed: Seeds a generator of its own; the same seed gives the same bits.
         allow_repeats: Draw independently, so that a subset may appear twice.
+        allow_fewer: Answer all there are where fewer than ``num_subsets`` distinct subsets exist,
+            in random order, instead of raising.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -60,16 +63,18 @@ def fixed_size(
 
     Raises:
         ValueError: If ``size`` exceeds ``num_tasks``, or fewer than ``num_subsets`` distinct
-            subsets exist.
+            subsets exist (unless allowed to).
 
     Example:
         >>> fixed_size(5, 3, 2, seed=0).sum(dim=1).tolist()
         [2, 2, 2]
     """
-    check_positive_int("num_tasks", num_tasks)
-    _check_size("size", size, num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
+    size = _check_size("size", size, num_tasks)
     weights = _weights_of_sizes(num_tasks, [size])
-    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    masks = _sample(
+        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
+    )
     return masks.to(device)
 
 
@@ -81,6 +86,7 @@ def bernoulli(
     seed: int,
     allow_empty_and_full: bool = False,
     allow_repeats: bool = False,
+    allow_fewer: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw subsets that include each task independently with one probability.
@@ -98,6 +104,8 @@ def bernoulli(
             distribution is conditioned on neither.
         allow_repeats: Draw independently, so that a subset may appear twice. Without repeats a
             probability far from one half is only approached, since likely subsets run out.
+        allow_fewer: Answer what could be found where that is fewer than ``num_subsets`` distinct
+            subsets, all there are or nearly, instead of raising.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -105,11 +113,13 @@ def bernoulli(
 
     Raises:
         ValueError: If ``probability`` is not in (0, 1), or fewer than ``num_subsets`` distinct
-            subsets exist or could be found.
+            subsets exist or could be found (unless allowed to).
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full)
-    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    masks = _sample(
+        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
+    )
     return masks.to(device)
 
 
@@ -120,6 +130,7 @@ def mixed_sizes(
     *,
     seed: int,
     allow_repeats: bool = False,
+    allow_fewer: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw a size uniformly, then a subset of this size uniformly.
@@ -134,6 +145,7 @@ def mixed_sizes(
         seed: Seeds a generator of its own; the same seed gives the same bits.
         allow_repeats: Draw independently, so that a subset may appear twice. Without repeats sizes
             of which few subsets exist run out and the others fill their place.
+        allow_fewer: See :func:`fixed_size`.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -141,18 +153,19 @@ def mixed_sizes(
 
     Raises:
         ValueError: If a size exceeds ``num_tasks``, none is given, or fewer than ``num_subsets``
-            distinct subsets exist or could be found.
+            distinct subsets exist or could be found (unless allowed to).
     """
-    check_positive_int("num_tasks", num_tasks, minimum=1 if sizes is not None else 2)
-    chosen = list(range(1, num_tasks)) if sizes is None else sorted(set(sizes))
+    num_tasks = check_positive_int("num_tasks", num_tasks, minimum=1 if sizes is not None else 2)
+    given = range(1, num_tasks) if sizes is None else sizes
+    chosen = sorted({_check_size("sizes", size, num_tasks) for size in given})
     if not chosen:
         raise ValueError(
             message("sizes", "a list of sizes", "none", "Leave it out for 1 to num_tasks - 1.")
         )
-    for size in chosen:
-        _check_size("sizes", size, num_tasks)
     weights = _weights_of_sizes(num_tasks, chosen)
-    masks = _sample(weights, num_subsets, seed=seed, allow_repeats=allow_repeats)
+    masks = _sample(
+        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
+    )
     return masks.to(device)
 
 
@@ -164,6 +177,7 @@ def paired(
     probability: float | None = None,
     seed: int,
     allow_repeats: bool = False,
+    allow_fewer: bool = False,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw subsets together with their complements: rows 2i and 2i + 1 share no task.
@@ -179,6 +193,7 @@ def paired(
         probability: Instead of ``size``: chance of each task to be in row 2i.
         seed: Seeds a generator of its own; the same seed gives the same bits.
         allow_repeats: Draw independently, so that a pair may appear twice.
+        allow_fewer: See :func:`bernoulli`; still of whole pairs.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -186,10 +201,11 @@ def paired(
 
     Raises:
         ValueError: If ``num_subsets`` is odd, not exactly one of ``size`` and ``probability`` is
-            given, or fewer than ``num_subsets / 2`` distinct pairs exist or could be found.
+            given, or fewer than ``num_subsets / 2`` distinct pairs exist or could be found (unless
+            allowed to).
     """
-    check_positive_int("num_tasks", num_tasks, minimum=2)
-    check_positive_int("num_subsets", num_subsets, minimum=0)
+    num_tasks = check_positive_int("num_tasks", num_tasks, minimum=2)
+    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
     if num_subsets % 2:
         raise ValueError(
             message("num_subsets", "even", str(num_subsets), "A pair takes two subsets.")
@@ -200,13 +216,20 @@ def paired(
             message("size", "given or else `probability`", found, "Give exactly one of the two.")
         )
     if size is not None:
-        _check_size("size", size, num_tasks, minimum=1, maximum=num_tasks - 1)
+        size = _check_size("size", size, num_tasks, minimum=1, maximum=num_tasks - 1)
         weights = _weights_of_sizes(num_tasks, [size])
     else:
         assert probability is not None
         weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full=False)
-    first = _sample(weights, num_subsets // 2, seed=seed, allow_repeats=allow_repeats, pairs=True)
-    return torch.stack([first, ~first], dim=1).reshape(num_subsets, num_tasks).to(device)
+    first = _sample(
+        weights,
+        num_subsets // 2,
+        seed=seed,
+        allow_repeats=allow_repeats,
+        allow_fewer=allow_fewer,
+        pairs=True,
+    )
+    return torch.stack([first, ~first], dim=1).reshape(2 * len(first), num_tasks).to(device)
 
 
 def leave_one_out(
@@ -226,7 +249,7 @@ def leave_one_out(
         >>> leave_one_out(2, include_full=True).int().tolist()
         [[0, 1], [1, 0], [1, 1]]
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     masks = torch.ones(num_tasks + include_full, num_tasks, dtype=torch.bool, device=device)
     return masks.fill_diagonal_(False)
 
@@ -242,7 +265,7 @@ def leave_two_out(num_tasks: int, *, device: torch.device | str | None = None) -
         (n (n - 1) / 2, n) bool. The row of tasks i < j is that of
         ``torch.triu_indices(n, n, offset=1)``.
     """
-    check_positive_int("num_tasks", num_tasks, minimum=2)
+    num_tasks = check_positive_int("num_tasks", num_tasks, minimum=2)
     pairs = torch.triu_indices(num_tasks, num_tasks, offset=1).T  # (n (n - 1) / 2, 2)
     masks = torch.ones(len(pairs), num_tasks, dtype=torch.bool)
     return masks.scatter_(1, pairs, False).to(device)
@@ -268,7 +291,7 @@ def all_subsets(
         >>> all_subsets(2).int().tolist()
         [[0, 0], [1, 0], [0, 1], [1, 1]]
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     if num_tasks > _MAX_ENUMERATED_TASKS:
         raise ValueError(
             message(
@@ -295,13 +318,13 @@ def iterate_subsets(
     Yields:
         (chunk_rows, n) bool on the CPU; the last chunk may be shorter.
     """
-    check_positive_int("num_tasks", num_tasks)
-    check_positive_int("chunk_rows", chunk_rows)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
+    chunk_rows = check_positive_int("chunk_rows", chunk_rows)
     if size is None:
         for start in range(0, 2**num_tasks, chunk_rows):
             yield _binary_rows(start, min(start + chunk_rows, 2**num_tasks), num_tasks)
         return
-    _check_size("size", size, num_tasks)
+    size = _check_size("size", size, num_tasks)
     tuples = combinations(range(num_tasks), size)
     while chunk := list(islice(tuples, chunk_rows)):
         columns = np.fromiter(chain.from_iterable(chunk), np.int64, len(chunk) * size)
@@ -334,7 +357,7 @@ def from_index_lists(
         >>> from_index_lists([[2, 0], []], num_tasks=3).int().tolist()
         [[1, 0, 1], [0, 0, 0]]
     """
-    check_positive_int("num_tasks", num_tasks)
+    num_tasks = check_positive_int("num_tasks", num_tasks)
     lists = [list(indices) for indices in index_lists]
     lengths = [len(indices) for indices in lists]
     columns = as_tensor("index_lists", list(chain.from_iterable(lists)) or np.empty(0, np.int64))
@@ -384,7 +407,7 @@ def to_index_lists(masks: ArrayLike) -> list[list[int]]:
     Returns:
         m lists of integers.
     """
-    table = as_masks("masks", masks).cpu()
+    table = as_masks("masks", _oriented(masks)).cpu()
     columns = table.nonzero()[:, 1]
     return [part.tolist() for part in columns.split(_count_tasks(table).tolist())]
 
@@ -402,6 +425,7 @@ def identical_subsets(masks: ArrayLike) -> Any:
         >>> identical_subsets(torch.tensor([[1, 0], [1, 1], [1, 0]])).tolist()
         [0, 1, 0]
     """
+    masks = _oriented(masks)
     groups = _groups(as_masks("masks", masks))
     return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
@@ -424,6 +448,7 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         >>> merge_duplicate_tasks(torch.tensor([[1, 0, 1], [0, 0, 0]]))[1]
         [[0, 2], [1]]
     """
+    masks = _oriented(masks)
     table = as_masks("masks", masks)
     numbers = _groups(table.T)  # (n,)
     groups: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1 if len(numbers) else 0)]
@@ -436,6 +461,11 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         "task": None if names is None else [names[column] for column in first],
     }
     return Kind.of(masks).restore(table[:, first], axes), groups
+
+
+def _oriented(masks: ArrayLike) -> ArrayLike:
+    """Masks with their dimensions in order, where they have names of dimensions."""
+    return aligned({"masks": (masks, "subset", "task")})[0]
 
 
 def as_masks(name: str, value: ArrayLike) -> Tensor:
@@ -472,12 +502,13 @@ def as_masks(name: str, value: ArrayLike) -> Tensor:
 
 def _check_size(
     name: str, size: int, num_tasks: int, minimum: int = 0, maximum: int | None = None
-) -> None:
+) -> int:
     maximum = num_tasks if maximum is None else maximum
-    check_positive_int(name, size, minimum=minimum)
+    size = check_positive_int(name, size, minimum=minimum)
     if size > maximum:
         remedy = f"There are {num_tasks} tasks."
         raise ValueError(message(name, f"from {minimum} to {maximum}", str(size), remedy))
+    return size
 
 
 def _weights_of_sizes(num_tasks: int, sizes: Sequence[int]) -> Tensor:
@@ -488,6 +519,7 @@ def _weights_of_sizes(num_tasks: int, sizes: Sequence[int]) -> Tensor:
 
 def _weights_of_bernoulli(num_tasks: int, probability: float, allow_empty_and_full: bool) -> Tensor:
     """Binomial probabilities of the sizes 0 to n, scaled to sum to one; (n + 1,) float64."""
+    probability = check_real("probability", probability)
     if not 0 < probability < 1:
         raise ValueError(
             message(
@@ -501,7 +533,7 @@ def _weights_of_bernoulli(num_tasks: int, probability: float, allow_empty_and_fu
     choices = torch.lgamma(size + 1) + torch.lgamma(num_tasks - size + 1)
     logs = size * math.log(probability) + (num_tasks - size) * math.log1p(-probability) - choices
     if not allow_empty_and_full:
-        check_positive_int("num_tasks", num_tasks, minimum=2)
+        num_tasks = check_positive_int("num_tasks", num_tasks, minimum=2)
         logs[[0, num_tasks]] = -torch.inf
     return torch.softmax(logs, dim=0)
 
@@ -512,6 +544,7 @@ def _sample(
     *,
     seed: int,
     allow_repeats: bool,
+    allow_fewer: bool,
     pairs: bool = False,
 ) -> Tensor:
     """Draw from the law of the module's head; ``pairs`` counts a complement as a repeat.
@@ -521,26 +554,27 @@ def _sample(
         num_subsets: m.
         seed: Of the generator.
         allow_repeats: Whether to draw independently.
+        allow_fewer: Whether to answer what there is, or was found, where that is less than m.
         pairs: Whether a subset and its complement are the same thing.
 
     Returns:
         (m, n) bool on the CPU.
     """
-    check_positive_int("num_subsets", num_subsets, minimum=0)
-    check_positive_int("seed", seed, minimum=0)
+    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    seed = check_positive_int("seed", seed, minimum=0)
     generator = torch.Generator().manual_seed(seed)
     if allow_repeats:
         return _draw(size_weights, num_subsets, generator)
     cap = max(2 * num_subsets, _LISTED_CELLS)
     num_possible = _count_possible(size_weights, pairs, cap)
-    if num_subsets > num_possible:
+    if num_subsets > num_possible and not allow_fewer:
         what = "distinct pairs of complements" if pairs else "distinct subsets of these sizes"
         raise ValueError(
             message(
                 "num_subsets",
                 f"at most {num_possible * (1 + pairs)}, the number of {what}",
                 str(num_subsets * (1 + pairs)),
-                "Ask for fewer, or pass allow_repeats=True.",
+                "Ask for fewer, or pass allow_fewer=True or allow_repeats=True.",
             )
         )
     identity = _up_to_complement if pairs else _as_it_is
@@ -560,14 +594,11 @@ def _sample(
         masks = masks[kept[:num_subsets]]
         if len(masks) == num_subsets:
             return masks
-    raise ValueError(
-        message(
-            "num_subsets",
-            "within reach of sampling",
-            f"{len(masks)} distinct of {num_subsets} after {_MAX_ROUNDS} rounds",
-            "Ask for fewer, move the probability towards one half, or pass allow_repeats=True.",
-        )
-    )
+    if allow_fewer:
+        return masks
+    found = f"{len(masks)} distinct of {num_subsets} after {_MAX_ROUNDS} rounds"
+    remedy = "Ask for fewer, or pass allow_fewer=True or allow_repeats=True."
+    raise ValueError(message("num_subsets", "within reach of sampling", found, remedy))
 
 
 def _count_possible(size_weights: Tensor, pairs: bool, cap: int) -> int:

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 
 from ksm_ext import evaluation, fit_surrogate, load_surrogate, selection, subsets
@@ -55,8 +58,66 @@ def test_any_strides(array):
 
 
 @pytest.mark.parametrize(
+    "value, expected",
+    [
+        (np.ma.masked_array([1.0, 2.0], [0, 1]), [1, np.nan]),
+        (np.ma.masked_array([1, 2], [0, 1]), [1, np.nan]),
+        (np.ma.masked_array([1, 2]), [1, 2]),
+        (np.ma.masked_array([1, 2], [0, 1], dtype=object), [1, np.nan]),
+        ([np.ma.masked_array([1, 2], [0, 1]), np.array([3, 4])], [[1, np.nan], [3, 4]]),
+        (pd.Series([1, None], dtype="Int64"), [1, np.nan]),
+        (pd.Series([True, None], dtype="boolean"), [1, np.nan]),
+        (
+            pd.DataFrame({"a": pd.array([None, 1.5], "Float64"), "b": [1, 2]}),
+            [[np.nan, 1], [1.5, 2]],
+        ),
+        (pd.DataFrame({"a": pd.arrays.SparseArray([0, 1])}), [[0], [1]]),
+        (np.array([2**63 - 1], np.uint64), [2**63 - 1]),
+        (torch.tensor([5], dtype=torch.uint64), [5]),
+        (torch.tensor([5], dtype=torch.uint16), [5]),
+        (np.array([1.5, 2], ">f8"), [1.5, 2]),
+        (np.array([1, 2], ">u2"), [1, 2]),
+        (np.array([1.5], np.longdouble), [1.5]),
+        (np.array(["1e400"], np.longdouble), [np.inf]),
+        (torch.tensor([1.5]).to(torch.float8_e4m3fn), [1.5]),
+        ([Decimal("1.5"), Fraction(1, 2), None, pd.NA], [1.5, 0.5, np.nan, np.nan]),
+        ([torch.ones(2, requires_grad=True), torch.zeros(2)], [[1, 1], [0, 0]]),
+        ([torch.ones(1, dtype=torch.bfloat16)], [[1]]),
+        (np.float32(0.5), 0.5),
+        (torch._neg_view(torch.ones(1)), [-1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_number_has_its_value(value, expected):
+    found = as_tensor("x", value)
+    np.testing.assert_array_equal(found.double().numpy(), np.array(expected, float))
+    assert found.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int32)
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([2**63], np.uint64), torch.tensor([2**64 - 1], dtype=torch.uint64), [2**63]]
+)
+def test_integers_do_not_wrap(value):
+    with pytest.raises(
+        ValueError, match=r"^`scores` must be below 2\^63, got \d+\. Pass it as flo"
+    ):
+        as_tensor("scores", value)
+
+
+@pytest.mark.parametrize(
     "value, found",
     [
+        (["1", "2"], "numeric, got list of dtype <U1. Pass a tensor"),
+        (pd.Series(["1", "2"], dtype=object), "numeric, got Series of dtype object. Pass"),
+        ([pd.Timestamp("2020-01-01"), 1.0], "numeric, got list of dtype object. Pass"),
+        (None, "numeric, got NoneType of dtype object. Pass"),
+        (scipy.sparse.csr_matrix(np.eye(2)), r"dense, got a sparse csr_matrix. Pass its `.toarray"),
+        (scipy.sparse.coo_array(np.eye(2)), r"dense, got a sparse coo_array. Pass its `.toarray"),
+        (torch.ones(2, device="meta"), "a dense real tensor, got a meta tensor. Convert"),
+        (np.zeros(2, [("a", float)]), "numeric, got ndarray of dtype "),
+        ([10**400], "numeric, got list of dtype object. Pass"),
+        ([torch.ones(2), torch.ones(3)], "rectangular, got a ragged list. Give every row"),
+        ([[torch.ones(1, requires_grad=True)]], r"numeric, got list \(Can't call numpy"),
         (["a"], "numeric, got list of dtype <U1. Pass a tensor"),
         (np.array([1j]), "numeric, got ndarray of dtype complex128. Pass"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "numeric, got ndarray of dtype datetime"),

@@ -18,7 +18,7 @@ from ksm_ext import (
 )
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
-from ksm_ext.surrogates import fit
+from ksm_ext.surrogates import choice, fit
 from ksm_ext.surrogates.krylov import KrylovRidge, Preconditioner, pivoted_cholesky
 from ksm_ext.surrogates.spectral import SpectralRidge
 
@@ -29,9 +29,10 @@ KERNELS = [RBF(gamma=0.1), Exponential(gamma=0.4), ANOVA2(0.3), Linear(), Linear
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
-def problem(m=M, n=N, t=T, noise=1.0):
-    """Main effects and pairs, different in every target, over subsets of all sizes."""
-    masks = subsets.mixed_sizes(n, m, seed=0, allow_repeats=True)
+def problem(m=M, n=N, t=T, noise=1.0, repeats=False):
+    """Main effects and pairs, different in every target, over subsets of many sizes."""
+    sizes = None if repeats else range(3, n - 2)
+    masks = subsets.mixed_sizes(n, m, sizes, seed=0, allow_repeats=repeats)
     scores = masks.double() @ torch.randn(n, t).double() + 5.0
     first, second = torch.randint(0, n, (2, n))
     scores += (masks[:, first] & masks[:, second]).double() @ torch.randn(n, t).double()
@@ -74,7 +75,8 @@ def test_the_normal_equations_hold_to_the_tolerance(center):
     (term,) = found.kernel_terms
     h = centring(M) if center else torch.eye(M).double()
     gram = kernel.gram(Masks(masks))
-    residual = h @ scores - (h @ gram @ h @ term.dual + 0.05 * term.dual)
+    dual = term.dual * found.unit
+    residual = h @ scores - (h @ gram @ h @ dual + 0.05 * dual)
     assert bool((residual.norm(dim=0) <= 1.01e-7 * (h @ scores).norm(dim=0)).all())
     if center:
         close(term.dual.sum(0), torch.zeros(T).double(), 1e-9)
@@ -103,7 +105,8 @@ def test_the_ridge_is_the_one_of_exact_residuals(kernel, share_ridge):
 
 
 def test_many_kernels_are_screened_on_a_sample(monkeypatch):
-    monkeypatch.setattr(fit, "_SCREEN_FROM", 200)
+    for module in (fit, choice):
+        monkeypatch.setattr(module, "CROSSED_FROM", 200)
     monkeypatch.setattr(fit, "_SAMPLE_ROWS", 150)
     masks, scores = problem(m=400)
     masks, scores, held, truth = masks[:300], scores[:300], masks[300:], scores[300:]
@@ -173,7 +176,7 @@ def test_fewer_subsets_than_tasks():
 
 
 def test_repeated_subsets_and_a_tiny_ridge():
-    masks, scores = problem(m=200, n=8)
+    masks, scores = problem(m=200, n=8, repeats=True)
     assert len(torch.unique(masks, dim=0)) < 150
     options = {"kernel": ANOVA2(0.3), "ridge": 1e-5}  # condition number 1e9
     exact = fit_surrogate(masks, scores, solver="eigh", **options)
@@ -300,15 +303,19 @@ def test_pivoted_cholesky_stays_below_the_gram_matrix():
     assert before < 1e-5
 
 
+@pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("center", [True, False])
-def test_the_guess_is_the_inverse_of_low_rank_and_diagonal(center):
+def test_the_guess_is_the_inverse_of_low_rank_and_diagonal(center, even):
     masks = Masks(problem(m=150)[0])
     kernel = ANOVA2(0.3)
-    parts = Preconditioner(kernel, masks, center=center, rank=20, seed=0)
+    constant = torch.ones(150).double() if even else 0.5 + torch.rand(150).double()
+    parts = Preconditioner(kernel, masks, constant, center=center, rank=20, seed=0)
     signs = torch.randn(150, 4).double()
     diagonal, product = parts.guess(signs, 2.0)
     low_rank = parts.vectors.double() @ parts.eigenvalues.diag() @ parts.vectors.double().T
-    h = centring(150) if center else torch.eye(150).double()
+    h = torch.eye(150).double()
+    if center:
+        h -= torch.outer(constant, constant) / constant.square().sum()
     matrix = h @ (low_rank + (parts.missing + 2.0).diag()) @ h
     inverse = torch.linalg.pinv(matrix, rtol=1e-10, hermitian=True)
     close(diagonal, inverse.diagonal(), 1e-5)

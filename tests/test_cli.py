@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ksm_ext import RBF, fit_surrogate, load_surrogate, selection, subsets
+from ksm_ext import RBF, fit_surrogate, load_surrogate, read_scores, selection, subsets
 from ksm_ext.cli import main
 from ksm_ext.cli.doctor import EXTRAS
 
@@ -113,6 +113,47 @@ def test_fit_is_fit_surrogate_with_the_names_of_the_table(there, capsys):
     assert load_surrogate("mine").kernel_terms[0].ridge.tolist() == [2.5, 2.5]
 
 
+def test_fit_says_what_every_column_is_and_how_errors_are_measured(there, capsys):
+    frame().assign(seed=range(24), always=1).to_csv("more.csv", index=False)
+    call = ["fit", "more.csv", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 2
+    advised = re.search(r"Add `(.*?)`", capsys.readouterr().err)[1]
+    assert main([*call, *shlex.split(advised)]) == 0
+    text = capsys.readouterr().err
+    for line in (
+        "  task (0 or 1)                wiki, code, maths, noise, news\n",
+        "  task (constant: always 1)    always\n",
+        "  target (named like a score)  loss, accuracy\n",
+        "  ignored (named)              seed\n",
+    ):
+        assert line in text
+    mean = float(load_surrogate("mine").loo_error.mean())
+    assert "over the variance of the target's own scores" in text
+    assert f"{mean:.3f} averaged over all targets" in text
+
+
+def test_columns_are_named_by_names_globs_and_repeated_options(there):
+    frame().assign(**{"run id": range(24), "a,b": 1.5, "val_a": 2.5}).to_csv("m.csv", index=False)
+    call = ["fit", "m.csv", "--kernel", "linear", "--quiet", "-o", "mine", "--targets", "l*"]
+    assert main([*call, "--ignore", '"a,b",run*', "--ignore", "val_*,accuracy"]) == 0
+    assert load_surrogate("mine").target_names == ("loss",)
+    assert main([*call, "--tasks", "wiki, code"]) == 0
+    assert load_surrogate("mine").task_names == ("wiki", "code")
+
+
+def test_weights_and_keys(there, capsys):
+    shares = pd.DataFrame((0.5 * MASKS).numpy(), columns=TASKS).assign(index=range(24), b=range(24))
+    shares[::-1].to_csv("shares.csv", index=False)
+    frame()[["loss"]].assign(index=range(24), b=range(24)).to_csv("loss.csv", index=False)
+    call = ["fit", "loss.csv", "--masks", "shares.csv", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 2
+    assert "`key` must be one column that joins" in capsys.readouterr().err
+    assert main([*call, "--key", "index", "--ignore", "b"]) == 2
+    assert "Add `--weights`" in capsys.readouterr().err
+    assert main([*call, "--key", "index", "--ignore", "b", "--weights"]) == 0
+    assert load_surrogate("mine").masks.values.equal(0.5 * MASKS.double())
+
+
 def test_fit_of_another_file_of_masks(there):
     frame()[TASKS].to_csv("masks.csv", index=False)
     frame()[["loss", "accuracy"]].to_json("scores.json", orient="records")
@@ -181,7 +222,10 @@ def test_a_table_for_the_eye(there, capsys):
 
 
 def test_without_intervals_the_columns_stay_empty(there, capsys):
-    main(["fit", "scores.csv", "--kernel", "least_squares", "-o", "mine", "--quiet"])
+    rows = [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
+    pd.DataFrame(rows, columns=["a", "b"]).to_csv("shares.csv", index=False)
+    pd.DataFrame({"loss": [1.0, 2.0, 2.5, 1.4]}).to_csv("losses.csv", index=False)
+    main(["fit", "losses.csv", "--masks", "shares.csv", "-o", "mine", "--quiet"])
     assert main(["attribute", "mine"]) == 0
     text = capsys.readouterr()
     assert "no intervals" in text.err and table(text.out)["std"].isna().all()
@@ -205,8 +249,42 @@ def test_select_is_under_budget(there, capsys):
         found = table(text.out)
         assert tuple(map(TASKS.index, found["task"])) == true.tasks
         assert found["spent"].iloc[-1] <= 6 and f"predicted score {true.score:.4g}" in text.err
-    assert main(["select", "s", "--budget", "2", "--maximize", "--target", "all"]) == 0
-    assert len(table(capsys.readouterr().out)) <= 2
+
+
+def test_targets_of_one_direction_are_averaged_in_standard_deviations(there, capsys):
+    """The unit of a target decides nothing: one is a thousand times as large as the other."""
+    both = scores()[:, :1] * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 7.0])
+    both[:, 1] += 500 * MASKS[:, 4]
+    names = {"task_names": TASKS, "target_names": ["loss", "val_loss"]}
+    fitted = fit_surrogate(MASKS, both, kernel=RBF(gamma=0.1), ridge=0.05, **names)
+    fitted.save("both")
+    call = ["select", "both", "--budget", "3", "--minimize", "--target", "loss"]
+    assert main([*call, "--target", "val_loss"]) == 0
+    text = capsys.readouterr()
+    units = lambda masks: (fitted.predict(masks) - both.mean(0)) / both.std(0)  # noqa: E731
+    true = selection.under_budget(units, torch.ones(5), 3, maximize=False)
+    assert tuple(map(TASKS.index, table(text.out)["task"])) == true.tasks
+    assert f"predicted score {true.score:.4g}, averaged over targets in standard" in text.err
+    np.testing.assert_allclose(table(text.out)["score"], true.path, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        ("all", "`target` must be one of loss, accuracy, got all of them"),
+        ("loss accuracy", "must be names of scores of one direction, got 'loss' and 'accuracy'"),
+    ],
+)
+def test_a_loss_and_an_accuracy_are_not_averaged(targets, found, there, capsys):
+    named = [word for name in targets.split() for word in ("--target", name)]
+    assert main(["select", "s", "--budget", "2", "--maximize", *named]) == 2
+    assert found in capsys.readouterr().err
+
+
+def test_all_of_one_target_is_that_one(there, capsys):
+    main(["fit", "scores.csv", "--targets", "loss", "--ignore", "accuracy", "-o", "one", "--quiet"])
+    assert main(["select", "one", "--budget", "2", "--minimize", "--target", "all"]) == 0
+    assert "averaged" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,6 +295,8 @@ def test_select_is_under_budget(there, capsys):
         ("task,cost\n" + "".join(f"{name},1\n" for name in [*TASKS, "law"]), "another or"),
         ("task,cost\n" + "".join(f"{name},free\n" for name in TASKS), "must be numbers"),
         ("task,cost\n" + "".join(f"{name},-1\n" for name in TASKS), "must be positive"),
+        (json.dumps({"task": TASKS, "cost": [1]}), "must be one cost per task"),
+        (json.dumps({"task": TASKS, "cost": [[1], [1, 2], [], None, 1]}), "must be numbers"),
     ],
 )
 def test_costs_are_checked(costs, found, there, capsys):
@@ -249,6 +329,57 @@ def test_designs_are_those_of_subsets(design, there, capsys):
     assert torch.tensor(found.to_numpy()).bool().equal(DESIGNS[design]())
 
 
+@pytest.mark.parametrize(
+    ("design", "count"),
+    [
+        ("mixed-sizes", 30),
+        ("mixed-sizes --sizes 2,2,3,5", 21),
+        ("bernoulli --probability 0.3", 30),
+        ("fixed-size --size 2", 10),
+        ("paired", 30),
+        ("paired --size 2", 20),
+    ],
+)
+def test_a_design_has_no_more_subsets_than_there_are(design, count, capsys):
+    """Where all are asked for and more, all are drawn: each once, and it is said."""
+    call = ["design", "--num-tasks", "5", "--num-subsets", "100", "--design", *design.split()]
+    assert main(call) == 0
+    text = capsys.readouterr()
+    masks = table(text.out).to_numpy()
+    assert len(masks) == count == len(np.unique(masks, axis=0))
+    assert f"Note: there are {count} different subsets in this design" in text.err
+
+
+def test_a_wide_design_is_not_counted_to_its_end(there):
+    assert main(["design", "--num-tasks", "20000", "--num-subsets", "3", "-o", "wide.npz"]) == 0
+    assert np.load("wide.npz")["masks"].shape == (3, 20000)
+
+
+def test_names_are_neither_run_nor_obeyed(there, capsys, monkeypatch):
+    """By a spreadsheet that opens the CSV, and by a terminal."""
+    names = ["=1+1", "\x1b[31mred", "+x", "@y", "-z"]
+    values = {"task_names": names, "target_names": ["\x1b]0;loss\x07"]}
+    fit_surrogate(MASKS, scores()[:, :1], kernel=RBF(gamma=0.1), ridge=0.05, **values).save("odd")
+    assert main(["attribute", "odd", "--sort", "none"]) == 0
+    cells = table(capsys.readouterr().out)
+    assert cells["task"].tolist() == ["'=1+1", "\x1b[31mred", "'+x", "'@y", "'-z"]
+    assert cells["value"].dtype == float and (cells["value"] < 0).any()
+    assert main(["attribute", "odd", "--sort", "none", "--format", "json"]) == 0
+    assert [row["task"] for row in json.loads(capsys.readouterr().out)] == names
+    for form in ("csv", "table"):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        assert main(["attribute", "odd", "--format", form]) == 0
+        assert main(["attribute", "odd", "--target", "\x1b[2J"]) == 2
+        text = capsys.readouterr()
+        assert "\x1b" not in text.out + text.err and "\\x1b[31mred" in text.out
+        assert "\\x1b]0;loss" in text.err or "\\x1b[2J" in text.err
+    Path("names.txt").write_text("=1+1\nb\n")
+    assert main(["design", "--tasks", "names.txt", "--num-subsets", "2", "-o", "m.csv"]) == 0
+    Path("y.csv").write_text("loss\n.5\n.25\n")
+    assert Path("m.csv").read_text().startswith("'=1+1,b\n")
+    assert read_scores("y.csv", "m.csv").task_names == ("=1+1", "b")
+
+
 def test_a_design_in_a_file_is_read_by_fit(there):
     for form in ("csv", "npz", "json"):
         call = ["design", "--num-tasks", "5", "--num-subsets", "24", "-o", f"masks.{form}"]
@@ -271,6 +402,8 @@ def test_report_of_held_out_scores(there):
     frame().iloc[:10, ::-1].to_csv("new.csv", index=False)  # columns in another order
     assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv", "--target", "loss"]) == 0
     assert "Held-out predictions of 10 subsets: Spearman 0.9" in Path("h.html").read_text()
+    frame().assign(seed=range(24), notes="ok", news2=1).to_csv("new.csv", index=False)
+    assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 0
     frame().drop(columns="wiki").to_csv("new.csv", index=False)
     assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 2
 
@@ -325,6 +458,7 @@ def test_extras_named_by_the_doctor_exist():
         ("design --num-tasks 5", "`num-subsets` must be given for this design"),
         ("design --num-tasks 5 --num-subsets 3 --design fixed-size", "`size` must be given"),
         ("design --tasks none.txt --num-subsets 3", "`tasks` must be a file, got none.txt"),
+        ("design --tasks s --num-subsets 3", "`s` must be text in UTF-8"),
     ],
 )
 def test_bad_input_is_2(call, said, there, capsys):

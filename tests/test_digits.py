@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from experiments.digits.pipeline import PRESETS, load, train_and_score
 from experiments.digits.run import main, run
+from ksm_ext.scores.retraining import _run
 
 SMOKE = PRESETS["smoke"]
 
@@ -56,11 +57,11 @@ def test_only_what_is_missing_is_trained_again(finished, tmp_path, monkeypatch):
         database.execute("DELETE FROM runs WHERE subset LIKE '10%'")
     trained = set()
 
-    def spy(settings, mask, repeat):
-        trained.add(("".join("1" if bit else "0" for bit in mask.tolist()), repeat))
-        return train_and_score(settings, mask, repeat)
+    def spy(train, subset, seed, caller):
+        trained.add((subset, seed))
+        return _run(train, subset, seed, caller)
 
-    monkeypatch.setattr("experiments.digits.run.train_and_score", spy)
+    monkeypatch.setattr("ksm_ext.scores.retraining._run", spy)  # another `train` would be refused
     with joblib.parallel_config("sequential"):
         again = run(SMOKE, tmp_path)
     assert trained == lost != set()

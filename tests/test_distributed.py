@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from ksm_ext import GradientEstimator, Projector, collect_features, distributed, load_features
 from ksm_ext.attribution.trak import trak
 from ksm_ext.batches import chunks
-from ksm_ext.gradients import log_odds
+from ksm_ext.gradients import _some, log_odds
 
 NUM_RANKS, BATCH, SAMPLES, DIM = 2, 4, 37, 16
 OPTIONS = {"batch_size": BATCH, "progress": False}
+SHARDS = [range(20), range(20, SAMPLES)]
 DTYPES = (torch.float32, torch.float64)
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
@@ -102,11 +103,15 @@ def killed(folder, group, die):
     """Collect features while counting chunks; rank 1 may kill itself in its third."""
     model, data = problem()
     log = folder / f"chunks_{dist.get_rank(group)}"
+    deadly = folder / "deadly"  # a file, since a store knows the output's variables
+    if die and dist.get_rank(group) == 1:
+        deadly.touch()
 
     def output(model, sample):
         with log.open("a") as file:
             file.write("x")
-        if die and dist.get_rank(group) == 1 and len(log.read_text()) == 3:
+        if deadly.exists() and dist.get_rank(group) == 1 and len(log.read_text()) == 3:
+            deadly.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return log_odds(model, sample)
 
@@ -198,7 +203,12 @@ def test_a_killed_rank_loses_nothing(tmp_path):
     for each in found:
         assert torch.equal(each["features"], alone.gradients)
     chunks = sum(len(path.read_text()) for path in tmp_path.glob("chunks_*"))
-    assert before < chunks == -(-SAMPLES // BATCH) + 1  # all but the one that died computed once
+    done = [range(20), range(20, 28)]  # when rank 1 died; some of them are checked
+    checked = sum(
+        row in rows for part, rows in zip(SHARDS, done, strict=True) for row in _some(part)
+    )
+    assert 5 < checked < 10
+    assert before < chunks == checked + -(-SAMPLES // BATCH) + 1  # the one that died was lost
 
 
 def test_a_begun_store_is_for_as_many_processes(tmp_path):

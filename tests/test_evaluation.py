@@ -1,5 +1,7 @@
 """Metrics against SciPy, scikit-learn and their formulas; intervals against closed forms."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +105,32 @@ def test_lds_of_many_targets():
     sample = [0, 17, 9_999]
     expected = by_column(stats.spearmanr, true[:, sample], predicted[:, sample])
     np.testing.assert_allclose(actual[sample], expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_differences_of_rounding_are_ties(dtype):
+    """.1 + .2 and .3 are one value; ranks of rounding would be a correlation of their own."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((60, 6)) < 0.5
+    tenths = np.array([1, 2, 3, 3, 2, 1])
+    said = np.zeros(60, dtype)
+    for task in range(6):
+        said += masks[:, task] * dtype(tenths[task] / 10)
+    assert len(np.unique(said)) > len(np.unique(masks @ tenths))
+    true = rng.normal(size=60)
+    expected = stats.spearmanr(true, masks @ tenths)[0]
+    np.testing.assert_allclose(lds(true, said), expected, atol=1e-14)
+    np.testing.assert_allclose(noise_ceiling(said, true), expected, atol=1e-14)
+    actual = loo_correlation(said, true, method="spearman")
+    np.testing.assert_allclose(actual, expected, atol=1e-14)
+
+
+def test_what_is_constant_but_for_rounding_is_constant():
+    true, predicted = tables()
+    predicted[:, 2] = 0.3 + 3e-17 * np.arange(30)
+    assert lds(true, predicted)[2] == loo_correlation(predicted, true)[2] == 0
+    with pytest.raises(ValueError, match="`true_scores` must be varying in every column"):
+        residual_error(predicted, true)
 
 
 # Errors
@@ -254,7 +282,7 @@ def test_options_reach_the_metric():
 
 
 def test_intervals_say_which_resample_failed():
-    true, predicted = np.array([0.0, 0, 0, 1]), np.array([0.0, 1, 2, 3])
+    true, predicted = np.eye(10)[9], np.arange(10.0)
     with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
         jackknife(lds, true, predicted)
     with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
@@ -270,12 +298,46 @@ def test_intervals_say_which_resample_failed():
         (lambda a: bootstrap(lds, a, a[:2]), "`arrays` must be tables with the same number"),
         (lambda a: bootstrap(lds), "same number of rows, got none"),
         (lambda a: bootstrap(lds, a, a, resample="targets"), "at least 2 targets"),
-        (lambda a: jackknife(lds, a[:2], a[:2]), "`arrays` must be 3 rows or longer"),
+        (lambda a: jackknife(lds, a, a), "`arrays` must be 10 rows or longer, got shape \\(5"),
+        (lambda a: bootstrap(lds, a, a), "`arrays` must be 10 rows or longer, got shape \\(5"),
+        (lambda a: jackknife(np.mean, a[:2]), "`arrays` must be 3 rows or longer"),
+        (lambda a: jackknife(np.mean, a, bounds=(1, -1)), "`bounds` must be two ascending"),
     ],
 )
 def test_interval_errors(call, found):
     with pytest.raises(ValueError, match=found):
         call(np.arange(5.0))
+
+
+def test_jackknife_of_a_correlation_is_fishers():
+    """On the scale of artanh, by the delta method; as wide as the plain one in the middle."""
+    true, predicted = tables(40, 2)
+    interval = jackknife(lds, true, predicted, level=0.9)
+    plain = jackknife(lds, true, predicted, level=0.9, bounds=(-1e9, 1e9))
+    z, half = np.arctanh(interval.estimate), (plain.high - plain.low) / 2
+    ends = np.tanh(z + np.array([-1, 1]) * half / (1 - interval.estimate**2))
+    np.testing.assert_allclose([interval.low, interval.high], ends, rtol=1e-6)
+    assert jackknife(partial(lds, constant="zero"), true, predicted, level=0.9) == interval
+
+
+def test_jackknife_of_an_error_stays_positive():
+    true, predicted = tables(12, 1)
+    predicted[0] += 20  # one row carries the error
+    interval, plain = (
+        jackknife(residual_error, true, predicted, level=0.99, **bounds)
+        for bounds in ({}, {"bounds": (-1e9, 1e9)})
+    )
+    half = (plain.high - plain.low) / 2
+    factor = np.exp(half / interval.estimate)
+    assert plain.low < 0 < interval.low
+    np.testing.assert_allclose(interval.low, interval.estimate / factor, rtol=1e-6)
+    np.testing.assert_allclose(interval.high, interval.estimate * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("flags", [[0, 2, 1], [0.5, 0, 1], [np.nan, 0, 1]])
+def test_flags_are_true_or_false(flags):
+    with pytest.raises(ValueError, match="`is_bad` must be boolean, or 0 and 1, got "):
+        mislabel_auc([1.0, 2.0, 3.0], flags)
 
 
 def test_interval_reads_well():

@@ -7,16 +7,23 @@ import resource
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.lib.format import open_memmap
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ksm_ext.features import FeatureStore, fingerprint, load_features
-from ksm_ext.gradients import collect_features, log_odds, margin
+from ksm_ext.batches import content_digests
+from ksm_ext.features import FeatureStore, load_features
+from ksm_ext.gradients import collect_features, log_odds, margin, per_sample_gradients
+from ksm_ext.identity import fingerprint
 from tests.test_gradients import Dense, mlp, table
 
 META = {"num_samples": 7, "dim": 3, "dtype": "float32", "projector": {"seed": 1, "kind": "signs"}}
@@ -67,17 +74,21 @@ def test_a_store_holds_what_memory_would(tmp_path, dtype):
         assert torch.equal(features.gradients, expected.gradients)
 
 
-def test_a_complete_store_computes_nothing_and_takes_no_lock(tmp_path):
-    model, batch = mlp(), table()
+def test_a_complete_store_computes_five_samples_and_takes_no_lock(tmp_path, monkeypatch):
+    model, batch = mlp(), table(40)
     collect(model, batch, tmp_path)
-
-    class Never(TensorDataset):
-        def __getitems__(self, rows):
-            raise AssertionError("computed again")
-
     (tmp_path / "lock").unlink()
-    assert len(collect(model, DataLoader(Never(*batch), batch_size=4), tmp_path)) == 11
-    assert not (tmp_path / "lock").exists()
+    before, computed = contents(tmp_path), []
+
+    def counted(model, output, batch, **options):
+        computed.append(batch)
+        return per_sample_gradients(model, output, batch, **options)
+
+    monkeypatch.setattr("ksm_ext.gradients.per_sample_gradients", counted)
+    assert len(collect(model, DataLoader(TensorDataset(*batch), batch_size=3), tmp_path)) == 40
+    rows = [int((batch[0] == x).all(1).nonzero()) for x, _ in computed]
+    assert len(rows) == len(set(rows)) == 5 and {0, 39} < set(rows)
+    assert not (tmp_path / "lock").exists() and contents(tmp_path) == before
 
 
 def test_mapped_tensors_are_private(tmp_path):
@@ -247,13 +258,13 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
     collect(model, (x, y), tmp_path)
     other = mlp()
     changed = x.clone()
-    changed[5] += 1  # the middle sample: the first, middle and last are looked at
+    changed[7, 0] = torch.nextafter(changed[7, 0], changed[7, 1])
     for field, run in {
         "projector.seed = 1 where": lambda: collect(model, (x, y), tmp_path, projector=Dense(6, 1)),
         "dim = 5": lambda: collect(model, (x, y), tmp_path, projector=Dense(5)),
         "num_samples = 9": lambda: collect(model, (x[:9], y[:9]), tmp_path),
-        "output = 'margin' where .* has 'log_odds'": lambda: collect(
-            model, (x, y), tmp_path, output=margin
+        "output = 'ksm_ext.outputs.margin' where .* has 'ksm_ext.outputs.log_odds'": lambda: (
+            collect(model, (x, y), tmp_path, output=margin)
         ),
         "model = ": lambda: collect(other, (x, y), tmp_path),
         "data = ": lambda: collect(model, (changed, y), tmp_path),
@@ -266,6 +277,230 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
         with pytest.raises(ValueError, match=form):
             run()
     assert len(collect(model, (x, y), tmp_path)) == 11
+
+
+def output_with(scale):
+    def output(model, sample):
+        return scale * model(sample[0][None])[0, 0]
+
+    return output
+
+
+class Attributed(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(4, 3).double(), factor
+
+    def forward(self, x):
+        return self.factor * self.linear(x)
+
+
+class OwnProjector:
+    """Says the same of itself whatever its factor."""
+
+    dim = 2
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __repr__(self):
+        return "OwnProjector()"
+
+    def __call__(self, x, *, offset=0, out=None):
+        return out.add_(self.factor * x[:, :2])
+
+
+def with_weights_of(one, other):
+    other.load_state_dict(one.state_dict())
+    return other
+
+
+def activated(activation):
+    return nn.Sequential(nn.Linear(4, 5), activation, nn.Linear(5, 3)).double()
+
+
+def changes():
+    """By the field that tells it: arguments of a call, and others that give other features."""
+    torch.manual_seed(0)
+    x, y = table(40)
+    model, tanh, one = mlp(), activated(nn.Tanh()), Attributed(1.0)
+    base = {"model": model, "batch": (x, y)}
+    relu, nine = with_weights_of(tanh, activated(nn.ReLU())), with_weights_of(one, Attributed(9.0))
+    row, label, order = x.clone(), y.clone(), torch.arange(40)
+    row[7] += 1e-9
+    label[23] = (label[23] + 1) % 3
+    order[[11, 12]] = order[[12, 11]]
+    power = lambda m, z, k: m(z[0][None])[0, 0] ** k  # noqa: E731
+    yield "network.1", base | {"model": tanh}, base | {"model": relu}
+    yield "network.model", base | {"model": one}, base | {"model": nine}
+    outputs = [lambda m, z: m(z[0][None])[0, 0], lambda m, z: m(z[0][None])[0, 1]]
+    yield "output.code", *(base | {"output": output} for output in outputs)
+    yield "output.closure.scale", *(base | {"output": output_with(s)} for s in (1.0, 5.0))
+    outputs = [partial(power, k=k) for k in (1, 2)]
+    yield "output.keywords.k", *(base | {"output": output} for output in outputs)
+    yield "projector.factor", *(base | {"projector": OwnProjector(k)} for k in (1.0, 2.0))
+    yield "data", base, base | {"batch": (row, y)}
+    yield "data", base, base | {"batch": (x, label)}
+    yield "data", base, base | {"batch": (x[order], y[order])}
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_no_change_goes_unnoticed(tmp_path, number, is_complete):
+    field, one, other = list(changes())[number]
+    if is_complete:
+        first = collect(path=tmp_path, **one)
+        assert torch.equal(collect(path=tmp_path, **one).gradients, first.gradients)
+    else:
+        with interrupted_after(2), pytest.raises(KeyboardInterrupt):
+            collect(path=tmp_path, **one)
+    form = f"a folder of the same features, got {field} = .* where .* has .*, or delete this one"
+    with pytest.raises(ValueError, match=form):
+        collect(path=tmp_path, **other)
+    again = collect(path=tmp_path, **one)
+    assert torch.equal(again.gradients, collect(path=None, **one).gradients)
+
+
+@contextmanager
+def interrupted_after(chunks):
+    append = FeatureStore.append
+
+    def interrupt(store, *blocks):
+        if store.num_done >= 4 * chunks:
+            raise KeyboardInterrupt
+        append(store, *blocks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureStore, "append", interrupt)
+        yield
+
+
+class Rows(Dataset):
+    """Samples of several lengths that a loader pads."""
+
+    def __init__(self, lengths, changed=None):
+        generator = torch.Generator().manual_seed(0)
+        self.rows = [torch.rand(length, generator=generator) for length in lengths]
+        if changed is not None:
+            self.rows[changed][-1] += 1e-6
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+def digests(dataset, batch_size, size, rows=None, keep=()):
+    loader = DataLoader(
+        dataset, batch_size=batch_size, collate_fn=lambda rows: (torch.stack(rows),)
+    )
+    rows = range(len(dataset)) if rows is None else rows
+    return content_digests(loader, size, rows, keep)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 2), min_size=1, max_size=20),
+    batch_size=st.integers(1, 8),
+    size=st.integers(1, 6),
+    chance=st.integers(0, 10**6),
+)
+def test_digests_of_data_see_every_row_and_no_batches(lengths, batch_size, size, chance):
+    lengths = sorted(lengths)  # so that most batches can be stacked
+    b = len(lengths)
+    whole, _ = digests(Rows(lengths), 1, size)
+    assert whole.shape == (-(-b // size), 16)
+    if len(set(lengths)) == 1:
+        assert torch.equal(digests(Rows(lengths), batch_size, size)[0], whole)
+    start = chance % len(whole) * size
+    part, kept = digests(Rows(lengths), 1, size, range(start, b), keep=[b - 1])
+    assert torch.equal(part, whole[start // size :])
+    assert torch.equal(kept[b - 1][0][0], Rows(lengths)[b - 1])
+    changed = chance % b
+    other, _ = digests(Rows(lengths, changed), 1, size)
+    differs = (other != whole).any(1).nonzero()[:, 0].tolist()
+    assert differs == [changed // size]
+
+
+class Opaque:
+    """What has no identity: a compiled object, as it were."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("no state")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_has_no_identity_is_told_and_found_by_its_features(tmp_path, dtype):
+    model, batch = mlp(dtype), table(40, dtype=dtype)
+    one = collect(model, batch, tmp_path, output_with(Opaque(2.0).factor))
+    assert one.unidentified == ()
+    path, opaque = tmp_path / "opaque", Opaque(2.0)
+
+    def output(model, sample):
+        return opaque.factor * model(sample[0][None])[0, 0]
+
+    first = collect(model, batch, path, output)
+    assert first.unidentified == (f"output.closure.opaque ({__name__}.Opaque)",)
+    assert load_features(path).unidentified == first.unidentified
+    assert torch.equal(collect(model, batch, path, output).gradients, first.gradients)
+    opaque.factor = 2.1
+    form = (
+        r"whose sample [0-9]+ is now another by 0\.048 of the largest\. Something changed that has"
+    )
+    with pytest.raises(ValueError, match=form):
+        collect(model, batch, path, output)
+
+
+def test_rows_that_are_damaged_are_found_where_they_are_looked_at(tmp_path):
+    model, batch = mlp(), table(40)
+    collect(model, batch, tmp_path)
+    rows = open_memmap(tmp_path / "gradients.npy", mode="r+")
+    rows[39] *= -1
+    rows.flush()
+    with pytest.raises(
+        ValueError, match=r"whose sample 39 is now another by .*, or the rows are dam"
+    ):
+        collect(model, batch, tmp_path)
+
+
+def test_other_precision_is_refused(tmp_path):
+    model, batch = mlp(torch.float32), table(dtype=torch.float32)
+    collect(model, batch, tmp_path)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ValueError, match=r"got precision\.float32_matmul = 'medium' where"):
+            collect(model, batch, tmp_path)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_folder_of_the_first_format_is_loaded_and_not_gone_on_with(tmp_path):
+    model, batch = mlp(), table()
+    features = collect(model, batch, tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    for name in ("libraries", "unidentified", "network", "precision"):
+        del meta[name]
+    meta |= {"format": "ksm_ext.features.1", "output": "log_odds"}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    assert torch.equal(load_features(tmp_path).gradients, features.gradients)
+    with pytest.raises(
+        ValueError, match=r"got format = 'ksm_ext\.features\.2' where .*delete this"
+    ):
+        collect(model, batch, tmp_path)
+
+
+@pytest.mark.parametrize("path, error", [("", ValueError), (3, TypeError)])
+def test_a_store_without_a_name_is_refused(tmp_path, monkeypatch, path, error):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match="`store` must be a path, got"):
+        collect(mlp(), table(), path)
+    with pytest.raises(error, match="`path` must be a path, got"):
+        load_features(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """GradientEstimator where its linearisation is exact, and the pipeline around it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import TensorDataset
 
 import ksm_ext
-from ksm_ext import GradientEstimator, Projector, attribute_tasks
+from ksm_ext import GradientEstimator, Projector, attribute_tasks, subsets
 from ksm_ext.gradients import prediction
 from ksm_ext.subsets import all_subsets, bernoulli
 
@@ -236,6 +237,34 @@ def test_attributions_in_one_call():
     torch.testing.assert_close(result.values.sum(0), total[0], rtol=1e-8, atol=1e-8)
     drawn = attribute_tasks(linear(), data(), data()[0], num_subsets=8, progress=False)
     assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
+    assert not drawn.exhaustive and not result.exhaustive
+    assert str(result) == "Attributions of 4 tasks to 1 targets from 16 subsets"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
+def test_few_tasks_have_all_their_subsets(n):
+    """With the defaults: up to ten tasks there are fewer subsets than are asked for."""
+    torch.manual_seed(0)
+    tasks = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(n)]
+    options = {"kernel": "linear", "progress": False}
+    result = attribute_tasks(nn.Linear(3, 2), tasks, tasks[0], **options)
+    sizes = range(max(1, n // 2), max(n, 3))
+    every = torch.cat([next(subsets.iterate_subsets(n, size)) for size in sizes])
+    assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
+    assert result.exhaustive and len(result.masks) == len(every) < 1000
+    assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
+
+
+def test_a_single_data_set_has_no_name_that_scores_must_have():
+    true = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    fitted = estimator(targets=data()[0]).fit().calibrate(MASKS[:6], true, ridges=[0.1])
+    assert fitted.calibration.slope.shape == (1,)
+
+
+@pytest.mark.parametrize("names", [list("abc"), list("abca")])
+def test_names_of_tasks_are_one_each(names):
+    with pytest.raises(ValueError, match="`task_names` must be 4 different names, got "):
+        estimator(task_names=names)
 
 
 class Prompts(torch.utils.data.Dataset):

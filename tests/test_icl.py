@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from experiments.common import one_thread
@@ -27,7 +29,7 @@ from experiments.icl.data import (
 from experiments.icl.embedding import estimate, gradients
 from experiments.icl.inference import LanguageModel, Runs, load_model
 from experiments.icl.published import judge_published
-from experiments.icl.selection import local_search
+from experiments.icl.selection import local_search, mean_states
 from experiments.icl.settings import SMALL, SMOKE, Data, Model, Published
 from experiments.icl.surrogates import (
     Recipe,
@@ -61,9 +63,12 @@ def model(pool):
 
 
 def random_model(texts, context=128, batch_size=4):
+    return LanguageModel(*random_gpt(train_tokenizer(texts, ("yes", "no")), context), batch_size)
+
+
+def random_gpt(tokenizer, context=128):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokenizer = train_tokenizer(texts, ("yes", "no"))
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -75,7 +80,7 @@ def random_model(texts, context=128, batch_size=4):
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LanguageModel(GPT2LMHeadModel(config).eval(), tokenizer, batch_size)
+    return GPT2LMHeadModel(config).eval(), tokenizer
 
 
 def test_coin_flips_answer_what_their_text_says():
@@ -136,15 +141,226 @@ def test_shared_keys_and_values_change_nothing(model, pool):
     queries = [*pool.validation, replace(pool.test[0], input="Heads? a coin")]
     shared, alone = (scored(model, text, queries, reuse=reuse) for reuse in (True, False))
     for query, one, other in zip(queries, shared, alone, strict=True):
-        ids = torch.tensor([model.tokens(text + query.input)])
+        ids = torch.tensor([model.tokenizer(text + query.input).input_ids])
         logits = model.model(ids).logits[0, -1]
-        first, right = model.answers(query)
+        first = model.tokenizer.convert_tokens_to_ids(query.options)
+        right = query.options.index(query.output)
         loss = cross_entropy(logits[first][None], torch.tensor([right]))
         assert one["loss"] == pytest.approx(float(loss), abs=1e-4)
         assert other["loss"] == pytest.approx(float(loss), abs=1e-4)
         margin = float(logits[first[right]] - logits[first[1 - right]])
         assert one["margin"] == pytest.approx(margin, abs=1e-4)
     assert max(x["loss"] for x in shared) - min(x["loss"] for x in shared) > 0.1
+
+
+# -- tokens of a prompt and of labels ------------------------------------------------------------
+
+TEXT, ASKED = "good film : positive ", "great film :"
+WORDS = ("good", "film", ":", "positive", "negative", "great")
+
+
+def closing(tokenizer, template):
+    """With the special tokens of a template around every text."""
+    from tokenizers import processors
+
+    special = [(token, tokenizer.token_to_id(token)) for token in set(template.split()) - {"$A"}]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    return tokenizer
+
+
+def word_level(template):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: number for number, word in enumerate(["<s>", "</s>", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return closing(tokenizer, template)
+
+
+def unigram(template="<s> $A", more=()):
+    """Words with and without a mark for the space before them, as SentencePiece has them."""
+    from tokenizers import Tokenizer, models
+
+    pieces = ["<unk>", "<s>", "</s>", "▁", *WORDS, *("▁" + word for word in WORDS), *more]
+    letters = sorted(set("".join(WORDS)) - set(pieces))
+    scored = [(piece, -1.0) for piece in pieces] + [(letter, -9.0) for letter in letters]
+    return closing(Tokenizer(models.Unigram(scored, unk_id=0)), template)
+
+
+def metaspace(scheme, template="<s> $A", more=()):
+    from tokenizers import pre_tokenizers
+
+    tokenizer = unigram(template, more)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    return tokenizer
+
+
+def dummy_prefix():
+    """As Llama 2: a space before every text, even one that begins with a space."""
+    from tokenizers import normalizers
+
+    tokenizer = unigram()
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+def byte_level(template):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS), "positive great", "negative film"] * 3, trainer)
+    return closing(tokenizer, template)
+
+
+def word_piece():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = ["[CLS]", "[SEP]", "[UNK]", "good", "film", ":", "great", "pos", "neg"]
+    pieces += ["##itive", "##ative", "##h"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return closing(tokenizer, "[CLS] $A [SEP]")
+
+
+PLAIN = "good film : positive great film :"
+MARKED = "▁film ▁: ▁positive ▁great ▁film ▁:"
+BYTES = "good Ġfilm Ġ: Ġpositive Ġgreat Ġfilm Ġ:"
+LABELS = ("positive", "negative")
+MARKED_LABELS = ("▁positive", "▁negative")
+# A tokenizer, the tokens of TEXT and ASKED by hand, and those that the options go on with.
+TOKENIZERS = {
+    "nothing": (lambda: word_level("$A"), PLAIN, LABELS),
+    "BOS": (lambda: word_level("<s> $A"), "<s> " + PLAIN, LABELS),
+    "BOS twice": (lambda: word_level("<s> <s> $A"), "<s> <s> " + PLAIN, LABELS),
+    "EOS": (lambda: word_level("$A </s>"), PLAIN, LABELS),
+    "BOS and EOS": (lambda: word_level("<s> $A </s>"), "<s> " + PLAIN, LABELS),
+    "EOS twice": (lambda: word_level("<s> $A </s> </s>"), "<s> " + PLAIN, LABELS),
+    "Metaspace never": (lambda: metaspace("never"), "<s> good " + MARKED, MARKED_LABELS),
+    "Metaspace first": (lambda: metaspace("first"), "<s> ▁good " + MARKED, MARKED_LABELS),
+    "Metaspace always": (
+        lambda: metaspace("always", "<s> $A </s>"),
+        "<s> ▁good " + MARKED,
+        MARKED_LABELS,
+    ),
+    "dummy prefix": (dummy_prefix, "<s> ▁good " + MARKED, MARKED_LABELS),
+    "a label joined to the prompt": (
+        lambda: metaspace("never", more=("▁:▁positive", "▁:▁negative")),
+        "<s> good ▁film ▁:▁positive ▁great ▁film",
+        ("▁:▁positive", "▁:▁negative"),
+    ),
+    "byte-level BPE": (lambda: byte_level("$A"), BYTES, ("Ġpositive", "Ġnegative")),
+    "byte-level BPE, BOS and EOS": (
+        lambda: byte_level("<s> $A </s>"),
+        "<s> " + BYTES,
+        ("Ġpositive", "Ġnegative"),
+    ),
+    "WordPiece": (word_piece, "[CLS] good film : pos ##itive great film :", ("pos", "neg")),
+}
+
+
+def with_tokenizer(make, **special):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), **special)
+    return LanguageModel(*random_gpt(tokenizer), 4)
+
+
+@torch.no_grad()
+def loss_by_hand(model, prompt, labels, right):
+    """Of the right label among some, by log-probabilities after a prompt of given tokens."""
+    ids, labels = map(model.tokenizer.convert_tokens_to_ids, (prompt.split(), labels))
+    assert None not in [*ids, *labels]
+    logs = model.model(torch.tensor([ids])).logits[0, -1].log_softmax(0)[labels]
+    return float(logs.logsumexp(0) - logs[right])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_labels_follow_the_prompt_in_the_tokens_of_any_tokenizer(name):
+    make, prompt, labels = TOKENIZERS[name]
+    model = with_tokenizer(make)
+    queries = [Example(ASKED, label, LABELS) for label in LABELS]
+    for reuse in (True, False):
+        for right, found in enumerate(scored(model, TEXT, queries, reuse=reuse)):
+            wanted = loss_by_hand(model, prompt, labels, right)
+            assert found["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+@given(
+    special=st.tuples(*[st.lists(st.sampled_from(["<s>", "</s>"]), max_size=3)] * 2),
+    text=st.lists(st.sampled_from(WORDS), max_size=6),
+    asked=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3),
+    options=st.permutations(WORDS),
+    right=st.integers(0, 2),
+)
+@settings(derandomize=True, deadline=None, database=None, max_examples=30)
+def test_whatever_opens_and_closes_a_text(special, text, asked, options, right):
+    before, after = special
+    model = with_tokenizer(lambda: word_level(" ".join([*before, "$A", *after])))
+    query = Example(" ".join(asked), options[right], tuple(options[:3]))
+    (found,) = scored(model, "".join(f"{word} " for word in text), [query])
+    wanted = loss_by_hand(model, " ".join([*before, *text, *asked]), options[:3], right)
+    assert found["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_special_tokens_of_the_text_itself_are_read():
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    model = with_tokenizer(lambda: word_level("<s> $A </s>"), **special)
+    query = Example(ASKED, "positive", LABELS)
+    (found,) = scored(model, "<s> good film </s> ", [query])
+    wanted = loss_by_hand(model, "<s> <s> good film </s> great film :", LABELS, 0)
+    assert found["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_labels_that_begin_alike_are_told_apart_where_they_differ():
+    model = with_tokenizer(word_piece)
+    (found,) = scored(model, "good film : ", [Example("great :", "posh", ("positive", "posh"))])
+    wanted = loss_by_hand(model, "[CLS] good film : great : pos", ("##itive", "##h"), 1)
+    assert found["loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_texts_without_tokens_are_refused():
+    model = with_tokenizer(lambda: word_level("<s> $A </s>"))
+    with pytest.raises(ValueError, match="`text` must be of one token or more, got ''"):
+        model.tokens("")
+    alone = with_tokenizer(lambda: word_level("$A"))
+    (found,) = scored(alone, "", [Example("", "positive", LABELS)])
+    assert "`prompt` must be of one token or more before its options part" in found["error"]
+
+
+def test_gradients_follow_the_opening_tokens():
+    model = with_tokenizer(lambda: word_level("<s> <s> $A </s>"))
+    ids = model.tokenizer.convert_tokens_to_ids
+    shown = ("good film : positive", "great film : negative")
+    slots = torch.tensor([ids(text.split()) for text in shown])
+    query = Example(ASKED, "negative", LABELS)
+    slope = gradients(model, slots, [query])[0]
+    table = model.model.get_input_embeddings().weight
+    before = table[slots].detach().requires_grad_()
+    opening, tail = (table[ids(text.split())] for text in ("<s> <s>", ASKED))
+    inputs = torch.cat([opening, before.flatten(0, 1), tail])[None]
+    right, wrong = model.model(inputs_embeds=inputs).logits[0, -1, ids(list(LABELS))].flip(0)
+    (expected,) = torch.autograd.grad(right - wrong, before)
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_similarities_are_those_of_the_text_alone():
+    model = with_tokenizer(lambda: word_level("<s> <s> $A </s>"))
+    found = mean_states(model, [Example(ASKED, "positive", LABELS)])[0]
+    ids = torch.tensor([model.tokenizer.convert_tokens_to_ids(["<s>", "<s>", *ASKED.split()])])
+    states = model.model(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(found, states[0, 2:].mean(0))
 
 
 def test_a_failing_query_is_recorded_and_the_others_run(model, pool, tmp_path):
@@ -243,7 +459,8 @@ def test_gradients_are_the_slopes_of_the_log_odds(model, pool):
         inputs = torch.cat([(table(slots) + step * direction).flatten(0, 1), tail])[None]
         with torch.no_grad():
             logits = model.model(inputs_embeds=inputs).logits[0, -1]
-        first, right = model.answers(query)
+        first = model.tokenizer.convert_tokens_to_ids(query.options)
+        right = query.options.index(query.output)
         return float(logits[first[right]] - logits[first[1 - right]])
 
     slope = (odds(1e-3) - odds(-1e-3)) / 2e-3

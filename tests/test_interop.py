@@ -55,11 +55,16 @@ def test_a_surrogate_is_a_game_itself(shapiq, index, order, kernel):
     truth = worth(masks[:, :5].numpy()) + 0.1 * np.arange(30) % 0.7
     scores = pd.DataFrame({"u": -truth, "v": truth})
     surrogate = fit_surrogate(masks, scores, kernel=kernel, share_ridge=True)
-    computer = shapiq.ExactComputer(lambda rows: surrogate.predict(rows)["v"].to_numpy(), n)
+    observed = {"observed": True}  # attributions use the scores that are there
+
+    def game(rows):
+        return surrogate.predict(rows, **observed)["v"].to_numpy()
+
+    computer = shapiq.ExactComputer(game, n)
     for target in (1, "v"):
         found = to_interaction_values(surrogate, index, target=target)
         assert_equal_interactions(found, computer(index, order), order, 1e-10)
-    whole = surrogate.predict(np.ones((1, n)))["v"].item()
+    whole = game(np.ones((1, n))).item()
     if index in ("SV", "k-SII"):
         assert sum(found.interactions.values()) == pytest.approx(whole, abs=1e-10)
 

@@ -134,6 +134,21 @@ def test_heatmap_is_centred_on_zero_without_the_diagonal(ax):
     assert labels_of(ax.xaxis) == labels_of(ax.yaxis) == list("abc")
 
 
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_heatmap_leaves_out_what_is_not_clear_of_zero(ax, level):
+    table = np.array([[9.0, 2.0, -0.5], [2.0, 9.0, 0.9], [-0.5, 0.9, 9.0]])
+    interaction_heatmap(table, std=np.full((3, 3), 0.5), level=level, ax=ax)
+    clear = np.abs(table) > 0.5 * stats.norm.ppf((1 + level) / 2)
+    drawn = ~ax.images[0].get_array().mask
+    np.testing.assert_array_equal(drawn, clear & ~np.eye(3, dtype=bool))
+    assert ax.images[0].get_clim() == (-2.0, 2.0) and len(ax.texts) == drawn.sum()
+
+
+def test_heatmap_of_nothing_clear(ax):
+    interaction_heatmap(np.ones((4, 4)), std=np.ones((4, 4)), ax=ax)
+    assert ax.images[0].get_array().mask.all() and not ax.texts
+
+
 @pytest.mark.parametrize("n", [1, 2, 13, 60])
 def test_heatmap_sizes(ax, n):
     interaction_heatmap(np.zeros((n, n)), ax=ax)
@@ -208,6 +223,10 @@ def test_learning_curve_of_one_curve_without_band(ax):
         (lambda: attribution_bars(TAU, names=["a"]), "`names` must be 5 names, got 1 of them"),
         (lambda: attribution_bars(TAU, [0.1]), "`std` must be 5 non-negative numbers"),
         (lambda: attribution_bars(TAU, -TAU), "`std` must be 5 non-negative numbers"),
+        (
+            lambda: interaction_heatmap(np.ones((3, 3)), std=np.ones((2, 2))),
+            "`std` must be 3 x 3 non-negative numbers",
+        ),
         (lambda: attribution_bars(TAU, TAU**2, level=95), "`level` must be strictly between"),
         (lambda: interaction_heatmap(np.ones((2, 3))), r"`interactions` must be square, got shape"),
         (lambda: walsh_spectrum([1.5]), "`fractions` must be within 0 and 1, got 1.5"),

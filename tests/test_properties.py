@@ -6,8 +6,10 @@ run. :data:`ELSEWHERE` says where the public functions without a property have t
 
 import importlib
 import inspect
+import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 
 import ksm_ext
 from ksm_ext import (
     Projector,
     collect_features,
+    correlation,
     evaluation,
     fit_surrogate,
     load_features,
@@ -31,7 +35,7 @@ from ksm_ext import (
     selection,
     subsets,
 )
-from ksm_ext.arrays import Kind, as_tensor
+from ksm_ext.arrays import Kind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
@@ -44,7 +48,7 @@ from ksm_ext.gradients import (
     per_sample_outputs,
 )
 from ksm_ext.hessian import ggn, hessian, loss_gradients
-from ksm_ext.kernels import KERNELS, by_name, from_description
+from ksm_ext.kernels import KERNELS, as_kernel, by_name, from_description
 from ksm_ext.masks import Masks
 from ksm_ext.solvers import conjugate_gradient, lissa
 from ksm_ext.spectrum import (
@@ -122,7 +126,8 @@ def test_the_order_of_subsets_and_targets_is_no_information(problem, seed):
     targets = torch.randperm(scores.shape[1], generator=generator(seed))
     one, other = fitted(problem), fitted((masks[rows], scores[rows][:, targets], kernel))
     close(other.predict(masks), one.predict(masks)[:, targets])
-    close(other.loo_residuals, one.loo_residuals[rows][:, targets])
+    place = (other.masks.values[:, None] == one.masks.values).all(2).long().argmax(1)
+    close(other.loo_residuals, one.loo_residuals[place][:, targets])
 
 
 @holds(problem=problems(), seed=SEEDS, readout=st.sampled_from(READOUTS))
@@ -202,6 +207,65 @@ def test_kinds_of_tables_are_no_information(problem, kind):
     close(answer.double(), one.attribute("banzhaf"), 1e-5 if kind == "float32" else 1e-12)
 
 
+LABELLED = ("pandas", "xarray", "transposed")
+
+
+def labelled(kind, values, rows, columns):
+    """A table with labels; of xarray also with its dimensions the other way round."""
+    if kind == "pandas":
+        return pd.DataFrame(values.numpy(), rows, columns)
+    xarray = pytest.importorskip("xarray")
+    dims = ("subset", "task" if columns[0] == "task 0" else "target")
+    table = xarray.DataArray(values.numpy(), dict(zip(dims, (rows, columns), strict=True)), dims)
+    return table.T if kind == "transposed" else table
+
+
+@holds(problem=problems(), kind=st.sampled_from(LABELLED), seed=SEEDS)
+def test_labels_decide_the_order_and_nothing_else(problem, kind, seed):
+    masks, scores, kernel = problem
+    (m, n), t = masks.shape, scores.shape[1]
+    rows, tasks = [f"run {i}" for i in range(m)], [f"task {i}" for i in range(n)]
+    targets = [f"target {i}" for i in range(t)]
+    of_rows, of_tasks = (torch.randperm(k, generator=generator(seed)) for k in (m, n))
+    shuffled = labelled(kind, scores[of_rows], [rows[i] for i in of_rows], targets)
+    one = fitted((labelled(kind, masks, rows, tasks), shuffled, kernel))
+    other = fitted(problem)
+    assert torch.equal(one.scores, other.scores) and one.task_names == tuple(tasks)
+    query = labelled(kind, masks[:, of_tasks], rows, [tasks[i] for i in of_tasks])
+    close(as_tensor("answer", one.predict(query)), other.predict(masks), 1e-12)
+    bare = aligned({"masks": (masks, "subset", "task"), "scores": (scores, "subset", "target")})
+    assert bare[0] is masks and bare[1] is scores
+
+
+@holds(
+    m=st.integers(1, 5),
+    n=st.integers(1, 4),
+    missing=st.booleans(),
+    kind=st.sampled_from(
+        ["masked", "nullable", "objects", "big-endian", "long double", "float8", "list of tensors"]
+    ),
+    seed=SEEDS,
+)
+def test_every_kind_of_number_has_its_value(m, n, missing, kind, seed):
+    expected = torch.randint(0, 7, (m, n), generator=generator(seed)).double()
+    absent = (normal(seed, m, n) < 0) & missing
+    array = expected.numpy()
+    if kind in ("masked", "nullable", "objects"):
+        expected = expected.masked_fill(absent, math.nan)
+    objects = np.where(absent.numpy(), None, array)
+    made = {
+        "masked": lambda: np.ma.masked_array(array.astype(">i4"), absent.numpy()),
+        "nullable": lambda: pd.DataFrame(objects).astype("Int64"),
+        "objects": lambda: objects.tolist(),
+        "big-endian": lambda: array.astype(">f4"),
+        "long double": lambda: array.astype(np.longdouble),
+        "float8": lambda: expected.to(torch.float8_e5m2),  # exact up to 8
+        "list of tensors": lambda: [row.requires_grad_() for row in expected.clone()],
+    }[kind]()
+    found = as_tensor("x", made)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0, equal_nan=True)
+
+
 @holds(problem=problems(), kernel=st.sampled_from(["auto", "linear", "rbf"]))
 def test_what_is_saved_answers_alike(problem, kernel, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "surrogate"
@@ -227,6 +291,30 @@ def test_grams_are_symmetric_and_semi_definite(name, scale, n, seed):
     both = kernel + 0.5 * make_kernel("rbf", scale)
     assert from_description(both.describe()) == both
     assert type(by_name(name)) is KERNELS[name]
+
+
+@holds(
+    number=st.floats(0.01, 3.0),
+    kind=st.sampled_from([np.float32, np.float64, np.longdouble, np.array, torch.tensor]),
+    seed=SEEDS,
+)
+def test_numbers_of_any_kind_are_numbers(number, kind, seed, tmp_path_factory):
+    given, same = kind(number), float(kind(number))
+    for made, expected in [
+        (ksm_ext.RBF(given), ksm_ext.RBF(same)),
+        (ksm_ext.ANOVA2(given), ksm_ext.ANOVA2(same)),
+        (ksm_ext.Polynomial(np.int32(2), given, given), ksm_ext.Polynomial(2, same, same)),
+        (np.float64(number) * ksm_ext.Linear(), number * ksm_ext.Linear()),
+    ]:
+        assert made == expected and from_description(made.describe()) == expected
+        json.dumps(made.describe())
+        assert as_kernel(made) is made
+    assert as_kernel(ksm_ext.RBF) == as_kernel("rbf") == ksm_ext.RBF()
+    masks, scores = subsets.mixed_sizes(4, 8, seed=np.uint16(3)), normal(seed, 8, 1)
+    assert torch.equal(masks, subsets.mixed_sizes(np.int64(4), torch.tensor(8), seed=3))
+    surrogate = fit_surrogate(masks, scores, kernel=ksm_ext.RBF(given), ridge=given)
+    surrogate.save(tmp_path_factory.mktemp("saved") / "surrogate")
+    assert float(surrogate.kernel_terms[0].ridge[0]) == same
 
 
 # Operators
@@ -365,6 +453,26 @@ def test_designs_are_distinct_rows_that_the_seed_decides(n, m, seed):
     assert (draws["fixed"]().sum(1) == n - 1).all()
 
 
+@holds(n=st.integers(2, 7), seed=SEEDS, data=st.data())
+def test_a_design_of_more_subsets_than_there_are_is_all_of_them(n, seed, data):
+    size = data.draw(st.integers(1, n - 1))
+    every = subsets.all_subsets(n)
+    inner = every[(every.sum(1) > 0) & (every.sum(1) < n)]
+    options = {"seed": seed, "allow_fewer": True}
+    for drawn, whole in [
+        (subsets.fixed_size(n, 1000, size, **options), every[every.sum(1) == size]),
+        (subsets.mixed_sizes(n, 1000, **options), inner),
+        (subsets.bernoulli(n, 1000, 0.5, **options), inner),
+        (subsets.paired(n, 1000, probability=0.5, **options), inner),
+    ]:
+        assert torch.equal(torch.unique(drawn, dim=0), torch.unique(whole, dim=0))
+        assert len(drawn) == len(whole)
+    with pytest.raises(ValueError, match="pass allow_fewer=True or allow_repeats=True"):
+        subsets.mixed_sizes(n, 1000, seed=seed)
+    fewer = subsets.mixed_sizes(n, 2, seed=seed)
+    assert torch.equal(subsets.mixed_sizes(n, 2, **options), fewer)
+
+
 @holds(n=st.integers(2, 9), chunk=st.integers(1, 50))
 def test_enumerations_are_complete(n, chunk):
     every = subsets.all_subsets(n)
@@ -403,12 +511,72 @@ def test_rank_measures_see_ranks_only(l, t, seed):
     bad = torch.arange(l) < l // 2
     auc = evaluation.mislabel_auc(guess, bad)
     close(evaluation.mislabel_auc(-guess, bad), 1 - auc, 1e-12)
-    for interval in (
-        evaluation.jackknife(evaluation.lds, true, guess),
-        evaluation.bootstrap(evaluation.lds, true, guess, resample="targets", num_resamples=20),
-    ):
+    intervals = [
+        evaluation.bootstrap(evaluation.lds, true, guess, resample="targets", num_resamples=20)
+    ]
+    if l >= 10:
+        intervals.append(evaluation.jackknife(evaluation.lds, true, guess))
+        intervals.append(evaluation.bootstrap(evaluation.lds, true, guess, num_resamples=20))
+    else:
+        with pytest.raises(ValueError, match="`arrays` must be 10 rows or longer"):
+            evaluation.jackknife(evaluation.lds, true, guess)
+    for interval in intervals:
         assert interval.estimate == pytest.approx(float(lds.mean()))
-        assert interval.low <= interval.high
+        assert -1 <= interval.low <= interval.estimate + 1e-9
+        assert interval.estimate - 1e-9 <= interval.high <= 1
+
+
+@holds(
+    l=st.integers(2, 60),
+    n=st.integers(1, 20),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=SEEDS,
+)
+def test_sums_that_tie_tie_in_whatever_order_they_are_summed(l, n, scale, dtype, seed):
+    masks = (normal(seed, l, n) < 0.3).to(dtype)
+    tenths = torch.randint(1, 9, (n,), generator=generator(seed))
+    exact = masks.double() @ tenths.double()  # whole numbers: their ranks are right
+    total = torch.zeros(l, dtype=dtype)
+    for task in torch.randperm(n, generator=generator(seed + 1)):
+        total += masks[:, task] * (int(tenths[task]) / 10 * scale)
+    expected = torch.from_numpy(stats.rankdata(exact.numpy()))
+    assert torch.equal(correlation.ranks(total[:, None])[0], expected)
+    truth = normal(seed + 2, l, 1)
+    ends = [evaluation.lds(truth, table) for table in (total[:, None], exact[:, None])]
+    close(*ends, 1e-12)
+
+
+@holds(l=st.integers(2, 2000), seed=SEEDS)
+def test_values_that_lie_close_one_after_another_do_not_tie(l, seed):
+    steps = torch.arange(l, dtype=torch.float64) * 4 * torch.finfo(torch.float64).eps
+    table = (1 + steps)[torch.randperm(l, generator=generator(seed))][:, None]
+    expected = stats.rankdata(table[:, 0].numpy())
+    if l <= 5:  # within sixteen units of 1, all together
+        expected[:] = (l + 1) / 2
+    np.testing.assert_array_equal(correlation.ranks(table)[0].numpy(), expected)
+
+
+@holds(
+    l=st.integers(10, 25),
+    t=st.integers(1, 3),
+    noise=st.floats(0.0, 2.0),
+    level=st.floats(0.5, 0.999),
+    seed=SEEDS,
+)
+def test_intervals_are_of_possible_values(l, t, noise, level, seed):
+    true = normal(seed, l, t)
+    guess = true + noise * normal(seed + 1, l, t)
+    bad = torch.arange(l) % 3 == 0
+    for low, high, metric, tables in [
+        (-1, 1, evaluation.lds, (true, guess)),
+        (-1, 1, evaluation.loo_correlation, (guess, true)),
+        (0, 1, evaluation.mislabel_auc, (guess, bad)),
+        (0, math.inf, evaluation.residual_error, (true, guess)),
+        (0, math.inf, evaluation.relative_error, (true, guess)),
+    ]:
+        interval = evaluation.jackknife(metric, *tables, level=level)
+        assert low <= interval.low <= interval.estimate <= interval.high <= high + 1e-12
 
 
 @holds(l=st.integers(3, 30), seed=SEEDS, shift=st.floats(-3, 3), factor=st.floats(0.1, 9))
@@ -455,6 +623,23 @@ def test_choices_of_additive_scores_are_the_best_ones(n, seed, maximize, data):
     bought = selection.under_budget(predict, costs, budget, maximize=maximize)
     assert float(costs[list(bought.tasks)].sum()) <= budget * (1 + 1e-9)
     assert bought.score >= 0 if maximize else bought.score <= 0
+
+
+@holds(problem=problems(min_tasks=2, kernels=("rbf", "linear", "laplace")), seed=SEEDS)
+def test_tasks_are_not_selected_by_a_surrogate_of_mixtures(problem, seed):
+    masks, scores, kernel = problem
+    n = masks.shape[1]
+    mixtures = torch.rand(len(masks), n, generator=generator(seed), dtype=torch.float64)
+    surrogate = fitted((mixtures / mixtures.sum(1, keepdim=True), scores, kernel))
+    for predict in (surrogate, surrogate.predict, partial(surrogate.predict)):
+        for select in (
+            lambda p: selection.greedy_forward(p, n, 1, maximize=True),
+            lambda p: selection.greedy_backward(p, n, 1, maximize=True),
+            lambda p: selection.exact(p, n, 1, maximize=True),
+            lambda p: selection.under_budget(p, [1.0] * n, 1, maximize=True),
+        ):
+            with pytest.raises(ValueError, match=r"`predict` must be of tasks .* Draw mixtures"):
+                select(predict)
 
 
 # Spectra, bounds, solvers
@@ -582,6 +767,74 @@ def test_attributions_do_not_know_the_order_of_tasks(seed):
     samples = sample_influence(model, whole, target, damping=0.1, tolerance=1e-10).values
     sums = torch.stack([part.sum(0) for part in samples.split([4, 5, 6])])
     close(sums.mean(1, keepdim=True), methods["influence"](tasks), 1e-6)
+
+
+class Scaled(nn.Module):
+    """A network with a number that is no parameter."""
+
+    def __init__(self, factor, seed):
+        super().__init__()
+        self.factor, self.network = factor, network(seed)
+
+    def forward(self, x):
+        return self.factor * self.network(x)
+
+
+PARTS = ("sample", "label", "weight", "factor", "activation", "closure", "projector", "order")
+
+
+@holds(b=st.integers(2, 12), part=st.sampled_from(PARTS), at=st.integers(0, 99), seed=SEEDS)
+def test_a_store_never_answers_for_another_problem(b, part, at, seed, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+
+    def collect(other, store=None):
+        (x, y), model = data(seed, b), Scaled(2.0 if other == "factor" else 1.0, seed)
+        power = 2 if other == "closure" else 1
+        with torch.no_grad():
+            if other == "sample":
+                x[at % b] += 1
+            elif other == "label":
+                y[at % b] = (y[at % b] + 1) % 3
+            elif other == "weight":
+                model.network[0].weight[at % 4] *= 1.5
+            elif other == "activation":
+                model.network[1] = nn.Sigmoid()
+            elif other == "order":
+                x, y = x.roll(1, 0), y.roll(1)
+        output = lambda network, sample: log_odds(network, sample) ** power  # noqa: E731
+        projector = Projector(4, seed=seed + (other == "projector"))
+        options = {"batch_size": 3, "progress": False}
+        return collect_features(model, (x, y), output, projector, store=store, **options)
+
+    first = collect(None, store)
+    assert torch.equal(collect(None, store).gradients, first.gradients)
+    with pytest.raises(ValueError, match="`store` must be a folder of the same features"):
+        collect(part, store)
+
+
+@holds(m=st.integers(1, 6), num_seeds=st.integers(1, 3), chance=SEEDS)
+def test_skipped_runs_are_left_out_of_every_number(m, num_seeds, chance):
+    masks = subsets.all_subsets(3)[:m]
+    scores = normal(chance, num_seeds, m, 2)
+    fails = torch.rand(num_seeds, m, generator=generator(chance + 1)) < 0.3
+    fails[0, 0] = False
+
+    def train(mask, seed):
+        row = int((masks == mask).all(1).nonzero())
+        return scores[seed, row] if not fails[seed, row] else 1 / 0
+
+    options = {"seeds": range(num_seeds), "on_error": "skip", "progress": False}
+    runs = retrain_scores(train, masks, **options)
+    kept = [row for row in range(m) if not bool(fails[:, row].all())]
+    groups = [scores[~fails[:, row], row] for row in kept]
+    assert torch.equal(runs.masks, masks[kept])
+    assert runs.counts.tolist() == [len(group) for group in groups]
+    close(runs.mean, torch.stack([group.mean(0) for group in groups]), 1e-12)
+    assert len(runs.skipped) == int(fails.sum()) == num_seeds * m - sum(runs.counts)
+    assert runs.noise_df == sum(len(group) - 1 for group in groups)
+    if runs.noise_df:
+        squares = sum((group - group.mean(0)).square().sum(0) for group in groups)
+        close(runs.noise_std, (squares / runs.noise_df).sqrt(), 1e-12)
 
 
 @holds(m=st.integers(2, 6), n=st.integers(1, 4), seed=SEEDS)

@@ -89,9 +89,10 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
     def std(functionals):
         arguments = (functionals, prior, index, 0.3, center)
         variance = reference.posterior_variance(*arguments)
-        return (variance[:, None] * term.signal_variance).clamp_min(0).sqrt()
+        return (variance[:, None] * signal).clamp_min(0).sqrt()
 
-    scale = (prior.diagonal().max() * term.signal_variance.max()).sqrt().item()
+    signal = term.signal_variance * surrogate.unit.square()
+    scale = (prior.diagonal().max() * signal.max()).sqrt().item()
     first, second = torch.triu_indices(n, n, 1)
     for readout in READOUTS:
         answer, deviation = surrogate.attribute(readout, return_std=True)
@@ -140,7 +141,7 @@ def test_variances_of_components_rotate_to_targets(readout):
         reference.posterior_variance(effects(n, readout), prior, index, ridge, True) * variance
         for ridge, variance in zip(ridges.tolist(), term.signal_variance, strict=True)
     ]
-    expected = torch.stack(latent, 1) @ rotation.square().T
+    expected = torch.stack(latent, 1) @ rotation.square().T * surrogate.unit.square()
     close(rotated.attribute(readout, return_std=True)[1].square(), expected)
 
 
@@ -181,7 +182,7 @@ def test_linear_readouts_are_the_weights(readout):
     weights = masks.double().T @ surrogate.kernel_terms[0].dual
     latent = torch.empty_like(weights)
     latent[:, surrogate.kernel_terms[0].columns] = weights
-    close(surrogate.attribute(readout), latent)
+    close(surrogate.attribute(readout), latent * surrogate.unit)
     close(surrogate.interactions(readout), torch.zeros(6, 6, 2).double())
 
 
@@ -309,10 +310,10 @@ def test_ten_thousand_tasks():
     # the fit itself, an eigendecomposition, is not the point here
     small = fit_surrogate(masks[:8], dual[:8, 0], kernel=RBF(gamma=gamma), ridge=0.01)
     term = replace(small.kernel_terms[0], dual=dual - dual.mean())
-    surrogate = replace(small, masks=Masks.of(masks), kernel_terms=(term,))
+    surrogate = replace(small.imagined(Masks.of(masks)), kernel_terms=(term,))
     shapley = surrogate.attribute("shapley")
     assert shapley.shape == (n,) and shapley.isfinite().all()
-    dual = term.dual[:, 0]
+    dual = term.dual[:, 0] * surrogate.unit
     for task in (0, 1, 7_777):
         held = masks[:, task]
         others = masks.sum(1) - held.long()  # of the training subset, in n - 1 tasks

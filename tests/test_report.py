@@ -4,16 +4,24 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from ksm_ext import fit_surrogate, load_surrogate
+from ksm_ext.kernels import Polynomial
+from ksm_ext.quality import qualities
 from ksm_ext.report import write_report
 from ksm_ext.sample_size import more_subsets
-from ksm_ext.subsets import bernoulli
+from ksm_ext.subsets import all_subsets, bernoulli
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(\"x\")</script> & 'co' $title"
@@ -106,7 +114,11 @@ def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):
     i, j = sorted((at // 6, at % 6))
     low = value[i, j, 0] - 1.959964 * std[i, j, 0]
     first = [text.strip() for text in page.texts if text.strip()]
-    place = first.index("Strongest interactions. Shown: 10 of 15.")
+    count = int((value.abs() > 1.959964 * std).sum()) // 2
+    assert 1 <= count <= 10
+    place = first.index(
+        f"Strongest interactions. {count} of 15 have a 95 % interval that excludes zero."
+    )
     found = first[place + 6 : place + 11]
     assert found[:2] == ["uvwxyz"[i], "uvwxyz"[j]]
     numbers = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found[2:4]]
@@ -133,8 +145,15 @@ def test_names_are_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
-def test_surrogates_without_a_posterior_have_no_intervals(tmp_path, kernel):
+def test_linear_surrogates_have_the_intervals_of_a_kernel(tmp_path, kernel):
     _, page = page_of(fit_surrogate(*problem(), kernel=kernel), tmp_path)
+    assert "no intervals" not in page.text and "low" in page.texts
+
+
+def test_weights_have_no_intervals(tmp_path):
+    masks, scores = problem()
+    weights = masks.double() * torch.linspace(0.5, 1.0, masks.shape[1]).double()
+    _, page = page_of(fit_surrogate(weights, scores), tmp_path, readout="loo")
     assert "no intervals" in page.text and "low" not in page.texts
 
 
@@ -164,12 +183,176 @@ def test_many_targets_and_tasks_are_capped_and_the_page_says_so(tmp_path):
 
 
 def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
-    masks = bernoulli(60, 80, 0.5, seed=0)
-    scores = 5 * (masks[:, 50] & masks[:, 7]).double() + 0.1 * masks[:, 3]
+    masks = bernoulli(46, 400, 0.5, seed=0)
+    scores = sum(3.0 * (masks[:, 2 * i] & masks[:, 2 * i + 1]) for i in range(22))
     surrogate = fit_surrogate(masks, scores, kernel="anova2")
     _, page = page_of(surrogate, tmp_path)
-    assert "Shown: the 40 tasks of the strongest, of 60." in page.text
-    assert "7 and 50: " in page.text
+    pairs, std = surrogate.interactions("shapley", return_std=True)
+    clear = pairs.abs() > 1.959964 * std
+    assert int(clear.any(1).sum()) > 40
+    assert "Shown: 40 of 46 tasks, those of the strongest." in page.text
+    at = int((pairs.abs() * clear).argmax())
+    assert f"{at // 46} and {at % 46}: " in page.text
+    drawn = re.findall(r"(\d+) and (\d+): ", page.text)
+    assert all(clear[int(i), int(j)] for i, j in drawn)
+
+
+def noise(m=80, t=None, seed=0):
+    shape = (m,) if t is None else (m, t)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def text_of(html):
+    """What a reader sees: neither style nor script."""
+    body = re.sub(r"<(style|script).*?</\1>", "", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
+
+
+@pytest.mark.parametrize("kernel", ["linear", "lasso", "least_squares", Polynomial(1, 0.1)])
+def test_a_linear_surrogate_claims_no_interactions(tmp_path, kernel):
+    html, page = page_of(fit_surrogate(*problem(t=1), kernel=kernel), tmp_path)
+    assert "A linear surrogate has no interactions." in page.text
+    assert "interactions." not in text_of(html).replace("has no interactions.", "")
+    assert page.tags.count("figure") == 1  # the predictions
+
+
+def test_no_interaction_is_shown_that_is_not_clear_of_zero(tmp_path):
+    masks = bernoulli(12, 80, 0.5, seed=0)
+    scores = masks.double() @ torch.linspace(-1, 1, 12).double() + noise()
+    surrogate = fit_surrogate(masks, scores, kernel="anova2")
+    values, std = surrogate.interactions("shapley", return_std=True)
+    assert bool((values.abs() <= 1.959964 * std).all()) and float(values.abs().max()) > 0
+    html, page = page_of(surrogate, tmp_path)
+    assert "No interaction is clear of zero" in page.text
+    assert "Heat map" not in html and "Strongest interactions" not in page.text
+
+
+def test_rounding_is_no_interaction(tmp_path):
+    """Known without noise on every subset: intervals of no width, around sums that round."""
+    masks = all_subsets(6)
+    scores = masks.double() @ torch.arange(1.0, 7.0).double()
+    surrogate = fit_surrogate(masks, scores, kernel="exponential", ridge=0.0)
+    values, std = surrogate.interactions("shapley", return_std=True)
+    assert float(std.max()) < 1e-9 and float(values.abs().max()) < 1e-12
+    _, page = page_of(surrogate, tmp_path)
+    assert "No interaction is clear of zero" in page.text
+
+
+@pytest.mark.parametrize("kernel", ["auto", "mean", "least_squares", "lasso"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_of_pure_noise_nothing_is_claimed(tmp_path, kernel, held_out):
+    masks, scores = bernoulli(12, 80, 0.5, seed=0), noise()
+    if kernel == "mean":
+        surrogate = only_the_mean(masks, scores)
+    else:
+        surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    (quality,) = qualities(surrogate)
+    assert quality.error >= 1 and quality.rank_correlation is None
+    others = (bernoulli(12, 30, 0.5, seed=1), noise(30, seed=1)) if held_out else None
+    html, _ = page_of(surrogate, tmp_path, held_out=others)
+    text = text_of(html)
+    assert f"Nothing is predicted: the mean is as good ({quality.how} error" in text
+    assert "more subsets would halve" not in html.replace("</strong>", "")
+    assert "nteraction" not in text and "Walsh" not in text
+    if held_out and not quality.mean_only:  # these were measured
+        rank = spearmanr(others[1], surrogate.predict(others[0])).statistic
+        assert f"Spearman {rank:.2g}".replace("-", "\N{MINUS SIGN}") in text
+    else:
+        assert "Spearman" not in text and "no better than the mean" in text
+    if quality.mean_only:
+        assert "Attributions" not in text
+
+
+def only_the_mean(masks, scores):
+    """A surrogate without terms, as ``kernel="auto"`` chooses where the mean is best."""
+    surrogate = fit_surrogate(masks, scores, kernel="linear")
+    m = len(scores)
+    residuals = (scores - scores.mean()) * m / (m - 1)
+    intercept = scores.mean()[None]
+    return replace(surrogate, kernel_terms=(), intercept=intercept, residuals=residuals[:, None])
+
+
+def test_a_target_of_its_own_quality_each(tmp_path):
+    masks, scores = problem(n=12, m=80, t=1)
+    both = torch.stack([scores[:, 0], noise()], 1)
+    surrogate = fit_surrogate(masks, both, kernel="anova2", share_ridge=False)
+    good, bad = qualities(surrogate)
+    left_out = surrogate.scores - surrogate.residuals
+    assert good.rank_correlation == pytest.approx(
+        spearmanr(both[:, 0], left_out[:, 0]).statistic, abs=1e-12
+    )
+    assert good.error == pytest.approx(
+        float(surrogate.residuals[:, 0].square().mean() / both[:, 0].var())
+    )
+    assert str(good).startswith(f"leave-one-out error {good.error:.3f}, Spearman correlation 0.9")
+    assert bad.error >= 1 or spearmanr(both[:, 1], left_out[:, 1]).statistic <= 0
+    assert str(bad).startswith("nothing is predicted: the mean is as good (leave-one-out error")
+    _, page = page_of(surrogate, tmp_path)
+    assert page.text.count("Nothing is predicted") == 1
+    assert page.text.count("Spearman") == 1 and "more subsets" in page.text
+
+
+def test_errors_are_named_after_how_they_were_measured(tmp_path):
+    for kernel, how in {
+        "lasso": "cross-validated",
+        "least_squares": "leave-one-out",
+        "linear": "leave-one-out",
+    }.items():
+        surrogate = fit_surrogate(*problem(t=1), kernel=kernel)
+        assert qualities(surrogate)[0].how == how
+        html, _ = page_of(surrogate, tmp_path)
+        text = text_of(html)
+        assert f"{how.capitalize()} predictions of 40 subsets" in text
+        assert ("eave-one-out" in text) == (how == "leave-one-out")
+
+
+def test_no_rank_correlation_of_a_mean_stands_in_the_table(tmp_path):
+    html, _ = page_of(fit_surrogate(bernoulli(12, 80, 0.5, seed=0), noise()), tmp_path)
+    table = html[html.index("Kernels compared") :]
+    ranks = re.findall(r'<td data-value="[^"]*">([^<]*)</td><td>80</td>', table)
+    assert ranks and not any(text.startswith("\N{MINUS SIGN}") for text in ranks)
+
+
+def test_true_scores_that_are_all_equal_have_no_correlation(tmp_path):
+    masks, scores = problem(t=1)
+    surrogate = fit_surrogate(masks, scores)
+    html, _ = page_of(surrogate, tmp_path, held_out=(masks[:4], torch.ones(4, 1)))
+    assert "Held-out predictions of 4 subsets: all true scores are equal." in text_of(html)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    kernel=st.sampled_from(["linear", "anova2", "rbf", "lasso", "least_squares"]),
+    strength=st.sampled_from([0.0, 0.3, 3.0]),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    readout=st.sampled_from(["loo", "shapley", "banzhaf"]),
+)
+@settings(derandomize=True, deadline=None, database=None, max_examples=12)
+def test_every_interaction_of_the_page_is_clear_of_zero(seed, kernel, strength, scale, readout):
+    masks = bernoulli(6, 40, 0.5, seed=seed)
+    w = masks.double()
+    scores = scale * (w.sum(1) + strength * w[:, 0] * w[:, 1] + noise(40, seed=seed))
+    surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    with TemporaryDirectory() as folder:
+        html, _ = page_of(surrogate, Path(folder), readout=readout)
+    shown = set(re.findall(r"<title>(\d) and (\d): ", html))
+    if not surrogate.has_intervals:
+        assert not shown
+        return
+    values, std = surrogate.interactions(readout, return_std=True)
+    clear = (values.abs() > 1.959964 * std) & bool(qualities(surrogate)[0].predicts)
+    expected = (
+        set()
+        if kernel in ("linear", "lasso")
+        else {tuple(map(str, p)) for p in clear.nonzero().tolist()}
+    )
+    assert shown == expected
+    rows = re.findall(
+        r'<td class="name">.*?data-value="(.*?)".*?data-value="(.*?)".*?data-value="(.*?)"', html
+    )
+    assert len(rows) == len(shown) // 2
+    assert all(float(low) * float(high) > 0 for _, low, high in rows)
 
 
 def test_one_target_by_name(tmp_path):

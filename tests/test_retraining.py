@@ -1,5 +1,6 @@
 """Retrained scores: equal to a plain loop, whatever the workers, and whatever ends the process."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -22,6 +24,8 @@ import torch
 
 from ksm_ext import retrain_scores
 from ksm_ext.evaluation import noise_ceiling, retrain_noise
+from ksm_ext.identity import identify
+from ksm_ext.scores.retraining import RetrainingError
 from ksm_ext.scores.store import RunStore
 from ksm_ext.subsets import all_subsets, bernoulli
 
@@ -42,6 +46,10 @@ def train(mask, seed, log=None, pause=0.0):
 
 def spell(mask):
     return "".join("1" if bit else "0" for bit in mask.tolist())
+
+
+def tasks_of(mask):
+    return ", ".join(map(str, mask.nonzero()[:, 0].tolist()))
 
 
 def logged(log):
@@ -213,10 +221,11 @@ def test_a_store_is_a_table_that_any_tool_reads(tmp_path):
         rows = list(db.execute("SELECT subset, seed, scores, finished, seconds FROM runs"))
     db.close()
     assert metadata == {
-        "format": "ksm_ext.runs.1",
+        "format": "ksm_ext.runs.2",
         "num_tasks": "7",
         "num_targets": "2",
         "settings": '{"width": [8, 8]}',
+        "identity": json.dumps(identify(train=train), sort_keys=True),
     }
     rows_of_4 = plain_loop(MASKS, [4])[0].tolist()
     found = {subset: np.frombuffer(scores, "<f8").tolist() for subset, _, scores, _, _ in rows}
@@ -236,7 +245,7 @@ def fails_once(mask, seed, log):
 def test_an_error_names_the_run_and_loses_no_other(tmp_path, n_jobs):
     log, store = tmp_path / "log", tmp_path / "runs.sqlite"
     failing = partial(fails_once, log=log)
-    tasks = ", ".join(map(str, MASKS[2].nonzero()[:, 0].tolist()))
+    tasks = tasks_of(MASKS[2])
     with pytest.raises(
         RuntimeError,
         match=rf"`train` must be a function that returns scores, got KeyError: 'no such image' "
@@ -267,11 +276,17 @@ def test_a_worker_that_dies_loses_no_finished_run(tmp_path):
             os._exit(3)
         return train(mask, seed, log)
 
-    with pytest.raises(RuntimeError, match="terminated"):  # joblib's own error
+    with pytest.raises(RetrainingError) as caught:
         quiet(dies, MASKS, n_jobs=2, store=store)
+    assert "a worker process that died, in one of: " in str(caught.value)
+    assert f"subset 5 (tasks {tasks_of(MASKS[5])}) with seed 0" in str(caught.value)
+    assert f"then call again: finished runs are kept in {store}." in str(caught.value)
+    assert "terminated" in caught.value.traceback
+    kept = caught.value.completed
+    assert torch.equal(kept.mean, plain_loop(kept.masks, (0,))[0]) and len(kept.masks) == 5
     before = logged(log).total()
     assert before == 5
-    quiet(partial(train, log=log), MASKS, store=store)
+    quiet(partial(train, log=log), MASKS, store=store, on_change="keep")
     assert logged(log).total() == 6
 
 
@@ -300,7 +315,7 @@ def ctrl_c():
 def test_an_interrupt_leaves_the_store_whole(tmp_path):
     log, store = tmp_path / "log", tmp_path / "runs.sqlite"
     interrupted(store, log)
-    scores = quiet(partial(train, log=log), MASKS, store=store)
+    scores = quiet(partial(train, log=log), MASKS, store=store, on_change="keep")
     assert torch.equal(scores.values, plain_loop(MASKS, (0,)))
     assert logged(log).total() == 7
 
@@ -368,7 +383,8 @@ def test_workers_of_a_killed_process_end_at_once(tmp_path):
     workers = {int(line.split()[2]) for line in log.read_text().splitlines()}
     wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=4)
     log.unlink()
-    scores = quiet(partial(train, log=log), MASKS, seeds=range(4), store=store)
+    logging = partial(train, log=log)  # without a pause
+    scores = quiet(logging, MASKS, seeds=range(4), store=store, on_change="keep")
     assert torch.equal(scores.values, plain_loop(MASKS, range(4)))
     assert logged(log).total() == 24
 
@@ -537,7 +553,8 @@ def test_scores_that_are_not_finite_are_kept_and_named(tmp_path):
             "Leave these subsets out, or pass non_finite='keep' to see all scores."
         )
     assert logged(log).total() == 6
-    scores = quiet(diverges, masks, seeds=(0, 1), store=store, non_finite="keep")
+    options = {"store": store, "non_finite": "keep"}
+    scores = quiet(partial(diverges, log=log), masks, seeds=(0, 1), **options)
     assert scores.values.isnan().sum() == 2 and scores.values.isinf().sum() == 3
     with pytest.raises(ValueError, match="`values` must be finite"):
         _ = scores.ceiling
@@ -595,3 +612,297 @@ def test_noise_needs_two_seeds_and_the_ceiling_two_subsets():
             getattr(once, name)
     with pytest.raises(ValueError, match="`masks` must be two subsets or more, got 1"):
         _ = quiet(train, MASKS[:1], seeds=(0, 1)).ceiling
+
+
+# -- failures that lose nothing -----------------------------------------------------------------
+
+
+def fails_late(mask, seed):
+    if spell(mask) == spell(MASKS[4]):
+        inner_of_a_failure()
+    return train(mask, seed)
+
+
+def inner_of_a_failure():
+    raise LookupError("a first line\nand a second")
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_an_error_has_what_finished_and_the_whole_traceback(n_jobs):
+    with pytest.raises(
+        RetrainingError, match="got LookupError: a first line for subset 4"
+    ) as caught:
+        quiet(fails_late, MASKS, n_jobs=n_jobs, target_names=("loss", "accuracy"))
+    error = caught.value
+    assert isinstance(error, RuntimeError)
+    completed = error.completed
+    assert 3 <= len(completed.masks) <= 5  # those beside it may have finished or not
+    assert torch.equal(completed.values, plain_loop(completed.masks, (0,)))
+    assert completed.target_names == ("loss", "accuracy")
+    assert f"This error's `completed` has {len(completed.masks)} of them." in str(error)
+    for text in (error.traceback, str(error.__cause__)):
+        assert text.startswith("Traceback (most recent call last)")
+        for line in ("in fails_late", "in inner_of_a_failure", "a first line", "and a second"):
+            assert line in text
+
+
+def test_an_error_before_anything_finished_has_nothing():
+    with pytest.raises(RetrainingError, match=r"to keep finished runs\.$") as caught:
+        quiet(lambda mask, seed: 1 / 0, MASKS)
+    assert caught.value.completed is None
+
+
+def test_scores_that_do_not_fit_lose_no_others():
+    ragged = lambda mask, seed: [1.0] * (1 + seed)  # noqa: E731
+    with pytest.raises(RetrainingError, match="got 2 for subset 0") as caught:
+        quiet(ragged, [[1, 0], [0, 1]], seeds=(0, 1))
+    assert caught.value.completed.counts.tolist() == [1, 1]
+    with pytest.raises(RetrainingError, match="NaN or infinite ones in 1 runs") as caught:
+        quiet(diverges, [[1, 0], [0, 1]])
+    assert np.isfinite(caught.value.completed.mean).sum() == 3
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_sys_exit_is_a_failure_like_others(n_jobs):
+    def exits(mask, seed):
+        sys.exit(3) if spell(mask) == spell(MASKS[1]) else None
+        return train(mask, seed)
+
+    with pytest.raises(RetrainingError, match="got SystemExit: 3 for subset 1") as caught:
+        quiet(exits, MASKS, n_jobs=n_jobs)
+    completed = caught.value.completed
+    assert torch.equal(completed.values, plain_loop(completed.masks, (0,)))
+
+
+def fails_sometimes(mask, seed):
+    if (spell(mask), seed) in FAILING:
+        raise KeyError("no such image")
+    return train(mask, seed)
+
+
+FAILING = {(spell(MASKS[1]), seed) for seed in (0, 1, 2)} | {(spell(MASKS[3]), 1)}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_runs_that_fail_are_skipped_and_told(tmp_path, n_jobs):
+    options = {"seeds": (0, 1, 2), "store": tmp_path / "runs.sqlite", "on_error": "skip"}
+    scores = quiet(fails_sometimes, MASKS, n_jobs=n_jobs, **options)
+    rows = [0, 2, 3, 4, 5]
+    assert torch.equal(scores.masks, MASKS[rows])
+    assert scores.counts.tolist() == [3, 3, 2, 3, 3]
+    runs = [torch.stack([plain_loop(MASKS[[row]], [s])[0, 0] for s in (0, 1, 2)]) for row in rows]
+    runs[2] = runs[2][[0, 2]]
+    torch.testing.assert_close(scores.mean, torch.stack([part.mean(0) for part in runs]))
+    assert scores.noise_df == 2 + 2 + 1 + 2 + 2
+    pooled = sum(((part - part.mean(0)) ** 2).sum(0) for part in runs) / scores.noise_df
+    torch.testing.assert_close(scores.noise_std, pooled.sqrt())
+    assert {(run.row, run.seed) for run in scores.skipped} == {(1, 0), (1, 1), (1, 2), (3, 1)}
+    assert all("in fails_sometimes" in run.traceback for run in scores.skipped)
+    assert "14 runs of 5 subsets of 7 tasks; 4 skipped" in repr(scores)
+    with pytest.raises(
+        ValueError, match="`values` must be scores of every run, got 1 skipped ones"
+    ):
+        _ = scores.values
+    assert scores.ceiling.isfinite().all()
+
+
+def test_nothing_but_skipped_runs_is_an_error():
+    with pytest.raises(RetrainingError, match="ZeroDivisionError"):
+        quiet(lambda mask, seed: 1 / 0, MASKS, on_error="skip")
+
+
+def with_loader(mask, seed, context=None, num_workers=1):
+    data = torch.utils.data.TensorDataset(torch.arange(8.0))
+    options = {"num_workers": num_workers, "multiprocessing_context": context}
+    loader = torch.utils.data.DataLoader(data, batch_size=2, **options)
+    return float(sum(batch.sum() for (batch,) in loader)) + float(mask.sum())
+
+
+def test_loaders_with_workers_are_told_what_works():
+    expected = (28.0 + MASKS[:2].sum(1).double())[:, None]
+    with pytest.raises(RetrainingError) as caught:
+        quiet(with_loader, MASKS[:2], n_jobs=2)
+    advice = "multiprocessing_context='fork' or num_workers=0, or call with n_jobs=1"
+    assert advice in str(caught.value)
+    for options, n_jobs in (({"context": "fork"}, 2), ({"num_workers": 0}, 2)):
+        assert torch.equal(
+            quiet(partial(with_loader, **options), MASKS[:2], n_jobs=n_jobs).mean, expected
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_loaders_with_workers_run_in_this_process():
+    expected = (28.0 + MASKS[:2].sum(1).double())[:, None]
+    assert torch.equal(quiet(with_loader, MASKS[:2], n_jobs=1).mean, expected)
+
+
+def test_what_cannot_be_sent_to_processes_is_told():
+    lock = threading.Lock()
+    form = (
+        r"`train` must be a function that can be sent to processes, got one that holds what "
+        r"cannot: TypeError: cannot pickle '_thread.lock' object\. Make what cannot be sent inside"
+    )
+    with pytest.raises(TypeError, match=form):
+        quiet(lambda mask, seed: float(lock.locked()), MASKS, n_jobs=2)
+    assert quiet(lambda mask, seed: float(lock.locked()), MASKS, n_jobs=1).mean.sum() == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_random_numbers_go_on(fails):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    def seeds_all(mask, seed):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return draw() if not fails else 1 / 0
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    try:
+        quiet(seeds_all, MASKS)
+    except RetrainingError:
+        assert fails
+    assert draw() == expected
+
+
+@pytest.mark.parametrize("store", ["", ":memory:"])
+def test_a_store_that_keeps_nothing_is_refused(store):
+    with pytest.raises(
+        ValueError, match=r"`store` must be a (path|file), got .* or None to keep not"
+    ):
+        quiet(train, MASKS, store=store)
+
+
+# -- what a fit needs ---------------------------------------------------------------------------
+
+
+def test_masks_means_counts_and_names_go_together():
+    import pandas
+
+    table = pandas.DataFrame(MASKS.int().numpy(), index=list("abcdef"), columns=list("tuvwxyz"))
+    table = table.iloc[[0, 1, 0, 2]]
+    scores = quiet(train, table, seeds=(0, 1), target_names=("loss", "accuracy"))
+    assert (scores.masks == table.astype(bool)).all(axis=None)
+    assert list(scores.masks.columns) == scores.task_names == list("tuvwxyz")
+    once = scores.distinct
+    assert list(once.mean.index) == list(once.masks.index) == list(once.counts.index) == list("abc")
+    assert once.counts.tolist() == [2, 2, 2] and once.noise_df == scores.noise_df == 3
+    expected = plain_loop(MASKS[:3], (0, 1))
+    assert np.array_equal(once.mean.to_numpy(), expected.mean(0).numpy())
+    std = expected.var(0).mean(0).sqrt().numpy()
+    for runs in (once, scores):  # a row that was given twice is no second measurement
+        np.testing.assert_allclose(runs.noise_std.to_numpy(), std, rtol=1e-12)
+    assert list(once.noise_std.index) == ["loss", "accuracy"]
+
+
+# -- stores of another function, and damage -----------------------------------------------------
+
+
+def test_another_train_is_refused_by_what_changed(tmp_path):
+    def made(rate, layers=(8, 8)):
+        def own(mask, seed):
+            return rate * float(mask.sum()) + len(layers)
+
+        return own
+
+    def other(mask, seed):
+        return 2.0 * float(mask.sum())
+
+    store = tmp_path / "runs.sqlite"
+    one = quiet(made(1.0), MASKS, store=store)
+    for changed, text in (
+        (made(2.0), "closure.rate"),
+        (made(1.0, (8,)), "closure.layers"),
+        (other, "train.code"),
+        (partial(made(1.0)), "train.func"),
+    ):
+        before = store.read_bytes()
+        with pytest.raises(ValueError, match=r"one with runs of this `train`, got .*") as caught:
+            quiet(changed, MASKS, store=store)
+        assert text in str(caught.value) and "pass on_change='keep'" in str(caught.value)
+        assert store.read_bytes() == before
+    again = quiet(made(1.0), MASKS, store=store)
+    assert torch.equal(again.values, one.values) and not again.notes
+    kept = quiet(made(2.0), MASKS, store=store, on_change="keep")
+    assert torch.equal(kept.values, one.values)
+    assert kept.notes == ("some runs are of another `train`, which differs in train.closure.rate",)
+    assert not quiet(made(2.0), MASKS, store=store).notes  # which is the store's `train` now
+
+
+def test_what_has_no_identity_is_told(tmp_path):
+    lock = threading.Lock()
+
+    def locked(mask, seed):
+        return float(mask.sum()) + lock.locked()
+
+    for _ in range(2):
+        scores = quiet(locked, MASKS, store=tmp_path / "runs.sqlite")
+        told = "a change would not be noticed in: train.closure.lock (_thread.lock)"
+        assert scores.notes == (told,) and told in repr(scores)
+
+
+def old_store(path):
+    """What the first format was."""
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+    db.execute(
+        "CREATE TABLE runs (subset TEXT, seed INTEGER, scores BLOB NOT NULL, "
+        "finished TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (subset, seed)) WITHOUT ROWID"
+    )
+    facts = {"format": "ksm_ext.runs.1", "num_tasks": "7", "settings": "{}", "num_targets": "2"}
+    db.executemany("INSERT INTO metadata VALUES (?, ?)", facts.items())
+    content = plain_loop(MASKS[:1], (0,)).numpy().tobytes()
+    db.execute("INSERT INTO runs VALUES (?, 0, ?, '', 0.1)", (spell(MASKS[0]), content))
+    db.commit()
+    db.close()
+
+
+def test_an_old_store_is_refused_or_taken_over(tmp_path):
+    log, store = tmp_path / "log", tmp_path / "runs.sqlite"
+    old_store(store)
+    before = store.read_bytes()
+    with pytest.raises(ValueError, match="of a function that the file does not tell"):
+        quiet(train, MASKS, store=store)
+    assert store.read_bytes() == before
+    logging = partial(train, log=log)
+    scores = quiet(logging, MASKS, store=store, on_change="keep")
+    assert torch.equal(scores.values, plain_loop(MASKS, (0,))) and logged(log).total() == 5
+    assert torch.equal(quiet(logging, MASKS, store=store).values, scores.values)
+    assert logged(log).total() == 5
+
+
+def test_no_flipped_bits_give_other_scores(tmp_path):
+    store = tmp_path / "runs.sqlite"
+    scores = quiet(train, MASKS, seeds=(0, 1), store=store)
+    runs = {
+        (spell(mask), seed): scores.values[seed, row]
+        for row, mask in enumerate(MASKS)
+        for seed in (0, 1)
+    }
+    whole, chance, refused = store.read_bytes(), random.Random(0), 0
+    places = [whole.index(value.numpy().tobytes()) for value in runs.values()]
+    for trial in range(300):
+        damaged = bytearray(whole)
+        near = trial % 2 == 0  # half of them where scores and keys lie
+        for _ in range(chance.randint(1, 4)):
+            place = chance.choice(places) + chance.randrange(-12, 40)
+            place = place if near else chance.randrange(len(whole))
+            damaged[min(place, len(whole) - 1)] ^= 1 << chance.randrange(8)
+        store.write_bytes(damaged)
+        try:
+            with RunStore(store, 7) as kept:
+                found = kept.load([subset for subset, _ in runs], (0, 1))
+        except (ValueError, OSError) as error:
+            assert str(error).startswith("`store` must be ")
+            refused += 1
+        else:
+            for run, values in found.items():
+                assert np.array_equal(values, runs[run].numpy()), run
+        for beside in tmp_path.glob("runs.sqlite-*"):
+            beside.unlink()
+    assert refused > 100

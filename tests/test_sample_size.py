@@ -76,6 +76,7 @@ def test_checks():
     surrogate = fit_surrogate(MASKS, SCORES, kernel=Linear(), ridge=1.0)
     with pytest.raises(ValueError, match="`factor` must be between 0 and 1, got 1"):
         more_subsets(surrogate, factor=1)
+    bare = replace(surrogate, kernel_terms=())
+    assert not bare.has_intervals
     with pytest.raises(ValueError, match="`return_std` must be False for this surrogate"):
-        more_subsets(fit_surrogate(MASKS, SCORES, kernel="least_squares"))
-    assert not replace(surrogate, kernel_terms=()).has_intervals
+        more_subsets(bare)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import subprocess
@@ -112,7 +113,7 @@ def test_the_file_is_safetensors_and_no_pickle(tmp_path):
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.2"
+    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.3"
     assert not content.startswith((b"\x80", b"PK"))
 
 
@@ -170,6 +171,16 @@ def test_foreign_safetensors(metadata, tmp_path):
         load_surrogate(tmp_path / "x")
 
 
+CANDIDATE = {
+    "kernel": "rbf",
+    "ridge": 0.1,
+    "error": 0.5,
+    "rank_correlation": 0.5,
+    "num_subsets": 16,
+    "num_chosen": 3,
+}
+
+
 def changed_facts(path, change):
     """The surrogate's file with other facts, or without one that ``change`` gives None."""
     content = path.read_bytes()
@@ -202,6 +213,13 @@ def changed_facts(path, change):
         {"single_target": True},
         {"candidates": [{"kernel": "rbf"}]},
         {"candidates": 3},
+        {"candidates": [dict(CANDIDATE, error=math.nan)]},
+        {"candidates": [dict(CANDIDATE, rank_correlation=2.0)]},
+        {"candidates": [dict(CANDIDATE, num_subsets=-1)]},
+        {"task_names": list("aabcd")},
+        {"target_names": list("xyx")},
+        {"kernels": [{"name": "polynomial", "degree": 2, "gamma": math.nan}]},
+        {"kernels": [{"name": "polynomial", "degree": 2, "gamma": 1.0, "coef0": math.inf}]},
     ],
     ids=str,
 )
@@ -231,6 +249,31 @@ def test_tensors_that_do_not_fit(name, change, tmp_path):
         tensors["kernel.0.columns"] = torch.tensor([0, 1, 3])
     if change != "missing":
         tensors[name] = {"short": tensor[1:], "dtype": tensor.half(), "columns": tensor}[change]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    save_file(tensors, path, header["__metadata__"])
+    with pytest.raises(
+        ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
+    ):
+        load_surrogate(path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *((name, math.nan) for name in ("intercept", "scores", "residuals", "kernel.0.dual")),
+        *((name, math.inf) for name in ("intercept", "kernel.0.ridge")),
+        *((f"kernel.0.{name}", -1.0) for name in ("ridge", "signal_variance")),
+        ("score_variance", -1.0),
+        ("masks", math.nan),
+        ("kernel.0.columns", 1),
+    ],
+)
+def test_numbers_that_cannot_be(name, value, tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["weights" if name == "masks" else "linear"]().save(path)
+    content = path.read_bytes()
+    tensors = load(content)
+    tensors[name].view(-1)[0] = value
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     save_file(tensors, path, header["__metadata__"])
     with pytest.raises(
@@ -297,6 +340,32 @@ def test_a_read_only_folder(tmp_path):
         SURROGATES["linear"]().save(tmp_path / "s")
     tmp_path.chmod(0o700)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_saving_over_a_link_writes_what_it_points_to(tmp_path, is_there):
+    for name in ("there", "links"):
+        (tmp_path / name).mkdir()
+    target, link, other = (tmp_path / name for name in ("there/s", "links/s", "links/t"))
+    if is_there:
+        target.write_bytes(b"old")
+    link.symlink_to(Path("../there/s"))
+    other.symlink_to(link)  # one link to another
+    surrogate = SURROGATES["linear"]()
+    surrogate.save(other)
+    assert link.is_symlink() and other.is_symlink() and not target.is_symlink()
+    assert target.read_bytes() == link.read_bytes()
+    assert os.listdir(tmp_path / "there") == ["s"] and len(os.listdir(tmp_path / "links")) == 2
+    assert torch.equal(load_surrogate(target).predict(MASKS), surrogate.predict(MASKS))
+
+
+def test_saving_over_a_link_to_itself(tmp_path):
+    (tmp_path / "s").symlink_to("s")
+    with pytest.raises(
+        OSError, match=r"`path` must be writable, got .*/s: Too many levels of symb"
+    ):
+        SURROGATES["linear"]().save(tmp_path / "s")
+    assert (tmp_path / "s").is_symlink() and os.listdir(tmp_path) == ["s"]
 
 
 def test_saving_over_a_folder(tmp_path):

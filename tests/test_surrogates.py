@@ -19,7 +19,7 @@ every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
 def problem(m=20, n=6, t=2):
-    masks = torch.rand(m, n) < 0.5
+    masks = reference.all_subsets(n)[torch.randperm(2**n)[:m]]
     scores = masks.double() @ torch.randn(n, t).double() + 0.3 * torch.randn(m, t).double() + 2
     return masks, scores
 
@@ -150,7 +150,8 @@ def test_standard_deviations_for_real_weights(kernel, center):
     arguments = (kernel.on_weights(points, points), torch.arange(12), 0.2, center)
     every = torch.eye(17, dtype=torch.float64)[12:]
     variance = reference.posterior_variance(every, *arguments)
-    close(deviation.square(), variance * surrogate.kernel_terms[0].signal_variance, 1e-8)
+    signal = surrogate.kernel_terms[0].signal_variance * surrogate.unit.square()
+    close(deviation.square(), variance * signal, 1e-8)
 
 
 def test_masks_may_be_asked_of_weights_and_weights_of_masks():
@@ -257,7 +258,7 @@ def test_pandas_carries_names():
 
 
 def test_names_may_be_given():
-    masks, scores = problem(n=3)
+    masks, scores = problem(m=8, n=3)
     surrogate = fit_surrogate(
         masks, scores, kernel="linear", task_names=["x", "y", "z"], target_names=[1, 2]
     )
@@ -341,16 +342,20 @@ def test_query_errors(query, error, found):
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
-@pytest.mark.parametrize(
-    "ask", [lambda s, m: s.predict(m, return_std=True), lambda s, m: s.attribute(return_std=True)]
-)
-def test_linear_surrogates_have_no_deviations(kernel, ask):
+def test_linear_surrogates_have_the_deviations_of_the_linear_kernel(kernel):
     masks, scores = problem()
-    form = (
-        r"^`return_std` must be False for this surrogate, got a least-squares or lasso surrogate\."
-    )
-    with pytest.raises(ValueError, match=form):
-        ask(fit_surrogate(masks, scores, kernel=kernel), masks)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    assert surrogate.has_intervals and [str(t.kernel) for t in surrogate.kernel_terms] == ["linear"]
+    value, std = surrogate.attribute("shapley", return_std=True)
+    close(value, surrogate.linear_terms[0].weights * surrogate.unit)
+    (term,) = surrogate.kernel_terms
+    points = torch.cat([masks.double(), torch.zeros(1, 6).double(), torch.eye(6).double()])
+    effects = torch.zeros(6, 27, dtype=torch.float64)  # F(task i) - F(none)
+    effects[:, 20], effects[:, 21:] = -1.0, torch.eye(6)
+    for j in range(2):
+        arguments = (points @ points.T, torch.arange(20), float(term.ridge[j]), True)
+        variance = reference.posterior_variance(effects, *arguments) * term.signal_variance[j]
+        close(std[:, j], variance.sqrt() * surrogate.unit[j], 1e-8)
 
 
 @pytest.mark.parametrize("kind", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])

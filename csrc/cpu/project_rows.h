@@ -526,10 +526,9 @@ void adjoint_dense(const Projection& projection, Range coordinates, int64_t rows
   }
 }
 
-#if KSM_VECTOR_BYTES == 64
 // Rademacher signs of float32 by lookup: the four bits of a nibble choose one of the sixteen signed
-// sums of four coordinates, which fill one register. A permutation and a sum then do the work of
-// four products and sums for sixteen outputs, and nothing is rounded that a product would not be.
+// sums of four coordinates. A lookup and a sum then do the work of four products and sums, and
+// nothing is rounded that a product would not be.
 void project_rademacher(const Projection& projection, Range coordinates, Range outputs,
                         int64_t rows, const float* x, int64_t x_stride, float* y,
                         int64_t y_stride) {
@@ -545,25 +544,24 @@ void project_rademacher(const Projection& projection, Range coordinates, Range o
   const auto table_of = [&](const float* row, int q, int nibble) {
     // Bits 4 * nibble + j of word q belong to coordinates 8 apart (see sign_bit).
     const float* four = row + 32 * (nibble % 4) + 2 * q + nibble / 4;
-    Values table = {_mm512_setzero_ps()};
+    Values table = Values::all(0);
     for (int j = 0; j < 4; ++j) {
-      table = table.plus(Values{_mm512_set1_ps(four[8 * j] * scale)}.negated(kSet[j]));
+      table = table.plus(Values::all(four[8 * j] * scale).negated(kSet[j]));
     }
-    return table.lanes;
+    return table;
   };
   const auto add_word = [&](const float* row, int q, float* to) {
-    __m512 table[kNibbles];
+    Values table[kNibbles];
     for (int g = 0; g < kNibbles; ++g) table[g] = table_of(row, q, g);
     const uint32_t* word = words.data() + q * width;
     for (int64_t r = 0; r < width; r += 16) {
-      __m512i bits = _mm512_loadu_si512(word + r);
-      __m512 even = _mm512_loadu_ps(to + r), odd = _mm512_setzero_ps();
-      for (int g = 0; g < kNibbles; g += 2) {  // a permutation looks at the low four bits only
-        even = _mm512_add_ps(even, _mm512_permutexvar_ps(bits, table[g]));
-        odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(bits, 4), table[g + 1]));
-        bits = _mm512_srli_epi32(bits, 8);
+      Values even = Values::load(to + r),
+             odd = Values::all(0);  // two sums wait for each other less
+      for (int g = 0; g < kNibbles; g += 2) {
+        even = even.plus(table[g].looked_up(word + r, 4 * g));
+        odd = odd.plus(table[g + 1].looked_up(word + r, 4 * g + 4));
       }
-      _mm512_storeu_ps(to + r, _mm512_add_ps(even, odd));
+      even.plus(odd).store(to + r);
     }
   };
 
@@ -590,7 +588,6 @@ void project_rademacher(const Projection& projection, Range coordinates, Range o
     }
   }
 }
-#endif
 
 // ---- all kinds -------------------------------------------------------------------------------
 
@@ -603,11 +600,9 @@ void project_rows(const Projection& projection, Range coordinates, Range outputs
     case Kind::kSjlt:
       return project_sjlt(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
     case Kind::kRademacher:
-#if KSM_VECTOR_BYTES == 64
       if constexpr (sizeof(T) == sizeof(float)) {
         return project_rademacher(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
       }
-#endif
     case Kind::kGaussian: break;
   }
   project_dense(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);

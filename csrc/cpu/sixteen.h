@@ -44,6 +44,17 @@ struct Sixteen {
     for (int l = 0; l < 16; ++l) out.lane[l] = bits >> l & 1 ? -lane[l] : lane[l];
     return out;
   }
+  static Sixteen all(T value) {
+    Sixteen out;
+    for (int l = 0; l < 16; ++l) out.lane[l] = value;
+    return out;
+  }
+  // Lane l of the result is the lane whose number the four bits of words[l] from `shift` on are.
+  Sixteen looked_up(const uint32_t* words, int shift) const {
+    Sixteen out;
+    for (int l = 0; l < 16; ++l) out.lane[l] = lane[words[l] >> shift & 15];
+    return out;
+  }
 };
 
 #if KSM_VECTOR_BYTES == 64
@@ -65,6 +76,11 @@ struct Sixteen<float> {
     const __m512i sign = _mm512_set1_epi32(INT32_MIN);
     return {
         _mm512_castsi512_ps(_mm512_mask_xor_epi32(raw, static_cast<__mmask16>(bits), raw, sign))};
+  }
+  static Sixteen all(float value) { return {_mm512_set1_ps(value)}; }
+  Sixteen looked_up(const uint32_t* words, int shift) const {
+    const __m512i numbers = _mm512_srli_epi32(_mm512_loadu_si512(words), shift);
+    return {_mm512_permutexvar_ps(numbers, lanes)};  // looks at the low four bits only
   }
 };
 #elif KSM_VECTOR_BYTES == 32
@@ -94,8 +110,19 @@ struct Sixteen<float> {
     return flip & 8 ? Sixteen{b, a} : Sixteen{a, b};
   }
   Sixteen negated(uint32_t bits) const { return {negated(low, bits), negated(high, bits >> 8)}; }
+  static Sixteen all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+  Sixteen looked_up(const uint32_t* words, int shift) const {
+    return {eight_looked_up(words, shift), eight_looked_up(words + 8, shift)};
+  }
 
  private:
+  __m256 eight_looked_up(const uint32_t* words, int shift) const {
+    const auto* from = reinterpret_cast<const __m256i*>(words);
+    const __m256i numbers = _mm256_srli_epi32(_mm256_loadu_si256(from), shift);
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(numbers, 28));  // bit 3 as the sign
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, numbers),
+                            _mm256_permutevar8x32_ps(high, numbers), upper);
+  }
   static __m256 negated(__m256 lanes, uint32_t bits) {
     const __m256i place = _mm256_set_epi32(24, 25, 26, 27, 28, 29, 30, 31);
     const __m256i top = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits)), place);

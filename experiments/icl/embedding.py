@@ -83,28 +83,32 @@ def estimate(
 def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -> Tensor:
     """(t, k, tokens, width): of the queries' log-odds in the embeddings of demonstrations.
 
-    ``slots`` (k, tokens) are the demonstrations' tokens.
+    ``slots`` (k, tokens) are the demonstrations' tokens. They follow the special tokens that open a
+    text, and the query follows them, in tokens of its own.
     """
     device, embedding = model.model.device, model.model.get_input_embeddings()
     found = []
     for start in range(0, len(queries), model.batch_size):
         some = queries[start : start + model.batch_size]
-        rows = [model.tokenizer(q.input, add_special_tokens=False).input_ids for q in some]
+        prompts = [model.prompt("", query) for query in some]
+        opening = prompts[0].opening
+        rows = [prompt.ids[opening:] for prompt in prompts]
         tails, mask = padded(rows, model.pad, device)
-        before = embedding(slots.flatten().to(device)).detach()
+        start_ids = slots.new_tensor(prompts[0].ids[:opening])
+        before = embedding(torch.cat([start_ids, slots.flatten()]).to(device)).detach()
         before = before.expand(len(some), -1, -1).clone().requires_grad_()
         mask = torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
         inputs = torch.cat([before, embedding(tails).detach()], dim=1)
         logits = model.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
         ends = before.shape[1] - 1 + torch.tensor([len(row) for row in rows])
         total = inputs.new_zeros(())
-        for row, (end, query) in enumerate(zip(ends, some, strict=True)):
-            first, right = model.answers(query)
-            logs = logits[row, end, first].float().log_softmax(0)
+        for row, (end, prompt) in enumerate(zip(ends, prompts, strict=True)):
+            logs = logits[row, end, prompt.first].float().log_softmax(0)
+            right = prompt.right
             wrong = torch.cat([logs[:right], logs[right + 1 :]]).logsumexp(0)
             total = total + logs[right] - wrong
         (slope,) = torch.autograd.grad(total, before)
-        found.append(slope.unflatten(1, slots.shape).float().cpu())
+        found.append(slope[:, opening:].unflatten(1, slots.shape).float().cpu())
     return torch.cat(found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from scipy.stats import spearmanr, t
+from scipy.stats import t
 from torch import Tensor
 
 from experiments import figures, table
@@ -36,7 +36,7 @@ from experiments.icl.surrogates import (
 )
 from experiments.icl.tiny import train_model
 from experiments.settings import as_dict
-from ksm_ext.evaluation import relative_error
+from ksm_ext.evaluation import lds, relative_error
 from ksm_ext.files import write_whole
 
 NUM_CONTEXTS = 100  # of a surrogate's own leave-one-out effects, which cost nothing
@@ -262,17 +262,13 @@ def estimate_losses(run: Run) -> None:
             "relative error squared of the mean loss": float(
                 relative_error(true.mean(1), values.mean(1), definition="squared")
             ),
-            "spearman of the mean loss": _spearman(true.mean(1), values.mean(1)),
+            "spearman of the mean loss": float(
+                lds(true.mean(1), values.mean(1), constant="zero")[0]
+            ),
         }
         line = ", ".join(f"{key} {value:.3f}" for key, value in facts[name].items())
         print(f"{name}: {line}", flush=True)
     write_json(run.output / "estimate.json", facts)
-
-
-def _spearman(true: Tensor, said: Tensor) -> float:
-    """Zero where one of both is constant."""
-    constant = min(float(true.std()), float(said.std())) == 0
-    return 0.0 if constant else float(spearmanr(true, said).statistic)
 
 
 # -- the selection ------------------------------------------------------------------------------
@@ -403,7 +399,9 @@ def _predicted_and_run(
         axes.plot(said, true, ".", color="#d55e00" if name == "ridge" else "#0072b2")
         low, high = float(true.min()), float(true.max())
         axes.plot([low, high], [low, high], color="#cccccc", linewidth=0.8)
-        axes.set_title(f"{name}, Spearman {_spearman(true, said):.2f}", fontsize=9)
+        axes.set_title(
+            f"{name}, Spearman {float(lds(true, said, constant='zero')[0]):.2f}", fontsize=9
+        )
         axes.set(xlabel="predicted mean loss")
     panels[0].set_ylabel("mean loss, run")
     save_figure(figure, output / "linear_and_kernel.png")

@@ -1,8 +1,11 @@
 """Losses of queries under prompts, by any causal language model of `transformers`.
 
-The loss of a query is the cross-entropy over the first tokens of its options, and its margin the
-log-probability of the right one less that of the best other. All queries of a prompt begin with the
-same tokens: these are run once, and their keys and values serve every batch of queries.
+The loss of a query is the cross-entropy over the first tokens in which its options differ, and its
+margin the log-probability of the right one less that of the best other. Tokens are those of prompt
+and option as one text, since what a tokenizer makes of a label depends on what precedes it. The
+special tokens that it opens a text with (BOS) are read; those that it closes a text with (EOS, SEP)
+are not, since the option follows. All queries of a prompt begin with the same tokens: these are run
+once, and their keys and values serve every batch of queries.
 
 Results are lines of JSON, one for each prompt and query. What is on disk is not run again; a query
 that fails is a line with its reason.
@@ -26,6 +29,23 @@ from experiments.icl.data import Example, prompt_text
 from experiments.icl.settings import Model
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads before an option.
+
+    Attributes:
+        ids: Tokens up to where the options part.
+        opening: How many of them are special and come before the text.
+        first: Next token of each option.
+        right: The number of the right option.
+    """
+
+    ids: list[int]
+    opening: int
+    first: list[int]
+    right: int
+
+
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A causal language model with its tokenizer.
@@ -39,7 +59,6 @@ class LanguageModel:
     model: Any
     tokenizer: Any
     batch_size: int
-    _known: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @property
     def context(self) -> int:
@@ -55,37 +74,58 @@ class LanguageModel:
     @property
     def pad(self) -> int:
         """A token to fill up with."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
+        special = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        # A tokenizer may have none, or one beyond the model's vocabulary.
+        return next((int(token) for token in special if token is not None and token < size), 0)
 
-    def tokens(self, text: str) -> list[int]:
-        """Of a whole prompt."""
-        return self.tokenizer(text).input_ids
-
-    def answers(self, query: Example) -> tuple[list[int], int]:
-        """First tokens of the options, and the number of the right one.
+    def tokens(self, text: str) -> tuple[list[int], int]:
+        """Of a text: special ones before it, how many of which there are, but none that close it.
 
         Raises:
-            ValueError: If the output is none of the options, or two begin alike.
+            ValueError: If the text has no tokens of its own.
+        """
+        coded = self.tokenizer(text, return_special_tokens_mask=True)
+        special = coded.special_tokens_mask
+        if 0 not in special:
+            raise ValueError(
+                f"`text` must be of one token or more, got {text!r}. Give words that the "
+                "tokenizer knows."
+            )
+        return coded.input_ids[: len(special) - special[::-1].index(0)], special.index(0)
+
+    def prompt(self, text: str, query: Example) -> Prompt:
+        """What is read of a query after a text.
+
+        Raises:
+            ValueError: If the output is none of the options, two go on alike, or there are more
+                tokens than the model reads.
         """
         if query.output not in query.options:
             raise ValueError(
                 f"`output` must be one of {', '.join(query.options)}, got {query.output!r}. "
                 "Add it to the options."
             )
-        first = [self._first(option) for option in query.options]
+        read = [self.tokens(f"{text}{query.input} {option}") for option in query.options]
+        rows = [ids for ids, _ in read]
+        shared = _shared(rows)
+        first = [ids[shared] for ids in rows]
+        if not shared:
+            raise ValueError(
+                "`prompt` must be of one token or more before its options part, got none. Give "
+                "the query an input."
+            )
         if len(set(first)) < len(first):
             raise ValueError(
                 "`options` must be of different first tokens, got "
                 f"{', '.join(query.options)}. Choose other words."
             )
-        return first, query.options.index(query.output)
-
-    def _first(self, option: str) -> int:
-        if option not in self._known:
-            ids = self.tokenizer(f" {option}", add_special_tokens=False).input_ids
-            self._known[option] = ids
-        return self._known[option][0]
+        if shared > self.context:
+            raise ValueError(
+                f"`prompt` must be of at most {self.context} tokens, got {shared}. "
+                "Use fewer or shorter demonstrations."
+            )
+        return Prompt(rows[0][:shared], read[0][1], first, query.options.index(query.output))
 
     def score(
         self, text: str, queries: Sequence[Example], *, reuse: bool = True
@@ -101,33 +141,24 @@ class LanguageModel:
             Batch by batch, results by the number of the query.
         """
         failed: dict[int, dict[str, Any]] = {}
-        ready: list[tuple[int, list[int], list[int], int]] = []
-        texts = self.tokenizer([text + query.input for query in queries]).input_ids
-        for number, (query, ids) in enumerate(zip(queries, texts, strict=True)):
+        ready: list[tuple[int, Prompt]] = []
+        for number, query in enumerate(queries):
             try:
-                ready.append((number, self._fitting(ids), *self.answers(query)))
+                ready.append((number, self.prompt(text, query)))
             except ValueError as error:
                 failed[number] = {"error": str(error)}
         if failed:
             yield failed
-        shared = _shared([ids for _, ids, _, _ in ready]) if reuse and len(ready) > 1 else 0
-        prefix = self._prefix(ready[0][1][:shared]) if shared else None
-        ready.sort(key=lambda item: len(item[1]))  # little padding
+        shared = _shared([prompt.ids for _, prompt in ready]) if reuse and len(ready) > 1 else 0
+        prefix = self._prefix(ready[0][1].ids[:shared]) if shared else None
+        ready.sort(key=lambda item: len(item[1].ids))  # little padding
         for start in range(0, len(ready), self.batch_size):
             batch = ready[start : start + self.batch_size]
-            last = self._last_logits([ids for _, ids, _, _ in batch], shared, prefix)
+            last = self._last_logits([prompt.ids for _, prompt in batch], shared, prefix)
             yield {
-                number: _result(logits[first].log_softmax(0), right)
-                for logits, (number, _, first, right) in zip(last, batch, strict=True)
+                number: _result(logits[prompt.first].log_softmax(0), prompt.right)
+                for logits, (number, prompt) in zip(last, batch, strict=True)
             }
-
-    def _fitting(self, ids: list[int]) -> list[int]:
-        if len(ids) > self.context:
-            raise ValueError(
-                f"`prompt` must be of at most {self.context} tokens, got {len(ids)}. "
-                "Use fewer or shorter demonstrations."
-            )
-        return ids
 
     def _keeping(self, cache: Any) -> dict[str, Any]:
         """Keyword arguments to fill a cache; `transformers` renames it in 5.40."""

@@ -162,12 +162,13 @@ def by_embedding(task: Task) -> Choice:
 
 @torch.inference_mode()
 def mean_states(model: LanguageModel, examples: Sequence[Example]) -> Tensor:
-    """(n, width): the mean over tokens of a text's last hidden states."""
+    """(n, width): the mean over a text's own tokens of their last hidden states."""
     rows = []
     for example in examples:
-        ids = torch.tensor([model.tokens(example.input)], device=model.model.device)
-        states = model.model(ids, output_hidden_states=True).hidden_states[-1]
-        rows.append(states[0].mean(0).float().cpu())
+        ids, opening = model.tokens(example.input)
+        inputs = torch.tensor([ids], device=model.model.device)
+        states = model.model(inputs, output_hidden_states=True).hidden_states[-1]
+        rows.append(states[0, opening:].mean(0).float().cpu())
     return torch.stack(rows)
 
 

@@ -12,14 +12,15 @@ Shapes: n tasks of b samples together, t targets, attributions (n, t).
 Reference: *Pruthi et al. 2020, arXiv:2002.08484*.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ksm_ext.batches import as_dataset, datasets_by_name
-from ksm_ext.checks import message
+from ksm_ext.checks import check_real, message
 from ksm_ext.hessian import loss_gradients
 from ksm_ext.losses import Loss
 
@@ -52,7 +53,9 @@ def tracin(
         ValueError: If the numbers of checkpoints and learning rates differ, or there is none.
     """
     networks = [checkpoints] if isinstance(checkpoints, nn.Module) else list(checkpoints)
-    rates = [learning_rates] if isinstance(learning_rates, (int, float)) else list(learning_rates)
+    single = isinstance(learning_rates, Real) or getattr(learning_rates, "ndim", 1) == 0
+    given = [learning_rates] if single else list(cast(Iterable[Any], learning_rates))
+    rates = [check_real("learning_rates", rate) for rate in given]
     if len(rates) != len(networks) or not networks:
         expected = f"of one number for each of {len(networks)} checkpoints"
         remedy = "Give the learning rate at each."

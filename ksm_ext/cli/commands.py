@@ -27,7 +27,8 @@ from ksm_ext.cli.output import (
     write_bytes,
     write_surrogate,
 )
-from ksm_ext.evaluation import lds
+from ksm_ext.column_roles import BETTER_HIGH, BETTER_LOW, words_of
+from ksm_ext.quality import qualities
 from ksm_ext.report import write_report
 from ksm_ext.score_tables import ScoreTable, read_scores
 from ksm_ext.selection import exact, under_budget
@@ -38,12 +39,14 @@ from ksm_ext.tables import read_document
 
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
 _SHOWN_TARGETS = 12
+_AVERAGED = "averaged over targets in standard deviations from their means"
 _SHARING: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
 
 
 def fit(args: Namespace) -> int:
     """Fit a surrogate to a table of scores and save it."""
     table = _score_table(args)
+    say(table.role_table(), quiet=args.quiet)
     say(f"Fitting {table}.", quiet=args.quiet)
     start = perf_counter()
     surrogate = fit_surrogate(
@@ -108,25 +111,20 @@ def select(args: Namespace) -> int:
         remedy = "Tasks can be chosen where they are in or out."
         raise ValueError(message("masks", "0 or 1 to select tasks", "real weights", remedy))
     names, n = surrogate.task_names, surrogate.masks.num_tasks
-    targets = _target_numbers(surrogate, args.target)
-    if len(targets) > 1 and not args.target:
-        listed = ", ".join(surrogate.target_names[:8])
-        remedy = "Name one or several; `--target all` averages all."
-        raise ValueError(message("target", f"one of {listed}", "none", remedy))
+    targets = _targets_to_select(surrogate, args.target)
+    center, scale = _units(surrogate, targets)
     costs = torch.ones(n, dtype=torch.float64) if args.costs is None else _costs(args.costs, names)
-    weights = torch.zeros(len(surrogate.target_names), dtype=torch.float64)
-    weights[targets] = 1.0
-    options: dict[str, Any] = {"maximize": args.maximize, "target_weights": weights}
     with tqdm(unit=" subsets", disable=not on_a_terminal(), leave=False) as bar:
 
         def predict(masks: Tensor) -> Tensor:
             bar.update(len(masks))
-            return torch.as_tensor(surrogate.predict(masks))
+            return (torch.as_tensor(surrogate.predict(masks))[:, targets] - center) / scale
 
         if args.exact:
-            chosen = exact(predict, n, costs=costs, budget=args.budget, **options)
+            options: dict[str, Any] = {"costs": costs, "budget": args.budget}
+            chosen = exact(predict, n, maximize=args.maximize, **options)
         else:
-            chosen = under_budget(predict, costs, args.budget, **options)
+            chosen = under_budget(predict, costs, args.budget, maximize=args.maximize)
     tasks = list(chosen.tasks)
     columns: dict[str, Any] = {
         "task": [names[i] for i in tasks],
@@ -138,7 +136,7 @@ def select(args: Namespace) -> int:
     show_table(columns, args.output, args.format)
     say(
         f"{len(tasks)} of {n} tasks for {float(costs[tasks].sum()):g} of {args.budget:g}: "
-        f"predicted score {chosen.score:.4g}"
+        f"predicted score {chosen.score:.4g}" + (f", {_AVERAGED}" if len(targets) > 1 else "")
     )
     return 0
 
@@ -148,11 +146,16 @@ def report(args: Namespace) -> int:
     surrogate = read_surrogate(args.surrogate)
     held_out = None
     if args.held_out is not None:
-        table = _aligned_with(
-            surrogate,
-            read_scores(
-                args.held_out, args.masks, targets=args.targets, ignore=args.ignore, part="test"
-            ),
+        table = read_scores(
+            args.held_out,
+            args.masks,
+            tasks=surrogate.task_names,
+            targets=surrogate.target_names,
+            ignore=args.ignore,
+            weights=not surrogate.masks.binary,
+            key=args.key,
+            num_tasks=surrogate.masks.num_tasks,
+            part="test",
         )
         held_out = (table.masks, table.scores)
     write_report(
@@ -192,8 +195,11 @@ def _score_table(args: Namespace) -> ScoreTable:
     table = read_scores(
         args.scores,
         args.masks,
+        tasks=args.tasks,
         targets=args.targets,
         ignore=args.ignore,
+        weights=args.weights,
+        key=args.key,
         num_tasks=args.num_tasks,
     )
     if table.masks.dtype != torch.bool:
@@ -226,7 +232,40 @@ def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
         return list(range(len(known)))
     for name in names:
         check_choice("target", name, known, "Mind its spelling.")
-    return [known.index(name) for name in names]
+    return [known.index(name) for name in dict.fromkeys(names)]
+
+
+def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
+    """The targets that a selection is for: one, or several of one direction that were named."""
+    targets = _target_numbers(surrogate, names)
+    if len(targets) == 1:
+        return targets
+    listed = ", ".join(surrogate.target_names[:8])
+    if not names or list(names) == ["all"]:
+        found = "all of them" if names else "none"
+        remedy = "Name it; several that all get better the same way may be named one by one."
+        raise ValueError(message("target", f"one of {listed}", found, remedy))
+    low, high = (
+        [name for name in names if words_of(name) & words] for words in (BETTER_LOW, BETTER_HIGH)
+    )
+    if low and high:
+        remedy = "Select for one of them, or fit the negative of the other."
+        found = f"{low[0]!r} and {high[0]!r}"
+        raise ValueError(message("target", "names of scores of one direction", found, remedy))
+    return targets
+
+
+def _units(surrogate: Surrogate, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What scores are measured from and in: their own units, or those that several can share."""
+    scores = surrogate.scores[:, targets]
+    if len(targets) == 1:
+        return torch.zeros(1, dtype=scores.dtype), torch.ones(1, dtype=scores.dtype)
+    deviation = scores.std(0)
+    if not bool((deviation > 0).all()):
+        constant = surrogate.target_names[targets[int((deviation <= 0).nonzero()[0])]]
+        remedy = "Leave it out: no choice of tasks changes it."
+        raise ValueError(message("target", "scores that vary", repr(constant), remedy))
+    return scores.mean(0), deviation
 
 
 def _costs(source: str, names: Sequence[str]) -> Tensor:
@@ -236,17 +275,17 @@ def _costs(source: str, names: Sequence[str]) -> Tensor:
         found = "a list" if isinstance(table, list) else ", ".join(table) or "none"
         remedy = "Give one row per task."
         raise ValueError(message("costs", "a table with columns task and cost", found, remedy))
-    tasks = [_name(cell) for cell in table["task"].tolist()]
-    given = dict(zip(tasks, table["cost"].tolist(), strict=True))
+    tasks = [_name(cell) for cell in table["task"].flat]
+    given = dict(zip(tasks, table["cost"].flat, strict=False))
     missing = [name for name in names if name not in given]
     unknown = [name for name in tasks if name not in names]
-    if missing or unknown or len(given) < len(tasks):
+    if missing or unknown or len(given) < len(tasks) or table["cost"].shape != (len(tasks),):
         found = f"no cost of {missing[0]!r}" if missing else "another or a repeated task"
         remedy = "Give every task of the surrogate once."
         raise ValueError(message("costs", "one cost per task", found, remedy))
     try:
         return torch.tensor([float(given[name]) for name in names], dtype=torch.float64)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         remedy = "Correct the column cost."
         raise ValueError(message("costs", "numbers", str(error), remedy)) from error
 
@@ -262,7 +301,12 @@ def _task_names(source: str) -> list[str]:
     if not path.is_file():
         remedy = "Write one name a line."
         raise FileNotFoundError(message("tasks", "a file", source, remedy))
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        remedy = "Write one name a line."
+        raise ValueError(message(source, "text in UTF-8", str(error), remedy)) from error
+    names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         found = "none" if not names else "a name more than once"
         remedy = "Write one name a line."
@@ -277,18 +321,22 @@ def _draw(args: Namespace, n: int) -> Tensor:
     if args.num_subsets is None:
         remedy = "Several times the number of tasks is a good start."
         raise ValueError(message("num-subsets", "given for this design", "none", remedy))
-    options: dict[str, Any] = {"seed": args.seed}
+    if args.design == "fixed-size" and args.size is None:
+        remedy = "Say how many tasks each subset has."
+        raise ValueError(message("size", "given for this design", "none", remedy))
+    options: dict[str, Any] = {"seed": args.seed, "allow_fewer": True}
     if args.design == "mixed-sizes":
-        return subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
-    if args.design == "fixed-size":
-        if args.size is None:
-            remedy = "Say how many tasks each subset has."
-            raise ValueError(message("size", "given for this design", "none", remedy))
-        return subsets.fixed_size(n, args.num_subsets, args.size, **options)
-    if args.design == "paired":
+        masks = subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
+    elif args.design == "fixed-size":
+        masks = subsets.fixed_size(n, args.num_subsets, args.size, **options)
+    elif args.design == "paired":
         options |= {"probability": args.probability} if args.size is None else {"size": args.size}
-        return subsets.paired(n, args.num_subsets, **options)
-    return subsets.bernoulli(n, args.num_subsets, args.probability, **options)
+        masks = subsets.paired(n, args.num_subsets, **options)
+    else:
+        masks = subsets.bernoulli(n, args.num_subsets, args.probability, **options)
+    if len(masks) < args.num_subsets:
+        say(f"Note: there are {len(masks):,} different subsets in this design, and all are drawn.")
+    return masks
 
 
 # -- results ------------------------------------------------------------------------------------
@@ -314,38 +362,15 @@ def _order(values: Tensor, sort: str) -> Tensor:
 def _quality(surrogate: Surrogate) -> str:
     """The surrogate in a line, and how well each target is predicted."""
     plain = surrogate.with_tensor_answers()
-    errors, predicted = plain.loo_error, plain.scores - plain.residuals
-    ranks = lds(plain.scores, predicted, constant="zero")
     lines = [str(surrogate)]
-    for j, name in list(enumerate(plain.target_names))[:_SHOWN_TARGETS]:
-        error, rank = float(errors[j]), float(ranks[j])
-        lines.append(f"  {name}: leave-one-out error {error:.3f}, Spearman correlation {rank:.3f}")
+    each = list(zip(plain.target_names, qualities(plain), strict=True))
+    lines += [f"  {name}: {quality}" for name, quality in each[:_SHOWN_TARGETS]]
     if len(plain.target_names) > _SHOWN_TARGETS:
         lines.append(f"  … and {len(plain.target_names) - _SHOWN_TARGETS:,} more targets")
-    if not surrogate.has_intervals:
-        kernels = "linear,anova2,rbf,exponential"
-        why = "lasso or least squares" if surrogate.linear_terms else "the mean or real weights"
-        lines.append(f"  no intervals with {why}; `--kernel {kernels}` on 0/1 masks has them")
-    return "\n".join(lines)
-
-
-def _aligned_with(surrogate: Surrogate, table: ScoreTable) -> ScoreTable:
-    """Held-out scores with the tasks and targets of the surrogate, in its order."""
-    places = []
-    for what, wanted, given in (
-        ("tasks", surrogate.task_names, table.task_names),
-        ("targets", surrogate.target_names, table.target_names),
-    ):
-        missing = [name for name in wanted if name not in given]
-        if missing:
-            remedy = "Give the table the columns of the one that was fitted."
-            expected = f"a table with the {what} of the surrogate"
-            raise ValueError(message("held-out", expected, f"no {missing[0]!r}", remedy))
-        places.append([given.index(name) for name in wanted])
-    tasks, targets = places
-    return ScoreTable(
-        table.masks[:, tasks],
-        table.scores[:, targets],
-        surrogate.task_names,
-        surrogate.target_names,
+    lines.append(
+        "  (mean squared leave-one-out residual over the variance of the target's own scores: 1 is "
+        f"as good as their mean; {float(plain.loo_error.mean()):.3f} averaged over all targets)"
     )
+    if not surrogate.has_intervals:
+        lines.append("  no intervals: attributions of real weights have none")
+    return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""What the commands say and hand on: words to standard error, tables to a file, pipe or screen."""
+"""What the commands say and hand on: words to standard error, tables to a file, pipe or screen.
+
+On a screen, names are spelled by :func:`ksm_ext.tables.printable`.
+"""
 
 import sys
 import tempfile
@@ -9,7 +12,7 @@ from typing import Any
 from ksm_ext.files import write_whole
 from ksm_ext.surrogates.storage import load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate
-from ksm_ext.tables import write_columns
+from ksm_ext.tables import printable, write_columns
 
 STANDARD = "-"
 """Standard input or output, where a file is asked for."""
@@ -18,7 +21,7 @@ STANDARD = "-"
 def say(text: str, *, quiet: bool = False) -> None:
     """Tell the user, away from the results."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def on_a_terminal() -> bool:
@@ -74,7 +77,7 @@ def _aligned(columns: Mapping[str, Sequence[Any]]) -> str:
     """Columns padded to one width each: text to the left, numbers to the right."""
     padded = []
     for name, cells in columns.items():
-        texts = [name, *map(_short, cells)]
+        texts = [printable(text).replace("\n", "\\n") for text in (name, *map(_short, cells))]
         width = max(map(len, texts))
         is_text = any(isinstance(cell, str) for cell in cells)
         padded.append([text.ljust(width) if is_text else text.rjust(width) for text in texts])

@@ -16,11 +16,13 @@ from argparse import (
     _SubParsersAction,
 )
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import ksm_ext
 from ksm_ext.cli.commands import attribute, design, fit, report, select
 from ksm_ext.cli.doctor import doctor
+from ksm_ext.cli.output import say
+from ksm_ext.column_roles import split_names
 from ksm_ext.readouts import READOUTS
 from ksm_ext.tables import FORMATS
 
@@ -63,8 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: BaseException, status: int) -> int:
     text = getattr(error, "strerror", None) or str(error)
-    print(f"ksm: error: {text}", file=sys.stderr)
+    say(f"ksm: error: {text}")
     return status
+
+
+# Names and globs between commas; the option may be repeated.
+_SEVERAL: dict[str, Any] = {
+    "type": split_names,
+    "action": "extend",
+    "default": [],
+    "metavar": "NAME,…",
+}
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -158,26 +169,22 @@ def _add_fit(kinds: Kinds) -> None:
 examples:
   ksm fit scores.csv -o surrogate.safetensors
   ksm fit scores.csv --masks masks.csv --kernel linear,rbf -o surrogate.safetensors
-  ksm fit scores.parquet --targets loss,accuracy --ignore run -o surrogate.safetensors
+  ksm fit scores.parquet --targets 'valid_*' --ignore run,seed -o surrogate.safetensors
+  ksm fit losses.csv --masks mixtures.csv --weights --key index -o surrogate.safetensors
   ksm fit modular_addition.json --merge-duplicates -o surrogate.safetensors
   ksm fit - -o - < scores.csv | ksm attribute - | head
 
-SCORES has a column per task (0 or 1) and a column per score, or is beside a file of masks with
-the same rows, or with one column that joins the rows of both. NPZ and JSON objects have masks,
-scores and perhaps task_names and target_names. Published JSON layouts are read too: train_w with
-train_subset_scores; lists of scores beside lists of task numbers.
+SCORES has a column per task (0 or 1) and a column per score, or is beside a file of masks that a
+shared column joins, or with the same rows. What each column is taken for, and why, is printed; a
+column in doubt is an error that lists the options to add. Options take names and globs.
+NPZ and JSON objects have masks, scores and perhaps task_names and target_names. Published JSON
+layouts are read too: train_w with train_subset_scores; lists of scores beside lists of task
+numbers.
 """,
     )
     parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
-    parser.add_argument(
-        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
-    )
-    parser.add_argument(
-        "--merge-duplicates",
-        action="store_true",
-        help="make one task of those that are in or out together in every subset",
-    )
+    _add_columns(parser)
     parser.add_argument(
         "--kernel",
         default="auto",
@@ -266,7 +273,8 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
         action="append",
         default=[],
         metavar="NAME",
-        help="the score that counts; several are averaged, `all` averages all",
+        help="the score that counts; may be repeated for scores of one direction, which are "
+        "averaged in units of their standard deviations",
     )
     parser.add_argument("--exact", action="store_true", help="compare all subsets")
     _add_output(parser, (*FORMATS, "table"))
@@ -327,10 +335,28 @@ def _add_index(parser: ArgumentParser) -> None:
 def _add_tables(parser: ArgumentParser, what: str) -> None:
     parser.add_argument("--masks", metavar="FILE", help=f"where they are not in {what}")
     parser.add_argument(
-        "--targets", type=_names, default=(), metavar="NAME,…", help="the score columns"
+        "--key", metavar="NAME", help="the column that joins two files; default: the shared one"
+    )
+    parser.add_argument("--ignore", **_SEVERAL, help="columns that are neither task nor score")
+
+
+def _add_columns(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--tasks", **_SEVERAL, help="the task columns; default: those of 0 and 1, beyond doubt"
     )
     parser.add_argument(
-        "--ignore", type=_names, default=(), metavar="NAME,…", help="columns that are neither"
+        "--targets", **_SEVERAL, help="the score columns; default: those named like scores"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
+    )
+    parser.add_argument(
+        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
+    )
+    parser.add_argument(
+        "--merge-duplicates",
+        action="store_true",
+        help="make one task of those that are in or out together in every subset",
     )
 
 
@@ -353,10 +379,6 @@ def _count(text: str) -> int:
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _ridge(text: str) -> float | str:

@@ -4,8 +4,8 @@ r"""Random projections whose matrix is a function of a seed, never stored.
 
 P has a row for each coordinate (a model's parameters, one after the other) and a column for each
 output. An entry depends on the seed, the kind, the coordinate and the output alone, so that the
-matrix is the same on the CPU and on every GPU, for any split of rows and coordinates; sums over
-coordinates agree to rounding. Kinds:
+matrix is the same on the CPU and on every GPU, for any split of rows and coordinates. Sums over
+coordinates are the same bits on every CPU, and agree to rounding between devices and splits. Kinds:
 
 * ``"sbp"``, signed block permutation: every block of ``dim / sparsity`` coordinates is permuted and
   given random signs, once for each of ``sparsity`` segments of the outputs. Errors of norms and
@@ -55,10 +55,10 @@ class Projection:
     hadamard: bool = False
 
     def __post_init__(self) -> None:
-        check_positive_int("dim", self.dim)
         check_choice("kind", self.kind, KINDS)
-        check_positive_int("seed", self.seed, -(2**63))
-        check_positive_int("sparsity", self.sparsity)
+        for name, minimum in (("dim", 1), ("seed", -(2**63)), ("sparsity", 1)):
+            number = check_positive_int(name, getattr(self, name), minimum)
+            object.__setattr__(self, name, number)  # Python's own, of whatever kind it was
         if self.dim >= 2**31:
             raise ValueError(message("dim", "below 2^31", str(self.dim), "Project to fewer."))
         if self.seed > _MAX_INT64:
@@ -167,7 +167,7 @@ def project_adjoint(
         ValueError: If y has not k columns, or a number is negative.
         TypeError: If y is of another dtype.
     """
-    check_positive_int("num_coordinates", num_coordinates, 0)
+    num_coordinates = check_positive_int("num_coordinates", num_coordinates, 0)
     _check_input("y", y, offset)
     if y.dtype not in (torch.float32, torch.float64):
         raise TypeError(message("y", "float32 or float64", str(y.dtype), "Convert it to one."))
@@ -189,7 +189,7 @@ def _check_input(name: str, x: Tensor, offset: int) -> None:
         raise TypeError(
             message(name, "of a floating-point dtype", str(x.dtype), "Convert it with .float().")
         )
-    check_positive_int("offset", offset, 0)
+    offset = check_positive_int("offset", offset, 0)
     if offset > 2**62:
         raise ValueError(message("offset", "at most 2^62", str(offset), "Count from 0."))
     check_device(name, x, x.device)

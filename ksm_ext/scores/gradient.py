@@ -40,9 +40,9 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
 from ksm_ext.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
-from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.distributed import Group, gathered, shard, task_gram
 from ksm_ext.features import Features
 from ksm_ext.gradients import collect_features, parameter_names, per_sample_outputs
@@ -83,6 +83,7 @@ class GradientEstimator:
 
     Attributes:
         num_tasks: n.
+        task_names: n names, "0", "1", … where none were given.
         target_names: t names.
         ridge: The penalty ρ in use.
         calibration: What :meth:`calibrate` chose, or None.
@@ -107,6 +108,7 @@ class GradientEstimator:
         vectorize: bool = True,
         progress: bool = True,
         group: Group = None,
+        task_names: Sequence[str] | None = None,
     ) -> None:
         """Say what to estimate; :meth:`fit` does the work.
 
@@ -136,9 +138,11 @@ class GradientEstimator:
             group: The processes that share the work, see :mod:`ksm_ext.distributed`: samples in
                 :meth:`fit`, subsets afterwards. All of them make this estimator and call its
                 methods alike; all get all scores.
+            task_names: n names, by which the columns of masks that have names are ordered.
 
         Raises:
-            ValueError: If there is no model, task or target, or a value is out of its range.
+            ValueError: If there is no model, task or target, a value is out of its range, or
+                ``task_names`` are not n different ones.
         """
         self._models = [models] if isinstance(models, nn.Module) else list(models)
         if not self._models:
@@ -149,13 +153,13 @@ class GradientEstimator:
         check_choice("metric", metric, ("loss", "output"))
         check_choice("solver", solver, ("exact", "step"))
         check_choice("mode", mode, ("linearised", "weights"))
-        _check_ridge(ridge)
+        self.ridge = _check_ridge(ridge)
         named = datasets_by_name(targets)
         if not named:
             raise ValueError(message("targets", "one data set or more", "none", "Pass some."))
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
-        self.ridge = float(ridge)
+        self.task_names = _task_names(task_names, len(tasks))
         self.calibration: Calibration | None = None
         self._task_data = [as_dataset(task) for task in tasks]
         self._target_data = [as_dataset(target) for target in named.values()]
@@ -212,15 +216,17 @@ class GradientEstimator:
         """Estimated scores of subsets, as the kind of ``masks``.
 
         Args:
-            masks: (m, n) bool. An empty subset leaves the models as they are.
+            masks: (m, n) bool. An empty subset leaves the models as they are. Columns with names
+                are ordered by ``task_names``, where these were given.
 
         Returns:
             (m, t) float64, in the units of the metric; corrected if there is a calibration.
 
         Raises:
-            ValueError: If ``masks`` has another number of columns.
+            ValueError: If ``masks`` has other columns.
             RuntimeError: If :meth:`fit` has not run.
         """
+        (masks,) = aligned({"masks": (masks, "subset", "task")}, self._known())
         kind, tensor = Kind.of(masks), self._checked_masks(masks)
         estimate = self._estimate(tensor, self.ridge)
         if self.calibration is not None:
@@ -239,16 +245,22 @@ class GradientEstimator:
 
         Args:
             masks: (m, n) bool. Six subsets or more.
-            true_scores: (m,) or (m, t). Their scores by retraining, best averaged over seeds.
+            true_scores: (m,) or (m, t). Their scores by retraining, best averaged over seeds. Rows
+                with labels are put in the order of ``masks``, columns in that of ``target_names``.
             ridges: Penalties to try.
 
         Returns:
             This estimator, calibrated.
 
         Raises:
-            ValueError: If shapes disagree, or a score is zero or not finite.
+            ValueError: If shapes or labels disagree, or a score is zero or not finite.
             RuntimeError: If :meth:`fit` has not run.
         """
+        tables = {
+            "masks": (masks, "subset", "task"),
+            "true_scores": (true_scores, "subset", "target"),
+        }
+        masks, true_scores = aligned(tables, self._known())
         tensor = self._checked_masks(masks)
         true = as_tensor("true_scores", true_scores).to("cpu", torch.float64)
         true = true[:, None] if true.ndim == 1 else true
@@ -266,22 +278,27 @@ class GradientEstimator:
         best = None
         errors = {}
         for ridge in ridges:
-            _check_ridge(ridge)
-            estimate = self._estimate(tensor, float(ridge))
+            ridge = _check_ridge(ridge)
+            estimate = self._estimate(tensor, ridge)
             for name, correct in _CORRECTIONS.items():
                 left_out = [
                     _apply(correct(*_without(row, estimate, true)), estimate[row])
                     for row in range(len(true))
                 ]
                 relative = (torch.stack(left_out) - true) / true
-                error = errors[float(ridge), name] = float(relative.square().mean())
+                error = errors[ridge, name] = float(relative.square().mean())
                 if best is None or error < best[0]:
-                    best = error, float(ridge), correct(estimate, true)
+                    best = error, ridge, correct(estimate, true)
         if best is None:
             raise ValueError(message("ridges", "one penalty or more", "none", "Pass some."))
         _, self.ridge, (intercept, slope) = best
         self.calibration = Calibration(self.ridge, slope, intercept, errors)
         return self
+
+    def _known(self) -> Mapping[str, Sequence[str]]:
+        """What the columns of masks and of scores are called, where somebody said so."""
+        named = self.target_names != ("target",)  # as a single data set is called for want of one
+        return {"task": self.task_names} | ({"target": self.target_names} if named else {})
 
     def _checked_masks(self, masks: ArrayLike) -> Tensor:
         if not self._features:
@@ -391,10 +408,21 @@ class GradientEstimator:
         return torch.stack(scores) if scores else torch.zeros(0, len(self.target_names)).double()
 
 
-def _check_ridge(ridge: float) -> None:
-    if not ridge > 0:
-        remedy = "The problem has no minimum without a penalty."
-        raise ValueError(message("ridge", "positive", str(ridge), remedy))
+def _check_ridge(ridge: object) -> float:
+    remedy = "The problem has no minimum without a penalty."
+    number = check_real("ridge", ridge, "a positive number", remedy)
+    if not number > 0:
+        raise ValueError(message("ridge", "positive", str(number), remedy))
+    return number
+
+
+def _task_names(given: Sequence[str] | None, num_tasks: int) -> tuple[str, ...]:
+    names = tuple(str(name) for name in (range(num_tasks) if given is None else given))
+    if len(set(names)) < len(names) or len(names) != num_tasks:
+        found = f"{len(names)} of which {len(set(names))} differ"
+        remedy = "Give each task its own."
+        raise ValueError(message("task_names", f"{num_tasks} different names", found, remedy))
+    return names
 
 
 def _offsets(datasets: Sequence[Any]) -> Tensor:

@@ -1,22 +1,25 @@
 r"""Scores by really training on each subset: the ground truth, and how far it can be trusted.
 
-A run trains on one subset with one seed. With the scores :math:`F_s(S_i)` of runs with seeds s,
+A run trains on one subset with one seed. With the scores :math:`F_s(S_i)` of the runs with seeds s
+that finished, :math:`s_i` of them on subset i,
 
 .. math::
-    \bar F(S_i) = \tfrac1s \sum_s F_s(S_i), \qquad
-    \mathrm{noise\_std}^2 = \tfrac1m \sum_i \mathrm{Var}_s\, F_s(S_i), \qquad
+    \bar F(S_i) = \tfrac1{s_i} \sum_s F_s(S_i), \qquad
+    \mathrm{noise\_std}^2 = \sum_i \sum_s (F_s(S_i) - \bar F(S_i))^2 \Big/ \sum_i (s_i - 1), \qquad
     \mathrm{ceiling} = \operatorname{mean}_{s < s'} \mathrm{Spearman}_i(F_s(S_i), F_{s'}(S_i)) .
 
 Shapes: masks (m, n), scores of one run (t,), of all runs (num_seeds, m, t).
 """
 
 import os
+import random
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations, islice, takewhile
 from multiprocessing import parent_process
@@ -37,6 +40,7 @@ from ksm_ext.checks import (
     shape_text,
 )
 from ksm_ext.correlation import spearman
+from ksm_ext.identity import identify
 from ksm_ext.scores.store import RunStore
 from ksm_ext.subsets import as_masks
 
@@ -44,42 +48,119 @@ Train = Callable[[Tensor, int], Any]
 """From a mask (n,) bool and a seed to scores: one number, or (t,) of any kind."""
 
 
-@dataclass(frozen=True, eq=False)
-class RetrainedScores:
-    """Scores of every subset in repeated runs; :func:`ksm_ext.fit_surrogate` takes their mean.
+class SkippedRun(NamedTuple):
+    """A run that failed and was left out.
 
     Attributes:
-        values: (num_seeds, m, t) float64. F(S_i) in the run with each seed, in its own units.
-        seeds: The seeds, in the order of ``values``.
-        kind: The kind of the masks, in which everything is answered.
-        subset_names: m names, as the masks have them; ``None`` for numbers.
-        target_names: t names.
+        row: Its subset, a row of the masks that were asked for.
+        seed: Its seed.
+        traceback: What ``train`` raised.
     """
 
-    values: Any
+    row: int
+    seed: int
+    traceback: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RetrainedScores:
+    """Scores of subsets in repeated runs, which :func:`retrain_scores` makes.
+
+    Answers are of the kind of the masks. With ``on_error="skip"``, m is the number of subsets with
+    a finished run.
+
+    Attributes:
+        seeds: The seeds, in the order of ``values``.
+        kind: The kind of the masks.
+        subset_names: m names, as the masks have them; ``None`` for numbers.
+        task_names: n names, or ``None``.
+        target_names: t names.
+        skipped: Runs that failed, none without ``on_error="skip"``.
+        notes: What is to be known of these scores beside: what their ``train`` depends on and could
+            have changed without the store noticing, or runs of another ``train`` that were kept.
+    """
+
+    _masks: Tensor  # (m, n)
+    _scores: Tensor  # (num_seeds, m, t), NaN where a run is missing
+    _finished: Tensor  # (num_seeds, m)
     seeds: tuple[int, ...]
     kind: Kind
     subset_names: Sequence[Any] | None
+    task_names: Sequence[Any] | None
     target_names: tuple[str, ...]
+    skipped: tuple[SkippedRun, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        m, n = self._masks.shape
+        text = f"{int(self._finished.sum())} runs of {m} subsets of {n} tasks"
+        more = [f"{len(self.skipped)} skipped"] if self.skipped else []
+        return f"RetrainedScores({'; '.join([text, *more, *self.notes])})"
+
+    @property
+    def masks(self) -> Any:
+        """(m, n) bool: the subsets, as they were asked for."""
+        return self._restored(self._masks, "subset", "task")
+
+    @property
+    def values(self) -> Any:
+        """(num_seeds, m, t) float64: F(S_i) in the run with each seed, in its own units.
+
+        Raises:
+            ValueError: If a run was skipped.
+        """
+        if not bool(self._finished.all()):
+            found = f"{int((~self._finished).sum())} skipped ones"
+            remedy = "Use `mean` and `counts`, or call again to train them."
+            raise ValueError(message("values", "scores of every run", found, remedy))
+        return self._restored(self._scores, "seed", "subset", "target")
+
+    @property
+    def counts(self) -> Any:
+        """(m,) int64: the finished runs of each subset."""
+        return self._restored(self._finished.sum(0), "subset")
 
     @property
     def mean(self) -> Any:
-        """(m, t) float64: the mean over seeds."""
-        return self.kind.restore(
-            self._runs().mean(0), {"subset": self.subset_names, "target": self.target_names}
+        """(m, t) float64: the mean over the finished runs of each subset."""
+        return self._restored(self._mean(), "subset", "target")
+
+    @property
+    def distinct(self) -> "RetrainedScores":
+        """The same with each subset once, where it first stands."""
+        spelled = _spelled(self._masks)
+        rows = [spelled.index(subset) for subset in dict.fromkeys(spelled)]
+        names = self.subset_names
+        return replace(
+            self,
+            _masks=self._masks[rows],
+            _scores=self._scores[:, rows],
+            _finished=self._finished[:, rows],
+            subset_names=None if names is None else [names[row] for row in rows],
         )
+
+    @property
+    def noise_df(self) -> int:
+        """Degrees of freedom of ``noise_std``: finished runs less subsets, each subset once."""
+        finished = self.distinct._finished
+        return int(finished.sum()) - finished.shape[1]
 
     @property
     def noise_std(self) -> Any:
         """(t,) float64, in units of the scores: the standard deviation of one run by its seed.
 
-        Pooled over subsets. The mean over seeds has ``noise_std / sqrt(num_seeds)``.
+        Pooled over subsets. The mean over s runs has ``noise_std / sqrt(s)``.
 
         Raises:
             ValueError: If there is one seed only, or a score is not finite.
         """
-        variance = self._repeated_runs().var(0).mean(0)
-        return self.kind.restore(variance.sqrt(), {"target": self.target_names})
+        self._check_repeated()
+        runs = self.distinct
+        if not runs.noise_df:
+            remedy = "Train the skipped runs, or with more seeds."
+            raise ValueError(message("seeds", "two finished runs of a subset", "one each", remedy))
+        squares = (runs._scores - runs._mean()).square().where(runs._finished[..., None], 0.0)
+        return self._restored((squares.sum((0, 1)) / runs.noise_df).sqrt(), "target")
 
     @property
     def ceiling(self) -> Any:
@@ -92,22 +173,61 @@ class RetrainedScores:
         Raises:
             ValueError: If there is one seed or one subset only, or a score is not finite.
         """
-        runs = self._repeated_runs()
-        if runs.shape[1] < 2:
+        self._check_repeated()
+        runs = self._scores
+        pairs = [
+            spearman(runs[a, both], runs[b, both])
+            for a, b in combinations(range(len(self.seeds)), 2)
+            if int((both := self._finished[a] & self._finished[b]).sum()) > 1
+        ]
+        if not pairs:
             remedy = "Train on more subsets."
             raise ValueError(message("masks", "two subsets or more", "1", remedy))
-        pairs = [spearman(a, b) for a, b in combinations(runs, 2)]
-        return self.kind.restore(torch.stack(pairs).mean(0), {"target": self.target_names})
+        return self._restored(torch.stack(pairs).mean(0), "target")
 
-    def _runs(self) -> Tensor:
-        return as_tensor("values", self.values)
+    def runs(self) -> tuple[Any, Any]:
+        """Masks (M, n) and scores (M, t) of every finished run, those of a subset together.
 
-    def _repeated_runs(self) -> Tensor:
+        What :func:`ksm_ext.fit_surrogate` makes of them has the noise of a run measured.
+        """
+        distinct = self.distinct
+        subset, seed = distinct._finished.T.nonzero(as_tuple=True)
+        masks, scores = distinct._masks[subset], distinct._scores[seed, subset]
+        return (
+            self.kind.restore(masks, {"subset": None, "task": self.task_names}),
+            self.kind.restore(scores, {"subset": None, "target": self.target_names}),
+        )
+
+    def _restored(self, tensor: Tensor, *axes: str) -> Any:
+        names = {
+            "seed": self.seeds,
+            "subset": self.subset_names,
+            "task": self.task_names,
+            "target": self.target_names,
+        }
+        return self.kind.restore(tensor, {axis: names[axis] for axis in axes})
+
+    def _mean(self) -> Tensor:
+        total = self._scores.where(self._finished[..., None], 0.0).sum(0)
+        return total / self._finished.sum(0)[:, None]
+
+    def _check_repeated(self) -> None:
         if len(self.seeds) < 2:
             remedy = "Noise is what differs between runs: train with more seeds."
             raise ValueError(message("seeds", "two or more", str(len(self.seeds)), remedy))
-        check_finite("values", self._runs())
-        return self._runs()
+        check_finite("values", self._scores[self._finished])
+
+
+class RetrainingError(RuntimeError, ValueError):
+    """A run that failed, or gave what are no scores.
+
+    Attributes:
+        completed: The :class:`RetrainedScores` of all runs that finished, or ``None`` without any.
+        traceback: All that is known of what ``train`` raised, where it ran; else empty.
+    """
+
+    completed: RetrainedScores | None = None
+    traceback: str = ""
 
 
 def retrain_scores(
@@ -119,6 +239,8 @@ def retrain_scores(
     store: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     non_finite: Literal["error", "keep"] = "error",
+    on_error: Literal["raise", "skip"] = "raise",
+    on_change: Literal["raise", "keep"] = "raise",
     progress: bool = True,
     target_names: Sequence[str] | None = None,
 ) -> RetrainedScores:
@@ -134,11 +256,16 @@ def retrain_scores(
 
     With a ``store``, each run is on the disk before the next is awaited. After any end (a kill, a
     power cut, an error) the same call trains only what is missing. The store may hold more subsets
-    and seeds than asked for. Without one, an error loses every result of the call.
+    and seeds than asked for. It belongs to one ``train``, which it knows by its code and all that
+    this refers to, see :mod:`ksm_ext.identity`; ``on_change`` is for a ``train`` that has been
+    mended, or that changes what it refers to when it is called, such as a counter.
 
-    When a run fails, those in flight are finished and kept, then the error is raised. Workers end
-    with this process, however it ends (not on Windows, where a killed process leaves them idle for
-    up to five minutes).
+    When a run fails, those in flight are finished and kept, then the error is raised; what finished
+    is in its ``completed``. Workers end with this process, however it ends (not on Windows, where a
+    killed process leaves them idle for up to five minutes).
+
+    The random state of Python, NumPy and PyTorch in this process is afterwards what it was before.
+    A DataLoader with workers of its own needs ``multiprocessing_context="fork"`` inside a worker.
 
     Args:
         train: A function of a mask, (n,) bool on the CPU, and a seed. It returns one score, or t of
@@ -152,6 +279,11 @@ def retrain_scores(
             is refused.
         non_finite: Scores that are NaN or infinite are kept in the store like any other and not
             trained again. ``"error"`` raises when all runs are done; ``"keep"`` returns them.
+        on_error: ``"raise"``, or ``"skip"`` to go on without runs in which ``train`` raises: they
+            are in ``skipped`` of the result and not in its ``counts``, and the next call tries them
+            again. A worker that dies ends the call in either case.
+        on_change: ``"raise"`` refuses a store whose runs are of another ``train``; ``"keep"`` takes
+            them over, if you know that they are the same, as after a failure has been mended.
         progress: Show a progress bar.
         target_names: t names; by default "0", "1", ….
 
@@ -160,9 +292,11 @@ def retrain_scores(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If arguments do not fit, the store holds runs of other tasks, targets or
-            settings, runs give different numbers of scores, or scores are not finite.
-        RuntimeError: If ``train`` raises; the cause is its traceback, the text names the run.
+        ValueError: If arguments do not fit, or the store holds runs of other tasks, targets,
+            settings or of another ``train``.
+        RetrainingError: If ``train`` raises (its traceback is the cause), a worker dies, runs give
+            different numbers of scores, or scores are not finite. It is a RuntimeError and a
+            ValueError, names the runs, and has all finished ones.
         OSError: If the store cannot be written, or another process has it open.
 
     Example:
@@ -172,50 +306,31 @@ def retrain_scores(
                [1.05]])
     """
     check_choice("non_finite", non_finite, ("error", "keep"))
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("on_change", on_change, ("raise", "keep"))
     table = as_masks("masks", masks)
     if 0 in table.shape:
         remedy = "There is nothing to train on."
         raise ValueError(message("masks", "at least one row and column", shape_text(table), remedy))
     seeds = _check_seeds(seeds)
     _check_train_and_jobs(train, n_jobs)
-    subsets = ["".join("1" if bit else "0" for bit in row) for row in table.tolist()]
-    runs = [(subset, seed) for seed in seeds for subset in dict.fromkeys(subsets)]
+    identity = None if store is None else identify(train=train)
     num_targets = None if target_names is None else len(target_names)
-    failed: list[_Run] = []
-    with RunStore(store, table.shape[1], num_targets, settings) as kept:
-        scores = kept.load(subsets, seeds)
-        missing = [run for run in runs if run not in scores]
-        bar = tqdm(
-            desc="training",
-            unit=" runs",
-            initial=len(scores),
-            total=len(runs),
-            disable=not (progress and missing),
-        )
-        with bar, _training(train, missing, n_jobs, failed) as finished:
-            for run in finished:
-                if run.error or kept.num_targets not in (None, len(run.scores)):
-                    failed.append(run)
-                    continue
-                kept.add(run.subset, run.seed, run.scores, run.seconds)
-                scores[run.subset, run.seed] = run.scores
-                bar.update()
-    if failed:
-        raise _failure(failed[0], subsets, kept.num_targets, store)
-    values = np.array([[scores[subset, seed] for subset in subsets] for seed in seeds])
+    call = _Call(masks, _spelled(table), seeds, target_names, store)
+    keep = on_change == "keep"
+    with (
+        RunStore(store, table.shape[1], num_targets, settings, identity, keep) as kept,
+        _same_random_state(),
+    ):
+        call.scores |= kept.load(call.subsets, seeds)
+        call.note(identity, kept.changed)
+        _train_missing(call, kept, train, n_jobs, on_error == "skip", progress)
     if non_finite == "error":
-        _check_scores(values, subsets, seeds)
-    kind, subset_names = Kind.of(masks), names_along(masks, 0)
-    names = tuple(target_names or map(str, range(values.shape[2])))
-    return RetrainedScores(
-        values=kind.restore(
-            torch.from_numpy(values), {"seed": seeds, "subset": subset_names, "target": names}
-        ),
-        seeds=seeds,
-        kind=kind,
-        subset_names=subset_names,
-        target_names=names,
-    )
+        call.check_finite()
+    completed = call.completed()
+    if completed is None:
+        raise call.failure(call.failed[0], kept.num_targets)
+    return completed
 
 
 # -- one run, where it is trained ---------------------------------------------------------------
@@ -229,6 +344,7 @@ class _Run(NamedTuple):
     scores: np.ndarray
     seconds: float
     error: str = ""
+    summary: str = ""
 
 
 def _run(train: Train, subset: str, seed: int, caller: int) -> _Run:
@@ -239,8 +355,10 @@ def _run(train: Train, subset: str, seed: int, caller: int) -> _Run:
     try:
         with _one_thread():
             scores = _as_scores(train(mask, seed))
-    except Exception:  # of any kind, and to be told to the caller: other runs go on
-        return _Run(subset, seed, np.empty(0), perf_counter() - start, traceback.format_exc())
+    except (Exception, SystemExit) as error:  # to be told to the caller: other runs go on
+        summary = f"{type(error).__qualname__}: {error}".splitlines()[0]
+        told = (traceback.format_exc(), summary)
+        return _Run(subset, seed, np.empty(0), perf_counter() - start, *told)
     return _Run(subset, seed, scores, perf_counter() - start)
 
 
@@ -286,30 +404,200 @@ def _watch(parent: int) -> None:
 # -- all runs, where they are called for --------------------------------------------------------
 
 
+@dataclass
+class _Call:
+    """What is asked for, and what came of it."""
+
+    masks: ArrayLike
+    subsets: list[str]
+    seeds: tuple[int, ...]
+    target_names: Sequence[str] | None
+    store: Any
+    scores: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    failed: list[_Run] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """All that are asked for: the first seed on all subsets, then the next."""
+        return [(subset, seed) for seed in self.seeds for subset in dict.fromkeys(self.subsets)]
+
+    def note(self, identity: Mapping[str, Any] | None, changed: Sequence[str]) -> None:
+        """Keep in mind what the store cannot vouch for."""
+        unknown = ", ".join(identity["unidentified"]) if identity else ""
+        notes = [f"a change would not be noticed in: {unknown}"] if unknown else []
+        if changed:
+            notes.append(f"some runs are of another `train`, which differs in {', '.join(changed)}")
+        self.notes = tuple(notes)
+
+    def completed(self) -> RetrainedScores | None:
+        """The result without what is missing; None if that is everything."""
+        if not self.scores:
+            return None
+        num_targets = len(next(iter(self.scores.values())))
+        table = np.full((len(self.seeds), len(self.subsets), num_targets), np.nan)
+        finished = np.zeros(table.shape[:2], bool)
+        for place in np.ndindex(*finished.shape):
+            scores = self.scores.get((self.subsets[place[1]], self.seeds[place[0]]))
+            if scores is not None:
+                table[place], finished[place] = scores, True
+        rows = np.flatnonzero(finished.any(axis=0)).tolist()
+        names = names_along(self.masks, 0)
+        return RetrainedScores(
+            _masks=as_masks("masks", self.masks).cpu()[rows],
+            _scores=torch.from_numpy(table[:, rows]),
+            _finished=torch.from_numpy(finished[:, rows]),
+            seeds=self.seeds,
+            kind=Kind.of(self.masks),
+            subset_names=None if names is None else [names[row] for row in rows],
+            task_names=names_along(self.masks, 1),
+            target_names=tuple(self.target_names or map(str, range(num_targets))),
+            skipped=tuple(
+                SkippedRun(self.subsets.index(run.subset), run.seed, run.error)
+                for run in self.failed
+            ),
+            notes=self.notes,
+        )
+
+    def check_finite(self) -> None:
+        """Raise for scores that are not finite, with the names of their runs."""
+        bad = [run for run in self.runs if not np.isfinite(self.scores.get(run, 0.0)).all()]
+        if bad:
+            listed = "; ".join(_spell(self.subsets, *run) for run in bad[:4]) + "; …" * (
+                len(bad) > 4
+            )
+            found = f"NaN or infinite ones in {len(bad)} runs: {listed}"
+            remedy = "Leave these subsets out, or pass non_finite='keep' to see all scores."
+            raise self.error(message("train", "a function to finite scores", found, remedy))
+
+    def failure(self, run: _Run, num_targets: int | None) -> "RetrainingError":
+        """What to raise for a run that gave no scores, or another number of them."""
+        where = f"for {_spell(self.subsets, run.subset, run.seed)}"
+        remedy = f"Correct it and call again{self.kept()}"
+        if not run.error:
+            expected = f"a function to {num_targets} scores like `target_names` or earlier runs"
+            return self.error(message("train", expected, f"{len(run.scores)} {where}", remedy))
+        if "_MultiProcessingDataLoaderIter(self)" in run.error:
+            remedy = (
+                "If a DataLoader cannot start its workers inside of joblib's, give it "
+                "multiprocessing_context='fork' or num_workers=0, or call with n_jobs=1"
+            ) + self.kept()
+        found = f"{run.summary} {where}"
+        text = message("train", "a function that returns scores", found, remedy)
+        error = self.error(text, run.error)
+        error.__cause__ = _WorkerTraceback(run.error)
+        return error
+
+    def death(self, begun: Sequence[tuple[str, int]], cause: Exception) -> "RetrainingError":
+        """What to raise where a worker is gone, with the runs that it may have been at."""
+        done = {*self.scores, *((run.subset, run.seed) for run in self.failed)}
+        in_flight = [_spell(self.subsets, *run) for run in begun if run not in done]
+        found = f"a worker process that died, in one of: {'; '.join(in_flight)}"
+        remedy = "Where memory ran out, give it less, or pass a smaller n_jobs; then call again"
+        text = message("train", "a function that returns scores", found, remedy + self.kept())
+        return self.error(text, str(cause))
+
+    def kept(self) -> str:
+        """How what is finished can be had."""
+        if self.store is None:
+            kept = ", with a `store` to keep finished runs."
+            return kept + f" This error's `completed` has {len(self.scores)} of them." * bool(
+                self.scores
+            )
+        kept = f": finished runs are kept in {self.store}."
+        return f"{kept} Pass on_change='keep' with a `train` that has been changed for it."
+
+    def error(self, text: str, told: str = "") -> "RetrainingError":
+        """An error with all that has been done."""
+        error = RetrainingError(text)
+        error.completed, error.traceback = self.completed(), told
+        return error
+
+
+def _train_missing(
+    call: _Call, kept: RunStore, train: Train, n_jobs: int | None, skip: bool, progress: bool
+) -> None:
+    """Train what is missing, and keep it as it ends."""
+    missing = [run for run in call.runs if run not in call.scores]
+    stopped: list[_Run] = []
+    begun: list[tuple[str, int]] = []
+    bar = tqdm(
+        desc="training",
+        unit=" runs",
+        initial=len(call.scores),
+        total=len(call.runs),
+        disable=not (progress and missing),
+    )
+    try:
+        with bar, _training(train, missing, n_jobs, stopped, begun) as finished:
+            for run in finished:
+                if run.error or kept.num_targets not in (None, len(run.scores)):
+                    (call.failed if run.error and skip else stopped).append(run)
+                    continue
+                kept.add(run.subset, run.seed, run.scores, run.seconds)
+                call.scores[run.subset, run.seed] = run.scores
+                bar.update()
+    except BrokenExecutor as error:
+        raise call.death(begun, error) from error
+    if stopped:
+        raise call.failure(stopped[0], kept.num_targets)
+
+
 @contextmanager
 def _training(
-    train: Train, runs: Iterable[tuple[str, int]], n_jobs: int | None, failed: Sequence[_Run]
+    train: Train,
+    runs: Iterable[tuple[str, int]],
+    n_jobs: int | None,
+    stopped: Sequence[_Run],
+    begun: list[tuple[str, int]],
 ) -> Iterator[Iterator[_Run]]:
-    """The runs as they end; none is begun after one has ``failed``, and none outlives the block."""
+    """The runs as they end; none is begun after one has ``stopped``; none outlives the block."""
     import joblib
 
-    wanted = takewhile(lambda _: not failed, runs)
-    calls = (joblib.delayed(_run)(train, *run, os.getpid()) for run in wanted)
+    def calls() -> Iterator[Any]:
+        for run in takewhile(lambda _: not stopped, runs):
+            begun.append(run)
+            yield joblib.delayed(_run)(train, *run, os.getpid())
+
     backend, _ = joblib.parallel.get_active_backend()
     finished: Generator[_Run, None, None]
     if backend.supports_return_generator:
         parallel = joblib.Parallel(
             n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs"
         )
-        finished = parallel(calls)
+        finished = parallel(calls())
     else:
-        finished = _in_rounds(calls, n_jobs)
+        finished = _in_rounds(calls(), n_jobs)
     try:
         yield finished
+    except Exception as error:  # known by its name, since nothing pickled is read here
+        if type(error).__name__ != "PicklingError":
+            raise
+        cause = str(error.__cause__ or error).strip('"\n ').splitlines()[-1]
+        remedy = "Make what cannot be sent inside of it (locks, open files), or pass n_jobs=1."
+        found = f"one that holds what cannot: {cause}"
+        raise TypeError(
+            message("train", "a function that can be sent to processes", found, remedy)
+        ) from error
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an error tells more than joblib's count of runs
             finished.close()
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Leave the caller's random numbers as they were, whatever a run in this process draws."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def _in_rounds(calls: Iterator[Any], n_jobs: int | None) -> Generator[_Run, None, None]:
@@ -325,9 +613,7 @@ def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(seeds, Iterable):
         remedy = "Pass a list such as [0, 1, 2]."
         raise TypeError(message("seeds", "a sequence", type(seeds).__name__, remedy))
-    checked = tuple(seeds)
-    for seed in checked:
-        check_positive_int("seeds", seed, minimum=0)
+    checked = tuple(check_positive_int("seeds", seed, minimum=0) for seed in seeds)
     if not checked or len(set(checked)) < len(checked) or max(checked) >= 2**63:
         remedy = "Give each run of a subset its own."
         raise ValueError(message("seeds", "distinct and below 2**63", f"{checked}", remedy))
@@ -350,40 +636,10 @@ def _spell(subsets: Sequence[str], subset: str, seed: int) -> str:
     return f"subset {subsets.index(subset)} (tasks {listed or 'none'}) with seed {seed}"
 
 
-def _failure(
-    run: _Run, subsets: Sequence[str], num_targets: int | None, store: object
-) -> Exception:
-    """What to raise for a run that gave no scores, or another number of them."""
-    where = f"for {_spell(subsets, run.subset, run.seed)}"
-    remedy = "Correct it and call again" + (
-        f": finished runs are kept in {store}."
-        if store
-        else ", with a `store` to keep finished runs."
-    )
-    if run.error:
-        found = f"{run.error.splitlines()[-1]} {where}"
-        error = RuntimeError(message("train", "a function that returns scores", found, remedy))
-        error.__cause__ = _WorkerTraceback(run.error)
-        return error
-    expected = f"a function to {num_targets} scores like `target_names` or earlier runs"
-    return ValueError(message("train", expected, f"{len(run.scores)} {where}", remedy))
+def _spelled(masks: Tensor) -> list[str]:
+    """Rows (m, n) as text, such as "0110"."""
+    return ["".join("1" if bit else "0" for bit in row) for row in masks.tolist()]
 
 
 class _WorkerTraceback(Exception):
     """What ``train`` raised, as text, since not every exception can be pickled."""
-
-
-def _check_scores(values: np.ndarray, subsets: Sequence[str], seeds: Sequence[int]) -> None:
-    """``values`` (num_seeds, m, t) are finite, or the runs that are not are named."""
-    bad = np.argwhere(~np.isfinite(values).all(2))
-    if len(bad):
-        runs = dict.fromkeys((subsets[row], seeds[index]) for index, row in bad)
-        listed = "; ".join(_spell(subsets, *run) for run in [*runs][:4])
-        raise ValueError(
-            message(
-                "train",
-                "a function to finite scores",
-                f"NaN or infinite ones in {len(runs)} runs: {listed}{'; …' * (len(runs) > 4)}",
-                "Leave these subsets out, or pass non_finite='keep' to see all scores.",
-            )
-        )

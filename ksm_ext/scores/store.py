@@ -2,9 +2,11 @@
 
 Two tables that any SQLite tool reads, once they are closed: ``metadata`` (name, value) and ``runs``
 with a row for each subset ("0110": tasks 1 and 2 of 4) and seed. Its scores are little-endian
-float64. A kill may leave a file ``-journal`` beside it, which belongs to it until the next opening.
+float64, and its checksum is of subset, seed and scores. A kill may leave a file ``-journal`` beside
+it, which belongs to it until the next opening.
 """
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
@@ -17,14 +19,17 @@ from typing import Any
 import numpy as np
 
 from ksm_ext.checks import message
+from ksm_ext.files import checked_path
+from ksm_ext.identity import differences
 
-FORMAT = "ksm_ext.runs.1"
+FORMAT = "ksm_ext.runs.2"
+OLD_FORMAT = "ksm_ext.runs.1"  # without checksums, and without a word of the function
 
 _TABLES = """
     CREATE TABLE metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE runs (
         subset TEXT, seed INTEGER, scores BLOB NOT NULL, finished TEXT NOT NULL,
-        seconds REAL NOT NULL, PRIMARY KEY (subset, seed)
+        seconds REAL NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (subset, seed)
     ) WITHOUT ROWID;
 """
 # What SQLite calls an operation that failed, and is a file of other columns or of broken text.
@@ -37,6 +42,7 @@ class RunStore:
     Attributes:
         path: The file; ``":memory:"`` keeps nothing.
         num_targets: Scores of each run, t; ``None`` until they are known.
+        changed: Where the function is another than that of earlier runs, which were kept.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class RunStore:
         num_tasks: int,
         num_targets: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        keep_changed: bool = False,
     ) -> None:
         """Open ``path``, or create it.
 
@@ -53,15 +61,23 @@ class RunStore:
             num_tasks: Length of the subsets, n.
             num_targets: Scores of each run, t, if that is known before the first.
             settings: What the scores depend on beside subset and seed, as JSON has it.
+            identity: What the function is, see :func:`ksm_ext.identity.identify`; None to read
+                whatever there is.
+            keep_changed: Keep the runs of another function as if they were of this one.
 
         Raises:
             TypeError: If ``settings`` cannot be written as JSON.
-            ValueError: If the file is something else, or holds runs of other tasks, targets
-                or settings.
+            ValueError: If the file is something else, or holds runs of other tasks, targets,
+                settings or of another function.
             OSError: If it cannot be written, or another process has it open.
         """
-        self.path = ":memory:" if path is None else str(path)
+        self.path = ":memory:" if path is None else str(checked_path("store", path))
+        if path is not None and self.path == ":memory:":
+            remedy = "Pass the name of a file, or None to keep nothing on disk."
+            raise ValueError(message("store", "a file", repr(self.path), remedy))
         facts = {"num_tasks": num_tasks, "settings": _as_json(settings or {})}
+        own = {} if identity is None else {"identity": json.loads(json.dumps(identity))}
+        self.changed: tuple[str, ...] = ()
         with ExitStack() as undo, self._explained():
             self._db = sqlite3.connect(self.path, timeout=0)
             undo.callback(self._db.close)
@@ -72,14 +88,17 @@ class RunStore:
             names = "SELECT name FROM sqlite_master WHERE type = 'table'"
             tables = {name for (name,) in self._db.execute(names)}
             if not tables:
-                self._create(facts)
+                self._create(facts | own)
             elif not tables >= {"metadata", "runs"}:
                 raise sqlite3.DatabaseError("it has other tables")
             found = dict(self._db.execute("SELECT name, value FROM metadata"))
             self._db.commit()
             known = _facts(found)
             self.num_targets: int | None = known.setdefault("num_targets", num_targets)
+            earlier = known.pop("identity", None)
             self._check({**facts, "num_targets": num_targets or self.num_targets}, known)
+            if own:
+                self._check_identity(own["identity"], earlier, keep_changed)
             undo.pop_all()
 
     def load(
@@ -88,12 +107,9 @@ class RunStore:
         """Scores (t,) of the finished runs among ``subsets`` and ``seeds``."""
         wanted = set(subsets)
         with self._explained():
-            rows = self._db.execute("SELECT subset, seed, scores FROM runs")
-            return {
-                (subset, seed): self._scores(subset, seed, scores)
-                for subset, seed, scores in rows
-                if subset in wanted and seed in seeds
-            }
+            rows = self._db.execute("SELECT subset, seed, scores, checksum FROM runs")
+            runs = {row[:2]: self._scores(*row) for row in rows}  # damage anywhere is damage
+        return {run: scores for run, scores in runs.items() if run[0] in wanted and run[1] in seeds}
 
     def add(self, subset: str, seed: int, scores: np.ndarray, seconds: float) -> None:
         """Keep the scores (t,) of a run that took ``seconds``; it is on the disk when this returns.
@@ -101,11 +117,12 @@ class RunStore:
         Raises:
             OSError: If it cannot be written; the runs that were kept stay.
         """
-        row = (subset, seed, scores.astype("<f8").tobytes(), _now(), seconds)
+        content = scores.astype("<f8").tobytes()
+        row = (subset, seed, content, _now(), seconds, _checksum(subset, seed, content))
         with self._explained(), self._db:
             targets = ("num_targets", json.dumps(len(scores)))
             self._db.execute("INSERT OR IGNORE INTO metadata VALUES (?, ?)", targets)
-            self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?)", row)
         self.num_targets = len(scores)
 
     def __enter__(self) -> "RunStore":
@@ -119,8 +136,12 @@ class RunStore:
     ) -> None:
         self._db.close()
 
-    def _scores(self, subset: str, seed: int, content: object) -> np.ndarray:
-        if not isinstance(content, bytes) or len(content) != 8 * (self.num_targets or 0):
+    def _scores(self, subset: str, seed: int, content: object, checksum: object) -> np.ndarray:
+        if (
+            not isinstance(content, bytes)
+            or len(content) != 8 * (self.num_targets or 0)
+            or checksum != _checksum(subset, seed, content)
+        ):
             raise sqlite3.DatabaseError(f"subset {subset} with seed {seed} has damaged scores")
         return np.frombuffer(content, "<f8")
 
@@ -144,6 +165,37 @@ class RunStore:
             text = f"{self.path} with {', '.join(other)}"
             raise ValueError(message("store", expected, text, remedy))
 
+    def _check_identity(self, wanted: Any, found: Any, keep_changed: bool) -> None:
+        """Refuse runs of another function, or take them over."""
+        other = differences(wanted, found)
+        if not other:
+            return
+        self.changed = tuple(name for name, *_ in other if name)
+        if not keep_changed:
+            listed = ", ".join(self.changed[:4]) + ", …" * (len(self.changed) > 4)
+            text = f"another in {listed}" if listed else "a function that the file does not tell"
+            remedy = (
+                "Choose another path, or delete the file to start over. If this `train` gives the "
+                "same scores, pass on_change='keep'."
+            )
+            expected = "a new file or one with runs of this `train`"
+            raise ValueError(message("store", expected, f"{self.path}, of {text}", remedy))
+        with self._db:
+            self._upgrade()
+            row = ("identity", json.dumps(wanted))
+            self._db.execute("INSERT OR REPLACE INTO metadata VALUES (?, ?)", row)
+
+    def _upgrade(self) -> None:
+        """Give the rows of an old file their checksums."""
+        if "checksum" in {row[1] for row in self._db.execute("PRAGMA table_info(runs)")}:
+            return
+        self._db.execute("ALTER TABLE runs ADD COLUMN checksum BLOB")
+        for row in self._db.execute("SELECT subset, seed, scores FROM runs").fetchall():
+            if isinstance(row[2], bytes):  # others are found to be damaged
+                change = "UPDATE runs SET checksum = ? WHERE subset = ? AND seed = ?"
+                self._db.execute(change, (_checksum(*row), *row[:2]))
+        self._db.execute("UPDATE metadata SET value = ? WHERE name = 'format'", (FORMAT,))
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Say in the house's form what SQLite reports."""
@@ -159,10 +211,10 @@ class RunStore:
                 remedy = "Wait for the other process to end, or choose another path."
             found = f"{self.path} ({error})"
             raise OSError(message("store", expected, found, remedy)) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # or of what it reports
             raise ValueError(self._no_store(error)) from error
 
-    def _no_store(self, error: sqlite3.DatabaseError) -> str:
+    def _no_store(self, error: Exception) -> str:
         remedy = "Choose another path, or delete the file to start over."
         return message("store", "a store of runs", f"{self.path} ({error})", remedy)
 
@@ -173,7 +225,7 @@ def _facts(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     Raises:
         sqlite3.DatabaseError: If it says something else.
     """
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, OLD_FORMAT):
         raise sqlite3.DatabaseError(f"its format is {metadata.get('format')!r}")
     try:
         facts = {name: json.loads(metadata[name]) for name in metadata.keys() - {"format"}}
@@ -183,6 +235,10 @@ def _facts(metadata: Mapping[Any, Any]) -> dict[str, Any]:
     if any(type(count) is not int for count in counts) or type(facts.get("settings")) is not dict:
         raise sqlite3.DatabaseError("its metadata is damaged")
     return facts
+
+
+def _checksum(subset: object, seed: object, content: bytes) -> bytes:
+    return hashlib.blake2b(f"{subset} {seed} ".encode() + content, digest_size=8).digest()
 
 
 def _as_json(settings: Mapping[str, Any]) -> Any:

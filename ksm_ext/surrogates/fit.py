@@ -1,24 +1,44 @@
 """``fit_surrogate``: choose kernel and ridge by exact leave-one-out error, and keep the winner.
 
-Every candidate kernel is factored once and judged at every ridge (:mod:`.trials`). The choice may
-be made once for all targets, per target, or per principal component of the targets; the freer ways
-see less data each, so they are judged on subsets that had no part in their choices.
+Rows of one subset become one observation (:mod:`.observations`). Every candidate kernel is factored
+once and judged at every ridge (:mod:`.trials`), on standardised scores. The choice may be made once
+for all targets, per target, or per principal component of the targets (:mod:`.choice`). Targets
+that miss different scores are fitted apart, each on its own subsets.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
-from ksm_ext.checks import check_choice, check_finite, message, shape_text
-from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, by_name
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
+from ksm_ext.checks import check_choice, check_real, message
+from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, as_kernel
 from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.choice import (
+    CROSSED_FROM,
+    Choice,
+    Model,
+    Sharing,
+    assemble,
+    best,
+    choose,
+    clearly_better,
+    folds_of,
+    residuals,
+)
 from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.observations import (
+    Missing,
+    Observations,
+    observe,
+    own_share,
+    precision_weights,
+)
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 from ksm_ext.surrogates.trials import (
     KernelTrial,
@@ -29,8 +49,7 @@ from ksm_ext.surrogates.trials import (
     Trial,
 )
 
-Sharing = Literal["shared", "target", "component"]
-KernelChoice = str | Kernel | Sequence[str | Kernel]
+KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
 
 LINEAR = ("least_squares", "lasso")
 MAX_DIRECT = 20_000
@@ -39,9 +58,13 @@ MAX_DIRECT = 20_000
 _SCREEN_ROWS = 512
 _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything
 _SCREEN_TARGETS = 128
-_SCREEN_FROM = 768  # beyond this many subsets one factorisation is the cost that counts
+_SCREEN_KEPT = 4  # kernels at most, of which two by their pooled error
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
+_APART = 4.0  # standard deviations by which the empty subset's score is no continuation of others
+_APART_FROM = 8  # subsets that can tell
+_SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
+_UNEVEN = 1.05  # ratio of weights from which a second fit is worth it
 _ANSWERS = {
     torch.float32: torch.float32,
     torch.float16: torch.float32,
@@ -51,7 +74,7 @@ _ANSWERS = {
 
 def fit_surrogate(
     masks: ArrayLike,
-    scores: ArrayLike,
+    scores: ArrayLike | None = None,
     *,
     kernel: KernelChoice = "auto",
     ridge: Literal["loo"] | float = "loo",
@@ -59,6 +82,9 @@ def fit_surrogate(
     share_ridge: Literal["auto"] | bool = "auto",
     center: bool = True,
     solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
+    noise_std: ArrayLike | float | None = None,
+    known: ArrayLike | Sequence[int] | None = None,
+    missing: Missing = "error",
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
     progress: bool = False,
@@ -72,24 +98,34 @@ def fit_surrogate(
     Args:
         masks: (m, n). Row i says which tasks were in subset i: bool or 0/1 of any dtype; other
             numbers are taken as real weights (data mixtures). Tensor, NumPy array, list
-            or table.
-        scores: (m,) or (m, t) float, in their own units and sign. Answers come back in this array
-            kind, dtype and device.
+            or table. Rows of one subset are repeats: they are averaged, left out together, and five
+            or more measure the noise of a run. Or what :func:`ksm_ext.retrain_scores` returned.
+        scores: (m,) or (m, t) float, in their own units and sign, which decide nothing. Answers
+            come back in this array kind, dtype and device. Left out with retrained scores.
         kernel: ``"auto"``; a name of :mod:`ksm_ext.kernels` or a sum such as ``"linear+rbf"``; a
-            kernel object, whose open parameters are searched; a list of these to choose from; or
+            kernel object or class, whose open parameters are searched; a list of these; or
             ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix
-            (scikit-learn's ``alpha``).
+            (scikit-learn's ``alpha``): then all of it counts as noise, and no score is answered by
+            itself unless it is known.
         criterion: ``"error"`` chooses by squared error, ``"rank"`` by mean Spearman correlation of
             leave-one-out predictions.
         share_ridge: True for one kernel and ridge for all targets, False for one per target;
-            ``"auto"`` tries both and one per principal component of the targets, and keeps what
-            predicts best on subsets that had no part in the choice.
+            ``"auto"`` tries both and one per principal component of the targets, keeps what
+            predicts best on subsets that had no part in the choice, and lets a target go its own
+            way where that is clearly better: no target is fitted worse for the company it is in.
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
         solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
             conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
             leave-one-out residuals, at the ridges around the best; faster from some thousands of
             subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 20,000 subsets.
+        noise_std: Standard deviation of a single run by its seed: a number, or of shape (t,), (m,)
+            or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
+            without noise. By default measured on repeated subsets, or unknown.
+        known: (m,) bool, or numbers of rows, whose scores are exact: they are interpolated. The
+            scores of the empty and the full subset are so in any case where the ridge is chosen.
+        missing: ``"drop"`` takes NaN in ``scores`` for a score that is missing, and fits each
+            target to the subsets that have it.
         task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
         progress: Whether to show a bar over kernels.
@@ -115,111 +151,123 @@ def fit_surrogate(
     check_choice("criterion", criterion, ("error", "rank"))
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
-    table, outcome = _check_tables(masks, scores)
-    fixed_ridge = _check_ridge(ridge, outcome)
-    problem = Scores(outcome, center, criterion == "rank")
-    if not bool((problem.variance > 0).any()):
-        remedy = "There is nothing to explain: check the scores."
-        raise ValueError(message("scores", "varying over subsets", "constant targets only", remedy))
-    settings = _solver(solver, len(table))
-    kernels, linear = _expand(kernel, table)
-    if settings is not None and "least_squares" in linear:
-        remedy = "Use kernel='linear' with a small ridge, or solver='eigh'."
-        expected = "a kernel or 'lasso' with conjugate gradients"
-        raise ValueError(message("kernel", expected, "'least_squares'", remedy))
-    sharing: tuple[Sharing, ...] = ("target",)
-    nothing_to_share = fixed_ridge is not None and len(kernels) == 1
-    if share_ridge is True or outcome.shape[1] == 1 or not kernels or nothing_to_share:
-        sharing = ("shared",)
-    elif share_ridge == "auto":
-        sharing = ("shared", "target")
-        if len(table) <= _SCREEN_FROM and settings is None:
-            sharing = ("shared", "target", "component")
-    rows: list[Candidate] = []
-    sample = _sample(table, _SCREEN_ROWS if settings is None else _SAMPLE_ROWS)
-    if len(kernels) > 2 and len(table) > _SCREEN_FROM:
-        kernels = _screen(kernels, table, problem, fixed_ridge, sample, rows)
-    components = "component" in sharing
-    trials: list[Trial] = [MeanTrial(problem, components=components)]
-    trials += [
-        KernelTrial(k, table, problem, ridge=fixed_ridge, components=components)
-        if settings is None
-        else KrylovTrial(
-            k,
-            table,
-            problem,
-            settings,
-            ridge=fixed_ridge,
-            sample=sample,
-            per_target=share_ridge is False,
-        )
-        for k in tqdm(kernels, "kernels", unit="", disable=not progress)
-    ]
-    if kernel == "auto" and settings is None and _lasso_is_promising(table, problem, trials):
-        linear = ["lasso"]
-    folds = _folds(len(table), outcome.device)
-    trials += [LinearTrial(label, table, problem, folds) for label in linear]
-    if kernel in LINEAR or fixed_ridge is not None:
-        trials = trials[1:]  # asked for by name: the mean does not stand in for it
-    # "auto" leans to the exponential kernel: a mixture of all widths, it is the safest
-    # extrapolation
-    preferred = {i for i, trial in enumerate(trials) if kernel == "auto" and _is_default(trial)}
-    choice = _choose(trials, table, problem, sharing, preferred)
-    return _assemble(
-        choice,
-        trials,
-        problem,
-        table,
-        rows,
-        task_names=_names("task_names", task_names, masks, table.num_tasks),
-        target_names=_names("target_names", target_names, scores, outcome.shape[1]),
+    masks, scores, target_names = _tables(masks, scores, target_names)
+    masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
+    observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
+    _check_problem(observed)
+    options = _Options(
+        kernel=kernel,
+        ridge=_check_ridge(ridge, observed.scores),
+        by_rank=criterion == "rank",
+        share_ridge=share_ridge,
+        center=center,
+        solver=_solver(solver, len(observed.masks)),
+        progress=progress,
+    )
+    return _put_together(
+        _fit_parts(observed, options),
+        observed,
+        options,
+        task_names=_names("task_names", task_names, masks, observed.masks.num_tasks),
+        target_names=_names("target_names", target_names, scores, observed.scores.shape[1]),
         scores=scores,
-        solver=settings,
     )
 
 
 # -- arguments ----------------------------------------------------------------------------------
 
 
-def _check_tables(masks: ArrayLike, scores: ArrayLike) -> tuple[Masks, Tensor]:
-    outcome = as_tensor("scores", scores)
-    if outcome.ndim not in (1, 2):
-        remedy = "Give one row per subset and one column per target."
-        raise ValueError(message("scores", "of shape (m,) or (m, t)", shape_text(outcome), remedy))
-    table = Masks.of(masks).to(outcome.device)
-    if len(outcome) != len(table):
-        expected = f"of {len(table)} rows like `masks`"
-        remedy = "Give one score (row) per subset."
-        raise ValueError(message("scores", expected, shape_text(outcome), remedy))
-    if outcome.ndim == 2 and outcome.shape[1] == 0:
-        remedy = "Give one column per target."
-        raise ValueError(message("scores", "of at least one target", shape_text(outcome), remedy))
-    check_finite("scores", outcome)
-    if len(table) < 3:
-        remedy = "Score more subsets; several times the number of tasks is a good start."
-        raise ValueError(message("masks", "at least 3 subsets", f"{len(table)}", remedy))
-    outcome = outcome.to(torch.float64).reshape(len(outcome), -1)
-    rows = table.bits if table.binary else table.values
-    if bool((rows == rows[0]).all()):
+@dataclass(frozen=True, eq=False)
+class _Options:
+    """The arguments of a fit that say how."""
+
+    kernel: KernelChoice
+    ridge: Tensor | None
+    by_rank: bool
+    share_ridge: Literal["auto"] | bool
+    center: bool
+    solver: ConjugateGradients | None
+    progress: bool
+
+    @property
+    def through_zero(self) -> bool:
+        """Whether least squares is asked for, which has no intercept."""
+        several = isinstance(self.kernel, (list, tuple))
+        kinds = list(self.kernel) if several else [self.kernel]  # type: ignore[arg-type]
+        return any(isinstance(kind, str) and kind == "least_squares" for kind in kinds)
+
+    @property
+    def textbook(self) -> bool:
+        """Whether the caller fixed the smoothing: all residuals are noise then."""
+        named = isinstance(self.kernel, str) and self.kernel in LINEAR
+        return self.ridge is not None or named
+
+
+def _tables(
+    masks: Any, scores: ArrayLike | None, target_names: Sequence[str] | None
+) -> tuple[ArrayLike, ArrayLike, Sequence[str] | None]:
+    """Masks and scores, a row per run; of retrained scores, those that finished."""
+    if scores is not None:
+        return masks, scores, target_names
+    if not (hasattr(masks, "runs") and hasattr(masks, "target_names")):
+        remedy = "Pass masks and scores, or what retrain_scores returned."
+        found = f"none beside {type(masks).__name__}"
+        raise TypeError(message("scores", "given", found, remedy))
+    rows, values = masks.runs()
+    return rows, values, masks.target_names if target_names is None else target_names
+
+
+def _aligned(
+    masks: ArrayLike, scores: ArrayLike, noise_std: Any, known: Any
+) -> tuple[ArrayLike, ArrayLike, Any, Any]:
+    """The tables with their rows and columns in one order, where they have labels."""
+    tables: dict[str, tuple[Any, ...]] = {
+        "masks": (masks, "subset", "task"),
+        "scores": (scores, "subset", "target"),
+    }
+    if table_library(noise_std):
+        axes = ("subset", "target") if noise_std.ndim == 2 else ("subset",)
+        if noise_std.ndim == 1 and len(noise_std) != len(masks):
+            axes = ("target",)
+        tables["noise_std"] = (noise_std, *axes)
+    if table_library(known) and len(known) == len(masks):
+        tables["known"] = (known, "subset")
+    found = dict(zip(tables, aligned(tables), strict=True))
+    rest = found.get("noise_std", noise_std), found.get("known", known)
+    return found["masks"], found["scores"], *rest
+
+
+def _check_problem(observed: Observations) -> None:
+    """Raise ``ValueError`` where there is nothing to fit."""
+    table, scores = observed.masks, observed.scores
+    if len(table) == 1:
         what = "the same subset"
         if table.binary and int(table.sizes[0]) in (0, table.num_tasks):
             what = "the empty subset" if int(table.sizes[0]) == 0 else "the full subset"
         remedy = "Draw different subsets, for example with ksm_ext.subsets.bernoulli."
-        found = f"{what} {len(table)} times"
+        found = f"{what} {int(observed.counts.amax())} times"
         raise ValueError(message("masks", "at least two different subsets", found, remedy))
-    return table, outcome
+    fewest, runs = observed.observed.sum(0).min(), observed.counts.sum(0).min()
+    if runs < 3 or fewest < 2:
+        remedy = "Score more subsets; several times the number of tasks is a good start."
+        expected, found = "at least 3 subsets", str(int(runs))
+        if runs >= 3:
+            expected, found = "different subsets for every target", "one for some"
+        raise ValueError(message("masks", expected, found, remedy))
+    if not bool(observed.varying.any()):
+        remedy = "There is nothing to explain: check the scores."
+        raise ValueError(message("scores", "varying over subsets", "constant targets only", remedy))
+    assert scores.ndim == 2
 
 
 def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     if isinstance(ridge, str) and ridge == "loo":
         return None
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
-        remedy = "Leave it out for the leave-one-out choice."
-        raise TypeError(message("ridge", "'loo' or a number", repr(ridge), remedy))
-    if not 0 <= ridge < float("inf"):
-        remedy = "Leave it out for the leave-one-out choice."
+    remedy = "Leave it out for the leave-one-out choice."
+    number = check_real("ridge", ridge, "'loo' or a number", remedy)
+    if not 0 <= number < float("inf"):
         raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
-    return torch.tensor([float(ridge)], dtype=torch.float64, device=outcome.device)
+    return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
 def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
@@ -254,82 +302,222 @@ def _names(
 def _expand(kernel: KernelChoice, masks: Masks) -> tuple[list[Kernel], list[str]]:
     """Kernels with all parameters set, and linear surrogates by name."""
     if isinstance(kernel, str) and kernel == "auto":
-        kinds: list[str | Kernel] = [Linear(), ANOVA2(), RBF(), Exponential()]
+        kinds: list[Any] = [Linear(), ANOVA2(), RBF(), Exponential()]
         if not masks.binary:
             kinds.append(Laplace())  # on masks it equals RBF
-    elif isinstance(kernel, (str, Kernel)):
-        kinds = [kernel]
-    else:
+    elif isinstance(kernel, Iterable) and not isinstance(kernel, str):
         kinds = list(kernel)
+    else:
+        kinds = [kernel]
     kernels: list[Kernel] = []
     linear: list[str] = []
     for kind in kinds:
         if isinstance(kind, str) and kind in LINEAR:
             linear.append(kind)
-        elif isinstance(kind, (str, Kernel)):
-            kernels += (by_name(kind) if isinstance(kind, str) else kind).grid(masks)
         else:
-            remedy = "Pass a name such as 'rbf', or an object such as ksm_ext.RBF()."
-            raise TypeError(message("kernel", "a name or a kernel", type(kind).__name__, remedy))
+            kernels += as_kernel(kind).grid(masks)
     if not kernels and not linear:
         raise ValueError(message("kernel", "at least one kernel", "an empty list", "Name one."))
     return kernels, linear
 
 
+# -- fitting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The targets (columns) that are observed on the same subsets (rows), and their model."""
+
+    rows: Tensor
+    columns: Tensor
+    shift: Tensor
+    unit: Tensor
+    weights: Tensor
+    model: Model
+    candidates: list[Candidate]
+
+
+def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
+    """A model of every group of targets that are fitted to the same subsets."""
+    parts = []
+    varying = (observed.masks.values != observed.masks.values[0]).any(0)
+    active = Masks(observed.masks.values[:, varying])
+    fitted = observed.observed & ~_apart(active, observed, options)
+    patterns, group = torch.unique(fitted, dim=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        columns = (group == number).nonzero()[:, 0]
+        rows = patterns[:, number].nonzero()[:, 0]
+        parts += _fit_part(active, observed, rows, columns, options)
+    return parts
+
+
+def _apart(active: Masks, observed: Observations, options: _Options) -> Tensor:
+    """(m, t) bool: the empty subset, where its score is no continuation of the others.
+
+    A score of 0 by convention, or of a network that was never trained, says nothing of subsets
+    nearby: it is kept as a value of its own. Judged by its residual when left out, beside the
+    others' in units of what each should have.
+    """
+    apart = torch.zeros_like(observed.observed)
+    if options.textbook or not active.binary or len(active) < _APART_FROM:
+        return apart
+    empty = active.sizes == 0
+    if not bool(empty.any()):
+        return apart
+    rest = (~empty).nonzero()[:, 0]
+    rows = torch.cat([empty.nonzero()[:, 0], rest[_sample(len(rest), _SCREEN_ROWS, rest.device)]])
+    columns = (observed.observed[rows].all(0) & observed.varying).nonzero()[:, 0]
+    scores = _standardised(observed, rows, columns, options)[0]
+    if not len(scores.varying):
+        return apart
+    trials = [KernelTrial(kernel, active[rows], scores) for kernel in Exponential().grid(active)]
+    losses = torch.stack([trial.judgement.subset_losses[:, 1:].mean(1) for trial in trials])
+    best = trials[int(losses.amin(1).argmin())]
+    ridge = best.judgement.ridges[losses.amin(0).argmin()]
+    errors = best.standardised_residuals(ridge)[:, scores.varying].square()
+    far = errors[0] > _APART**2 * errors[1:].mean(0)
+    apart[empty.nonzero()[0, 0], columns[scores.varying[far]]] = True
+    return apart
+
+
+def _standardised(
+    observed: Observations, rows: Tensor, columns: Tensor, options: _Options
+) -> tuple[Scores, Tensor, Tensor]:
+    """Scores of some subsets and targets in units of their deviation, with shift and unit."""
+    part = observed.part(rows, columns)
+    shifted = options.center and not options.through_zero
+    shift = part.shift if shifted else torch.zeros_like(part.shift)
+    values = (part.scores - shift) / part.unit
+    if shifted:
+        values[:, ~part.varying] = 0.0  # exactly: the mean is rounded
+    weights = torch.ones_like(values[:, 0])
+    if options.ridge is not None:  # the ridge of a run: means of several have less
+        weights = part.counts.to(torch.float64).mean(1)
+    return Scores(values, options.center, options.by_rank, weights), shift, part.unit
+
+
+def _fit_part(
+    active: Masks, observed: Observations, rows: Tensor, columns: Tensor, options: _Options
+) -> list[_Part]:
+    """Fit some targets to some subsets; twice where these differ in precision."""
+    masks = active[rows]
+    scores, shift, unit = _standardised(observed, rows, columns, options)
+    models, candidates = _fit_table(masks, scores, options)
+    noise = None
+    if observed.noise is not None:
+        noise = (observed.noise[rows][:, columns] / unit).square()
+    if noise is not None and options.ridge is None:
+        total = torch.zeros_like(unit)
+        for model, targets in models:
+            total[targets] = model.ridge_variance
+        weights = precision_weights(total, noise)
+        if float(weights.max() / weights.min()) > _UNEVEN:
+            scores = replace(scores, weights=weights)
+            models, candidates = _fit_table(masks, scores, options)
+    parts = []
+    for model, targets in models:
+        part = _Part(
+            rows, columns[targets], shift[targets], unit[targets], scores.weights, model, candidates
+        )
+        parts.append(part)
+        candidates = []
+    return parts
+
+
+def _fit_table(
+    masks: Masks, scores: Scores, options: _Options
+) -> tuple[list[tuple[Model, Tensor]], list[Candidate]]:
+    """Choose and solve on one complete table: models with their targets, and what was tried."""
+    settings, ridge = options.solver, options.ridge
+    kernels, linear = _expand(options.kernel, masks)
+    if settings is not None and "least_squares" in linear:
+        remedy = "Use kernel='linear' with a small ridge, or solver='eigh'."
+        expected = "a kernel or 'lasso' with conjugate gradients"
+        raise ValueError(message("kernel", expected, "'least_squares'", remedy))
+    sharing = _ways_of_sharing(masks, scores, kernels, options)
+    rows: list[Candidate] = []
+    limit = _SCREEN_ROWS if settings is None else _SAMPLE_ROWS
+    sample = _sample(len(masks), limit, masks.values.device)
+    if len(kernels) > 2 and len(masks) > CROSSED_FROM:
+        kernels = _screen(kernels, masks, scores, ridge, sample, rows)
+    components = "component" in sharing
+
+    def trial_of(kernel: Kernel) -> KernelTrial:
+        if settings is None:
+            return KernelTrial(kernel, masks, scores, ridge=ridge, components=components)
+        per_target = options.share_ridge is False
+        more: dict[str, Any] = {"ridge": ridge, "sample": sample, "per_target": per_target}
+        return KrylovTrial(kernel, masks, scores, settings, **more)
+
+    trials: list[Trial] = [MeanTrial(scores, components=components)]
+    trials += [trial_of(k) for k in tqdm(kernels, "kernels", unit="", disable=not options.progress)]
+    automatic = options.kernel == "auto"
+    if automatic and settings is None and _lasso_is_promising(masks, scores, trials):
+        linear = ["lasso"]
+    folds = folds_of(len(masks), masks.values.device)
+    trials += [LinearTrial(label, masks, scores, folds) for label in linear]
+    if options.textbook:
+        trials = trials[1:]  # asked for by name: the mean does not stand in for it
+    # "auto" leans to the exponential kernel: a mixture of all widths, it is the safest
+    # extrapolation
+    preferred = {i for i, trial in enumerate(trials) if automatic and _is_default(trial)}
+    choices = choose(trials, masks, scores, sharing, preferred)
+    rows += _describe(trials, len(masks), choices)
+    lends = [trial for trial in trials if isinstance(trial, KernelTrial)]
+    default = [trial for trial in lends if _is_default(trial)]
+    if not lends and masks.binary:
+        lends = [trial_of(Linear())]
+    companion = (default + lends)[0] if lends else None
+    models = [
+        (assemble(choice, trials, scores, companion).select(targets), targets)
+        for choice, targets in choices
+    ]
+    return models, rows
+
+
+def _ways_of_sharing(
+    masks: Masks, scores: Scores, kernels: list[Kernel], options: _Options
+) -> tuple[Sharing, ...]:
+    nothing_to_share = options.ridge is not None and len(kernels) == 1
+    alone = scores.values.shape[1] == 1
+    if not len(scores.varying):
+        return ("target",)
+    if options.share_ridge is True or alone or not kernels or nothing_to_share:
+        return ("shared",)
+    if options.share_ridge is False or len(masks) < _SHARED_FROM:
+        return ("target",)
+    if len(masks) > CROSSED_FROM or options.solver is not None:
+        return ("shared", "target")
+    return ("shared", "target", "component")
+
+
 def _lasso_is_promising(masks: Masks, scores: Scores, trials: list[Trial]) -> bool:
-    """Whether sparse linear effects beat every kernel on a sample of the targets.
+    """Whether sparse linear effects beat the kernels on a sample of targets, or clearly on one.
 
     Lasso costs more than all kernels together, and wins rarely, but then by far.
     """
-    if masks.num_tasks > _LASSO_TASKS or len(masks) < 10:
+    if masks.num_tasks > _LASSO_TASKS or len(masks) < 10 or not len(scores.varying):
         return False
     columns = scores.spaced_targets(_LASSO_PROBE)
-    probe_scores = Scores(scores.values[:, columns], scores.center, False)
-    probe = LinearTrial("lasso", masks, probe_scores, _folds(len(masks), columns.device))
-    # squared residuals of the sample, comparable across trials; the criterion plays no part yet
-    best = min(_sample_error(trial, scores, columns) for trial in trials)
-    return probe.judgement.errors[0].item() * probe_scores.mean_variance < best
-
-
-def _sample_error(trial: Trial, scores: Scores, columns: Tensor) -> float:
-    """Mean squared residual over some targets, at the trial's best ridge."""
-    at = int(trial.judgement.losses.argmin())
-    ridges = trial.judgement.ridges[at].expand(len(columns))
-    return float(trial.residuals(ridges, columns, components=False).square().mean())
-
-
-def _folds(num_subsets: int, device: torch.device) -> Tensor:
-    """(m,) int64 fold of each subset, five of equal size, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randperm(num_subsets, generator=generator) % min(5, num_subsets)).to(device)
+    probed = scores.targets(columns)
+    probe = LinearTrial("lasso", masks, probed, folds_of(len(masks), columns.device))
+    everything = torch.arange(len(columns), device=columns.device)
+    charge = probed.charges(probe.residuals(probe.judgement.ridges, everything, components=False))
+    together, apart = (
+        probed.charges(residuals(best(trials, scores, way), trials, scores)[:, columns])
+        for way in ("shared", "target")
+    )
+    return bool(charge.mean() < together.mean()) or bool(clearly_better(apart - charge).any())
 
 
 def _is_default(trial: Trial) -> bool:
     return isinstance(trial, KernelTrial) and isinstance(trial.kernel, Exponential)
 
 
-# -- choosing -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """The trial and the ridge of every latent column.
-
-    Attributes:
-        sharing: What has a choice of its own.
-        trial: (q,) int64 index of the trial.
-        ridge: (q,) int64 index into the trial's ridges.
-    """
-
-    sharing: Sharing
-    trial: Tensor
-    ridge: Tensor
-
-
-def _sample(masks: Masks, count: int) -> Tensor:
-    """At most ``count`` rows drawn at random, the same in every run."""
+def _sample(count: int, limit: int, device: torch.device) -> Tensor:
+    """At most ``limit`` of ``count`` rows drawn at random, the same in every run."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(len(masks), generator=generator)[:count].to(masks.values.device)
+    return torch.randperm(count, generator=generator)[:limit].to(device)
 
 
 def _screen(
@@ -342,166 +530,37 @@ def _screen(
 ) -> list[Kernel]:
     """The kernels that are not clearly worse than the best, at most two, judged on a sample.
 
-    One eigendecomposition costs m^3: searching kernels on the few subsets of ``pick`` and a sample
-    of the targets, and ridges on everything, costs one or two of those instead of one per kernel.
+    And those that a target is clearly better served by. One eigendecomposition costs m^3: searching
+    kernels on the few subsets of ``pick`` and a sample of the targets, and ridges on everything,
+    costs one or two of those instead of one per kernel.
     """
-    sample, sample_scores = masks[pick], scores.sample_targets(_SCREEN_TARGETS)[pick]
-    if not bool((sample_scores.variance > 0).any()):
+    sample, judged = masks[pick], scores.sample_targets(_SCREEN_TARGETS)[pick]
+    if not len(judged.varying):
         return kernels  # the sample saw nothing happen: judge all on everything
-    trials: list[Trial] = []
-    for kernel in kernels:
-        trials.append(KernelTrial(kernel, sample, sample_scores, ridge=ridge))
-    rows += _describe(trials, len(sample), None)
-    best = [trial.judgement.subset_losses[trial.judgement.losses.argmin()] for trial in trials]
-    order = torch.stack([losses.mean() for losses in best]).argsort(stable=True).tolist()
-    first, second = order[0], order[1]
-    tied = not _is_clear(best[second] - best[first])
-    return [kernels[index] for index in sorted([first, second] if tied else [first])]
-
-
-def _choose(
-    trials: list[Trial],
-    masks: Masks,
-    scores: Scores,
-    sharing: tuple[Sharing, ...],
-    preferred: set[int],
-) -> Choice:
-    """One choice for all targets, unless a freer one predicts subsets it has not seen better.
-
-    The freer ways of sharing keep the kernel of the shared choice: the best of hundreds of
-    candidates for a single target would be mostly noise.
-    """
-    choice = _best(trials, scores, sharing[0])
-    if sharing[0] != "shared":
-        return choice
-    if preferred:
-        default = _best(trials, scores, "shared", preferred)
-        charged, least = (
-            scores.losses(_residuals(each, trials, scores))[0] for each in (default, choice)
-        )
-        choice = choice if _is_clear(charged - least) else default
-    kept = int(choice.trial[0])
-    trial = trials[kept]
-    if len(sharing) == 1 or not isinstance(trial, KernelTrial):
-        return choice
-    among = {kept} | {i for i, each in enumerate(trials) if isinstance(each, MeanTrial)}
-    if len(masks) > _SCREEN_FROM or isinstance(trial, KrylovTrial):
-        residuals = [_residuals(choice, trials, scores), _crossed(trials, scores, among)]
-    else:
-        residuals = _validation_residuals(trial.kernel, masks, scores, sharing)
-    # no margin here: nothing in these residuals favours the freer ways
-    best = int(torch.stack([scores.losses(each)[0].mean() for each in residuals]).argmin())
-    return choice if best == 0 else _best(trials, scores, sharing[best], among)
-
-
-def _is_clear(gain: Tensor) -> bool:
-    """Whether a mean gain over subsets (m,) exceeds twice its standard error."""
-    return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
-
-
-def _crossed(trials: list[Trial], scores: Scores, among: set[int]) -> Tensor:
-    """(m, t) leave-one-out residuals of one half under the ridges per target of the other half.
-
-    With many subsets this is as honest as refitting, and costs no factorisation.
-    """
-    crossed = torch.empty_like(scores.values)
-    for half in (0, 1):
-        elsewhere = _best(trials, scores, "target", among, half=1 - half)
-        crossed[half::2] = _residuals(elsewhere, trials, scores)[half::2]
-    return crossed
-
-
-def _validation_residuals(
-    kernel: Kernel, masks: Masks, scores: Scores, sharing: tuple[Sharing, ...]
-) -> list[Tensor]:
-    """5-fold residuals (m, t) of each way of sharing, everything chosen anew in each fold.
-
-    Leave-one-out residuals would flatter the freer ways: they chose their ridges, and components
-    their axes, with the subset at hand.
-    """
-    residuals = [torch.empty_like(scores.values) for _ in sharing]
-    folds = _folds(len(masks), masks.values.device)
-    for fold in range(int(folds.max()) + 1):
-        held, rest = folds == fold, folds != fold
-        known, outcome = masks[rest], scores[rest]
-        components = "component" in sharing
-        trials: list[Trial] = [
-            MeanTrial(outcome, components=components),
-            KernelTrial(kernel, known, outcome, components=components),
-        ]
-        for way, errors in zip(sharing, residuals, strict=True):
-            model = _assemble(_best(trials, outcome, way), trials, outcome, known)
-            errors[held] = scores.values[held] - model.predict(masks[held].values)
-    return residuals
-
-
-def _best(
-    trials: list[Trial],
-    scores: Scores,
-    sharing: Sharing,
-    among: set[int] | None = None,
-    *,
-    half: int | None = None,
-) -> Choice:
-    """The best trial and ridge of every latent column under one way of sharing.
-
-    ``among`` restricts the trials; ``half`` has ridges per target chosen on that half of the
-    subsets.
-    """
-    device = scores.values.device
-    q = scores.rotation.shape[1] if sharing == "component" else scores.values.shape[1]
-    best = torch.full((q,), float("inf"), dtype=torch.float64, device=device)
-    trial_index = torch.zeros(q, dtype=torch.int64, device=device)
-    ridge_index = torch.zeros(q, dtype=torch.int64, device=device)
-    for index, trial in enumerate(trials):
-        judgement = trial.judgement
-        if among is not None and index not in among:
-            continue
-        by_half = judgement.target_losses  # (R, 2, t)
-        losses: Tensor | None = by_half.mean(1) if half is None else by_half[:, half]
-        if sharing == "component":
-            losses = judgement.component_losses
-        elif sharing == "shared":
-            losses = judgement.losses[:, None].expand(-1, q)
-        if losses is None:  # lasso is not linear in the scores: it has no components
-            continue
-        value, at = losses.min(0)
-        better = value < best
-        best = torch.where(better, value, best)
-        trial_index = torch.where(better, index, trial_index)
-        ridge_index = torch.where(better, at, ridge_index)
-    return Choice(sharing, trial_index, ridge_index)
-
-
-def _groups(choice: Choice, trials: list[Trial]) -> list[tuple[int, Tensor, Tensor]]:
-    """(trial index, latent columns, their ridges) for each trial in use."""
-    groups = []
-    for index in torch.unique(choice.trial).tolist():
-        columns = (choice.trial == index).nonzero()[:, 0]
-        ridges = trials[index].judgement.ridges[choice.ridge[columns]]
-        groups.append((index, columns, ridges))
-    return groups
-
-
-def _latent_residuals(choice: Choice, trials: list[Trial], scores: Scores) -> Tensor:
-    """(m, q) leave-one-out residuals of the latent columns of a choice."""
-    components = choice.sharing == "component"
-    latent = scores.values.new_zeros(len(scores.values), len(choice.trial))
-    for index, columns, ridges in _groups(choice, trials):
-        latent[:, columns] = trials[index].residuals(ridges, columns, components=components)
-    return latent
-
-
-def _residuals(choice: Choice, trials: list[Trial], scores: Scores) -> Tensor:
-    """(m, t) leave-one-out residuals of a choice."""
-    latent = _latent_residuals(choice, trials, scores)
-    return latent @ scores.rotation.T if choice.sharing == "component" else latent
+    trials: list[Trial] = [KernelTrial(kernel, sample, judged, ridge=ridge) for kernel in kernels]
+    rows += _describe(trials, len(sample), [])
+    losses = [trial.judgement.subset_losses[trial.judgement.losses.argmin()] for trial in trials]
+    first, second = torch.stack(losses).mean(1).argsort(stable=True)[:2].tolist()
+    kept = [first]
+    if not bool(clearly_better(losses[second] - losses[first])):
+        kept.append(second)
+    shared, alone = (best(trials, judged, way) for way in ("shared", "target"))
+    gain = judged.charges(residuals(shared, trials, judged)) - judged.charges(
+        residuals(alone, trials, judged)
+    )
+    wanted = alone.trial[clearly_better(gain)].bincount(minlength=len(kernels))
+    wanted[kept] = 0
+    more = wanted.argsort(descending=True, stable=True)[: _SCREEN_KEPT - len(kept)].tolist()
+    kept += [index for index in more if wanted[index]]
+    return [kernels[index] for index in sorted(kept)]
 
 
 # -- the result ---------------------------------------------------------------------------------
 
 
-def _describe(trials: list[Trial], num_subsets: int, choice: Choice | None) -> list[Candidate]:
+def _describe(
+    trials: list[Trial], num_subsets: int, choices: list[tuple[Choice, Tensor]]
+) -> list[Candidate]:
     rows = []
     for index, trial in enumerate(trials):
         judgement = trial.judgement
@@ -509,62 +568,107 @@ def _describe(trials: list[Trial], num_subsets: int, choice: Choice | None) -> l
             zip(judgement.ridges, judgement.errors, judgement.ranks, strict=True)
         ):
             chosen = 0
-            if choice is not None:
-                chosen = int(((choice.trial == index) & (choice.ridge == at)).sum())
+            for choice, targets in choices:
+                taken = (choice.trial == index) & (choice.ridge == at)
+                chosen += int((taken if choice.sharing == "component" else taken[targets]).sum())
             rows.append(
                 Candidate(trial.label, float(ridge), float(error), float(rank), num_subsets, chosen)
             )
     return rows
 
 
-def _assemble(
-    choice: Choice,
-    trials: list[Trial],
-    problem: Scores,
-    masks: Masks,
-    rows: Sequence[Candidate] = (),
+def _put_together(
+    parts: list[_Part],
+    observed: Observations,
+    options: _Options,
     *,
-    task_names: tuple[str, ...] = (),
-    target_names: tuple[str, ...] = (),
-    scores: ArrayLike | None = None,
-    solver: ConjugateGradients | None = None,
+    task_names: tuple[str, ...],
+    target_names: tuple[str, ...],
+    scores: ArrayLike,
 ) -> Surrogate:
-    """The surrogate of a choice, answering in the kind of ``scores`` (tensors by default)."""
-    components = choice.sharing == "component"
-    offset = torch.zeros(len(choice.trial), dtype=torch.float64, device=problem.values.device)
-    intercept = problem.offset.clone()
-    kernel_terms, linear_terms = [], []
-    for index, columns, ridges in _groups(choice, trials):
-        trial = trials[index]
-        if isinstance(trial, KernelTrial):
-            rotated = trial.rotated(columns, components=components)
-            dual = trial.factor.dual(rotated, ridges)
-            if problem.center:
-                offset[columns] = trial.factor.offset(dual)
-            variance = trial.factor.signal_variance(rotated, ridges)
-            kernel_terms.append(KernelTerm(trial.kernel, columns, dual, ridges, variance))
-        elif isinstance(trial, LinearTrial):
-            linear_terms.append(LinearTerm(columns, trial.weights[:, columns]))
-            intercept[columns] = trial.offset[columns]
-    rotation = problem.rotation if components else None
-    intercept += offset if rotation is None else rotation @ offset
-    original = problem.values if scores is None else as_tensor("scores", scores)
-    table = CandidateTable((*rows, *_describe(trials, len(masks), choice)), problem.variance)
-    return Surrogate(
-        masks=masks,
+    """The surrogate of all parts, answering in the kind of ``scores``."""
+    m, t = observed.scores.shape
+    intercept, unit = (observed.scores.new_zeros(t) for _ in range(2))
+    left_out = observed.scores.new_full((m, t), torch.nan)
+    own = observed.scores.new_zeros(m, t)
+    gaps = torch.zeros_like(own)
+    fitted = torch.zeros_like(observed.observed)
+    width = sum(part.model.num_latent for part in parts)
+    rotation = observed.scores.new_zeros(t, width)
+    mixed = any(part.model.rotation is not None for part in parts)
+    kernel_terms: list[KernelTerm] = []
+    linear_terms: list[LinearTerm] = []
+    start = 0
+    for part in parts:
+        rows, columns, model = part.rows, part.columns, part.model
+        cells = (rows[:, None], columns)
+        intercept[columns] = part.shift + part.unit * model.intercept
+        unit[columns] = part.unit
+        left_out[cells] = part.unit * model.loo_residuals
+        gaps[cells] = part.unit * model.residuals
+        own[cells] = _own(part, observed, options)
+        fitted[cells] = True
+        place = columns
+        if mixed:
+            place = torch.arange(start, start + model.num_latent, device=columns.device)
+            block = torch.eye(len(columns)).to(unit) if model.rotation is None else model.rotation
+            rotation[columns[:, None], place] = block
+            start += model.num_latent
+        whole = len(rows) == m
+        even = bool((part.weights == 1).all())
+        for term in model.kernel_terms:
+            dual = term.dual.new_zeros(m, term.dual.shape[1])
+            dual[rows] = term.dual
+            kernel_terms.append(
+                replace(
+                    term,
+                    columns=place[term.columns],
+                    dual=dual,
+                    rows=None if whole else rows,
+                    weights=None if even else part.weights,
+                )
+            )
+        linear_terms += [replace(term, columns=place[term.columns]) for term in model.linear_terms]
+    apart = observed.observed & ~fitted
+    original = as_tensor("scores", scores)
+    ways = {part.model.sharing for part in parts}
+    surrogate = Surrogate(
+        masks=observed.masks,
         intercept=intercept,
         kernel_terms=tuple(kernel_terms),
         linear_terms=tuple(linear_terms),
-        rotation=rotation,
-        center=problem.center,
+        rotation=rotation if mixed else None,
+        center=options.center,
         task_names=task_names,
         target_names=target_names,
-        candidates=table,
-        sharing=choice.sharing,
-        scores=problem.values.clone(),  # the caller may reuse the table
-        residuals=_residuals(choice, trials, problem),
-        kind=Kind.of(problem.values if scores is None else scores),
+        candidates=CandidateTable(
+            tuple(row for part in parts for row in part.candidates), unit.square()
+        ),
+        sharing=ways.pop() if len(ways) == 1 else "component" if mixed else "target",
+        scores=observed.scores.clone(),  # the caller may reuse the table
+        unit=unit,
+        residuals=left_out,
+        gaps=gaps,
+        own=own,
+        known=observed.known,
+        noise=observed.noise,
+        counts=observed.counts,
+        apart=apart,
+        kind=Kind.of(scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,
-        solver=solver,
+        solver=options.solver,
     )
+    return surrogate.with_apart(apart) if bool(apart.any()) else surrogate
+
+
+def _own(part: _Part, observed: Observations, options: _Options) -> Tensor:
+    """(rows, columns) share of the residuals that is peculiar to the subsets."""
+    known = observed.known[part.rows][:, None].to(torch.float64).expand(-1, len(part.columns))
+    measured = options.textbook and observed.degrees_of_freedom > 0
+    if observed.noise is not None and not measured:
+        noise = (observed.noise[part.rows][:, part.columns] / part.unit).square()
+        return torch.maximum(own_share(part.model.ridge_variance, noise), known)
+    if options.textbook or not observed.masks.binary:
+        return known
+    return torch.ones_like(known)

@@ -18,6 +18,9 @@ The diagonal of P is that of ``Q = (L L^T + D + lambda I)^{-1}`` (centred), D th
 leaves out of K, plus a correction measured on random signs z, ``z * (P z - Q z)`` (Bekas et al.
 2007), drawn to its mean by as much as the probes disagree.
 
+With weights, everything here is of ``W K W`` and ``W y`` as in :mod:`.spectral`, H takes out the
+constant ``W 1``, and coefficients are ``W`` times the solution.
+
 Shapes: m subsets, q right-hand sides, k basis vectors; L (m, rank) float32, all else float64.
 
 References: *Chen, Epperly, Tropp & Webber 2023, arXiv:2207.06503* (pivots); *Frangella, Tropp &
@@ -30,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import check_positive_int, message
+from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.kernels import Kernel
 from ksm_ext.masks import Masks
 
@@ -64,9 +67,11 @@ class ConjugateGradients:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_positive_int("rank", self.rank)
-        check_positive_int("max_steps", self.max_steps)
-        check_positive_int("num_probes", self.num_probes, 2)
+        minima = {"rank": 1, "max_steps": 1, "num_probes": 2, "seed": -(2**63)}
+        for name, minimum in minima.items():
+            number = check_positive_int(name, getattr(self, name), minimum)
+            object.__setattr__(self, name, number)  # Python's own, which files can hold
+        object.__setattr__(self, "tolerance", check_real("tolerance", self.tolerance))
         if not 0 < self.tolerance < 1:
             remedy = "1e-6 is enough for any use of the surrogate."
             raise ValueError(message("tolerance", "in (0, 1)", str(self.tolerance), remedy))
@@ -81,12 +86,19 @@ class Preconditioner:
         missing: (m,) diagonal of ``K - L L^T``.
     """
 
-    def __init__(self, kernel: Kernel, masks: Masks, *, center: bool, rank: int, seed: int) -> None:
-        """Factor ``rank`` columns of the Gram matrix; rows lose their mean with ``center``."""
-        self.center = center
-        factor, self.missing = pivoted_cholesky(kernel, masks, rank, seed)
+    def __init__(
+        self, kernel: Kernel, masks: Masks, constant: Tensor, *, center: bool, rank: int, seed: int
+    ) -> None:
+        """Factor ``rank`` columns of ``W K W``; columns lose ``constant`` (m,) with ``center``."""
+        self.center, self._constant = center, constant
+        factor, missing = pivoted_cholesky(kernel, masks, rank, seed)
+        factor *= constant[:, None].float()
+        self.missing = missing * constant.square()
         if center:
-            factor -= factor.mean(0)
+            half = constant.float()
+            factor.addr_(
+                half, half @ factor / half.square().sum(), alpha=-1
+            )  # in place, for memory
         gram = torch.zeros(factor.shape[1], factor.shape[1], dtype=torch.float64)
         gram = gram.to(factor.device)
         for rows in factor.split(_ROWS):
@@ -109,7 +121,7 @@ class Preconditioner:
     def guess(self, signs: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """Diagonal (m,) of Q of the module's head, and ``Q signs`` (m, q), by Woodbury."""
         weights = 1 / (self.missing + ridge)  # (m,)
-        scaled = torch.cat([signs, torch.ones_like(signs[:, :1])], 1) * weights[:, None]
+        scaled = torch.cat([signs, self._constant[:, None]], 1) * weights[:, None]
         spread = self.eigenvalues.sqrt()
         inner = torch.eye(len(spread), dtype=torch.float64, device=spread.device)
         within = scaled.new_zeros(len(spread), scaled.shape[1])
@@ -129,8 +141,9 @@ class Preconditioner:
         diagonal, product = torch.cat(diagonals), torch.cat(products)
         product, constant = product[:, :-1], product[:, -1]
         if self.center:  # the inverse on what is orthogonal to constants
-            diagonal = diagonal - constant.square() / constant.sum()
-            product = product - constant[:, None] * (product.sum(0) / constant.sum())
+            total = self._constant @ constant
+            diagonal = diagonal - constant.square() / total
+            product = product - constant[:, None] * (self._constant @ product / total)
         return diagonal, product
 
 
@@ -167,20 +180,35 @@ class KrylovRidge:
     """
 
     def __init__(
-        self, kernel: Kernel, masks: Masks, settings: ConjugateGradients, *, center: bool = True
+        self,
+        kernel: Kernel,
+        masks: Masks,
+        settings: ConjugateGradients,
+        *,
+        center: bool = True,
+        weights: Tensor | None = None,
     ) -> None:
         """Prepare the preconditioner and the probes; nothing is multiplied yet."""
         self.center, self.settings = center, settings
         self.num_subsets, self.num_products = len(masks), 0
         self._kernel, self._masks = kernel, masks
+        if weights is None:
+            weights = torch.ones(len(masks), dtype=torch.float64, device=masks.values.device)
+        self.share = weights / weights.sum()  # (m,) of each score in the mean score
+        self._half = weights.sqrt()[:, None]  # (m, 1) the diagonal of W
         self._preconditioner = Preconditioner(
-            kernel, masks, center=center, rank=settings.rank, seed=settings.seed
+            kernel,
+            masks,
+            self._half[:, 0],
+            center=center,
+            rank=settings.rank,
+            seed=settings.seed,
         )
         generator = torch.Generator().manual_seed(settings.seed)
         signs = torch.randint(0, 2, (len(masks), settings.num_probes), generator=generator)
         self._signs = (2.0 * signs.double() - 1.0).to(masks.values.device)
-        self.probes = self.rotate(self._signs)  # (m, probes)
-        self._largest = float(kernel.diagonal(masks).max())
+        self.probes = self._centred(self._signs)  # (m, probes)
+        self._largest = float((kernel.diagonal(masks) * weights).max())
         self._guesses: dict[float, tuple[Tensor, Tensor]] = {}
         self._basis: list[Tensor] = []
         self._images: list[Tensor] = []
@@ -188,8 +216,11 @@ class KrylovRidge:
         self._project(self._signs.new_zeros(0, 0))
 
     def rotate(self, y: Tensor) -> Tensor:
-        """``H y``, (m, q)."""
-        return y - y.mean(0) if self.center else y
+        """``H W y``, (m, q)."""
+        return self._centred(self._half * y)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return without(x, self._half[:, 0]) if self.center else x
 
     def check_ridge(self, ridge: float) -> None:
         """Raise ``ValueError`` where there is no ridge: nothing would converge."""
@@ -234,42 +265,45 @@ class KrylovRidge:
         tolerance = self.settings.tolerance
         worst = float(self.solve(rotated, ridge, tolerance).max())
         check_solved(float(torch.as_tensor(ridge).min()), worst, tolerance)
-        return self._approximate(rotated, ridge)
+        return self._half * self._approximate(rotated, ridge)
 
     def offset(self, dual: Tensor) -> Tensor:
         """Minus the mean of ``K alpha``, (q,): what the intercept adds to the mean score."""
-        coordinates = [block.T @ dual for block in self._basis]
+        coordinates = [block.T @ (dual / self._half) for block in self._basis]
         return -torch.cat(self._means) @ torch.cat(coordinates)
 
     def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """Residuals ``y_i - F_{-i}(S_i)``, (m, q), as well as the space has them by now."""
-        return self._approximate(rotated, ridge) / self._precision(ridge)
+        return self._approximate(rotated, ridge) / (self._half * self._precision(ridge))
 
     def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """See :meth:`.spectral.SpectralRidge.signal_variance`, (q,)."""
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
-    def explained_variance(self, functionals: Tensor, ridge: Tensor | float) -> Tensor:
-        """``diag(L P L^T)`` for rows L already centred, (rows, 1 or q), never too large.
+    def explained_variance(
+        self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q), never too large.
 
         Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
         order and has one sign: what is not solved counts as not explained.
         """
-        ridges, index = _distinct(ridge)
+        scale = torch.zeros_like(ridge) if more is None or scale is None else scale
+        pairs, index = torch.stack([ridge, scale]).unique(dim=1, return_inverse=True)
         known = len(self._basis)
         parts = []
-        for rows in functionals.split(_BLOCK):
+        for start in range(0, len(rows), _BLOCK):
             columns = []
-            for value in ridges:
-                check_solved(value, float(self.solve(rows.T, value, 1e-3).max()), 1e-3)
-                columns.append((self._approximate(rows.T, value) * rows.T).sum(0))
+            for value, factor in pairs.T.tolist():
+                block = rows[start : start + _BLOCK]
+                if more is not None and factor:
+                    block = block + factor * more[start : start + _BLOCK]
+                rhs = self.rotate(block.T)
+                check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
+                columns.append((self._approximate(rhs, value) * rhs).sum(0))
             parts.append(torch.stack(columns, dim=1))
             self._forget(known)
         return torch.cat(parts)[:, index]
-
-    def centred(self, rows: Tensor) -> Tensor:
-        """``L K H`` of functionals that ignore constants, given as L K (rows, m)."""
-        return rows - rows.mean(1, keepdim=True) if self.center else rows
 
     # -- the space ------------------------------------------------------------------------------
 
@@ -287,7 +321,7 @@ class KrylovRidge:
     def _extend(self, residuals: Tensor, ridges: Tensor) -> bool:
         """Add ``M^{-1} r`` to the space; False where it adds no direction."""
         directions = self._preconditioner.solve(residuals, ridges)
-        directions = self.rotate(directions / directions.norm(dim=0).clamp_min(1e-300))
+        directions = self._centred(directions / directions.norm(dim=0).clamp_min(1e-300))
         for _ in range(2):  # twice is enough (Kahan)
             for block in self._basis:
                 directions = directions - block @ (block.T @ directions)
@@ -296,13 +330,13 @@ class KrylovRidge:
         kept = (lengths > 1e-9).nonzero()[:_BLOCK, 0]
         if not len(kept):
             return False
-        directions = self.rotate(frame @ rotation[:, kept])
+        directions = self._centred(frame @ rotation[:, kept])
         for block in self._basis:
             directions = directions - block @ (block.T @ directions)
         directions = torch.linalg.qr(directions)[0]
-        products = self._kernel.matmul(self._masks, None, directions)
+        products = self._kernel.matmul(self._masks, None, self._half * directions)
         self.num_products += 1
-        self._means.append(products.mean(0))
+        self._means.append(self.share @ products)
         products = self.rotate(products)
         across = [block.T @ products for block in self._basis]
         corner = directions.T @ products
@@ -360,6 +394,11 @@ class KrylovRidge:
         precision = smooth + mean + trusted * (correction - mean)
         lowest = 0.25 / (4 * self._largest + ridge)  # by Cauchy-Schwarz, |phi_i - mean| <= 2 |phi|
         return precision.clamp(lowest, 1 / ridge)
+
+
+def without(x: Tensor, constant: Tensor) -> Tensor:
+    """The part of the columns of ``x`` (m, q) that is orthogonal to ``constant`` (m,)."""
+    return x - constant[:, None] * (constant @ x / constant.square().sum())
 
 
 def check_solved(ridge: float, residual: float, tolerance: float) -> None:

@@ -58,31 +58,44 @@ def lasso_path(features: Tensor, scores: Tensor, penalties: Tensor, *, tol: floa
     return torch.from_numpy(np.stack(path)).to(features.device)
 
 
-def fit_lasso(features: Tensor, scores: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fit_lasso(
+    features: Tensor, scores: Tensor, folds: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights with each target's penalty chosen by cross-validation.
 
     Args:
         features: (m, n).
         scores: (m, t).
         folds: (m,) int64 fold of each subset.
+        weights: (m,) of the subsets' squared residuals, of mean 1; all 1 by default.
 
     Returns:
         weights (n, t), penalties (t,), cross-validated residuals (m, t) at these penalties.
     """
-    x, y = features - features.mean(0), scores - scores.mean(0)
-    largest = (x.T @ y).abs().amax(0).clamp_min(1e-300) / len(x)  # (t,) empties the model
+    weights = features.new_ones(len(features)) if weights is None else weights
+    half = weights.sqrt()[:, None]
+
+    def centred(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of some subsets, and their deviations as plain least squares wants them."""
+        share = weights[rows] / weights[rows].sum()
+        x, y = share @ features[rows], share @ scores[rows]
+        return x, y, half[rows] * (features[rows] - x), half[rows] * (scores[rows] - y)
+
+    *_, x, y = centred(torch.ones_like(folds, dtype=torch.bool))
+    # (t,) empties the model, however sums round
+    largest = (x.T @ y).abs().amax(0).clamp_min(1e-300) / len(x) * (1 + 1e-9)
     steps = torch.linspace(0, 1, _PATH_LENGTH, dtype=features.dtype, device=features.device)
     penalties = largest * _PATH_RATIO ** steps[:, None]  # (k, t)
     residuals = scores.new_empty(_PATH_LENGTH, *scores.shape)
     for fold in range(int(folds.max()) + 1):
-        held, rest = folds == fold, folds != fold
-        mean_x, mean_y = features[rest].mean(0), scores[rest].mean(0)
-        path = lasso_path(features[rest] - mean_x, scores[rest] - mean_y, penalties, tol=1e-2)
+        held = folds == fold
+        mean_x, mean_y, rest_x, rest_y = centred(~held)
+        path = lasso_path(rest_x, rest_y, penalties, tol=1e-2)
         residuals[:, held] = scores[held] - mean_y - (features[held] - mean_x) @ path
-    chosen = residuals.square().mean(1).argmin(0)  # (t,)
+    chosen = (weights[:, None] * residuals.square()).mean(1).argmin(0)  # (t,)
     columns = torch.arange(scores.shape[1], device=scores.device)
-    weights = lasso_path(x, y, penalties)[chosen, :, columns].T
-    return weights, penalties[chosen, columns], residuals[chosen, :, columns].T
+    coefficients = lasso_path(x, y, penalties)[chosen, :, columns].T
+    return coefficients, penalties[chosen, columns], residuals[chosen, :, columns].T
 
 
 def least_squares(features: Tensor, scores: Tensor) -> Tensor:

@@ -10,12 +10,16 @@ With an unpenalised intercept this is kernel ridge with the doubly centred Gram 
 * exact leave-one-out residuals ``e_i = alpha_i / P_ii``, the intercept fitted anew each time (Allen
   1974; checked against refitting in the tests).
 
+Subsets that were scored more or less precisely have ridges ``lambda / w_i``: the same with
+``W K W``, ``W y`` and the constant ``W 1`` for ``W = diag(sqrt(w))``, and ``W U`` for U, so that
+``P = W U diag(1 / (sigma + lambda)) U^T W``.
+
 As a Gaussian process with a flat prior on b the surrogate is the posterior mean, and
 ``L k L' - (L K H) P (L K H)^T`` the posterior covariance of any linear functional L of it that
 ignores constants, in units of the signal variance. That variance is set so that standardised
 leave-one-out residuals have mean square one.
 
-Shapes: K (m, m), y (m, q), ridge (q,) or a number; everything float64.
+Shapes: K (m, m), y (m, q), weights (m,), ridge (q,) or a number; everything float64.
 """
 
 from copy import copy
@@ -29,22 +33,29 @@ from ksm_ext.checks import message
 class SpectralRidge:
     """Eigendecomposition of a (centred) Gram matrix, and what follows from it for any ridge."""
 
-    def __init__(self, gram: Tensor, *, center: bool = True) -> None:
+    def __init__(self, gram: Tensor, *, center: bool = True, weights: Tensor | None = None) -> None:
         """Factor ``gram`` (m, m); with ``center`` an unpenalised intercept is part of the model."""
         self.center = center
-        self.num_subsets = len(gram)
-        self.gram_row_mean = gram.mean(0)  # (m,)
-        self.gram_mean = float(gram.mean())
+        self.num_subsets = m = len(gram)
+        weights = gram.new_ones(m) if weights is None else weights
+        self.share = weights / weights.sum()  # (m,) of each score in the mean score
+        self.gram_row_mean = gram @ self.share  # (m,)
+        self.gram_mean = float(self.share @ self.gram_row_mean)
         if center:
             gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + self.gram_mean
+        half = weights.sqrt()
+        if bool((weights != 1).any()):
+            gram = half[:, None] * gram * half
+        if center:
             # The constant direction belongs to the intercept: lifted above all others, it comes
             # last and is dropped, so that its rounded zero never competes with a small ridge.
-            gram = gram + max(2 * float(gram.diagonal().sum()), 1e-300) / self.num_subsets
+            lift = max(2 * float(gram.diagonal().sum()), 1e-300) / float(weights.sum())
+            gram = gram + lift * half[:, None] * half
         eigenvalues, vectors = torch.linalg.eigh(gram)
-        self.rank = self.num_subsets - int(center)  # the largest it can be
+        self.rank = m - int(center)  # the largest it can be
         self.eigenvalues = eigenvalues[: self.rank].clamp_min(0.0)
-        self.vectors = vectors[:, : self.rank]  # (m, rank)
-        self.scale = float(self.eigenvalues.sum()) / self.num_subsets  # mean variance of a subset
+        self.vectors = half[:, None] * vectors[:, : self.rank]  # (m, rank) W U
+        self.scale = float(self.eigenvalues.sum()) / m  # mean variance of a subset
 
     def in_single_precision(self) -> "SpectralRidge":
         """A float32 copy: half the time, for comparing ridges, not for the final answer."""
@@ -54,8 +65,8 @@ class SpectralRidge:
         return single
 
     def rotate(self, y: Tensor) -> Tensor:
-        """``U^T H y``, (m, q): the scores in the eigenbasis, used by the methods below."""
-        return self.vectors.T @ (y - y.mean(0) if self.center else y)
+        """``U^T W y``, (rank, q): the scores in the eigenbasis, used by the methods below."""
+        return self.vectors.T @ (y - self.share @ y if self.center else y)
 
     def check_ridge(self, ridge: float) -> None:
         """Raise ``ValueError`` if the Gram matrix is singular and the ridge does not mend it."""
@@ -84,14 +95,20 @@ class SpectralRidge:
         """
         return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
-    def explained_variance(self, functionals: Tensor, ridge: Tensor | float) -> Tensor:
-        """``diag(L P L^T)`` for rows L already centred, (rows, 1 or q): what the scores taught."""
-        coordinates = (functionals @ self.vectors).square()  # (rows, m)
-        return coordinates @ (1.0 / self._shifted(ridge))
+    def explained_variance(
+        self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q): what the scores taught.
 
-    def centred(self, rows: Tensor) -> Tensor:
-        """``L K H`` of functionals that ignore constants, given as L K (rows, m)."""
-        return rows - rows.mean(1, keepdim=True) if self.center else rows
+        ``rows`` and ``more`` are (rows, m), ``scale`` is (q,); constants in a row change nothing.
+        """
+        known = 1.0 / self._shifted(ridge)  # (rank, q)
+        a = rows @ self.vectors  # (rows, rank)
+        explained = a.square() @ known
+        if more is None or scale is None:
+            return explained
+        b = more @ self.vectors
+        return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
 
     def _shifted(self, ridge: Tensor | float) -> Tensor:
         ridge = torch.as_tensor(ridge, dtype=torch.float64).to(self.eigenvalues)

@@ -1,6 +1,7 @@
 """Surrogates on disk: one safetensors file, no pickle, written whole or not at all."""
 
 import json
+import math
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ksm_ext.arrays import TABLES, Kind
-from ksm_ext.checks import check_choice, message
+from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.files import write_whole
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
@@ -20,7 +21,12 @@ from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
-FORMAT = "ksm_ext.surrogate.2"
+FORMAT = "ksm_ext.surrogate.3"
+FORMERLY = "ksm_ext.surrogate.2"
+"""Files that say nothing of observed scores: read as surrogates that are all smooth."""
+
+_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart")
+_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights")
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
 _NO_SURROGATE = (
@@ -35,14 +41,17 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "masks": surrogate.masks.bits if surrogate.masks.binary else surrogate.masks.values,
         "intercept": surrogate.intercept,
         "scores": surrogate.scores,
-        "residuals": surrogate.residuals,
         "score_variance": surrogate.candidates.score_variance,
+        **{name: getattr(surrogate, name) for name in _OBSERVED},
     }
+    if surrogate.noise is not None:
+        tensors["noise"] = surrogate.noise
     if surrogate.rotation is not None:
         tensors["rotation"] = surrogate.rotation
     for index, term in enumerate(surrogate.kernel_terms):
-        for name in ("columns", "dual", "ridge", "signal_variance"):
-            tensors[f"kernel.{index}.{name}"] = getattr(term, name)
+        for name in _TERM:
+            if getattr(term, name) is not None:
+                tensors[f"kernel.{index}.{name}"] = getattr(term, name)
     for index, linear in enumerate(surrogate.linear_terms):
         tensors[f"linear.{index}.columns"] = linear.columns
         tensors[f"linear.{index}.weights"] = linear.weights
@@ -60,7 +69,8 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
         "single_target": surrogate.single_target,
         "solver": None if surrogate.solver is None else asdict(surrogate.solver),
     }
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # copies: terms may share what they have in common, which the format does not know
+    on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
@@ -85,7 +95,9 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") == FORMERLY:
+        tensors = _without_observations(tensors)
+    elif metadata.get("format") != FORMAT:
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
@@ -95,6 +107,22 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
     except _NO_SURROGATE as error:
         raise _damaged(path, error, "damaged") from error
     return surrogate
+
+
+def _without_observations(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of a file of the former format, with those it did not have."""
+    scores = tensors.get("scores", torch.zeros(0, 0))
+    m, t = scores.shape
+    flags = torch.zeros(m, dtype=torch.bool, device=scores.device)
+    added = {
+        "unit": torch.ones_like(tensors.get("intercept", scores[0])),
+        "gaps": torch.zeros_like(scores),
+        "own": torch.zeros_like(scores),
+        "known": flags,
+        "apart": torch.zeros(m, t, dtype=torch.bool, device=scores.device),
+        "counts": torch.ones(m, t, dtype=torch.int64, device=scores.device),
+    }
+    return added | tensors
 
 
 def _damaged(path: Path, error: Exception, state: str) -> ValueError:
@@ -108,8 +136,8 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
     kernel_terms = tuple(
         KernelTerm(
             from_description(description),
-            *(tensors[f"kernel.{index}.{name}"] for name in ("columns", "dual")),
-            *(tensors[f"kernel.{index}.{name}"] for name in ("ridge", "signal_variance")),
+            *(tensors[f"kernel.{index}.{name}"] for name in _TERM[:4]),
+            *(tensors.get(f"kernel.{index}.{name}") for name in _TERM[4:]),
         )
         for index, description in enumerate(facts["kernels"])
     )
@@ -131,7 +159,8 @@ def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> 
         candidates=CandidateTable(rows, tensors["score_variance"]),
         sharing=facts["sharing"],
         scores=tensors["scores"],
-        residuals=tensors["residuals"],
+        noise=tensors.get("noise"),
+        **{name: tensors[name] for name in _OBSERVED},
         kind=Kind(facts["kind"], device),
         dtype=getattr(torch, facts["dtype"]),
         single_target=facts["single_target"],
@@ -155,8 +184,8 @@ def _check_whole(surrogate: Surrogate) -> None:
     (t,) = surrogate.intercept.shape
     rotation = surrogate.rotation
     q = t if rotation is None else rotation.shape[1]
-    masks = surrogate.masks.values.dtype
-    check_choice("masks", masks, (torch.bool, torch.float64))
+    check_choice("masks", surrogate.masks.values.dtype, (torch.bool, torch.float64))
+    check_finite("masks", surrogate.masks.values, "No fit has such numbers.")
     check_choice("kind", surrogate.kind.name, ("torch", "numpy", *TABLES))
     check_choice("dtype", surrogate.dtype, (torch.float32, torch.float64))
     check_choice("sharing", surrogate.sharing, ("shared", "target", "component"))
@@ -164,18 +193,31 @@ def _check_whole(surrogate: Surrogate) -> None:
     for name, given, length in names:
         check_choice(f"length of {name}", len(given), [length])
         check_choice(f"text in {name}", all(isinstance(text, str) for text in given), [True])
+        check_choice(f"different {name}", len(set(given)), [length])
     for row in surrogate.candidates:
         kinds = [type(value) for value in astuple(row)]
         check_choice("candidates", kinds, [[str, float, float, float, int, int]])
+        possible = 0 <= row.error < math.inf and -1 <= row.rank_correlation <= 1
+        possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
+        check_choice("numbers of candidates that can be", possible, [True])
     for name in ("center", "single_target"):
         check_choice(name, type(getattr(surrogate, name)), [bool])
     check_choice("single_target", surrogate.single_target and t != 1, [False])
     tables = [
         ("intercept", surrogate.intercept, (t,)),
+        ("unit", surrogate.unit, (t,)),
+        ("scores", surrogate.scores, (m, t)),
         ("residuals", surrogate.residuals, (m, t)),
+        ("gaps", surrogate.gaps, (m, t)),
+        ("own", surrogate.own, (m, t)),
+        *([] if surrogate.noise is None else [("noise", surrogate.noise, (m, t))]),
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
+    for name, flag, axes in (("known", surrogate.known, 1), ("apart", surrogate.apart, 2)):
+        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m, t)[:axes])])
+    counts = surrogate.counts
+    check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
     columns = [
         *(term.columns for term in surrogate.kernel_terms),
         *(term.columns for term in surrogate.linear_terms),
@@ -183,13 +225,24 @@ def _check_whole(surrogate: Surrogate) -> None:
     for chosen in columns:
         check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
         check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
+    for terms in (surrogate.kernel_terms, surrogate.linear_terms):
+        predicted = [column for term in terms for column in term.columns.tolist()]
+        check_choice("different columns", len(set(predicted)), [len(predicted)])
     for linear in surrogate.linear_terms:
-        tables.append(("weights", linear.weights, (n, len(linear.columns))))
+        tables.append(("weights", linear.weights, (surrogate.num_varying, len(linear.columns))))
     for term in surrogate.kernel_terms:
         width = len(term.columns)
         tables += [("dual", term.dual, (m, width)), ("ridge", term.ridge, (width,))]
         tables.append(("signal_variance", term.signal_variance, (width,)))
+        rows = torch.arange(m) if term.rows is None else term.rows
+        check_choice("rows", (rows.dtype, rows.ndim), [(torch.int64, 1)])
+        check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
+        if term.weights is not None:
+            tables.append(("weights", term.weights, (len(rows),)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
         check_choice(name, table.dtype, [torch.float64])
+        check_finite(name, table, "No fit has such numbers.")
+        if name in ("ridge", "signal_variance", "score_variance"):
+            check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])

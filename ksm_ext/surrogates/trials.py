@@ -1,9 +1,10 @@
 """One surrogate per kernel, judged at every ridge by its exact leave-one-out residuals.
 
-Residuals are judged by ``criterion``: squared (pooled over targets, in units of their mean
-variance, so that a mean over subsets is ``1 - R^2``), or by the rank correlation of leave-one-out
-predictions. Either is a mean over subsets, so two candidates differ by a mean with a standard
-error.
+Scores are standardised first, so that the unit of a target decides nothing, neither for it nor for
+the others. Residuals are judged by ``criterion``: squared, so that a mean over subsets is
+``1 - R^2``, or by the rank correlation of leave-one-out predictions. Either is a mean over subsets,
+so two candidates differ by a mean with a standard error. "Pooled" is the mean over the targets that
+are not constant.
 
 Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
 """
@@ -33,49 +34,58 @@ _SINGLE_FROM = 768  # ridges are compared in float32 where the products with U d
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What is fitted: scores and the two views of them in which ridges may differ.
+    """What is fitted: standardised scores and the two views of them in which ridges may differ.
 
     Attributes:
-        values: (m, t).
+        values: (m, t), every target in units of its own standard deviation.
         center: Whether the surrogate has an intercept.
         by_rank: Whether the criterion is the rank correlation.
+        weights: (m,) of the subsets, of mean 1: how precisely they were scored.
     """
 
     values: Tensor
     center: bool
     by_rank: bool
+    weights: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Scores":
         """The scores of some subsets."""
-        return Scores(self.values[rows], self.center, self.by_rank)
+        weights = self.weights[rows]
+        return Scores(self.values[rows], self.center, self.by_rank, weights / weights.mean())
+
+    def targets(self, columns: Tensor) -> "Scores":
+        """Some of the targets, judged by squares."""
+        return Scores(self.values[:, columns], self.center, False, self.weights)
 
     def spaced_targets(self, count: int) -> Tensor:
         """At most ``count`` columns that are not constant, evenly spaced."""
-        varying = (self.variance > 0).nonzero()[:, 0]
-        if len(varying) <= count:
-            return varying
-        return varying[torch.linspace(0, len(varying) - 1, count).round().long().to(varying.device)]
+        if len(self.varying) <= count:
+            return self.varying
+        places = torch.linspace(0, len(self.varying) - 1, count).round().long()
+        return self.varying[places.to(self.varying.device)]
 
     def sample_targets(self, count: int) -> "Scores":
         """The scores of :meth:`spaced_targets`."""
-        return Scores(self.values[:, self.spaced_targets(count)], self.center, self.by_rank)
+        columns = self.spaced_targets(count)
+        return Scores(self.values[:, columns], self.center, self.by_rank, self.weights)
 
     @cached_property
     def offset(self) -> Tensor:
         """(t,) mean score, or zero without an intercept."""
-        mean = self.values.mean(0)
+        mean = self.weights @ self.values / self.weights.sum()
         return mean if self.center else torch.zeros_like(mean)
 
     @cached_property
-    def variance(self) -> Tensor:
-        """(t,) unbiased variance; exactly zero for constant targets."""
-        constant = self.values.amax(0) == self.values.amin(0)
-        return self.values.var(0).masked_fill(constant, 0.0)
+    def varying(self) -> Tensor:
+        """The numbers of the targets that are not constant here."""
+        return (self.values.amax(0) > self.values.amin(0)).nonzero()[:, 0]
 
     @cached_property
-    def mean_variance(self) -> float:
-        """Mean variance over targets, the unit of errors."""
-        return float(self.variance.mean())
+    def variance(self) -> Tensor:
+        """(t,) unbiased variance over the subsets; exactly zero for constant targets."""
+        variance = torch.zeros_like(self.values[0])
+        variance[self.varying] = self.values[:, self.varying].var(0)
+        return variance
 
     @cached_property
     def rotation(self) -> Tensor:
@@ -91,26 +101,32 @@ class Scores:
         return (self.values - self.offset) @ self.rotation
 
     def error(self, residuals: Tensor) -> float:
-        """Pooled squared residuals over pooled variance: ``1 - R^2``."""
-        return float(residuals.square().mean()) / self.mean_variance
+        """Mean squared residual over variance, ``1 - R^2``, mean over targets."""
+        return float(self.charges(residuals, by_rank=False)[:, self.varying].mean())
 
     def rank_correlation(self, residuals: Tensor) -> float:
         """Mean Spearman correlation of scores and leave-one-out predictions, over a sample."""
         columns, true = self._ranked
-        predicted = ranks(self.values[:, columns] - residuals[:, columns])
+        predicted = ranks((self.values[:, columns] - residuals[:, columns]).to(residuals))
         return float(pearson(true, predicted).mean())
+
+    def charges(self, residuals: Tensor, *, by_rank: bool | None = None) -> Tensor:
+        """(m, t) what the criterion charges each subset for each target."""
+        if self.by_rank if by_rank is None else by_rank:
+            predicted = standardised(ranks((self.values - residuals).to(residuals)))  # (t, m)
+            return -(standardised(self._ranked[1]) * predicted).T * len(residuals)
+        variance = torch.where(self.variance > 0, self.variance, 1.0)
+        scale = self.weights[:, None] / variance
+        return residuals.square() * scale.to(residuals.dtype)
 
     def losses(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
         """What the criterion charges each subset (m,), and each target on two halves (2, t).
 
         The halves are alternate subsets, so that a choice made on one can be judged on the other.
         """
-        if self.by_rank:
-            predicted = standardised(ranks(self.values - residuals))  # (t, m)
-            charge = -(standardised(self._ranked[1]) * predicted).T * len(residuals)  # (m, t)
-        else:
-            charge = residuals.square() / self.mean_variance
-        return charge.mean(1), torch.stack([charge[half::2].mean(0) for half in (0, 1)])
+        charge = self.charges(residuals)
+        by_half = torch.stack([charge[half::2].mean(0) for half in (0, 1)])
+        return charge[:, self.varying].mean(1), by_half
 
     @cached_property
     def _ranked(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +186,9 @@ def judge(
         errors.append(scores.error(residuals) if scores.by_rank else float(per_subset.mean()))
         rank.append(scores.rank_correlation(residuals))
         if components:
-            component.append((residuals @ scores.rotation).square().mean(0))
+            component.append(
+                scores.weights @ (residuals @ scores.rotation).square() / len(residuals)
+            )
     return Judgement(
         ridges,
         torch.tensor(errors, dtype=torch.float64),
@@ -196,8 +214,11 @@ class KernelTrial:
         """Factor the kernel on ``masks``; ``ridge`` replaces the search by given ridges (R,)."""
         self.kernel, self.scores = kernel, scores
         self.label = str(kernel)
+        self.kernel_variance = kernel_variance(kernel, masks)
         self.factor: SpectralRidge | KrylovRidge
-        self.factor = factor = SpectralRidge(kernel.gram(masks), center=scores.center)
+        self.factor = factor = SpectralRidge(
+            kernel.gram(masks), center=scores.center, weights=scores.weights
+        )
         if ridge is not None:
             factor.check_ridge(float(ridge.min()))
             ridges = ridge
@@ -219,6 +240,16 @@ class KernelTrial:
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
         return self.factor.leave_one_out(self.rotated(columns, components=components), ridges)
+
+    def standardised_residuals(self, ridge: Tensor) -> Tensor:
+        """(m, t) leave-one-out residuals in units that are the same for all subsets."""
+        left_out = self.factor.leave_one_out(self._rotated, ridge)
+        return (left_out * self.factor.dual(self._rotated, ridge)).sqrt()
+
+    def widest_ridge(self) -> Tensor:
+        """(1,) the ridge judged nearest to the kernel's own variance: as much noise as signal."""
+        distance = (self.judgement.ridges.clamp_min(1e-300) / self.kernel_variance).log().abs()
+        return self.judgement.ridges[distance.argmin()].reshape(1)
 
 
 class KrylovTrial(KernelTrial):
@@ -243,7 +274,8 @@ class KrylovTrial(KernelTrial):
         """Judge ``kernel`` on ``masks``; ``sample`` are the rows that tell where to start."""
         self.kernel, self.scores = kernel, scores
         self.label = str(kernel)
-        factor = KrylovRidge(kernel, masks, settings, center=scores.center)
+        self.kernel_variance = kernel_variance(kernel, masks)
+        factor = KrylovRidge(kernel, masks, settings, center=scores.center, weights=scores.weights)
         self.factor, self._rotated = factor, factor.rotate(scores.values)
         if ridge is not None:
             factor.check_ridge(float(ridge.min()))
@@ -284,6 +316,12 @@ class KrylovTrial(KernelTrial):
         return float(factor.solve(together, ridge, _SEARCH_TOLERANCE).max())
 
 
+def kernel_variance(kernel: Kernel, masks: Masks) -> float:
+    """Mean variance of a subset under ``kernel``, over at most 128 of them."""
+    gram = kernel.gram(masks[:128])
+    return max(float(gram.diagonal().mean() - gram.mean()), 1e-300)
+
+
 class FixedTrial:
     """A predictor without a ridge to choose: its residuals are known."""
 
@@ -305,9 +343,9 @@ class MeanTrial(FixedTrial):
     """The mean score (zero without an intercept): what every kernel has to beat."""
 
     def __init__(self, scores: Scores, *, components: bool = False) -> None:
-        """Leave-one-out residuals of the mean are ``(y - mean) m / (m - 1)``."""
-        m = len(scores.values)
-        residuals = (scores.values - scores.offset) * (m / (m - 1) if scores.center else 1.0)
+        """Leave-one-out residuals of a mean are ``(y - mean) / (1 - share of y in it)``."""
+        share = scores.weights / scores.weights.sum() * float(scores.center)
+        residuals = (scores.values - scores.offset) / (1 - share)[:, None]
         super().__init__("mean", scores, residuals, components=components)
 
 
@@ -316,11 +354,20 @@ class LinearTrial(FixedTrial):
 
     def __init__(self, label: str, masks: Masks, scores: Scores, folds: Tensor) -> None:
         """Fit, and judge by cross-validation (lasso) or leaving one out (least squares)."""
+        self._masks = masks
         if label == "lasso":
-            self.weights, _, residuals = fit_lasso(masks.floats, scores.values, folds)
-            self.offset = scores.values.mean(0) - masks.floats.mean(0) @ self.weights
+            self.weights, _, residuals = fit_lasso(
+                masks.floats, scores.values, folds, scores.weights
+            )
+            share = scores.weights / scores.weights.sum()
+            self.offset = share @ (scores.values - masks.floats @ self.weights)
         else:
             self.weights = least_squares(masks.floats, scores.values)
             residuals = least_squares_residuals(masks.floats, scores.values)
             self.offset = torch.zeros_like(scores.offset)
         super().__init__(label, scores, residuals)
+
+    def fit_residuals(self, columns: Tensor) -> Tensor:
+        """Scores minus fitted values (m, len(columns)) of some targets."""
+        fitted = self._masks.floats @ self.weights[:, columns] + self.offset[columns]
+        return self.scores.values[:, columns] - fitted

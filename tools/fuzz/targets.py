@@ -4,6 +4,7 @@ A target takes the fuzzer's bytes and raises what it should not. Readers may ref
 errors that they document and in the one form of messages; what they accept has to work.
 """
 
+import io
 import json
 import os
 import re
@@ -22,11 +23,12 @@ from safetensors.torch import load, save
 
 from ksm_ext import ANOVA2, RBF, fit_surrogate, load_surrogate, ops, subsets
 from ksm_ext.features import FeatureStore, load_features
+from ksm_ext.score_tables import read_scores
 from ksm_ext.scores.store import RunStore
 
 Provider = atheris.FuzzedDataProvider
 
-FORM = re.compile(r"`?[\w.]+`? must be .+, got .+\. .+", re.DOTALL)
+FORM = re.compile(r"(`.+`|[\w.]+) must be .+, got .+\. .+", re.DOTALL)
 # Values that other programs, or damage, might put where a reader looks for its own.
 ODD_VALUES: list[Any] = [
     *(None, True, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**400, 0.5, -1e-300, 1e308, float("nan")),
@@ -240,6 +242,54 @@ class Runs:
             db.close()
 
 
+class Tables:
+    """``read_scores`` on any bytes, in one file or in one of masks beside one of scores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.scores, self.masks = folder / "scores", folder / "masks"
+
+    def seeds(self) -> list[bytes]:
+        arrays = {"masks": [[1, 0], [0, 1]], "scores": [0.5, 2.5], "task_names": ["a", "b"]}
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **{name: np.array(value) for name, value in arrays.items()})
+        table = {"columns": ["a", "b", "loss"], "data": [[1, 0, 0.5], [0, 1, 2.5]]}
+        records = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        alone = [
+            b",a,b,loss,note\n0,1,0,.5,\n1,0,1,2.5,\n",
+            b"a;b;loss\ryes;no;.5\rno;yes;1e400\r",
+            *(json.dumps(value).encode() for value in (arrays, table, records)),
+            "\n".join(map(json.dumps, records)).encode(),
+            json.dumps({"train_w": [[1, 0]], "train_subset_scores": [[0.5]]}).encode(),
+            packed.getvalue(),
+        ]
+        pairs = [
+            (b"run,a,b\nx,1,0\ny,0,1\n", b"run,loss\ny,.5\nx,2.5\n"),
+            (b"[[0, 2], [1]]", b"[[0.5], [2.5]]"),
+            (b'[{"sampled_train_indices": [3, 0]}]', b'{"scores": [0.5]}'),
+        ]
+        both = [bytes([1, *len(a).to_bytes(2, "big")]) + a + b for a, b in pairs]
+        return [bytes(3) + content for content in alone] + both
+
+    def __call__(self, data: bytes) -> None:
+        if len(data) < 4:
+            return
+        cut = 3 + int.from_bytes(data[1:3], "big")
+        self.masks.write_bytes(data[3:cut])
+        self.scores.write_bytes(data[cut:] if data[0] & 1 else data[3:])
+        masks = self.masks if data[0] & 1 else None
+        try:
+            table = read_scores(self.scores, masks, weights=bool(data[0] & 2))
+        except (ValueError, OSError) as error:
+            return refused(error)
+        n, t = len(table.task_names), len(table.target_names)
+        assert table.masks.shape == (len(table.scores), n) and table.scores.shape[1] == t
+        assert len(table.scores) and len(set(table.task_names)) == n
+        assert len(set(table.target_names)) == t and not table.scores.isnan().any()
+        str(table), table.role_table()
+        if table.masks.dtype == torch.bool:
+            table.merged()
+
+
 class PackedMasks:
     """Packing and every product of packed masks, of any shapes, against counts by NumPy."""
 
@@ -304,6 +354,7 @@ TARGETS = {
     "surrogate": Surrogates,
     "features": Folders,
     "runs": Runs,
+    "tables": Tables,
     "masks": PackedMasks,
 }
 

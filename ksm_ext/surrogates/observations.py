@@ -1,0 +1,274 @@
+r"""What was observed: distinct subsets, their mean scores, and how far single runs scatter.
+
+Rows of one subset are repeats of one experiment. They become one row, the mean of its runs: left
+out together, never a subset's own twin predicts it, and what differs between them measures the
+noise of a run,
+
+.. math:: \sigma_j^2 = \sum_S \sum_{r \in S} (F_{rj} - \bar F_{Sj})^2 \Big/ (M - m) .
+
+A score is the smooth part f of the surrogate, what is peculiar to its subset, and noise. The ridge
+stands for the last two. Where the noise is known it is taken apart (:func:`own_share`), and where
+subsets were scored with different precision their ridges differ (:func:`precision_weights`).
+
+Shapes: M rows given, m distinct subsets, n tasks, t targets; float64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ksm_ext.arrays import ArrayLike, as_tensor
+from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.masks import Masks
+
+Missing = Literal["error", "drop"]
+
+MIN_REPEATS = 5
+"""Degrees of freedom from which repeated subsets count as a measurement of the noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Distinct subsets with their scores, in the order of their first rows.
+
+    Attributes:
+        masks: (m, n).
+        scores: (m, t) means over the runs of a subset, in units of the scores; NaN where missing.
+        counts: (m, t) int64 runs of each.
+        noise: (m, t) standard deviation of these means by the noise of runs, or None if unknown.
+        known: (m,) bool: scores that were declared exact.
+        degrees_of_freedom: Of the noise if it was measured on repeats, else 0.
+    """
+
+    masks: Masks
+    scores: Tensor
+    counts: Tensor
+    noise: Tensor | None
+    known: Tensor
+    degrees_of_freedom: int
+
+    def part(self, rows: Tensor, columns: Tensor) -> "Observations":
+        """Some subsets and targets."""
+        noise = None if self.noise is None else self.noise[rows][:, columns]
+        return Observations(
+            self.masks[rows],
+            self.scores[rows][:, columns],
+            self.counts[rows][:, columns],
+            noise,
+            self.known[rows],
+            self.degrees_of_freedom,
+        )
+
+    @cached_property
+    def observed(self) -> Tensor:
+        """(m, t) bool: not missing."""
+        return self.counts > 0
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """(t,) mean score over the observed subsets."""
+        scale = self._largest
+        total = torch.where(self.observed, self.scores / scale, 0.0).sum(0)
+        return scale * (total / self.observed.sum(0))
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """(t,) standard deviation over the observed subsets; a constant target has its size, or 1.
+
+        Computed relative to the largest score, so that no square overflows or vanishes.
+        """
+        scaled = (self.scores - self.shift) / self._largest
+        largest = torch.where(self.observed, scaled.abs(), 0.0).amax(0)
+        steps = torch.where(self.observed, scaled / largest.clamp_min(1e-300), 0.0)
+        spread = (steps.square().sum(0) / (self.observed.sum(0) - 1).clamp_min(1)).sqrt()
+        return torch.where(self.varying, spread * largest * self._largest, self._largest)
+
+    @cached_property
+    def varying(self) -> Tensor:
+        """(t,) bool: targets that are not constant."""
+        high = torch.where(self.observed, self.scores, -torch.inf).amax(0)
+        low = torch.where(self.observed, self.scores, torch.inf).amin(0)
+        return high > low
+
+    @cached_property
+    def _largest(self) -> Tensor:
+        largest = torch.where(self.observed, self.scores.abs(), 0.0).amax(0)
+        return torch.where(largest > 0, largest, 1.0)
+
+
+def observe(
+    masks: ArrayLike,
+    scores: ArrayLike,
+    *,
+    noise_std: ArrayLike | float | None = None,
+    known: ArrayLike | Sequence[int] | None = None,
+    missing: Missing = "error",
+) -> Observations:
+    """Check the tables and bring together the rows of every subset.
+
+    Args:
+        masks: (M, n), see :func:`ksm_ext.fit_surrogate`.
+        scores: (M,) or (M, t) float.
+        noise_std: Standard deviation of one run: a number, (t,), (M,) or (M, t). Where M = t, (M,)
+            is taken as one per row.
+        known: (M,) bool, or numbers of rows, whose scores are exact.
+        missing: What NaN in ``scores`` means: an error, or a run that has no such score.
+
+    Raises:
+        TypeError: If an argument holds no numbers.
+        ValueError: If shapes disagree, or values are not finite or, for noise, negative.
+    """
+    check_choice("missing", missing, ("error", "drop"))
+    outcome = as_tensor("scores", scores)
+    if outcome.ndim not in (1, 2):
+        remedy = "Give one row per subset and one column per target."
+        raise ValueError(message("scores", "of shape (m,) or (m, t)", shape_text(outcome), remedy))
+    table = Masks.of(masks).to(outcome.device)
+    if len(outcome) != len(table):
+        expected = f"of {len(table)} rows like `masks`"
+        remedy = "Give one score (row) per subset."
+        raise ValueError(message("scores", expected, shape_text(outcome), remedy))
+    if outcome.ndim == 2 and outcome.shape[1] == 0:
+        remedy = "Give one column per target."
+        raise ValueError(message("scores", "of at least one target", shape_text(outcome), remedy))
+    remedy = "Drop the subsets concerned, find out why their runs diverged, or fit each target to "
+    remedy += "the scores it has by missing='drop'."
+    absent = outcome.isnan() & (missing == "drop")
+    check_finite("scores", outcome.masked_fill(absent, 0), remedy)
+    if outcome.ndim == 1:
+        outcome, absent = outcome[:, None], absent[:, None]
+    rows, present = outcome.to(torch.float64), ~absent
+    subset, first = _distinct(table)
+    exact = _known_rows(known, len(table)).to(rows.device)
+    noise = None if noise_std is None else _noise_rows(noise_std, rows)
+    return _collapsed(table, rows, present, subset, first, exact, noise)
+
+
+def _collapsed(
+    table: Masks,
+    rows: Tensor,
+    present: Tensor,
+    subset: Tensor,
+    first: Tensor,
+    exact: Tensor,
+    noise: Tensor | None,
+) -> Observations:
+    """Means over the rows (M, t) of every subset; an exact row stands for its subset alone."""
+    m = len(first)
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(m, *values.shape[1:]).index_add_(0, subset, values)
+
+    known = total(exact.long()) > 0
+    used = present & (exact | ~known[subset])[:, None]
+    counts = total(used.long())
+    # the first score of a subset is taken out before summing: repeats of one number stay that
+    # number, and large means lose no digits
+    start = torch.where(counts > 0, _first_used(rows, used, subset, m), torch.nan)
+    steps = torch.where(used, rows - start[subset], 0.0)
+    mean_step = total(steps) / counts.clamp_min(1)
+    scores = start + mean_step
+    degrees = int((counts - 1).clamp_min(0).amin(1).sum()) if rows.shape[1] else 0
+    measured = 0
+    if noise is not None:
+        variance = total(torch.where(used, noise.square(), 0.0)) / counts.clamp_min(1).square()
+        std: Tensor | None = torch.where(known[:, None], 0.0, variance.sqrt())
+    elif degrees >= MIN_REPEATS:
+        measured = degrees
+        within = torch.where(used, rows - scores[subset], 0.0)
+        largest = within.abs().amax(0).clamp_min(1e-300)  # so that no square vanishes
+        squares = (within / largest).square().sum(0) / (counts - 1).clamp_min(0).sum(0)
+        std = (squares.sqrt() * largest) / counts.clamp_min(1).sqrt()
+        std = torch.where(known[:, None], 0.0, std)
+    else:
+        std = None
+    return Observations(table[first], scores, counts, std, known, measured)
+
+
+def _first_used(rows: Tensor, used: Tensor, subset: Tensor, m: int) -> Tensor:
+    """(m, t) the first score in use of every subset."""
+    count = len(rows)
+    order = torch.arange(count, device=rows.device)[:, None].expand_as(rows)
+    order = torch.where(used, order, count)
+    place = order.new_full((m, rows.shape[1]), count)
+    place = place.scatter_reduce(0, subset[:, None].expand_as(order), order, "amin")
+    return rows.gather(0, place.clamp_max(count - 1))
+
+
+def _distinct(table: Masks) -> tuple[Tensor, Tensor]:
+    """The subset of every row (M,), and the first row of every subset (m,), in that order."""
+    rows = table.bits if table.binary else table.values
+    _, group = torch.unique(rows, dim=0, return_inverse=True)
+    place = torch.arange(len(group), device=group.device)
+    first = group.new_full((int(group.max()) + 1 if len(group) else 0,), len(group))
+    first = first.scatter_reduce(0, group, place, "amin")
+    order = first.argsort()
+    return order.argsort()[group], first[order]
+
+
+def _known_rows(known: object, count: int) -> Tensor:
+    flags = torch.zeros(count, dtype=torch.bool)
+    if known is None:
+        return flags
+    rows = as_tensor("known", known).cpu()
+    expected = f"({count},) bool or numbers of rows below {count}"
+    remedy = "Say which rows of `masks` have exact scores."
+    if rows.dtype == torch.bool and rows.shape == (count,):
+        return rows
+    whole = rows.ndim == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
+    if not whole or bool(((rows < 0) | (rows >= count)).any()):
+        found = f"{shape_text(rows)} of {rows.dtype}"
+        raise ValueError(message("known", expected, found, remedy))
+    flags[rows.long()] = True
+    return flags
+
+
+def _noise_rows(noise_std: Any, rows: Tensor) -> Tensor:
+    """(M, t) standard deviation of every run."""
+    noise = as_tensor("noise_std", noise_std).to(rows)
+    check_finite("noise_std", noise, "Give 0 where scores are exact.")
+    shapes = {(): noise, (len(rows),): noise.reshape(-1, 1), (rows.shape[1],): noise}
+    shapes[tuple(rows.shape)] = noise
+    if noise.ndim == 1 and len(noise) == len(rows):
+        noise = noise[:, None]
+    elif tuple(noise.shape) not in shapes:
+        expected = (
+            f"a number, or of shape ({len(rows)},), ({rows.shape[1]},) or {tuple(rows.shape)}"
+        )
+        remedy = "Give the standard deviation of one run, per row, per target or for all."
+        raise ValueError(message("noise_std", expected, shape_text(noise), remedy))
+    if bool((noise < 0).any()):
+        remedy = "Give standard deviations in units of the scores."
+        raise ValueError(message("noise_std", "at least 0", f"{float(noise.min())}", remedy))
+    return noise.expand_as(rows)
+
+
+def own_share(total: Tensor, noise: Tensor) -> Tensor:
+    r"""(m, t) share of a subset's residual that is peculiar to it, and not noise.
+
+    :math:`\kappa_j / (\kappa_j + \sigma_{ij}^2)` with :math:`\kappa_j` what the residual variance
+    exceeds the mean noise by.
+
+    Args:
+        total: (t,) variance that the ridge stands for, at a subset of mean noise.
+        noise: (m, t) variance of the noise of each mean score.
+    """
+    own = (total - noise.mean(0)).clamp_min(0.0)
+    return torch.where(noise > 0, own / (own + noise).clamp_min(1e-300), 1.0)
+
+
+def precision_weights(total: Tensor, noise: Tensor) -> Tensor:
+    """(m,) weights of subsets in the fit, of mean 1: one over own part plus noise.
+
+    One weight for all targets (means over targets of standardised variances), since each set of
+    weights is a factorisation of its own. Arguments as in :func:`own_share`.
+    """
+    level = noise.mean(1)  # (m,)
+    own = (total.mean() - level.mean()).clamp_min(0.0)
+    variance = (own + level).clamp_min(1e-3 * (own + level.mean()))  # no row rules alone
+    weights = 1 / variance.clamp_min(1e-300)
+    return weights / weights.mean()

@@ -1,0 +1,485 @@
+"""What was observed: units, company, repeats, noise, known and missing scores, constant tasks."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ksm_ext import (
+    ConjugateGradients,
+    Exponential,
+    Linear,
+    fit_surrogate,
+    load_surrogate,
+    retrain_scores,
+    subsets,
+)
+from ksm_ext.surrogates.observations import MIN_REPEATS, observe
+
+FEW = settings(derandomize=True, deadline=None, database=None, max_examples=8)
+SEEDS = st.integers(0, 10**6)
+READOUTS = ("loo", "shapley", "banzhaf")
+CG = ConjugateGradients(rank=40, tolerance=1e-9, progress=False)
+
+
+def normal(seed, *shape):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def design(seed, n=7, m=40):
+    generator = torch.Generator().manual_seed(seed)
+    return subsets.all_subsets(n)[torch.randperm(2**n, generator=generator)[:m]]
+
+
+def close(actual, expected, tolerance=1e-7):
+    scale = max(1.0, float(torch.as_tensor(expected).abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def truth(seed, masks, t):
+    """Main effects and pairs (m, t), with a different amount of noise in every target."""
+    n = masks.shape[1]
+    scores = masks.double() @ normal(seed, n, t)
+    pairs = masks[:, :-1] & masks[:, 1:]
+    scores += pairs.double() @ normal(seed + 1, n - 1, t)
+    return scores + torch.logspace(-2, 0, t).double() * normal(seed + 2, len(masks), t)
+
+
+# -- units --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["auto", "rbf", "linear", "anova2", "lasso"])
+@pytest.mark.parametrize("share_ridge", ["auto", True, False])
+@pytest.mark.parametrize("criterion", ["error", "rank"])
+def test_the_unit_of_a_target_decides_nothing(kernel, share_ridge, criterion):
+    options = {"kernel": kernel, "share_ridge": share_ridge, "criterion": criterion}
+    for seed in range(2):
+        masks = design(seed)
+        scores = truth(seed, masks, 3)
+        unit = torch.tensor([1e-3, 1.0, 1e4]).double()
+        shift = torch.tensor([5.0, 0.0, -1e5]).double()
+        one = fit_surrogate(masks, scores, **options)
+        other = fit_surrogate(masks, scores * unit + shift, **options)
+        for readout in READOUTS:
+            value, std = one.attribute(readout, return_std=True)
+            moved, moved_std = other.attribute(readout, return_std=True)
+            close(moved / unit, value)
+            close(moved_std / unit, std)
+        query = subsets.all_subsets(7)
+        close((other.predict(query) - shift) / unit, one.predict(query))
+        close(other.loo_error, one.loo_error)
+        assert [str(term.kernel) for term in one.kernel_terms] == [
+            str(term.kernel) for term in other.kernel_terms
+        ]
+
+
+@pytest.mark.parametrize("share_ridge", ["auto", False])
+def test_the_unit_decides_nothing_for_conjugate_gradients(share_ridge):
+    masks = design(0, m=90)
+    scores = truth(0, masks, 2)
+    unit = torch.tensor([1e-4, 1e4]).double()
+    options = {"kernel": "rbf", "solver": CG, "share_ridge": share_ridge}
+    one, other = (fit_surrogate(masks, scores * factor, **options) for factor in (1.0, unit))
+    close(other.attribute("shapley") / unit, one.attribute("shapley"), 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-170, 1e-30, 1e30, 1e160, 1e300])
+def test_scores_of_any_size(size):
+    masks = design(3)
+    scores = truth(3, masks, 1)[:, 0]
+    expected, std = fit_surrogate(masks, scores).attribute("shapley", return_std=True)
+    surrogate = fit_surrogate(masks, scores * size)
+    value, deviation = surrogate.attribute("shapley", return_std=True)
+    close(value / size, expected)
+    close(deviation / size, std)
+    assert float(surrogate.loo_error) == pytest.approx(
+        float(fit_surrogate(masks, scores).loo_error)
+    )
+
+
+def held_out_error(surrogate, masks, scores):
+    return (surrogate.predict(masks) - scores).square().mean(0) / scores.var(0)
+
+
+FAMILIES = {
+    "additive": lambda masks, seed: masks.double() @ normal(seed, masks.shape[1]),
+    "pairs": lambda masks, seed: (
+        (masks[:, :-1] & masks[:, 1:]).double() @ normal(seed, masks.shape[1] - 1)
+    ),
+    "saturating": lambda masks, seed: torch.tanh(masks.double() @ normal(seed, masks.shape[1])),
+    "sparse": lambda masks, seed: (
+        3.0 * masks[:, seed % 7] - 2.0 * masks[:, (seed + 3) % 7].double()
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_no_target_is_fitted_worse_for_its_company(family, unit):
+    """20 draws: beside pure noise in another unit, and beside a target of another kind."""
+    together, alone, noise = [], [], []
+    for seed in range(20):
+        every = design(seed, m=128)
+        masks, query = every[:50], every[50:]
+        clean = FAMILIES[family](every, seed)
+        clean = clean + 0.1 * clean.std() * normal(seed + 50, 128)
+        other = FAMILIES["saturating"](every, seed + 9) + 0.5 * normal(seed + 60, 128)
+        scores = torch.stack([clean, unit * normal(seed + 70, 128), unit * other], 1)
+        both = fit_surrogate(masks, scores[:50])
+        one = fit_surrogate(masks, scores[:50, 0])
+        errors = held_out_error(both, query, scores[50:])
+        together.append(errors[0])
+        noise.append(errors[1])
+        alone.append(held_out_error(one, query, scores[50:, 0]))
+    together, alone, noise = (torch.stack(errors) for errors in (together, alone, noise))
+    assert together.mean() < 1.05 * alone.mean() + 0.005  # sharing a kernel costs little, or helps
+    assert (together < 1.5 * alone + 0.05).all()
+    assert noise.mean() < 1.1  # as good as its mean
+    assert noise.max() < 1.5
+
+
+# -- repeats ------------------------------------------------------------------------------------
+
+
+@FEW
+@given(seed=SEEDS, runs=st.integers(2, 4))
+def test_rows_of_repeats_and_their_means_give_one_fit(seed, runs):
+    masks = design(seed, m=24)
+    scores = truth(seed, masks, 2) + 0.3 * normal(seed + 5, runs, 24, 2)
+    rows = fit_surrogate(masks.repeat(runs, 1), scores.reshape(-1, 2), kernel="rbf")
+    means = fit_surrogate(masks, scores.mean(0), kernel="rbf")
+    query = subsets.all_subsets(7)
+    fresh = query[~(query[:, None] == masks).all(2).any(1)]
+    close(rows.predict(fresh), means.predict(fresh))
+    close(rows.loo_error, means.loo_error)
+    assert len(rows.masks) == 24 and (rows.counts == runs).all()
+    expected = scores.var(0).mean(0).sqrt()
+    close(rows.noise_std, expected)
+    assert means.noise_std is None
+
+
+def test_repeats_do_not_predict_each_other():
+    """The reported error is that of subsets nobody has seen, not of twins."""
+    found, true = [], []
+    for seed in range(8):
+        masks = design(seed, n=8, m=15)
+        weights = normal(seed, 8)
+        query = design(seed + 100, n=8, m=200)
+        scores = (masks.double() @ weights).repeat(4) + 0.5 * normal(seed + 1, 60)
+        surrogate = fit_surrogate(masks.repeat(4, 1), scores, kernel="linear")
+        error = (surrogate.predict(query) - query.double() @ weights).square().mean()
+        means = scores.reshape(4, 15).mean(0)
+        true.append(error / means.var())
+        found.append(surrogate.loo_error)
+    assert torch.stack(found).mean() > 0.7 * torch.stack(true).mean()
+
+
+def test_retrained_scores_are_taken_as_they_are():
+    masks = design(0, m=20)
+    weights = normal(0, 7)
+
+    def train(mask, seed):
+        return float(mask.double() @ weights + 0.1 * normal(seed + int(mask.sum()), 1))
+
+    options = {"target_names": ["loss"], "progress": False}
+    retrained = retrain_scores(train, masks, seeds=range(3), **options)
+    surrogate = fit_surrogate(retrained, kernel="linear")
+    assert surrogate.target_names == ("loss",) and len(surrogate.masks) == 20
+    close(surrogate.noise_std, retrained.noise_std)
+    close(surrogate.scores, retrained.mean)
+    rows = fit_surrogate(masks.repeat(3, 1), retrained.values.reshape(60, 1), kernel="linear")
+    close(surrogate.attribute("shapley"), rows.attribute("shapley"))
+    with pytest.raises(TypeError, match="`scores` must be given, got none beside Tensor"):
+        fit_surrogate(masks)
+
+
+def test_few_repeats_measure_no_noise():
+    masks = design(1, m=20)
+    again = torch.cat([masks, masks[: MIN_REPEATS - 1]])
+    assert fit_surrogate(again, normal(0, len(again))).noise_std is None
+    again = torch.cat([masks, masks[:MIN_REPEATS]])
+    assert float(fit_surrogate(again, normal(0, len(again))).noise_std) > 0
+
+
+def test_subsets_of_different_precision_are_weighted():
+    """Generalised least squares: the weights a dense solution has."""
+    masks = design(2, m=30)
+    scores, noise = truth(2, masks, 1), torch.rand(30).double() + 0.2
+    surrogate = fit_surrogate(masks, scores[:, 0], kernel=Exponential(0.3), noise_std=noise)
+    (term,) = surrogate.kernel_terms
+    gram = term.kernel.gram(surrogate.masks)
+    covariance = gram + (term.ridge / term.weights).diag()
+    one = torch.ones(30, dtype=torch.float64)
+    inverse = torch.linalg.inv(covariance)
+    intercept = (one @ inverse @ scores) / (one @ inverse @ one)
+    dual = inverse @ (scores - intercept)
+    query = subsets.all_subsets(7)
+    fresh = ~(query[:, None] == masks).all(2).any(1)
+    expected = term.kernel.gram(surrogate._query(query), surrogate.masks) @ dual + intercept
+    close(surrogate.predict(query[fresh]), expected[fresh, 0])
+    left_out = reference_weighted_loo(gram, scores[:, 0], term.ridge / term.weights)
+    close(surrogate.loo_residuals, left_out)
+    ratio = term.weights.max() / term.weights.min()
+    assert ratio > 1.5 and (term.weights.argmax() == noise.argmin())
+
+
+def reference_weighted_loo(gram, scores, ridges):
+    """(m,) residuals by refitting without each subset, ridges (m,)."""
+    residuals = []
+    for i in range(len(gram)):
+        rest = torch.tensor([j for j in range(len(gram)) if j != i])
+        covariance = gram[rest][:, rest] + ridges[rest].diag()
+        one = torch.ones(len(rest), dtype=torch.float64)
+        inverse = torch.linalg.inv(covariance)
+        intercept = (one @ inverse @ scores[rest]) / (one @ inverse @ one)
+        dual = inverse @ (scores[rest] - intercept)
+        residuals.append(scores[i] - gram[i, rest] @ dual - intercept)
+    return torch.stack(residuals)
+
+
+# -- known scores and noise ---------------------------------------------------------------------
+
+
+@FEW
+@given(seed=SEEDS, kernel=st.sampled_from(["auto", "linear", "rbf", "anova2", "lasso"]))
+def test_shapley_values_sum_to_the_observed_ends(seed, kernel):
+    masks = design(seed, m=30)
+    masks[0], masks[1] = False, True
+    scores = truth(seed, masks, 2)
+    scores[0] = 0.0  # a convention
+    surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    ends = scores[masks.all(1).nonzero()[0, 0]], scores[0]
+    if len(masks.unique(dim=0)) == 30:
+        close(surrogate.attribute("shapley").sum(0), ends[0] - ends[1])
+        close(surrogate.predict(masks[:2]), scores[:2])
+
+
+@FEW
+@given(seed=SEEDS, readout=st.sampled_from(READOUTS))
+def test_attributions_are_those_of_predictions_with_observed_scores(seed, readout):
+    """Brute force over all subsets, for every kind of knowledge of the noise."""
+    masks = design(seed, n=5, m=20)
+    scores = truth(seed, masks, 2)
+    query = reference.all_subsets(5)
+    for options in ({}, {"noise_std": 0.3}, {"noise_std": 0.0}, {"known": [0, 3], "ridge": 0.5}):
+        surrogate = fit_surrogate(masks, scores, **options)
+        values = surrogate.predict(query, observed=True)
+        close(surrogate.attribute(readout), reference.effect_functionals(5, readout) @ values)
+        first, second = torch.triu_indices(5, 5, 1)
+        pairs = reference.interaction_functionals(5, readout) @ values
+        close(surrogate.interactions(readout)[first, second], pairs)
+
+
+@pytest.mark.parametrize("n", [4, 10, 30])
+@pytest.mark.parametrize("kernel", ["auto", "linear"])
+def test_a_leave_one_out_design_answers_leave_one_out(n, kernel):
+    masks = subsets.leave_one_out(n, include_full=True)
+    effects = torch.linspace(1, 2, n).double()
+    surrogate = fit_surrogate(masks, masks.double() @ effects, kernel=kernel)
+    value, std = surrogate.attribute("loo", return_std=True)
+    close(value, effects)
+    assert (std > 0.2).all()  # nothing tells that single runs are without noise
+    assert float(surrogate.loo_error) >= 1 and "Nothing is predicted" in str(surrogate)
+    assert surrogate.warnings
+    exact = fit_surrogate(masks, masks.double() @ effects, kernel=kernel, noise_std=0.0)
+    value, std = exact.attribute("loo", return_std=True)
+    close(value, effects)
+    close(std, torch.zeros(n).double(), 1e-6)
+
+
+def test_given_noise_shrinks_observed_differences():
+    """The posterior mean: own variance over own plus noise."""
+    masks = subsets.leave_one_out(8, include_full=True)
+    scores = masks.double() @ torch.linspace(1, 2, 8).double() + normal(0, 9)
+    sizes = [
+        fit_surrogate(masks, scores, noise_std=noise).attribute("loo").abs().mean()
+        for noise in (0.0, 0.2, 0.5, 50.0)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    close(fit_surrogate(masks, scores, noise_std=0.0).attribute("loo"), scores[-1] - scores[:-1])
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_deviations_with_known_noise_are_those_of_dense_algebra(readout, noise):
+    """A Gaussian process of kernel plus identity, observed with noise, on all subsets at once."""
+    n, masks = 5, design(4, n=5, m=20)
+    scores = truth(4, masks, 1)[:, 0]
+    surrogate = fit_surrogate(masks, scores, kernel=Exponential(0.4), noise_std=noise)
+    (term,) = surrogate.kernel_terms
+    query = reference.all_subsets(n)
+    gram = term.kernel.gram(surrogate._query(query))
+    own = float(surrogate._peculiar * term.ridge)
+    prior = gram + own * torch.eye(32).double()
+    fitted = torch.tensor([int((query == mask).all(1).nonzero()) for mask in masks])
+    left = float(term.ridge) - own
+    functionals = reference.effect_functionals(n, readout)
+    variance = reference.posterior_variance(functionals, prior, fitted, left, True)
+    scale = (term.signal_variance * surrogate.unit.square()).item()
+    deviation = surrogate.attribute(readout, return_std=True)[1]
+    close(deviation.square(), variance * scale)
+    deviation = surrogate.predict(query, return_std=True)[1]
+    every = torch.eye(32, dtype=torch.float64)
+    close(
+        deviation.square(),
+        reference.posterior_variance(every, prior, fitted, left, True) * scale,
+    )
+    pairs = reference.posterior_variance(
+        reference.interaction_functionals(n, readout), prior, fitted, left, True
+    )
+    first, second = torch.triu_indices(n, n, 1)
+    deviation = surrogate.interactions(readout, return_std=True)[1][first, second]
+    close(deviation.square(), pairs * scale)
+
+
+def test_known_rows_are_interpolated():
+    masks, scores = design(5), truth(5, design(5), 2) * 3
+    surrogate = fit_surrogate(masks, scores, kernel="linear", known=[4, 7])
+    value, std = surrogate.predict(masks, return_std=True)
+    close(value[[4, 7]], scores[[4, 7]])
+    close(std[[4, 7]], torch.zeros(2, 2).double(), 1e-5)
+    flags = torch.zeros(len(masks), dtype=torch.bool)
+    flags[[4, 7]] = True
+    close(fit_surrogate(masks, scores, kernel="linear", known=flags).predict(masks), value)
+    noise = torch.full((len(masks),), 0.5)
+    noise[[4, 7]] = 0.0
+    value = fit_surrogate(masks, scores, kernel="linear", noise_std=noise).predict(masks)
+    close(value[[4, 7]], scores[[4, 7]])
+
+
+def test_a_convention_for_the_empty_subset_is_no_data_point():
+    masks = subsets.mixed_sizes(8, 60, seed=0)
+    scores = 10.0 + masks.double() @ normal(0, 8) * 0.1
+    with_empty = torch.cat([masks, torch.zeros(1, 8, dtype=torch.bool)])
+    surrogate = fit_surrogate(with_empty, torch.cat([scores, torch.zeros(1).double()]))
+    assert surrogate.apart.sum() == 1 and "empty subset" in str(surrogate)
+    assert float(surrogate.loo_error) < 0.2
+    without = fit_surrogate(masks, scores)
+    query = subsets.mixed_sizes(8, 40, seed=9)
+    close(surrogate.predict(query), without.predict(query))
+    assert float(surrogate.predict(with_empty[-1:])) == pytest.approx(0.0, abs=1e-9)
+    smooth = masks.double() @ normal(0, 8) * 0.1
+    continued = fit_surrogate(with_empty, torch.cat([smooth, torch.zeros(1).double()]))
+    assert not continued.apart.any()
+
+
+# -- missing scores, constant tasks, what is kept -----------------------------------------------
+
+
+def test_missing_scores_leave_the_other_targets_alone():
+    masks = design(6, m=50)
+    scores = truth(6, masks, 3)
+    holes = scores.clone()
+    holes[3:9, 1] = torch.nan
+    surrogate = fit_surrogate(masks, holes, missing="drop")
+    present = ~holes[:, 1].isnan()
+    for columns, rows in (([0, 2], torch.ones(50, dtype=torch.bool)), ([1], present)):
+        alone = fit_surrogate(masks[rows], scores[rows][:, columns])
+        query = subsets.all_subsets(7)
+        close(surrogate.predict(query)[:, columns], alone.predict(query))
+        for readout in READOUTS:
+            for found, expected in zip(
+                surrogate.attribute(readout, return_std=True),
+                alone.attribute(readout, return_std=True),
+                strict=True,
+            ):
+                close(found[:, columns], expected)
+        close(surrogate.loo_error[columns], alone.loo_error)
+    assert torch.equal(surrogate.loo_residuals.isnan(), holes.isnan())
+    with pytest.raises(ValueError, match=r"`scores` must be finite, got 6 NaN.*missing='drop'"):
+        fit_surrogate(masks, holes)
+
+
+@FEW
+@given(seed=SEEDS, on=st.booleans(), kernel=st.sampled_from(["auto", "linear", "rbf", "lasso"]))
+def test_a_constant_task_changes_nobody(seed, on, kernel):
+    masks = design(seed)
+    scores = truth(seed, masks, 2)
+    column = torch.full((len(masks), 1), on)
+    more = torch.cat([masks[:, :3], column, masks[:, 3:]], 1)
+    one = fit_surrogate(masks, scores, kernel=kernel)
+    other = fit_surrogate(more, scores, kernel=kernel)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    for readout in READOUTS:
+        for found, expected in zip(
+            other.attribute(readout, return_std=True),
+            one.attribute(readout, return_std=True),
+            strict=True,
+        ):
+            close(found[others], expected, 1e-6)
+            assert not found[3].any()
+        matrix = other.interactions(readout)
+        close(matrix[others][:, others], one.interactions(readout), 1e-6)
+        assert not matrix[3].any() and not matrix[:, 3].any()
+    assert other.constant_tasks == ("3",) and "Attribution 0 for '3'" in str(other)
+
+
+def test_what_was_observed_is_saved(tmp_path):
+    masks = torch.cat([design(8), design(8)[:9]])
+    masks[:, 2] = True
+    scores = truth(8, masks, 2)
+    scores[2, 1] = torch.nan
+    surrogate = fit_surrogate(masks, scores, missing="drop", known=[5])
+    surrogate.save(tmp_path / "s")
+    loaded = load_surrogate(tmp_path / "s")
+    assert str(loaded) == str(surrogate) and torch.equal(loaded.counts, surrogate.counts)
+    for readout in READOUTS:
+        for found, expected in zip(
+            loaded.attribute(readout, return_std=True),
+            surrogate.attribute(readout, return_std=True),
+            strict=True,
+        ):
+            assert torch.equal(found, expected)
+    assert torch.equal(loaded.predict(masks), surrogate.predict(masks))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "linear", "lasso", "least_squares"])
+def test_every_fit_to_masks_has_intervals(kernel):
+    for scores in (truth(0, design(0), 2), normal(1, 40, 2)):
+        surrogate = fit_surrogate(design(0), scores, kernel=kernel)
+        assert surrogate.has_intervals
+        _, std = surrogate.attribute("shapley", return_std=True)
+        assert std.isfinite().all() and (std > 0).all()
+
+
+def test_intervals_of_a_target_that_is_noise_hold_zero():
+    """By the mean: 0, as uncertain as a kernel that may see half of the variance."""
+    held = []
+    for seed in range(20):
+        value, std = fit_surrogate(design(seed, m=60), normal(seed, 60)).attribute(
+            "shapley", return_std=True
+        )
+        held.append((value.abs() <= 1.96 * std).double().mean())
+    assert torch.stack(held).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"noise_std": -1.0}, "`noise_std` must be at least 0, got -1"),
+        ({"noise_std": [1.0, 2.0, 3.0]}, "`noise_std` must be a number, or of shape"),
+        ({"known": [40]}, "`known` must be .* below 40"),
+        ({"known": [0.5]}, "`known` must be"),
+        ({"missing": "mean"}, "`missing` must be one of 'error', 'drop'"),
+    ],
+)
+def test_checks(options, found):
+    with pytest.raises(ValueError, match=f"^{found}"):
+        fit_surrogate(design(0), normal(0, 40), **options)
+
+
+def test_scores_are_means_of_what_was_given():
+    masks = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.bool)
+    seen = observe(masks, torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    assert seen.masks.values.tolist() == masks[[0, 1, 3]].tolist()
+    assert seen.scores[:, 0].tolist() == [2.5, 2.0, 8.0] and seen.counts[:, 0].tolist() == [2, 1, 1]
+    exact = observe(masks, np.array([1.0, 2.0, 4.0, 8.0]), known=[2])
+    assert exact.scores[:, 0].tolist() == [4.0, 2.0, 8.0] and exact.known.tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert Linear().gram(seen.masks).shape == (3, 3)
