@@ -284,23 +284,22 @@ def _unmistakable(
     return None
 
 
-def check_filled(name: str, cells: np.ndarray, where: str) -> None:
+def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> None:
     """Raise ``ValueError`` that names the first row in which a column of numbers is empty."""
     empty = np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), dtype=bool)
     if empty.any():
         first = f"row {int(empty.argmax()) + 1} below the header"
         found = f"no number in {int(empty.sum())} of them, the first {first}"
-        remedy = f"Fill in the cells, delete these rows, or {_left_out(name)}."
+        remedy = f"Fill in the cells, delete these rows, {remedy}or {_left_out(name)}."
         raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
 
 
 def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
-    """Raise ``ValueError`` unless a column holds numbers, one per row."""
+    """Raise ``ValueError`` unless a column holds numbers, where it is not empty."""
     if not _is_numeric(cells):
         numerals = "Write plain numbers, with decimal points and without % or units"
         what, remedy = f"{name!r} of {where}", f"{numerals}, or {_left_out(name)}."
         raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
-    check_filled(name, cells, where)
 
 
 # -- what a column holds and is called ----------------------------------------------------------

@@ -46,12 +46,14 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         criterion: Literal["error", "rank"] = "error",
         share_ridge: Literal["auto"] | bool = "auto",
         center: bool = True,
+        noise_std: float | None = None,
     ) -> None:
         self.kernel = kernel
         self.ridge = ridge
         self.criterion = criterion
         self.share_ridge = share_ridge
         self.center = center
+        self.noise_std = noise_std
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: several targets, and no missing values."""
@@ -84,6 +86,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             criterion=self.criterion,
             share_ridge=self.share_ridge,
             center=self.center,
+            noise_std=self.noise_std,
             task_names=getattr(self, "feature_names_in_", None),
             target_names=target_names,
         )

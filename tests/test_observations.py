@@ -421,7 +421,8 @@ def test_what_was_observed_is_saved(tmp_path):
     masks = torch.cat([design(8), design(8)[:9]])
     masks[:, 2] = True
     scores = truth(8, masks, 2)
-    scores[2, 1] = torch.nan
+    scores[[2, 15], 1] = torch.nan  # of a subset with another run, and of one without
+    scores[:, 0] *= 1e200
     surrogate = fit_surrogate(masks, scores, missing="drop", known=[5])
     surrogate.save(tmp_path / "s")
     loaded = load_surrogate(tmp_path / "s")

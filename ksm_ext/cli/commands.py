@@ -57,6 +57,8 @@ def fit(args: Namespace) -> int:
         criterion=args.criterion,
         share_ridge=_SHARING[args.share_ridge],
         center=not args.no_intercept,
+        noise_std=args.noise_std,
+        missing=args.missing,
         task_names=table.task_names,
         target_names=table.target_names,
         progress=on_a_terminal() and not args.quiet,
@@ -201,6 +203,7 @@ def _score_table(args: Namespace) -> ScoreTable:
         weights=args.weights,
         key=args.key,
         num_tasks=args.num_tasks,
+        missing=args.missing,
     )
     if table.masks.dtype != torch.bool:
         return table

@@ -642,7 +642,8 @@ def _put_together(
         task_names=task_names,
         target_names=target_names,
         candidates=CandidateTable(
-            tuple(row for part in parts for row in part.candidates), unit.square()
+            tuple(row for part in parts for row in part.candidates),
+            unit.square().clamp_max(torch.finfo(torch.float64).max),
         ),
         sharing=ways.pop() if len(ways) == 1 else "component" if mixed else "target",
         scores=observed.scores.clone(),  # the caller may reuse the table

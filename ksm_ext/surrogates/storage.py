@@ -26,6 +26,7 @@ FORMERLY = "ksm_ext.surrogate.2"
 """Files that say nothing of observed scores: read as surrogates that are all smooth."""
 
 _OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart")
+_NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise", "weights of rows")
 _TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights")
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
@@ -218,6 +219,8 @@ def _check_whole(surrogate: Surrogate) -> None:
         check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m, t)[:axes])])
     counts = surrogate.counts
     check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
+    check_choice("counts from 0", bool((counts >= 0).all()), [True])
+    missing = counts == 0
     columns = [
         *(term.columns for term in surrogate.kernel_terms),
         *(term.columns for term in surrogate.linear_terms),
@@ -238,11 +241,16 @@ def _check_whole(surrogate: Surrogate) -> None:
         check_choice("rows", (rows.dtype, rows.ndim), [(torch.int64, 1)])
         check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
         if term.weights is not None:
-            tables.append(("weights", term.weights, (len(rows),)))
+            tables.append(("weights of rows", term.weights, (len(rows),)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
         check_choice(name, table.dtype, [torch.float64])
+        if name in ("scores", "residuals"):  # NaN where there is none
+            check_choice(f"numbers in {name}", bool((table.isnan() == missing).all()), [True])
+            table = table.masked_fill(missing, 0.0)
         check_finite(name, table, "No fit has such numbers.")
-        if name in ("ridge", "signal_variance", "score_variance"):
+        if name in _NON_NEGATIVE:
             check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])
+    check_choice("unit above 0", bool((surrogate.unit > 0).all()), [True])
+    check_choice("own up to 1", bool((surrogate.own <= 1).all()), [True])
