@@ -18,4 +18,13 @@ __device__ inline double block_sum(double value) {
   return sums[0];
 }
 
+// The same, in every thread.
+__device__ inline double shared_sum(double value) {
+  __shared__ double total;
+  const double sum = block_sum(value);
+  if (threadIdx.x == 0) total = sum;
+  __syncthreads();
+  return total;
+}
+
 }  // namespace ksm

@@ -28,15 +28,6 @@ __device__ T block_largest(T value) {
   return values[0];
 }
 
-// The sum over the block, in every thread.
-__device__ double shared_sum(double value) {
-  __shared__ double total;
-  const double sum = block_sum(value);
-  if (threadIdx.x == 0) total = sum;
-  __syncthreads();
-  return total;
-}
-
 template <typename T>
 __global__ void softmax_hvp_kernel(const T* logits, const T* tangents, const T* weights, int64_t s,
                                    int64_t b, int64_t c, T* out) {

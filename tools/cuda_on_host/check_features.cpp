@@ -4,6 +4,7 @@
 #include "check.h"
 #include "cuda/glm_hvp_kernels.h"
 #include "cuda/gram_kernels.h"
+#include "cuda/kernels.h"
 #include "cuda/softmax_hvp_kernels.h"
 
 namespace {
@@ -162,20 +163,29 @@ template <typename T, typename C>
 void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
   std::vector<uint8_t> masks(m * n);
   for (uint8_t& task : masks) task = random_bits() % 2;
-  std::vector<int64_t> task_of(b), rows(m - 1), sizes(m);
-  for (int64_t& task : task_of) task = random_bits() % n;
+  std::vector<uint64_t> packed(m * words_of(n));
+  launch_pack_masks(masks.data(), m, n, packed.data(), nullptr);
+  std::vector<int32_t> task_of(b), found_tasks(b, -1);
+  for (int32_t& task : task_of) task = random_bits() % (n - 1);  // the last is empty
+  std::sort(task_of.begin(), task_of.end());
+  std::vector<int64_t> offsets(n + 1, b), rows(m - 1), sizes(m);
+  for (int64_t a = 0; a < n; ++a) {
+    offsets[a] = std::lower_bound(task_of.begin(), task_of.end(), a) - task_of.begin();
+  }
+  launch_tasks_of_samples(offsets.data(), n, b, found_tasks.data(), nullptr);
+  expect(found_tasks == task_of, "tasks of samples");
+  for (int64_t e = 0; e < m * b; ++e) sizes[e / b] += masks[e / b * n + task_of[e % b]];
   std::iota(rows.begin(), rows.end(), 1);
   std::shuffle(rows.begin(), rows.end(), random_bits);
-  for (int64_t& size : sizes) size = random_bits() % 5;
   const int64_t begin = b / 3, end = b, samples = end - begin, count = m - 1;
   const std::vector<T> h = normals<T>(b), margins = normals<T>(count * samples);
   std::vector<C> curvature(m * b);
   for (int64_t e = 0; e < m * b; ++e) {
     curvature[e] = Stored<C>::of(0.25 * static_cast<double>(random_bits() % 100) / 100);
   }
+  const SubsetSamples sets = {packed.data(), offsets.data(), task_of.data(), b, n};
   const auto block_of = [&](std::vector<T>& products) {
-    return ProductBlock<T>{products.data(), rows.data(),   count, begin, end, b, n,
-                           masks.data(),    task_of.data()};
+    return ProductBlock<T>{products.data(), rows.data(), count, begin, end, sets};
   };
   const auto inside = [&](int64_t e) {
     return masks[rows[e / samples] * n + task_of[begin + e % samples]] != 0;
@@ -190,6 +200,16 @@ void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
     }
     launch_weigh_products(block_of(products), given, nullptr);
     expect(products == expected, "weighed products");
+
+    ProductBlock<T> all = block_of(products = margins);  // of the subsets 0, 1, ..
+    all.rows = nullptr;
+    for (int64_t e = 0; e < count * samples; ++e) {
+      const int64_t subset = e / samples, i = begin + e % samples;
+      const T weight = given ? static_cast<T>(widened(given[subset * b + i])) : T(1);
+      expected[e] = masks[subset * n + task_of[i]] ? margins[e] * weight : T(0);
+    }
+    launch_weigh_products(all, given, nullptr);
+    expect(products == expected, "weighed products of all");
   }
 
   const std::vector<double> losses_before = normals<double>(m);
@@ -231,7 +251,7 @@ void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
     const std::vector<T> finished = in_any_order("finished subsets", [&] {
       std::vector<T> out = sums;
       objective = losses_before;
-      launch_finish_subsets(sizes.data(), ridge.data(), v.data(), m, k, out.data(),
+      launch_finish_subsets(sets, ridge.data(), v.data(), m, k, out.data(),
                             with_objective ? objective.data() : nullptr, nullptr);
       return out;
     });
@@ -323,7 +343,7 @@ int main() {
   check_gram<double>(18, 47, 33);
   check_regressions<float, BFloat16>(7, 5, 700, 9);
   check_regressions<float, float>(4, 3, 31, 600);
-  check_regressions<double, double>(9, 6, 300, 40);
+  check_regressions<double, double>(9, 70, 3300, 40);
   check_tensor_gram(1, 1, 1, 0, false);
   check_tensor_gram(1, 2100, 150, 0, false);  // split
   check_tensor_gram(4, 70, 9, 0, true);
