@@ -11,6 +11,11 @@ __device__ inline void* dynamic_shared_memory() {
   return memory;
 }
 
+// 16 aligned bytes at once.
+__device__ inline void store_four(float* to, const float (&values)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+}
+
 // Matrix products of a warp on the tensor cores, D += A B. With lane = 4 g + q, a lane holds of
 // D (16, 8) rows g and g + 8 of columns 2 q and 2 q + 1: row g first, columns side by side. Of A's
 // rows g and g + 8 it holds word q of each, then word q + 4; of B's column g words q and q + 4.

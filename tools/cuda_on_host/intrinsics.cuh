@@ -5,6 +5,11 @@ namespace ksm {
 
 inline void* dynamic_shared_memory() { return on_host::dynamic_memory.data(); }
 
+inline void store_four(float* to, const float (&values)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) std::abort();
+  std::copy_n(values, 4, to);
+}
+
 // Every lane shows its operands to its warp.
 template <typename Sum, typename Multiply>
 void mma_on_host(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
