@@ -41,16 +41,14 @@ Work work_of(int64_t m, int64_t l, int64_t t) {
   return work;
 }
 
-template <typename T>
+template <bool kFit, typename T>
 __global__ void __launch_bounds__(kThreads)
     partial_products_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables,
-                            bool tables_fit,
                             const T* __restrict__ v,  // (l, t)
                             int64_t t, Work work,
                             double* __restrict__ partials) {  // (splits, m, t)
   __shared__ Shared<T> shared;
-  const Tables<T> tables =
-      cached_tables(global_tables, n, tables_fit, static_cast<T*>(dynamic_shared_memory()));
+  const Tables<T> tables = cached_tables<kFit>(global_tables, n);
   const int64_t m = x.count, l = y.count;
   const int r = threadIdx.x % Tile::kRows;
   const int first_target = threadIdx.x / Tile::kRows * kTargetsPerThread;
@@ -114,9 +112,10 @@ cudaError_t launch_mask_gram_matmul(MaskSet x, MaskSet y, int64_t n, Tables<T> t
                                     int64_t t, double* partials, T* out, cudaStream_t stream) {
   const Work work = work_of(x.count, y.count, t);
   const int64_t bytes = cached_table_bytes(tables, n, sizeof(Shared<T>));
-  const cudaError_t status =
-      launch(grid_for(work.blocks(), 1), bytes, stream, partial_products_kernel<T>, x, y, n, tables,
-             bytes > 0, v, t, work, partials);
+  const auto kernel =
+      bytes > 0 ? partial_products_kernel<true, T> : partial_products_kernel<false, T>;
+  const cudaError_t status = launch(grid_for(work.blocks(), 1), bytes, stream, kernel, x, y, n,
+                                    tables, v, t, work, partials);
   if (status != cudaSuccess) return status;
   const int64_t size = x.count * t;
   return launch_threads(size, stream, sum_splits_kernel<T>, partials, work.splits, size, out);
