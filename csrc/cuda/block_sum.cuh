@@ -5,13 +5,14 @@
 
 namespace ksm {
 
-// The sum of every thread's value, valid in thread 0. All threads call it.
-__device__ inline double block_sum(double value) {
-  __shared__ double sums[kThreads];
+// The sum of the values of kBlock threads, valid in thread 0. All threads call it.
+template <int kBlock = kThreads>
+__device__ double block_sum(double value) {
+  __shared__ double sums[kBlock];
   __syncthreads();  // the sums of a call before have been read
   sums[threadIdx.x] = value;
   __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (int half = kBlock / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     __syncthreads();
   }
@@ -19,9 +20,10 @@ __device__ inline double block_sum(double value) {
 }
 
 // The same, in every thread.
-__device__ inline double shared_sum(double value) {
+template <int kBlock = kThreads>
+__device__ double shared_sum(double value) {
   __shared__ double total;
-  const double sum = block_sum(value);
+  const double sum = block_sum<kBlock>(value);
   if (threadIdx.x == 0) total = sum;
   __syncthreads();
   return total;

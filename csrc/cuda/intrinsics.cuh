@@ -1,13 +1,30 @@
 // What only a GPU has; tools/cuda_on_host/intrinsics.cuh says the same in plain code.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 namespace ksm {
 
+// What a block may ask for at its launch, in bytes.
+inline cudaError_t most_shared_memory(int* bytes) {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Asks for more than the 48 KiB that every kernel may use.
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int64_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
 // What a launch gave a block beyond its static shared memory.
 __device__ inline void* dynamic_shared_memory() {
-  extern __shared__ double memory[];
+  extern __shared__ __align__(16) double memory[];
   return memory;
 }
 

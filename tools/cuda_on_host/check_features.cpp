@@ -354,5 +354,8 @@ int main() {
   check_softmax<float>(1, 1, 1, false);
   check_softmax<float>(11, 3, 700, true);
   check_softmax<double>(9, 2, 65, false);
+  check_softmax<float>(2, 2, 9001, true);
+  on_host::most_shared = 48 * 1024;  // too little for a row
+  check_softmax<float>(3, 2, 12500, false);
   return report("CUDA Gram matrices, regressions and softmax");
 }

@@ -3,6 +3,16 @@
 
 namespace ksm {
 
+inline cudaError_t most_shared_memory(int* bytes) {
+  *bytes = on_host::most_shared;
+  return cudaSuccess;
+}
+
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*)(Parameters...), int64_t bytes) {
+  return bytes <= on_host::most_shared ? cudaSuccess : 1;
+}
+
 inline void* dynamic_shared_memory() { return on_host::dynamic_memory.data(); }
 
 inline void store_four(float* to, const float (&values)[4]) {
