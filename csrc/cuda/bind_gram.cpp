@@ -175,10 +175,16 @@ Tensor kernel_gram_cuda(const Tensor& x, const std::optional<Tensor>& y, int64_t
     const T *rows = x.const_data_ptr<T>(), *columns = right.const_data_ptr<T>();
     T* values = out.mutable_data_ptr<T>();
     if (kernel.kind == KernelKind::kLaplace) {
-      STD_CUDA_CHECK(launch_absolute_distances(rows, m, columns, l, n, values, stream));
+      STD_CUDA_CHECK(launch_absolute_distances(rows, m, columns, l, n, !y, values, stream));
     } else {
-      const Matrix<const T> a = {rows, m, n, n}, b = {columns, l, n, n};
-      Gemm{x}(a, b.transposed(), 0.0, Matrix<T>{values, m, l, l});
+      const Gemm gemm(x);
+      const int64_t strip = y ? m : kRowsPerStrip;
+      for (int64_t i = 0; i < m; i += strip) {
+        const int64_t count = std::min(strip, m - i), first = y ? 0 : i;
+        const Matrix<const T> a = {rows + i * n, count, n, n};
+        const Matrix<const T> b = {columns + first * n, l - first, n, n};
+        gemm(a, b.transposed(), 0.0, Matrix<T>{values + i * l + first, count, l - first, l});
+      }
     }
     T* row_squares = euclidean ? x_squares.mutable_data_ptr<T>() : nullptr;
     T* column_squares = euclidean && y ? y_squares.mutable_data_ptr<T>() : row_squares;

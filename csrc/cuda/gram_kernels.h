@@ -64,12 +64,12 @@ cudaError_t launch_row_squares(const T* x,  // (m, n)
                                T* squares,  // (m)
                                cudaStream_t stream);
 
-// values[i, j] = ||x_i - y_j||_1
+// values[i, j] = ||x_i - y_j||_1; symmetric: only what lies on and above the diagonal will be right.
 template <typename T>
 cudaError_t launch_absolute_distances(const T* x,  // (m, n)
                                       int64_t m,
                                       const T* y,  // (l, n)
-                                      int64_t l, int64_t n,
+                                      int64_t l, int64_t n, bool symmetric,
                                       T* values,  // (m, l)
                                       cudaStream_t stream);
 

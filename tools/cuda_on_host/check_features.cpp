@@ -53,10 +53,22 @@ void check_gram(int64_t m, int64_t l, int64_t n) {
   }
   const std::vector<T> found = in_any_order("absolute distances", [&] {
     std::vector<T> out(m * l, T(NAN));
-    launch_absolute_distances(x.data(), m, y.data(), l, n, out.data(), nullptr);
+    launch_absolute_distances(x.data(), m, y.data(), l, n, false, out.data(), nullptr);
     return out;
   });
   expect(near(found, distances, kTolerance<T>), "absolute distances");
+  const std::vector<T> same = in_any_order("own distances", [&] {
+    std::vector<T> out(m * m, T(0));
+    launch_absolute_distances(x.data(), m, x.data(), m, n, true, out.data(), nullptr);
+    return out;
+  });
+  for (int64_t e = 0; e < m * m; ++e) {
+    if (e % m < e / m) continue;
+    double distance = 0;
+    for (int64_t d = 0; d < n; ++d)
+      distance += std::abs(double{x[e / m * n + d]} - x[e % m * n + d]);
+    expect(std::abs(same[e] - distance) <= 20 * kTolerance<T> * distance, "own distances");
+  }
 
   const double gamma = 0.3 / n, coef0 = 0.7;
   for (const KernelKind kind : {KernelKind::kLinear, KernelKind::kPolynomial, KernelKind::kRbf,
@@ -341,6 +353,7 @@ int main() {
   check_gram<float>(1, 1, 1);
   check_gram<float>(35, 20, 300);
   check_gram<double>(18, 47, 33);
+  check_gram<float>(150, 70, 21);  // several tiles
   check_regressions<float, BFloat16>(7, 5, 700, 9);
   check_regressions<float, float>(4, 3, 31, 600);
   check_regressions<double, double>(9, 70, 3300, 40);
