@@ -15,12 +15,6 @@ constexpr int kStepWords = 4;                  // of 64 bits
 // in 32 different banks.
 constexpr int kStagedWords = 12;
 
-// Two neighbours that are stored at once.
-template <typename T>
-struct alignas(2 * sizeof(T)) Two {
-  T first, second;
-};
-
 // A tile of kRows x kColumns pairs, kRowMmas x kColumnMmas matrix products per warp.
 template <int kRowMmas, int kColumnMmas>
 struct OverlapTile {

@@ -123,67 +123,9 @@ __device__ Meeting met_by_coordinates(const Projection& projection, int64_t leng
 
 constexpr int kSixteen = 16;
 
-// What a thread loads at once, a quarter of a vector: as it lies in memory.
-template <typename T>
-struct alignas(4 * sizeof(T)) Four {
-  uint32_t words[sizeof(T)];
-
-  __device__ void set(int e, T value) {
-    if constexpr (sizeof(T) == 4) {
-      memcpy(&words[e], &value, sizeof(T));
-    } else {
-      uint16_t bits;
-      memcpy(&bits, &value, sizeof(T));
-      words[e / 2] |= uint32_t{bits} << e % 2 * 16;
-    }
-  }
-
-  __device__ float operator[](int e) const {
-    if constexpr (std::is_same_v<T, __half>) return half_value(words[e / 2] >> e % 2 * 16);
-    const uint32_t narrow = e % 2 ? words[e / 2] & 0xFFFF0000 : words[e / 2] << 16;
-    const uint32_t bits = sizeof(T) == 4 ? words[e % sizeof(T)] : narrow;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
-};
-
 template <typename T>
 using RowsOfFour = Four<T>[kSbpRows];
 using Totals = float[kSbpRows][4];
-
-// Rows of `count` values, of which a thread reads up to kSbpRows.
-template <typename From>
-struct ThreadRows {
-  const From* first;
-  int64_t stride, count;
-  int rows;
-  bool wide;  // aligned
-
-  // The four values from `at` on of each row, zero beyond them.
-  __device__ void load_at(int64_t at, RowsOfFour<From>& values) const {
-    const From* from = first + at;
-#pragma unroll
-    for (int r = 0; r < kSbpRows; ++r) values[r] = {};
-    if (wide && at >= 0 && at + 4 <= count) {
-#pragma unroll
-      for (int r = 0; r < kSbpRows; ++r, from += stride) {
-        if (r < rows) values[r] = *reinterpret_cast<const Four<From>*>(from);
-      }
-      return;
-    }
-    bool inside[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) inside[e] = at + e >= 0 && at + e < count;
-#pragma unroll
-    for (int r = 0; r < kSbpRows; ++r, from += stride) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (inside[e] && r < rows) values[r].set(e, from[e]);
-      }
-    }
-  }
-};
 
 template <typename T>
 __device__ int own_rows(const Slab<T>& x, int64_t row) {
@@ -281,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const auto replicates = static_cast<int>((last - 1) / q - first_replicate + 1);
     const int drawn = kThreads / replicates / depth * depth;  // blocks of which moves are known;
     // no tile has more segments than vectors.
-    const ThreadRows<From> from = {x.values + row * x.stride, x.stride, x.count, own_rows(x, row),
-                                   wide};
+    const ThreadRows<From, kSbpRows> from = {x.values + row * x.stride, x.stride, x.count,
+                                             own_rows(x, row), wide};
     Totals totals = {};
     int place = 0;  // of a block's moves
     for (int64_t first = sums.begin(split); first < end; first += depth, place += depth) {
@@ -345,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (tile < x.first_stretch(width)) tile = x.first_stretch(width);
     const int64_t steps = ((full < last ? full : last) - tile) * s;  // a segment of a tile
     const int64_t row = item / runs * layout.rows() + thread / layout.threads() * kSbpRows;
-    const ThreadRows<float> from = {y + row * k, k, k, own_rows(x, row), y_wide};
+    const ThreadRows<float, kSbpRows> from = {y + row * k, k, k, own_rows(x, row), y_wide};
     Totals totals = {};
     int64_t segment = 0;
     for (int64_t first = 0; first < steps; first += depth) {
@@ -790,7 +732,7 @@ Sums<T> sums_of(const Projection& projection, int64_t begin, int64_t b, int64_t 
       break;
     case Kind::kRademacher:
       unit = kSignBlock;
-      blocks = divide_up(k, kTensorColumns) * divide_up(b, TensorTile<1, 2>::kRows);
+      blocks = divide_up(divide_up(k, kTensorColumns) * divide_up(b, kTensorRows), 2);
       break;
     default: unit = kSignBlock; blocks = divide_up(k, kColumns) * divide_up(b, 4 * kSide);
   }
@@ -810,6 +752,13 @@ T scale_of_values(const Projection& projection) {
   return static_cast<T>(scale_of(projection) / (projection.hadamard ? sqrt(run) : 1.0));
 }
 
+// Whether rows of groups of four can be loaded and stored at once.
+template <typename T>
+bool is_wide(const T* values, int64_t stride, int64_t begin = 0) {
+  return reinterpret_cast<uintptr_t>(values) % sizeof(Four<T>) == 0 && stride % 4 == 0 &&
+         begin % 4 == 0;
+}
+
 // In float32, on the tensor cores.
 template <typename From>
 cudaError_t project_rademacher(const Projection& projection, float scale, Slab<const From> x,
@@ -817,19 +766,14 @@ cudaError_t project_rademacher(const Projection& projection, float scale, Slab<c
   const auto work = [&](int64_t rows) {
     return divide_up(sums.k, kTensorColumns) * divide_up(x.rows, rows) * sums.splits;
   };
-  if (x.rows <= TensorTile<1, 1>::kRows) {
-    return launch_over(work(TensorTile<1, 1>::kRows), stream, project_rademacher_kernel<From, 1>,
-                       projection, scale, x, sums);
+  const bool wide = is_wide(x.values, x.stride, x.begin);
+  constexpr int kFew = kTensorRows / 2;
+  if (x.rows <= kFew) {
+    return launch_over(work(kFew), stream, project_rademacher_kernel<From, kFew>, projection, scale,
+                       x, sums, wide);
   }
-  return launch_over(work(TensorTile<1, 2>::kRows), stream, project_rademacher_kernel<From, 2>,
-                     projection, scale, x, sums);
-}
-
-// Whether rows of groups of four can be loaded and stored at once.
-template <typename T>
-bool is_wide(const T* values, int64_t stride, int64_t begin = 0) {
-  return reinterpret_cast<uintptr_t>(values) % sizeof(Four<T>) == 0 && stride % 4 == 0 &&
-         begin % 4 == 0;
+  return launch_over(work(kTensorRows), stream, project_rademacher_kernel<From, kTensorRows>,
+                     projection, scale, x, sums, wide);
 }
 
 template <typename From>

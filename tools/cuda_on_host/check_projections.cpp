@@ -181,7 +181,8 @@ int main() {
   // groups of rows; segments that end inside of a tile; more blocks than are drawn at once.
   for (const Projection& projection :
        {Projection{Kind::kSbp, seed, 2064, 3, false}, Projection{Kind::kSbp, seed, 64, 4, false},
-        Projection{Kind::kSbp, seed, 320, 1, true}}) {
+        Projection{Kind::kSbp, seed, 320, 1, true},
+        Projection{Kind::kRademacher, seed, 270, 1, false}}) {
     const int64_t offset = (int64_t{1} << 32) - 48;
     for (const int64_t b : {int64_t{3}, int64_t{13}, int64_t{35}}) {
       check_products<float, float>(projection, offset, b, 1333);

@@ -57,6 +57,16 @@ inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   });
 }
 
+inline void load_matrix(uint32_t (&a)[4], const uint32_t* row) {
+  static const uint32_t* rows[32];
+  const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  if (reinterpret_cast<uintptr_t>(row) % 16) std::abort();
+  rows[lane] = row;
+  on_host::sync_warp();
+  for (unsigned matrix = 0; matrix < 4; ++matrix) a[matrix] = rows[8 * matrix + g][q];
+  on_host::sync_warp();  // before the next load overwrites the pointers
+}
+
 inline uint32_t pack_halves(float first, float second) {
   const _Float16 halves[2] = {static_cast<_Float16>(first), static_cast<_Float16>(second)};
   uint32_t pair;
