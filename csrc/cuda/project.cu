@@ -752,13 +752,6 @@ T scale_of_values(const Projection& projection) {
   return static_cast<T>(scale_of(projection) / (projection.hadamard ? sqrt(run) : 1.0));
 }
 
-// Whether rows of groups of four can be loaded and stored at once.
-template <typename T>
-bool is_wide(const T* values, int64_t stride, int64_t begin = 0) {
-  return reinterpret_cast<uintptr_t>(values) % sizeof(Four<T>) == 0 && stride % 4 == 0 &&
-         begin % 4 == 0;
-}
-
 // In float32, on the tensor cores.
 template <typename From>
 cudaError_t project_rademacher(const Projection& projection, float scale, Slab<const From> x,

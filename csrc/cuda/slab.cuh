@@ -68,6 +68,13 @@ struct alignas(4 * sizeof(T)) Four {
   }
 };
 
+// Whether rows of groups of four can be loaded and stored at once.
+template <typename T>
+bool is_wide(const T* values, int64_t stride, int64_t begin = 0) {
+  return reinterpret_cast<uintptr_t>(values) % sizeof(Four<T>) == 0 && stride % 4 == 0 &&
+         begin % 4 == 0;
+}
+
 // Up to kRows rows of `count` values, of which a thread reads groups of four.
 template <typename From, int kRows>
 struct ThreadRows {

@@ -10,6 +10,7 @@
 #include "cuda/gram_kernels.h"
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/slab.cuh"
 #include "cuda/warp_sums.cuh"
 
 namespace ksm {
@@ -24,8 +25,9 @@ using Accumulator = WarpSums<kRowMmas, kColumnMmas, 4>;
 static_assert(Accumulator::kRows == kSide && Accumulator::kColumns == kSide);
 // Padded: the pairs q and columns g that a warp reads at once lie in 32 different banks.
 constexpr int kStride = kSide + 8;
-constexpr int kPerThread = kPairs * kSide / kThreads;
-static_assert(kThreads % kSide == 0, "a thread stages values of one column");
+// A thread stages four columns of so many samples.
+constexpr int kSamples = kDepth * kSide / 4 / kThreads;
+static_assert(kSamples == 4 && kSide == 4 * 32, "a warp stages whole samples");
 
 // ---- scales ----------------------------------------------------------------------------------
 
@@ -67,6 +69,15 @@ __device__ float scale_for(float largest) {
   return scale;
 }
 
+// Exact: of a power of two, the exponent changes its sign.
+__device__ float inverse_of(float scale) {
+  uint32_t bits;
+  memcpy(&bits, &scale, sizeof(bits));
+  bits = 0x7F000000 - bits;
+  memcpy(&scale, &bits, sizeof(scale));
+  return scale;
+}
+
 __global__ void __launch_bounds__(kThreads)
     column_scales_kernel(const float* __restrict__ largest,  // (chunks, columns)
                          int64_t chunks, int64_t columns,
@@ -85,45 +96,63 @@ __global__ void __launch_bounds__(kThreads)
 // ---- products --------------------------------------------------------------------------------
 
 // Pairs of neighbouring samples of kSide columns, as float16.
-struct Staged {
+struct alignas(16) Staged {
   uint32_t high[kPairs][kStride], low[kPairs][kStride];
 };
 
-// The share of a thread of what is staged next: pairs of one column.
-struct Values {
-  float first[kPerThread], second[kPerThread];
-
-  // Samples `begin` to `end` of the columns from `column` on, scaled; zero beyond.
-  __device__ void load(const WeightedColumns& x, int64_t column, int64_t begin, int64_t end) {
-    const int64_t own = column + threadIdx.x % kSide;
-    const bool inside = own < x.columns;
-    const float scale = inside ? x.scales[own] : 0.0f;
-    const auto value = [&](int64_t sample) {
-      return inside && sample < end ? weighted_value(x, sample, own) * scale : 0.0f;
-    };
+// What a thread stages of one side. Values are worked on when they are stored: until then, products
+// of those before go on.
+class Share {
+ public:
+  __device__ Share(const WeightedColumns& x, int64_t column, bool wide)
+      : x_(x), column_(column + threadIdx.x % 32 * 4), wide_(wide) {
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      const int64_t sample = begin + 2 * pair_of(e);
-      first[e] = value(sample);
-      second[e] = value(sample + 1);
+    for (int c = 0; c < 4; ++c) {
+      scales_[c] = column_ + c < x.columns ? x.scales[column_ + c] : 0.0f;
     }
   }
 
-  __device__ void store(Staged& staged) const {
-    const int own = static_cast<int>(threadIdx.x % kSide);
+  // Of the samples `begin` to `end`; zero beyond.
+  __device__ void load(int64_t begin, int64_t end) {
+    const int64_t own = begin + threadIdx.x / 32 * kSamples, left = end - own;
+    const int samples = static_cast<int>(left < kSamples ? left : kSamples);
+    const ThreadRows<float, kSamples> rows = {x_.values + own * x_.columns, x_.columns, x_.columns,
+                                              samples, wide_};
+    rows.load_at(column_, values_);
+    if (!x_.weights) return;
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      const uint32_t high = pack_halves(first[e], second[e]);
-      staged.high[pair_of(e)][own] = high;
-      staged.low[pair_of(e)][own] =
-          pack_halves(first[e] - half_value(high), second[e] - half_value(high >> 16));
+    for (int s = 0; s < kSamples; ++s) weights_[s] = s < samples ? x_.weights[own + s] : 0.0f;
+  }
+
+  __device__ void store(Staged& staged) const {
+    const int own = static_cast<int>(threadIdx.x % 32) * 4;
+#pragma unroll
+    for (int p = 0; p < kSamples / 2; ++p) {
+      Four<float> high, low;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float first = scaled(2 * p, c), second = scaled(2 * p + 1, c);
+        high.words[c] = pack_halves(first, second);
+        low.words[c] = pack_halves(first - half_value(high.words[c]),
+                                   second - half_value(high.words[c] >> 16));
+      }
+      const int pair = static_cast<int>(threadIdx.x) / 32 * (kSamples / 2) + p;
+      *reinterpret_cast<Four<float>*>(&staged.high[pair][own]) = high;
+      *reinterpret_cast<Four<float>*>(&staged.low[pair][own]) = low;
     }
   }
 
  private:
-  static __device__ int pair_of(int e) {
-    return e * (kThreads / kSide) + static_cast<int>(threadIdx.x) / kSide;
+  __device__ float scaled(int sample, int c) const {
+    const float value = values_[sample][c];
+    return (x_.weights ? weights_[sample] * value : value) * scales_[c];
   }
+
+  const WeightedColumns& x_;
+  const int64_t column_;
+  const bool wide_;
+  float scales_[4], weights_[kSamples];
+  Four<float> values_[kSamples];
 };
 
 __device__ void multiply(Accumulator& to, const uint32_t (&a)[kPairs][kStride],
@@ -158,7 +187,8 @@ __device__ void multiply(Accumulator& to, const Staged& a, const Staged& b) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    tensor_gram_kernel(GramProblem problem, float* __restrict__ partials, float* __restrict__ out) {
+    tensor_gram_kernel(GramProblem problem, bool x_wide, bool y_wide, float* __restrict__ partials,
+                       float* __restrict__ out) {
   __shared__ Staged a, b;
   const int64_t k = problem.x.columns, t = problem.y.columns, splits = problem.splits;
   const int64_t column_tiles = divide_up(t, kSide), tiles = divide_up(k, kSide) * column_tiles;
@@ -170,10 +200,10 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t length = divide_up(divide_up(last - first, splits), kDepth) * kDepth;
     const int64_t begin = first + split * length;
     const int64_t end = begin + length < last ? begin + length : last;
-    Values left, right;
+    Share left(problem.x, i0, x_wide), right(problem.y, j0, y_wide);
     const auto load = [&](int64_t sample) {
-      left.load(problem.x, i0, sample, end);
-      right.load(problem.y, j0, sample, end);
+      left.load(sample, end);
+      right.load(sample, end);
     };
     Accumulator totals;
     load(begin);
@@ -192,7 +222,8 @@ __global__ void __launch_bounds__(kThreads)
     totals.for_each([&](int r, int c, float scaled) {
       const int64_t i = i0 + r, j = j0 + c;
       if (i >= k || j >= t) return;
-      const float sum = scaled * (1 / problem.x.scales[i] * (1 / problem.y.scales[j]));
+      const float sum =
+          scaled * (inverse_of(problem.x.scales[i]) * inverse_of(problem.y.scales[j]));
       target[i * t + j] = add ? target[i * t + j] + sum : sum;
     });
   }
@@ -242,7 +273,8 @@ cudaError_t launch_tensor_gram(const GramProblem& problem, float* partials, floa
   const int64_t k = problem.x.columns, t = problem.y.columns;
   const cudaError_t status =
       launch_over(problem.tasks * problem.splits * divide_up(k, kSide) * divide_up(t, kSide),
-                  stream, tensor_gram_kernel, problem, partials, out);
+                  stream, tensor_gram_kernel, problem, is_wide(problem.x.values, k),
+                  is_wide(problem.y.values, t), partials, out);
   if (status != cudaSuccess || problem.splits == 1) return status;
   return launch_threads(problem.tasks * k * t, stream, add_splits_kernel, problem,
                         static_cast<const float*>(partials), out);
