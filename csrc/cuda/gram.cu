@@ -17,16 +17,6 @@ __global__ void weigh_rows_kernel(const T* __restrict__ x,        // (b, k)
 }
 
 template <typename T>
-__global__ void mirror_kernel(T* matrices,  // (count, k, k)
-                              int64_t count, int64_t k) {
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < count * k * k; e += int64_t{gridDim.x} * kThreads) {
-    const int64_t matrix = e / (k * k), i = e / k % k, j = e % k;
-    if (j < i) matrices[e] = matrices[(matrix * k + j) * k + i];
-  }
-}
-
-template <typename T>
 __global__ void row_squares_kernel(const T* __restrict__ x,  // (m, n)
                                    int64_t m, int64_t n,
                                    T* __restrict__ squares) {  // (m)
@@ -51,6 +41,35 @@ struct Tiles {
   __host__ __device__ Tiles(int64_t m, int64_t l)
       : across(divide_up(l, kTile)), count(divide_up(m, kTile) * across) {}
 };
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) mirror_kernel(T* matrices,  // (count, k, k)
+                                                          int64_t count, int64_t k) {
+  __shared__ T shared[kTile][kTile + 1];
+  const int column = static_cast<int>(threadIdx.x) % kTile;
+  const int first_row = static_cast<int>(threadIdx.x) / kTile;
+  constexpr int kRowStep = kThreads / kTile;
+  const Tiles tiles(k, k);
+  for (int64_t item = blockIdx.x; item < count * tiles.count; item += gridDim.x) {
+    const int64_t tile = item % tiles.count;
+    const int64_t i0 = tile / tiles.across * kTile, j0 = tile % tiles.across * kTile;
+    if (j0 < i0) continue;  // the same for all threads
+    T* matrix = matrices + item / tiles.count * k * k;
+    __syncthreads();  // the tile before has been read
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      if (i0 + r < k && j0 + column < k) {
+        shared[r][column] = matrix[(i0 + r) * k + j0 + column];
+      }
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      const int64_t i = j0 + r, j = i0 + column;
+      if (i < k && j < i) matrix[i * k + j] = shared[column][r];
+    }
+  }
+}
 
 // kDepth coordinates of kTile rows, side by side for one coordinate; zero beyond the matrix.
 template <typename T>
@@ -174,7 +193,7 @@ cudaError_t launch_weigh_rows(const T* x, const T* weights, int64_t b, int64_t k
 
 template <typename T>
 cudaError_t launch_mirror(T* matrices, int64_t count, int64_t k, cudaStream_t stream) {
-  return launch_threads(count * k * k, stream, mirror_kernel<T>, matrices, count, k);
+  return launch_over(count * Tiles(k, k).count, stream, mirror_kernel<T>, matrices, count, k);
 }
 
 template <typename T>
