@@ -1,4 +1,4 @@
-// The sum over a block, always in the same order.
+// The sum over a block, always in the same order, and the largest value.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -27,6 +27,22 @@ __device__ double shared_sum(double value) {
   if (threadIdx.x == 0) total = sum;
   __syncthreads();
   return total;
+}
+
+// The largest of every thread's value, in every thread. All threads call it.
+template <int kBlock, typename T>
+__device__ T block_largest(T value) {
+  __shared__ T values[kBlock];
+  __syncthreads();
+  values[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = kBlock / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half && values[threadIdx.x + half] > values[threadIdx.x]) {
+      values[threadIdx.x] = values[threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+  return values[0];
 }
 
 }  // namespace ksm

@@ -63,9 +63,9 @@ __device__ inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], const 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A (16, 16) of such words from shared memory, where its rows are 16 aligned bytes, twice: lane l
-// points to row l % 16, at its word 4 (l / 16).
-__device__ inline void load_matrix(uint32_t (&a)[4], const uint32_t* row) {
+// Four matrices of 8 rows of 4 words from shared memory: lane l points to row l % 8 of matrix l / 8,
+// 16 aligned bytes, and gets word q of row g of each.
+__device__ inline void load_matrices(uint32_t (&a)[4], const uint32_t* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))

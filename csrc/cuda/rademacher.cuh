@@ -143,7 +143,7 @@ struct TensorTile {
         for (int p = 0; p < kRowMmas; ++p) {
           const int row = Sums::first_row() + p * Sums::kMmaRows + lane % 16;
           uint32_t a[4];
-          load_matrix(a, &x[term][row][step * kMmaDepth / 2 + lane / 16 * 4]);
+          load_matrices(a, &x[term][row][step * kMmaDepth / 2 + lane / 16 * 4]);
 #pragma unroll
           for (int c = 0; c < kColumnMmas; ++c) mma_bfloat16(to.sums[p][c], a, b[c]);
         }

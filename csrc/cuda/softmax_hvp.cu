@@ -14,22 +14,6 @@ namespace {
 constexpr int kLongBlock = 1024;  // threads, of rows longer than
 constexpr int64_t kShortRow = 8192;
 
-// The largest of every thread's value, in every thread. All threads call it.
-template <int kBlock, typename T>
-__device__ T block_largest(T value) {
-  __shared__ T values[kBlock];
-  __syncthreads();
-  values[threadIdx.x] = value;
-  __syncthreads();
-  for (int half = kBlock / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half && values[threadIdx.x + half] > values[threadIdx.x]) {
-      values[threadIdx.x] = values[threadIdx.x + half];
-    }
-    __syncthreads();
-  }
-  return values[0];
-}
-
 // Static shared memory of the kernel.
 template <int kBlock, typename T>
 constexpr int64_t kReductionBytes = kBlock * (sizeof(double) + sizeof(T)) + 64;

@@ -1,12 +1,14 @@
-// Gram matrices in float32 on the tensor cores: G[a] = X_a^T diag(w_a) Y_a of every task at once.
+// Products in float32 on the tensor cores: Gram matrices G[a] = X_a^T diag(w_a) Y_a of every task at
+// once, and products X Y^T of rows.
 //
-// Columns are scaled by powers of two to at most 2^15. A value is then the sum of two float16, high +
+// Columns of the first, rows of the second are scaled by powers of two to at most 2^15. A value is then the sum of two float16, high +
 // low, to 2^-24 of itself (or 2^-39 of its column's largest), and a product is high high + high low +
 // low high: as exact as in float32. A column that holds a value that is not finite spoils its own
 // row and column of G alone, and with NaN rather than infinities.
 //
 // A block of threads owns a tile of one G and a split of its samples, in their order. The first
 // split is written or added to G, the others are partial sums that a second kernel adds in order.
+#include "cuda/block_sum.cuh"
 #include "cuda/gram_kernels.h"
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
@@ -244,6 +246,129 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---- products of rows ------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads)
+    row_scales_kernel(const float* __restrict__ x,  // (m, n)
+                      int64_t m, int64_t n,
+                      float* __restrict__ scales) {  // (m)
+  for (int64_t i = blockIdx.x; i < m; i += gridDim.x) {
+    float most = 0;
+    for (int64_t d = threadIdx.x; d < n; d += kThreads) {
+      const float value = x[i * n + d], size = value < 0 ? -value : value;
+      most = size > most ? size : most;
+    }
+    const float largest = block_largest<kThreads>(most);
+    if (threadIdx.x == 0) scales[i] = scale_for(largest);
+  }
+}
+
+// Pairs of neighbouring coordinates of kSide rows, as float16. Padded: the rows that a warp reads at
+// once lie in 32 different banks.
+struct alignas(16) StagedRows {
+  uint32_t high[kSide][kPairs + 4], low[kSide][kPairs + 4];
+};
+
+// What a thread stages of one side: four coordinates of kOwnRows rows that are kApart apart.
+class RowShare {
+ public:
+  __device__ RowShare(const ScaledRows& x, int64_t i0, int64_t n, bool wide) {
+    const int64_t own = i0 + own_row(), left = divide_up(x.rows - own, kApart);
+    const int rows = static_cast<int>(left < kOwnRows ? left : kOwnRows);
+    rows_ = {x.values + own * n, kApart * n, n, rows, wide};
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) scales_[r] = r < rows ? x.scales[own + r * kApart] : 0.0f;
+  }
+
+  __device__ void load(int64_t first) { rows_.load_at(first + own_quad() * 4, values_); }
+
+  __device__ void store(StagedRows& staged) const {
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) {
+      uint32_t high[2], low[2];
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const float first = values_[r][2 * p] * scales_[r];
+        const float second = values_[r][2 * p + 1] * scales_[r];
+        high[p] = pack_halves(first, second);
+        low[p] = pack_halves(first - half_value(high[p]), second - half_value(high[p] >> 16));
+      }
+      const int row = own_row() + r * kApart, pair = own_quad() * 2;
+      *reinterpret_cast<Two<uint32_t>*>(&staged.high[row][pair]) = {high[0], high[1]};
+      *reinterpret_cast<Two<uint32_t>*>(&staged.low[row][pair]) = {low[0], low[1]};
+    }
+  }
+
+ private:
+  static constexpr int kQuads = kDepth / 4, kApart = kThreads / kQuads, kOwnRows = kSide / kApart;
+
+  static __device__ int own_row() { return static_cast<int>(threadIdx.x) / kQuads; }
+  static __device__ int own_quad() { return static_cast<int>(threadIdx.x) % kQuads; }
+
+  ThreadRows<float, kOwnRows> rows_;
+  float scales_[kOwnRows];
+  Four<float> values_[kOwnRows];
+};
+
+__device__ void multiply_rows(Accumulator& to, const uint32_t (&a)[kSide][kPairs + 4],
+                              const uint32_t (&b)[kSide][kPairs + 4], int step) {
+  const int lane = static_cast<int>(threadIdx.x % 32), word = step * kMmaPairs;
+  uint32_t right[kColumnMmas][2];
+#pragma unroll
+  for (int c = 0; c < kColumnMmas; c += 2) {  // of two products at once
+    const int row = to.first_column() + c * Accumulator::kMmaColumns + lane / 16 * 8 + lane % 8;
+    uint32_t both[4];
+    load_matrices(both, &b[row][word + lane / 8 % 2 * 4]);
+    right[c][0] = both[0], right[c][1] = both[1];
+    right[c + 1][0] = both[2], right[c + 1][1] = both[3];
+  }
+#pragma unroll
+  for (int p = 0; p < kRowMmas; ++p) {
+    uint32_t left[4];
+    const int row = to.first_row() + p * Accumulator::kMmaRows + lane % 16;
+    load_matrices(left, &a[row][word + lane / 16 * 4]);
+#pragma unroll
+    for (int c = 0; c < kColumnMmas; ++c) mma_float16(to.sums[p][c], left, right[c]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    row_products_kernel(ScaledRows x, ScaledRows y, int64_t n, bool symmetric, bool wide,
+                        float* __restrict__ out) {  // (x.rows, y.rows)
+  __shared__ StagedRows a, b;
+  const int64_t m = x.rows, l = y.rows;
+  const int64_t column_tiles = divide_up(l, kSide), tiles = divide_up(m, kSide) * column_tiles;
+  for (int64_t item = blockIdx.x; item < tiles; item += gridDim.x) {
+    const int64_t i0 = item / column_tiles * kSide, j0 = item % column_tiles * kSide;
+    if (symmetric && j0 < i0) continue;  // the same for all threads
+    RowShare left(x, i0, n, wide), right(y, j0, n, wide);
+    Accumulator totals;
+    left.load(0);
+    right.load(0);
+    for (int64_t first = 0; first < n; first += kDepth) {
+      __syncthreads();  // what was staged before has been read
+      left.store(a);
+      right.store(b);
+      __syncthreads();
+      left.load(first + kDepth);  // arrives in the meantime
+      right.load(first + kDepth);
+      Accumulator sums;  // for itself, and added with rounding to nearest
+#pragma unroll
+      for (int step = 0; step < kPairs / kMmaPairs; ++step) {
+        multiply_rows(sums, a.low, b.high, step);
+        multiply_rows(sums, a.high, b.low, step);
+        multiply_rows(sums, a.high, b.high, step);
+      }
+      totals += sums;
+    }
+    totals.for_each([&](int r, int c, float scaled) {
+      const int64_t i = i0 + r, j = j0 + c;
+      if (i >= m || j >= l) return;
+      out[i * l + j] = scaled * (inverse_of(x.scales[i]) * inverse_of(y.scales[j]));
+    });
+  }
+}
+
 }  // namespace
 
 int64_t gram_splits(int64_t tasks, int64_t samples, int64_t k, int64_t t) {
@@ -266,6 +391,23 @@ cudaError_t launch_column_scales(const WeightedColumns& x, int64_t samples, floa
   if (status != cudaSuccess) return status;
   return launch_threads(x.columns, stream, column_scales_kernel, static_cast<const float*>(largest),
                         chunks, x.columns, scales);
+}
+
+bool row_products_fill(int64_t m, int64_t l) {
+  constexpr int64_t kEnoughBlocks = 128;
+  return divide_up(m, kSide) * divide_up(l, kSide) >= kEnoughBlocks;
+}
+
+cudaError_t launch_row_scales(const float* x, int64_t m, int64_t n, float* scales,
+                              cudaStream_t stream) {
+  return launch_over(m, stream, row_scales_kernel, x, m, n, scales);
+}
+
+cudaError_t launch_row_products(const ScaledRows& x, const ScaledRows& y, int64_t n, bool symmetric,
+                                float* out, cudaStream_t stream) {
+  return launch_over(divide_up(x.rows, kSide) * divide_up(y.rows, kSide), stream,
+                     row_products_kernel, x, y, n, symmetric,
+                     is_wide(x.values, n) && is_wide(y.values, n), out);
 }
 
 cudaError_t launch_tensor_gram(const GramProblem& problem, float* partials, float* out,

@@ -170,6 +170,35 @@ void check_tensor_gram(int64_t tasks, int64_t b, int64_t k, int64_t t, bool weig
   }
 }
 
+// Products of rows of very different sizes, each held to its own.
+void check_row_products(int64_t m, int64_t l, int64_t n, bool symmetric) {
+  const auto size_of = [](int64_t row) { return std::ldexp(1.0, 17 * (row % 5) - 34); };
+  const auto draw = [&](int64_t rows) {
+    std::vector<float> out = normals<float>(rows * n);
+    for (int64_t e = 0; e < rows * n; ++e) out[e] *= size_of(e / n);
+    return out;
+  };
+  if (symmetric) l = m;
+  const std::vector<float> x = draw(m), y = symmetric ? x : draw(l);
+  std::vector<float> x_scales(m, NAN), y_scales(l, NAN);
+  launch_row_scales(x.data(), m, n, x_scales.data(), nullptr);
+  launch_row_scales(y.data(), l, n, y_scales.data(), nullptr);
+  const std::vector<float> found = in_any_order("products of rows", [&] {
+    std::vector<float> out(m * l, 0.0f);
+    launch_row_products({x.data(), m, x_scales.data()}, {y.data(), l, y_scales.data()}, n,
+                        symmetric, out.data(), nullptr);
+    return out;
+  });
+  std::vector<double> exact(m * l), scaled(m * l);
+  for (int64_t e = 0; e < m * l; ++e) {
+    if (symmetric && e % l < e / l) continue;
+    for (int64_t d = 0; d < n; ++d) exact[e] += double{x[e / l * n + d]} * y[e % l * n + d];
+    const double size = size_of(e / l) * size_of(e % l);
+    exact[e] /= size, scaled[e] = found[e] / size;
+  }
+  expect(near(scaled, exact, 4e-7), "products of rows of n " + std::to_string(n));
+}
+
 // Regressions of m subsets of n tasks on b samples, in blocks of samples and of subsets.
 template <typename T, typename C>
 void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
@@ -366,6 +395,10 @@ int main() {
   check_tensor_gram(3, 45, 130, 260, true);
   check_tensor_gram(2, 5000, 5, 7, false);
   check_extreme_columns();
+  check_row_products(1, 3, 1, false);
+  check_row_products(150, 70, 133, false);
+  check_row_products(20, 140, 264, false);  // groups of four are aligned
+  check_row_products(300, 0, 40, true);
   check_writing();
   check_softmax<float>(1, 1, 1, false);
   check_softmax<float>(11, 3, 700, true);

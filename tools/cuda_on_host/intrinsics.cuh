@@ -57,7 +57,7 @@ inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   });
 }
 
-inline void load_matrix(uint32_t (&a)[4], const uint32_t* row) {
+inline void load_matrices(uint32_t (&a)[4], const uint32_t* row) {
   static const uint32_t* rows[32];
   const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   if (reinterpret_cast<uintptr_t>(row) % 16) std::abort();
