@@ -155,7 +155,8 @@ struct GlmWorkspace {
   int64_t samples_per_block;
 };
 
-// totals_S += X^T pass(X v_S) over all runs. The backend gathers rows, adds them, and multiplies;
+// totals_S += X^T pass(X v_S) over all runs. The backend gathers rows, adds them, and multiplies:
+// products_of_rows(a, b, c) is c = a b^T.
 // pass(products, samples begin, end, run, rows, number of rows) works in place on the products
 // (rows, end - begin); without rows, they are of all subsets.
 template <typename T, typename Backend, typename Pass>
@@ -179,7 +180,7 @@ void accumulate_runs(const Backend& backend, const std::vector<TaskRun>& runs,
       const int64_t end = std::min(begin + work.samples_per_block, run.end);
       const Matrix<const T> samples = {features + begin * k, end - begin, k, k};
       const Matrix<T> products = {work.products, active, end - begin, end - begin};
-      backend.gemm(left, samples.transposed(), 0.0, products);
+      backend.products_of_rows(left, samples, products);
       pass(work.products, begin, end, run, all ? nullptr : rows + offset, active);
       const Matrix<const T> weighed = {work.products, active, end - begin, end - begin};
       backend.gemm(weighed, samples, all || begin > run.begin, sum);

@@ -26,6 +26,12 @@ struct CpuBackend {
   Gemm gemm;
 
   template <typename T>
+  void products_of_rows(const Matrix<const T>& a, const Matrix<const T>& b,
+                        const Matrix<T>& c) const {
+    gemm(a, b.transposed(), 0.0, c);
+  }
+
+  template <typename T>
   void gather(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to) const {
     for (int64_t r = 0; r < count; ++r) std::copy_n(from + rows[r] * k, k, to + r * k);
   }

@@ -1,12 +1,15 @@
-// Regressions on many subsets on CUDA: the walk of glm_hvp.h over all subsets at once, with cuBLAS
-// and the kernels of glm_hvp.cu on the current stream. The workspace does not grow with b.
+// Regressions on many subsets on CUDA: the walk of glm_hvp.h over all subsets at once, with cuBLAS,
+// the products of rows of tensor_gram.cu and the kernels of glm_hvp.cu on the current stream. The
+// workspace does not grow with b.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <tuple>
+#include <type_traits>
 
 #include "cuda/glm_hvp_kernels.h"
+#include "cuda/gram_kernels.h"
 #include "cuda/stream.h"
 #include "glm_hvp.h"
 #include "pack_masks.h"
@@ -27,6 +30,23 @@ RunCosts costs_of(int64_t b) {
 struct CudaBackend {
   Gemm gemm;
   cudaStream_t stream;
+  float* scales;  // of the rows of both sides of a product, scratch
+
+  template <typename T>
+  void products_of_rows(const Matrix<const T>& a, const Matrix<const T>& b,
+                        const Matrix<T>& c) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (a.columns > 0 && row_products_fill(a.rows, b.rows)) {
+        float* b_scales = scales + a.rows;
+        STD_CUDA_CHECK(launch_row_scales(a.data, a.rows, a.columns, scales, stream));
+        STD_CUDA_CHECK(launch_row_scales(b.data, b.rows, b.columns, b_scales, stream));
+        STD_CUDA_CHECK(launch_row_products({a.data, a.rows, scales}, {b.data, b.rows, b_scales},
+                                           a.columns, false, c.data, stream));
+        return;
+      }
+    }
+    gemm(a, b.transposed(), 0.0, c);
+  }
 
   template <typename T>
   void gather(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to) const {
@@ -86,8 +106,10 @@ class Problem {
   template <typename T, typename Pass>
   void run(const Tensor& vectors, const Pass& pass, Tensor& out, double* objective) const {
     const int64_t k = sizes_.k, m = sizes_.m;
-    const CudaBackend backend = {Gemm(features_), current_stream(features_)};
     const int64_t block = samples_per_block();
+    Tensor scales = torch::stable::new_empty(features_, {m + block}, ScalarType::Float);
+    const CudaBackend backend = {Gemm(features_), current_stream(features_),
+                                 scales.mutable_data_ptr<float>()};
     Tensor gathered = torch::stable::new_empty(features_, {m, k});
     Tensor partial = torch::stable::new_empty(features_, {m, k});
     Tensor products = torch::stable::new_empty(features_, {m, block});
