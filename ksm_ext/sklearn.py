@@ -20,7 +20,10 @@ from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
-    """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor, with the same arguments.
+    """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor; its arguments mean the same there.
+
+    What is known of single rows (``noise_std``, ``known``, ``missing``) has no place here: folds
+    and searches hand on masks and scores alone. Rows of one subset are repeats here too.
 
     With ``kernel="linear"`` and a number for ``ridge`` it is ``sklearn.linear_model.Ridge`` with
     ``alpha=ridge``. ``score`` is R², as of every regressor; :func:`lds_score` is the linear

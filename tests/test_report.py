@@ -355,6 +355,54 @@ def test_every_interaction_of_the_page_is_clear_of_zero(seed, kernel, strength, 
     assert all(float(low) * float(high) > 0 for _, low, high in rows)
 
 
+@pytest.mark.parametrize("n", [3, 6, 9])
+def test_a_constant_task_has_its_row_and_no_more(n, tmp_path):
+    masks, scores = problem(n, m=6 if n == 3 else 40)
+    masks[:, 1] = True
+    surrogate = fit_surrogate(masks, scores)
+    html, _ = page_of(surrogate, tmp_path)
+    assert surrogate.constant_tasks == ("1",)
+    rows = [row for row in cells_of(html) if row[0] == "1"]
+    assert rows and all(float(value) == 0 for row in rows for value in row[1:])
+
+
+def test_missing_scores_are_not_drawn(tmp_path):
+    """Each target is drawn, judged and cleared of rounding by the scores that it has."""
+    masks, scores = problem(t=2)
+    holes = scores.clone()
+    holes[3:7, 1] = torch.nan
+    surrogate = fit_surrogate(masks, holes, missing="drop")
+    present = ~holes[:, 1].isnan()
+    alone = fit_surrogate(masks[present], holes[present][:, 1:], target_names=["1"])
+    drawn, expected = (page_of(each, tmp_path, target="1")[0] for each in (surrogate, alone))
+    dots = re.compile("<circle[^>]*>")
+    assert len(dots.findall(drawn)) == int(present.sum())
+    assert dots.findall(drawn) == dots.findall(expected)
+    assert cells_of(drawn) == cells_of(expected) and "nan" not in drawn
+
+
+def test_the_page_names_kernels_that_predict(tmp_path):
+    """A kernel that only lends its uncertainty to a mean or to linear weights is not in use."""
+    masks, scores = problem()
+    lasso = fit_surrogate(masks, scores, kernel="lasso")
+    assert "linear weights" in page_of(lasso, tmp_path)[1].texts
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(masks), generator=generator, dtype=torch.float64)
+    surrogate = fit_surrogate(masks, noise)
+    assert not any(term.dual.any() for term in surrogate.kernel_terms)
+    assert "mean only" in page_of(surrogate, tmp_path)[1].texts
+
+
+def test_cross_validated_targets_are_found_behind_a_rotation():
+    masks, scores = problem(t=2)
+    surrogate = fit_surrogate(masks, scores, kernel="lasso")
+    (term,) = surrogate.linear_terms
+    swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    first = replace(term, columns=term.columns[:1], weights=term.weights[:, :1])
+    surrogate = replace(surrogate, linear_terms=(first,), rotation=swapped)
+    assert [each.how for each in qualities(surrogate)] == ["leave-one-out", "cross-validated"]
+
+
 def test_one_target_by_name(tmp_path):
     masks, scores = problem()
     surrogate = fit_surrogate(masks, scores, target_names=["loss", "accuracy"])

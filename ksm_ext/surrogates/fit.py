@@ -123,7 +123,8 @@ def fit_surrogate(
             or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
             without noise. By default measured on repeated subsets, or unknown.
         known: (m,) bool, or numbers of rows, whose scores are exact: they are interpolated. The
-            scores of the empty and the full subset are so in any case where the ridge is chosen.
+            scores of the empty and the full subset are taken so where the ridge is chosen and
+            the noise is neither given nor measured.
         missing: ``"drop"`` takes NaN in ``scores`` for a score that is missing, and fits each
             target to the subsets that have it.
         task_names: n names; by default those of the columns, or "0", "1", ….
