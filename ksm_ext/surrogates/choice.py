@@ -173,7 +173,10 @@ def _beats_mean(choice: Choice, mean: Choice, trials: list[Trial], scores: Score
     """(t,) whether targets are predicted at all: clearly, and better than by their variance."""
     left_out = residuals(choice, trials, scores)
     gain = _charges(mean, trials, scores) - scores.charges(left_out)
-    return _exceeds(gain, _WORTH) & (scores.charges(left_out, by_rank=False).mean(0) < 1)
+    better = _exceeds(gain, _WORTH)
+    if scores.center:
+        better &= scores.charges(left_out, by_rank=False).mean(0) < 1
+    return better
 
 
 def _charges(choice: Choice, trials: list[Trial], scores: Scores) -> Tensor:

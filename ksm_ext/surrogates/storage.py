@@ -25,9 +25,9 @@ FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
 """Files that say nothing of observed scores: read as surrogates that are all smooth."""
 
-_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart")
+_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart", "varying")
 _NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise", "weights of rows")
-_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights")
+_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
 _NO_SURROGATE = (
@@ -96,13 +96,13 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") == FORMERLY:
-        tensors = _without_observations(tensors)
-    elif metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FORMERLY):
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
+        if metadata["format"] == FORMERLY:
+            tensors = _without_observations(tensors, json.loads(metadata["facts"]))
         surrogate = _assembled(json.loads(metadata["facts"]), tensors, torch.device(device))
         _check_whole(surrogate)
     except _NO_SURROGATE as error:
@@ -110,20 +110,32 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
     return surrogate
 
 
-def _without_observations(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of a file of the former format, with those it did not have."""
-    scores = tensors.get("scores", torch.zeros(0, 0))
-    m, t = scores.shape
-    flags = torch.zeros(m, dtype=torch.bool, device=scores.device)
-    added = {
-        "unit": torch.ones_like(tensors.get("intercept", scores[0])),
+def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, Tensor]:
+    """The parts of a file of the former format, with those it did not have.
+
+    Its terms were in units of the scores, of all tasks, and it said nothing of observed scores.
+    """
+    scores, variance = tensors["scores"], tensors["score_variance"]
+    (m, t), n = scores.shape, len(facts["task_names"])
+    unit = torch.where(variance > 0, variance.sqrt(), 1.0)
+    found = tensors | {
+        "unit": unit,
         "gaps": torch.zeros_like(scores),
         "own": torch.zeros_like(scores),
-        "known": flags,
-        "apart": torch.zeros(m, t, dtype=torch.bool, device=scores.device),
+        "known": torch.zeros_like(scores, dtype=torch.bool),
+        "apart": torch.zeros_like(scores, dtype=torch.bool),
         "counts": torch.ones(m, t, dtype=torch.int64, device=scores.device),
+        "varying": torch.ones(n, dtype=torch.bool, device=scores.device),
     }
-    return added | tensors
+    if "rotation" in tensors:
+        return found | {"rotation": tensors["rotation"] / unit[:, None]}
+    for name, part in tensors.items():
+        kind, _, last = name.rpartition(".")
+        if last in ("dual", "weights"):
+            found[name] = part / unit[tensors[f"{kind}.columns"]]
+        elif last == "signal_variance":
+            found[name] = part / unit[tensors[f"{kind}.columns"]].square()
+    return found
 
 
 def _damaged(path: Path, error: Exception, state: str) -> ValueError:
@@ -215,8 +227,9 @@ def _check_whole(surrogate: Surrogate) -> None:
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
-    for name, flag, axes in (("known", surrogate.known, 1), ("apart", surrogate.apart, 2)):
-        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m, t)[:axes])])
+    for name, axes in (("known", [m, t]), ("apart", [m, t]), ("varying", [n])):
+        flag = getattr(surrogate, name)
+        check_choice(name, (flag.dtype, list(flag.shape)), [(torch.bool, axes)])
     counts = surrogate.counts
     check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
     check_choice("counts from 0", bool((counts >= 0).all()), [True])
@@ -242,6 +255,8 @@ def _check_whole(surrogate: Surrogate) -> None:
         check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
         if term.weights is not None:
             tables.append(("weights of rows", term.weights, (len(rows),)))
+        if term.own is not None:
+            tables.append(("own", term.own, (width,)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
