@@ -110,10 +110,11 @@ def listed(names: Iterable[str], shown: int = _SHOWN) -> str:
 
 
 def role_table(columns: Iterable[Column]) -> str:
-    """Every role and reason on a line, with the columns that have it."""
+    """Every role and reason on a line, with the columns that have it; a name stays on its line."""
     groups: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        groups.setdefault((column.role, column.reason), []).append(column.name)
+        name = column.name.replace("\n", "\\n")
+        groups.setdefault((column.role, column.reason), []).append(name)
     heads = [f"{role} ({reason})" for role, reason in groups]
     width = max(map(len, heads), default=0)
     return "\n".join(
@@ -428,6 +429,8 @@ def one_column_per_task(columns: Columns, name: str, key: str = "") -> str:
     """What makes masks of lists of tasks, or of a row per run and task."""
     cells = [cell for cell in columns[name].flat if str(cell)]
     separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
+    if name in ("y", "scores") or columns[name].ndim > 1:
+        return "Call arrays `masks` and `scores`."
     if any(isinstance(cell, list) for cell in cells):
         make = f"table[{name!r}].str.join('|').str.get_dummies()"
     elif separator is not None:

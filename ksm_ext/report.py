@@ -50,7 +50,7 @@ def write_report(
     path: Any,
     *,
     title: str = "Task attribution",
-    readout: str = "shapley",
+    readout: str | None = None,
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
 ) -> None:
@@ -65,7 +65,8 @@ def write_report(
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
         path: The HTML file.
         title: Heading of the page.
-        readout: ``"shapley"``, ``"loo"`` or ``"banzhaf"``; real-valued weights know only ``"loo"``.
+        readout: ``"shapley"``, ``"loo"`` or ``"banzhaf"``; by default the first, or ``"loo"`` for
+            real-valued weights, which know no other.
         held_out: Masks (l, n) and scores (l, t) of subsets the surrogate was not fitted to; drawn
             instead of the leave-one-out predictions.
         target: Name or number of the only target shown.
@@ -74,6 +75,7 @@ def write_report(
         ValueError: If ``readout`` or ``target`` is unknown, or ``held_out`` has other shapes.
         OSError: If the file cannot be written.
     """
+    readout = readout or ("shapley" if surrogate.masks.binary else "loo")
     check_choice("readout", readout, READOUTS)
     shown = _shown_targets(surrogate, target)
     single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()

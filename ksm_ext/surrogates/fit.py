@@ -347,8 +347,7 @@ class _Part:
 def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
     """A model of every group of targets that are fitted to the same subsets, alike in precision."""
     parts: list[_Part] = []
-    varying = (observed.masks.values != observed.masks.values[0]).any(0)
-    active = Masks(observed.masks.values[:, varying])
+    active = Masks(observed.masks.values[:, _varying(observed, options)])
     if options.ridge is not None:
         pattern = observed.counts.to(torch.float64)
     elif observed.noise is None:
@@ -368,6 +367,17 @@ def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
             if len(chosen):
                 parts += _fit_part(active, observed, fitted, chosen, options)
     return parts
+
+
+def _varying(observed: Observations, options: _Options) -> Tensor:
+    """(n,) bool: tasks that are in some subsets and not in others.
+
+    Without an intercept all count: one that is in every subset stands in for it.
+    """
+    values = observed.masks.values
+    if not options.center or options.through_zero:
+        return torch.ones(values.shape[1], dtype=torch.bool, device=values.device)
+    return (values != values[0]).any(0)
 
 
 def _relative_noise(noise: Tensor, present: Tensor) -> Tensor:
@@ -718,7 +728,7 @@ def _put_together(
         noise=observed.noise,
         counts=observed.counts,
         apart=apart,
-        varying=(observed.masks.values != observed.masks.values[0]).any(0),
+        varying=_varying(observed, options),
         kind=Kind.of(scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ksm_ext.arrays import TABLES, Kind
 from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.files import write_whole
+from ksm_ext.identity import fingerprint
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
 from ksm_ext.ops.mask_gram import BITS_PER_WORD
@@ -73,6 +74,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    metadata["checksum"] = _checksum(metadata["facts"], on_cpu)
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
 
@@ -101,7 +103,10 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
-        if metadata["format"] == FORMERLY:
+        if metadata["format"] == FORMAT:
+            expected = _checksum(metadata["facts"], tensors)
+            check_choice("checksum", metadata.get("checksum"), [expected])
+        else:
             tensors = _without_observations(tensors, json.loads(metadata["facts"]))
         surrogate = _assembled(json.loads(metadata["facts"]), tensors, torch.device(device))
         _check_whole(surrogate)
@@ -136,6 +141,11 @@ def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, T
         elif last == "signal_variance":
             found[name] = part / unit[tensors[f"{kind}.columns"]].square()
     return found
+
+
+def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+    """Of every bit of the file: a changed one would be another answer."""
+    return fingerprint([(facts, torch.zeros(0)), *sorted(tensors.items())])
 
 
 def _damaged(path: Path, error: Exception, state: str) -> ValueError:
