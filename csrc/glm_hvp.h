@@ -74,6 +74,7 @@ struct TaskRun {
 struct RunCosts {
   double overhead;  // of gathering and adding rows, in samples per participating subset
   int64_t samples_per_block;
+  double whole;  // from this share of the subsets on, a run takes all of them
 };
 
 // A task gets its own run where skipping the subsets without it saves more than the run costs;
@@ -106,21 +107,29 @@ inline std::vector<TaskRun> task_runs(const int64_t* task_offsets,  // (n + 1)
 
 // Which of the subsets [first, first + count) take part in each run.
 struct Participants {
-  std::vector<int64_t> rows;     // relative to first, ascending, of one run after the other
-  std::vector<int64_t> offsets;  // (runs + 1)
+  std::vector<int64_t> rows;     // relative to first, ascending, one run after the other
+  std::vector<int64_t> offsets;  // (runs): where a run's rows begin
+  std::vector<int64_t> counts;   // (runs): how many; a run of all `count` subsets has no rows
   int64_t count;
 
   Participants(const std::vector<TaskRun>& runs, const bool* masks,  // (m, n)
-               int64_t n, int64_t first, int64_t count)
-      : offsets(1), count(count) {
+               int64_t n, int64_t first, int64_t count, double whole)
+      : count(count) {
     for (const TaskRun& run : runs) {
+      const auto offset = static_cast<int64_t>(rows.size());
       for (int64_t r = 0; r < count; ++r) {
         const bool* mask = masks + (first + r) * n;
         if (std::any_of(mask + run.first_task, mask + run.last_task, [](bool in) { return in; })) {
           rows.push_back(r);
         }
       }
-      offsets.push_back(static_cast<int64_t>(rows.size()));
+      int64_t active = static_cast<int64_t>(rows.size()) - offset;
+      if (static_cast<double>(active) >= whole * static_cast<double>(count)) {
+        rows.resize(offset);
+        active = count;
+      }
+      offsets.push_back(offset);
+      counts.push_back(active);
     }
   }
 };
@@ -146,9 +155,10 @@ struct GlmWorkspace {
   int64_t samples_per_block;
 };
 
-// totals_S += X^T pass(X v_S) over all runs. The backend gathers rows, adds them, and multiplies;
+// totals_S += X^T pass(X v_S) over all runs. The backend gathers rows, adds them, and multiplies:
+// products_of_rows(a, b, c) is c = a b^T.
 // pass(products, samples begin, end, run, rows, number of rows) works in place on the products
-// (rows, end - begin).
+// (rows, end - begin); without rows, they are of all subsets.
 template <typename T, typename Backend, typename Pass>
 void accumulate_runs(const Backend& backend, const std::vector<TaskRun>& runs,
                      const Participants& participants,
@@ -160,7 +170,7 @@ void accumulate_runs(const Backend& backend, const std::vector<TaskRun>& runs,
   for (size_t index = 0; index < runs.size(); ++index) {
     const TaskRun& run = runs[index];
     const int64_t offset = participants.offsets[index];
-    const int64_t active = participants.offsets[index + 1] - offset;
+    const int64_t active = participants.counts[index];
     if (active == 0) continue;
     const bool all = active == participants.count;
     if (!all) backend.gather(vectors, rows + offset, active, k, work.gathered);
@@ -170,8 +180,8 @@ void accumulate_runs(const Backend& backend, const std::vector<TaskRun>& runs,
       const int64_t end = std::min(begin + work.samples_per_block, run.end);
       const Matrix<const T> samples = {features + begin * k, end - begin, k, k};
       const Matrix<T> products = {work.products, active, end - begin, end - begin};
-      backend.gemm(left, samples.transposed(), 0.0, products);
-      pass(work.products, begin, end, run, rows + offset, active);
+      backend.products_of_rows(left, samples, products);
+      pass(work.products, begin, end, run, all ? nullptr : rows + offset, active);
       const Matrix<const T> weighed = {work.products, active, end - begin, end - begin};
       backend.gemm(weighed, samples, all || begin > run.begin, sum);
     }

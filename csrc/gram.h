@@ -5,7 +5,7 @@
 //     kernel_gram:  K[i, j] = kernel(x_i, y_j)                 x: (m, n)   y: (l, n)   K: (m, l)
 //
 // X_a are the rows task_offsets[a] .. task_offsets[a + 1] of X. A symmetric G is computed on and
-// above its diagonal and mirrored. Products are the GEMM of torch (on CUDA, G in float32 those of
+// above its diagonal and mirrored. Products are the GEMM of torch (on CUDA, large ones in float32 those of
 // cuda/tensor_gram.cu); the rest happens on tiles of its result while they are in the caches.
 #pragma once
 

@@ -8,7 +8,9 @@ show it (:mod:`ksm_ext.plotting`, :func:`write_report`). :func:`attribute_tasks`
 ``ksm`` on the command line (:mod:`ksm_ext.cli`) begins at scores in a file (:func:`read_scores`).
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from ksm_ext import distributed as distributed
 from ksm_ext import evaluation as evaluation
@@ -45,3 +47,26 @@ try:
     __version__ = version("ksm_ext")
 except PackageNotFoundError:  # built in place, and not installed
     __version__ = "0.0.0"
+
+_LATER = (
+    "attribution",
+    "bounds",
+    "hessian",
+    "interop",
+    "plotting",
+    "sklearn",
+    "solvers",
+    "spectrum",
+)
+_METHODS = ("influence", "task_hessian", "tracin", "trak")
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that README names and not everybody needs, imported when they are asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{name}")
+    if name == "attribution":
+        for method in _METHODS:
+            import_module(f"{__name__}.attribution.{method}")
+    return module

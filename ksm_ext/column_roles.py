@@ -110,10 +110,11 @@ def listed(names: Iterable[str], shown: int = _SHOWN) -> str:
 
 
 def role_table(columns: Iterable[Column]) -> str:
-    """Every role and reason on a line, with the columns that have it."""
+    """Every role and reason on a line, with the columns that have it; a name stays on its line."""
     groups: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        groups.setdefault((column.role, column.reason), []).append(column.name)
+        name = column.name.replace("\n", "\\n")
+        groups.setdefault((column.role, column.reason), []).append(name)
     heads = [f"{role} ({reason})" for role, reason in groups]
     width = max(map(len, heads), default=0)
     return "\n".join(
@@ -284,23 +285,22 @@ def _unmistakable(
     return None
 
 
-def check_filled(name: str, cells: np.ndarray, where: str) -> None:
+def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> None:
     """Raise ``ValueError`` that names the first row in which a column of numbers is empty."""
     empty = np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), dtype=bool)
     if empty.any():
         first = f"row {int(empty.argmax()) + 1} below the header"
         found = f"no number in {int(empty.sum())} of them, the first {first}"
-        remedy = f"Fill in the cells, delete these rows, or {_left_out(name)}."
+        remedy = f"Fill in the cells, delete these rows, {remedy}or {_left_out(name)}."
         raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
 
 
 def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
-    """Raise ``ValueError`` unless a column holds numbers, one per row."""
+    """Raise ``ValueError`` unless a column holds numbers, where it is not empty."""
     if not _is_numeric(cells):
         numerals = "Write plain numbers, with decimal points and without % or units"
         what, remedy = f"{name!r} of {where}", f"{numerals}, or {_left_out(name)}."
         raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
-    check_filled(name, cells, where)
 
 
 # -- what a column holds and is called ----------------------------------------------------------
@@ -429,6 +429,8 @@ def one_column_per_task(columns: Columns, name: str, key: str = "") -> str:
     """What makes masks of lists of tasks, or of a row per run and task."""
     cells = [cell for cell in columns[name].flat if str(cell)]
     separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
+    if name in ("y", "scores") or columns[name].ndim > 1:
+        return "Call arrays `masks` and `scores`."
     if any(isinstance(cell, list) for cell in cells):
         make = f"table[{name!r}].str.join('|').str.get_dummies()"
     elif separator is not None:

@@ -29,8 +29,8 @@ class TaskAttributions:
     Attributes:
         values: (n, t) float64. ``values[i, j] > 0`` means that task i raises score j; for a loss,
             it hurts.
-        std: (n, t). Posterior standard deviation given the estimated scores, or None where the
-            surrogate has none (lasso). The error of the estimates themselves is not in it.
+        std: (n, t). Posterior standard deviation given the estimated scores. The error of the
+            estimates themselves is not in it.
         masks: (m, n) bool. The subsets.
         exhaustive: Whether these are all subsets of their sizes, fewer than were asked for.
         scores: (m, t). Their estimated scores.
@@ -39,7 +39,7 @@ class TaskAttributions:
     """
 
     values: Tensor
-    std: Tensor | None
+    std: Tensor
     masks: Tensor
     exhaustive: bool
     scores: Tensor
@@ -139,9 +139,5 @@ def attribute_tasks(
         task_names=task_names,
         target_names=estimator.target_names,
     )
-    std: Any = None
-    if surrogate.has_intervals:
-        values, std = surrogate.attribute(readout, return_std=True)
-    else:
-        values = surrogate.attribute(readout)
+    values, std = surrogate.attribute(readout, return_std=True)
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)

@@ -58,7 +58,7 @@ def qualities(surrogate: Surrogate) -> list[Quality]:
     ranks = torch.stack([_rank(*columns) for columns in zip(*both, strict=True)])
     constant = ~_reached(surrogate, [*surrogate.kernel_terms, *surrogate.linear_terms])
     lasso = any(row.kernel == "lasso" and row.num_chosen for row in surrogate.candidates)
-    folded = {j for term in surrogate.linear_terms for j in term.columns.tolist()} if lasso else ()
+    folded = _linear_targets(surrogate) if lasso else ()
     return [
         Quality(
             "cross-validated" if j in folded else "leave-one-out",
@@ -74,6 +74,15 @@ def _rank(scores: Tensor, residuals: Tensor) -> Tensor:
     """() rank correlation of a target with its predictions, over the subsets that have it."""
     seen = ~scores.isnan()
     return lds(scores[seen], (scores - residuals)[seen], constant="zero")[0]
+
+
+def _linear_targets(surrogate: Surrogate) -> set[int]:
+    """The numbers of the targets whose latent columns are predicted by linear weights."""
+    columns = {j for term in surrogate.linear_terms for j in term.columns.tolist()}
+    if surrogate.rotation is None:
+        return columns
+    mixing = surrogate.rotation[:, sorted(columns)]  # (t, columns)
+    return set((mixing != 0).any(1).nonzero()[:, 0].tolist())
 
 
 def says_something(error: float, rank_correlation: float) -> bool:

@@ -50,7 +50,7 @@ def write_report(
     path: Any,
     *,
     title: str = "Task attribution",
-    readout: str = "shapley",
+    readout: str | None = None,
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
 ) -> None:
@@ -65,7 +65,8 @@ def write_report(
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
         path: The HTML file.
         title: Heading of the page.
-        readout: ``"shapley"``, ``"loo"`` or ``"banzhaf"``; real-valued weights know only ``"loo"``.
+        readout: ``"shapley"``, ``"loo"`` or ``"banzhaf"``; by default the first, or ``"loo"`` for
+            real-valued weights, which know no other.
         held_out: Masks (l, n) and scores (l, t) of subsets the surrogate was not fitted to; drawn
             instead of the leave-one-out predictions.
         target: Name or number of the only target shown.
@@ -74,6 +75,7 @@ def write_report(
         ValueError: If ``readout`` or ``target`` is unknown, or ``held_out`` has other shapes.
         OSError: If the file cannot be written.
     """
+    readout = readout or ("shapley" if surrogate.masks.binary else "loo")
     check_choice("readout", readout, READOUTS)
     shown = _shown_targets(surrogate, target)
     single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
@@ -147,11 +149,11 @@ class _Structure:
         self.pairs = self.half = self.spectrum = None
         if n < 2 or not surrogate.masks.binary:
             return
-        self.spectrum = surrogate.walsh_spectrum(min(6, n))
+        self.spectrum = surrogate.walsh_spectrum(min(6, surrogate.num_varying))
         few = n * n * t <= _MAX_INTERACTIONS and n * n * len(surrogate.masks) <= _MAX_VARIANCES
         if few and any(self.able) and surrogate.has_intervals:
             self.pairs, std = surrogate.interactions(readout, return_std=True)
-            self.half = Z95 * std + _ROUNDING * surrogate.scores.std(0).cpu()
+            self.half = Z95 * std + _ROUNDING * surrogate.unit.cpu()
 
     def interactions_of(self, j: int) -> tuple[str, list[str]]:
         """A sentence on the interactions of one target, or a map and a table of the clear ones."""
@@ -200,7 +202,7 @@ class _Structure:
 def _predictions(
     surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None, single_target: bool
 ) -> tuple[Tensor, Tensor]:
-    """(l, t) true scores and the predictions that did not see them."""
+    """(l, t) true scores, NaN where missing, and the predictions that did not see them."""
     if held_out is None:
         return surrogate.scores.cpu(), (surrogate.scores - surrogate.residuals).cpu()
     masks, scores = aligned(
@@ -226,6 +228,8 @@ def _predictions(
 
 def _scatter(true: Tensor, predicted: Tensor, quality: Quality, held_out: bool) -> str:
     """Predictions (l,) of one target over its true scores, with what they are worth."""
+    seen = ~true.isnan()  # of leave-one-out predictions: a missing score has none
+    true, predicted = true[seen], predicted[seen]
     if bool((true == true[0]).all()):
         numbers = "all true scores are equal"
     else:
@@ -252,7 +256,7 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def _kernels(surrogate: Surrogate) -> str:
-    names = [str(term.kernel) for term in surrogate.kernel_terms]
+    names = [str(term.kernel) for term in surrogate.kernel_terms if bool(term.dual.any())]
     names += ["linear weights"] * bool(surrogate.linear_terms)
     return ", ".join(dict.fromkeys(names)) or "mean only"
 

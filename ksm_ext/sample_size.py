@@ -76,7 +76,10 @@ def more_subsets(
     limit = max(_MAX_SUBSETS, 2 * m)
     if m > _MAX_SUBSETS or masks.shape[1] * limit**2 > _MAX_PRODUCTS:
         return MoreSubsets(math.ceil(m * (factor**-2 - 1)), factor, False)
-    grown = torch.cat([masks, similar_subsets(masks, limit - m, seed=seed)])
+    varying = (masks != masks[0]).any(0)  # the others were fitted to nothing, and stay as they are
+    more = masks[:1].repeat(limit - m, 1)
+    more[:, varying] = similar_subsets(masks[:, varying], limit - m, seed=seed)
+    grown = torch.cat([masks, more])
     now = _mean_std(surrogate, masks, readout)  # (t,)
 
     def ratio(num_more: int) -> float:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import message
+from ksm_ext.checks import check_choice, message
 from ksm_ext.column_roles import (
     SHARES,
     Column,
@@ -43,6 +43,7 @@ from ksm_ext.column_roles import (
     truth_values,
 )
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
+from ksm_ext.surrogates.observations import Missing
 from ksm_ext.tables import MAX_BYTES, Columns, is_text, read_document, source_name
 
 Part = Literal["train", "test"]
@@ -104,6 +105,7 @@ def read_scores(
     key: str | None = None,
     num_tasks: int | None = None,
     part: Part = "train",
+    missing: Missing = "error",
 ) -> ScoreTable:
     """Read scored subsets in any layout of the module's head.
 
@@ -121,6 +123,8 @@ def read_scores(
             one that has the same values, each once, in both.
         num_tasks: n, where subsets are lists of task numbers; by default the largest number + 1.
         part: Which rows of a published table that has ``train_`` and ``test_`` rows.
+        missing: Whether empty cells of scores are an error, or NaN: ``"drop"``, as of
+            :func:`ksm_ext.fit_surrogate`.
 
     Returns:
         Masks, scores and their names, by default "0", "1", …, and what every column was taken for.
@@ -163,7 +167,8 @@ def read_scores(
         found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
         expected = "a table of tasks and scores"
         raise ValueError(message(source_name(scores), expected, found, remedy))
-    return _assembled(tables, patterns, weights, key)
+    check_choice("missing", missing, ("error", "drop"))
+    return _assembled(tables, patterns, weights, key, missing)
 
 
 def read_index_lists(source: str | Path) -> list[list[int]]:
@@ -200,12 +205,22 @@ class _Table:
     may: tuple[Role, ...]
     sure: str = ""
 
-    def numbers(self, roles: Sequence[Column], named: Mapping[str, Role], role: Role) -> Columns:
+    def numbers(
+        self,
+        roles: Sequence[Column],
+        named: Mapping[str, Role],
+        role: Role,
+        missing: Missing = "error",
+    ) -> Columns:
         """The columns of a role, in the order in which they were named, else that of the table."""
         names = [name for name in named if named[name] == role]
         names = names or [column.name for column in roles if column.role == role]
         for name in names:
             check_numeric(name, self.columns[name], self.where)
+            if missing == "error":
+                remedy = "fit each score to the rows that have it (`--missing=drop`), "
+                remedy = remedy if role == "target" else ""
+                check_filled(name, self.columns[name], self.where, remedy)
             rows, first = len(self.columns[name]), len(self.columns[names[0]])
             if rows != first or not rows:
                 expected = f"of {first:,} rows like {names[0]!r}" if rows else "of a row per subset"
@@ -224,6 +239,7 @@ def _assembled(
     patterns: Mapping[Role, Sequence[str]],
     weights: bool,
     key: str | None,
+    missing: Missing,
 ) -> ScoreTable:
     """Masks and scores of one table of both, or of one of each."""
     named = []
@@ -242,7 +258,7 @@ def _assembled(
         for table, given in zip(tables, named, strict=True)
     ]
     masks = tables[0].numbers(roles[0], named[0], "task")
-    scores = tables[-1].numbers(roles[-1], named[-1], "target")
+    scores = tables[-1].numbers(roles[-1], named[-1], "target", missing)
     shares = any(column.reason == SHARES for column in roles[0])
     mask_rows = _mask_rows(masks, tables[0].where, weights or shares)
     score_rows = np.stack(list(scores.values()), axis=1).astype(np.float64)

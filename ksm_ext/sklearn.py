@@ -20,7 +20,10 @@ from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
-    """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor, with the same arguments.
+    """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor; its arguments mean the same there.
+
+    What is known of single rows (``noise_std``, ``known``, ``missing``) has no place here: folds
+    and searches hand on masks and scores alone. Rows of one subset are repeats here too.
 
     With ``kernel="linear"`` and a number for ``ridge`` it is ``sklearn.linear_model.Ridge`` with
     ``alpha=ridge``. ``score`` is R², as of every regressor; :func:`lds_score` is the linear
@@ -46,12 +49,14 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         criterion: Literal["error", "rank"] = "error",
         share_ridge: Literal["auto"] | bool = "auto",
         center: bool = True,
+        noise_std: float | None = None,
     ) -> None:
         self.kernel = kernel
         self.ridge = ridge
         self.criterion = criterion
         self.share_ridge = share_ridge
         self.center = center
+        self.noise_std = noise_std
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: several targets, and no missing values."""
@@ -84,6 +89,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             criterion=self.criterion,
             share_ridge=self.share_ridge,
             center=self.center,
+            noise_std=self.noise_std,
             task_names=getattr(self, "feature_names_in_", None),
             target_names=target_names,
         )

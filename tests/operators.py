@@ -26,6 +26,7 @@ class Sizes:
     k: int = 48  # projected dimension
     s: int = 3  # tangents
     c: int = 257  # classes
+    offset: int = 13  # of the parameters
 
 
 SIZES = {
@@ -33,6 +34,8 @@ SIZES = {
     "odd": Sizes(),
     # Beyond a tile of everything, in more than one split; tables that leave no room beside them.
     "tiles": Sizes(m=300, l=1025, n=4099, t=17, b=150, p=20_001, k=132, s=9, c=1500),
+    # Rows whose groups of four are aligned; enough products to occupy a GPU, and long rows.
+    "aligned": Sizes(m=1500, l=1412, n=256, t=8, b=64, p=20_000, k=64, s=3, c=13_000, offset=16),
 }
 
 
@@ -153,10 +156,13 @@ def calls(
     )
     for name, projection in projections(k):
         found[f"project, {name}"] = Call(
-            lambda x, projection=projection: ops.project(x, projection, offset=13), (normal(b, p),)
+            lambda x, projection=projection: ops.project(x, projection, offset=sizes.offset),
+            (normal(b, p),),
         )
         found[f"project_adjoint, {name}"] = Call(
-            lambda y, projection=projection: ops.project_adjoint(y, projection, p, offset=13),
+            lambda y, projection=projection: ops.project_adjoint(
+                y, projection, p, offset=sizes.offset
+            ),
             (normal(b, k),),
         )
     if dtype == torch.float32:

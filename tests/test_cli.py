@@ -231,6 +231,25 @@ def test_without_intervals_the_columns_stay_empty(there, capsys):
     assert "no intervals" in text.err and table(text.out)["std"].isna().all()
 
 
+def test_missing_scores_and_noise_are_options_of_fit(there, capsys):
+    frame = pd.read_csv("scores.csv")
+    frame.loc[[2, 5], "loss"] = np.nan
+    frame.to_csv("holes.csv", index=False)
+    assert main(["fit", "holes.csv", "-o", "mine"]) == 2
+    error = capsys.readouterr().err
+    assert "'loss' of holes.csv" in error and "`--missing=drop`" in error
+    assert main(["fit", "holes.csv", "-o", "mine", "--missing=drop", "--noise-std", "0.5"]) == 0
+    assert "noise of a run 0.5, 0.5" in capsys.readouterr().err
+    expected = fit_surrogate(
+        torch.tensor(frame.iloc[:, :5].to_numpy(bool)),
+        torch.tensor(frame[["loss", "accuracy"]].to_numpy()),
+        missing="drop",
+        noise_std=0.5,
+    )
+    found = load_surrogate("mine").attribute("shapley")
+    torch.testing.assert_close(torch.as_tensor(found), expected.attribute("shapley"))
+
+
 # -- select -------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ PROBLEMS = {
     "many small": ([3] * 60 + [40] * 3 + [2] * 30, 9, 40),
     "large tasks": ([700, 3, 90, 1100], 17, 70),
     "many subsets": ([60, 80], 5, 300),
+    "products that occupy a GPU": ([1100, 40, 1000], 8, 1000),
 }
 DTYPES = [torch.float32, torch.float64]
 every_problem = pytest.mark.parametrize("name", PROBLEMS)

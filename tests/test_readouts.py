@@ -310,7 +310,9 @@ def test_ten_thousand_tasks():
     # the fit itself, an eigendecomposition, is not the point here
     small = fit_surrogate(masks[:8], dual[:8, 0], kernel=RBF(gamma=gamma), ridge=0.01)
     term = replace(small.kernel_terms[0], dual=dual - dual.mean())
-    surrogate = replace(small.imagined(Masks.of(masks)), kernel_terms=(term,))
+    every = torch.ones(n, dtype=torch.bool)
+    imagined = small.imagined(Masks.of(masks))
+    surrogate = replace(imagined, kernel_terms=(term,), varying=every)
     shapley = surrogate.attribute("shapley")
     assert shapley.shape == (n,) and shapley.isfinite().all()
     dual = term.dual[:, 0] * surrogate.unit

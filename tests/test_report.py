@@ -168,8 +168,8 @@ def test_weights_know_only_leave_one_out(tmp_path):
     weights = torch.rand(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     surrogate = fit_surrogate(weights, weights.sum(1))
     with pytest.raises(ValueError, match="`readout` must be 'loo'"):
-        write_report(surrogate, tmp_path / "r.html")
-    _, page = page_of(surrogate, tmp_path, readout="loo")
+        write_report(surrogate, tmp_path / "r.html", readout="shapley")
+    _, page = page_of(surrogate, tmp_path)
     assert "mean weights" in page.text
 
 
@@ -353,6 +353,54 @@ def test_every_interaction_of_the_page_is_clear_of_zero(seed, kernel, strength, 
     )
     assert len(rows) == len(shown) // 2
     assert all(float(low) * float(high) > 0 for _, low, high in rows)
+
+
+@pytest.mark.parametrize("n", [3, 6, 9])
+def test_a_constant_task_has_its_row_and_no_more(n, tmp_path):
+    masks, scores = problem(n, m=6 if n == 3 else 40)
+    masks[:, 1] = True
+    surrogate = fit_surrogate(masks, scores)
+    html, _ = page_of(surrogate, tmp_path)
+    assert surrogate.constant_tasks == ("1",)
+    rows = [row for row in cells_of(html) if row[0] == "1"]
+    assert rows and all(float(value) == 0 for row in rows for value in row[1:])
+
+
+def test_missing_scores_are_not_drawn(tmp_path):
+    """Each target is drawn, judged and cleared of rounding by the scores that it has."""
+    masks, scores = problem(t=2)
+    holes = scores.clone()
+    holes[3:7, 1] = torch.nan
+    surrogate = fit_surrogate(masks, holes, missing="drop")
+    present = ~holes[:, 1].isnan()
+    alone = fit_surrogate(masks[present], holes[present][:, 1:], target_names=["1"])
+    drawn, expected = (page_of(each, tmp_path, target="1")[0] for each in (surrogate, alone))
+    dots = re.compile("<circle[^>]*>")
+    assert len(dots.findall(drawn)) == int(present.sum())
+    assert dots.findall(drawn) == dots.findall(expected)
+    assert cells_of(drawn) == cells_of(expected) and "nan" not in drawn
+
+
+def test_the_page_names_kernels_that_predict(tmp_path):
+    """A kernel that only lends its uncertainty to a mean or to linear weights is not in use."""
+    masks, scores = problem()
+    lasso = fit_surrogate(masks, scores, kernel="lasso")
+    assert "linear weights" in page_of(lasso, tmp_path)[1].texts
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(masks), generator=generator, dtype=torch.float64)
+    surrogate = fit_surrogate(masks, noise)
+    assert not any(term.dual.any() for term in surrogate.kernel_terms)
+    assert "mean only" in page_of(surrogate, tmp_path)[1].texts
+
+
+def test_cross_validated_targets_are_found_behind_a_rotation():
+    masks, scores = problem(t=2)
+    surrogate = fit_surrogate(masks, scores, kernel="lasso")
+    (term,) = surrogate.linear_terms
+    swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    first = replace(term, columns=term.columns[:1], weights=term.weights[:, :1])
+    surrogate = replace(surrogate, linear_terms=(first,), rotation=swapped)
+    assert [each.how for each in qualities(surrogate)] == ["leave-one-out", "cross-validated"]
 
 
 def test_one_target_by_name(tmp_path):

@@ -72,6 +72,15 @@ def test_new_subsets_have_the_sizes_of_the_old():
     assert similar_subsets(MASKS, 5, seed=0).equal(similar_subsets(MASKS, 5, seed=0))
 
 
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("kernel", ["linear", "lasso"])
+def test_a_constant_task_changes_no_advice(kernel, on):
+    column = torch.full((M, 1), on)
+    more = torch.cat([MASKS[:, :2], column, MASKS[:, 2:]], 1)
+    one, other = (fit_surrogate(masks, SCORES, kernel=kernel) for masks in (MASKS, more))
+    assert more_subsets(one) == more_subsets(other)
+
+
 def test_checks():
     surrogate = fit_surrogate(MASKS, SCORES, kernel=Linear(), ridge=1.0)
     with pytest.raises(ValueError, match="`factor` must be between 0 and 1, got 1"):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save_file
 
 from ksm_ext import (
@@ -25,7 +26,9 @@ from ksm_ext import (
     Polynomial,
     fit_surrogate,
     load_surrogate,
+    subsets,
 )
+from ksm_ext.surrogates.storage import _checksum
 
 MASKS = torch.rand(16, 5, generator=torch.Generator().manual_seed(0)) < 0.5
 SCORES = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -188,7 +191,12 @@ def changed_facts(path, change):
     metadata = header["__metadata__"]
     facts = json.loads(metadata["facts"]) | change
     facts = {name: x for name, x in facts.items() if x is not None or name not in change}
-    save_file(load(content), path, metadata | {"facts": json.dumps(facts)})
+    saved(path, load(content), metadata | {"facts": json.dumps(facts)})
+
+
+def saved(path, tensors, metadata):
+    """A file of these parts that nothing damaged: with the checksum of what is in it."""
+    save_file(tensors, path, metadata | {"checksum": _checksum(metadata["facts"], tensors)})
 
 
 @pytest.mark.parametrize(
@@ -250,7 +258,7 @@ def test_tensors_that_do_not_fit(name, change, tmp_path):
     if change != "missing":
         tensors[name] = {"short": tensor[1:], "dtype": tensor.half(), "columns": tensor}[change]
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    save_file(tensors, path, header["__metadata__"])
+    saved(path, tensors, header["__metadata__"])
     with pytest.raises(
         ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
     ):
@@ -275,7 +283,7 @@ def test_numbers_that_cannot_be(name, value, tmp_path):
     tensors = load(content)
     tensors[name].view(-1)[0] = value
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    save_file(tensors, path, header["__metadata__"])
+    saved(path, tensors, header["__metadata__"])
     with pytest.raises(
         ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
     ):
@@ -373,3 +381,43 @@ def test_saving_over_a_folder(tmp_path):
     with pytest.raises(OSError, match=r"`path` must be writable"):
         SURROGATES["linear"]().save(tmp_path / "s")
     assert os.listdir(tmp_path) == ["s"]
+
+
+def test_no_flipped_bit_is_another_answer(tmp_path):
+    path = tmp_path / "s"
+    SURROGATES["auto"]().save(path)
+    content = bytearray(path.read_bytes())
+    expected = load_surrogate(path).predict(MASKS)
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(content), 200):
+        damaged = content.copy()
+        damaged[place] ^= 1 << int(place % 8)
+        path.write_bytes(damaged)
+        try:
+            found = load_surrogate(path)
+        except ValueError:
+            continue
+        assert np.array_equal(np.asarray(found.predict(MASKS)), np.asarray(expected))
+
+
+def test_files_of_the_former_format_answer_as_they_did(tmp_path):
+    """What the writer before made of the same surrogate: units in the terms, no observations."""
+    masks = subsets.all_subsets(5)[torch.randperm(32)[:20]]
+    scores = masks.double() @ torch.randn(5, 2).double() * torch.tensor([1.0, 50.0]) + 3
+    surrogate = fit_surrogate(masks, scores, kernel="rbf", ridge=0.1)
+    surrogate.save(tmp_path / "new")
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    unit = surrogate.unit
+    for name in ("unit", "gaps", "own", "known", "counts", "apart", "varying", "kernel.0.weights"):
+        tensors.pop(name, None)
+    columns = tensors["kernel.0.columns"]
+    tensors["kernel.0.dual"] = tensors["kernel.0.dual"] * unit[columns]
+    tensors["kernel.0.signal_variance"] *= unit[columns].square()
+    metadata = {"format": "ksm_ext.surrogate.2", "facts": json.dumps(facts)}
+    save_file(tensors, tmp_path / "old", metadata=metadata)
+    loaded = load_surrogate(tmp_path / "old")
+    torch.testing.assert_close(loaded.predict(masks), surrogate.predict(masks))
+    torch.testing.assert_close(loaded.attribute("shapley"), surrogate.attribute("shapley"))
+    torch.testing.assert_close(loaded.loo_error, surrogate.loo_error)

@@ -17,13 +17,19 @@ namespace ksm {
 namespace {
 
 // Measured on Zen 4 with m = 1,000 and k = 512. Products of a chunk and a block fit the L2 cache.
-constexpr RunCosts kCosts = {/*overhead=*/26.0, /*samples_per_block=*/512};
+constexpr RunCosts kCosts = {/*overhead=*/26.0, /*samples_per_block=*/512, /*whole=*/1.0};
 
 // About eight chunks, for as many threads, of sizes at which GEMM reaches its speed.
 int64_t subsets_per_chunk(int64_t m) { return std::clamp<int64_t>((m + 7) / 8, 32, 256); }
 
 struct CpuBackend {
   Gemm gemm;
+
+  template <typename T>
+  void products_of_rows(const Matrix<const T>& a, const Matrix<const T>& b,
+                        const Matrix<T>& c) const {
+    gemm(a, b.transposed(), 0.0, c);
+  }
 
   template <typename T>
   void gather(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to) const {
@@ -60,7 +66,7 @@ struct Problem {
                         int64_t first_subset, const int64_t* rows, int64_t active,
                         const Segment& segment) const {
     for (int64_t r = 0; r < active; ++r) {
-      const int64_t subset = first_subset + rows[r];
+      const int64_t subset = first_subset + (rows ? rows[r] : r);
       const bool* mask = masks + subset * sizes.n;
       T* row = products + r * (end - begin);
       for (int64_t a = run.first_task; a < run.last_task; ++a) {
@@ -97,7 +103,7 @@ struct Problem {
                                     memory.get() + 2 * per_chunk * k, kCosts.samples_per_block};
       for (; c < std::min(last, chunks); ++c) {
         const int64_t first = c * per_chunk, count = std::min(per_chunk, m - first);
-        const Participants participants(runs, masks, sizes.n, first, count);
+        const Participants participants(runs, masks, sizes.n, first, count, kCosts.whole);
         T* totals = out + first * k;
         std::fill(totals, totals + count * k, T(0));
         const auto chunk_pass = [&](T* products, int64_t begin, int64_t end, const TaskRun& run,

@@ -1,29 +1,13 @@
-// Packing masks on the CPU: eight bytes of 0 or 1 become eight bits by one multiplication. (A bool
-// of other memory may be another byte, which is true.)
+// Packing masks on the CPU.
 #include "pack_masks.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace ksm {
 namespace {
-
-uint64_t pack_word(const uint8_t* mask,  // (length)
-                   int64_t length) {
-  uint8_t bytes[kBitsPerWord] = {};
-  std::memcpy(bytes, mask, length);
-  uint64_t word = 0;
-  for (int64_t j = 0; j < kBitsPerWord; j += 8) {
-    uint64_t eight = 0;
-    for (int64_t q = 0; q < 8; ++q) eight |= uint64_t{bytes[j + q] != 0} << (8 * q);
-    // The factor moves the bit of byte q to bit 56 + q; no two products meet below it.
-    word |= (eight * 0x0102040810204080) >> 56 << j;
-  }
-  return word;
-}
 
 Tensor pack_masks_cpu(const Tensor& masks) {
   check_masks(masks);

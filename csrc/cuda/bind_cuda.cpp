@@ -55,7 +55,8 @@ Tensor mask_gram_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_t
   const Tensor& like = result_like(hamming_table, overlap_table);
   Tensor out = torch::stable::new_empty(like, {m, l});
   if (m == 0 || l == 0) return out;
-  const MasksWithSizes rows(x, hamming_table.has_value()), columns(y, hamming_table.has_value());
+  const MasksWithSizes rows(x, hamming_table.has_value());
+  const MasksWithSizes columns = maybe_y ? MasksWithSizes(y, hamming_table.has_value()) : rows;
   for_dtype(like.scalar_type(), [&, n = n](auto type) {
     using T = decltype(type);
     STD_CUDA_CHECK(launch_mask_gram<T>(rows.set(), columns.set(), !maybe_y, n,
@@ -76,7 +77,8 @@ Tensor mask_gram_matmul_cuda(const Tensor& x, const MaybeTensor& maybe_y, int64_
   const int64_t t = v.size(1);
   Tensor out = torch::stable::new_empty(like, {m, t});
   if (m == 0 || t == 0) return out;
-  const MasksWithSizes rows(x, hamming_table.has_value()), columns(y, hamming_table.has_value());
+  const MasksWithSizes rows(x, hamming_table.has_value());
+  const MasksWithSizes columns = maybe_y ? MasksWithSizes(y, hamming_table.has_value()) : rows;
   Tensor partials =
       torch::stable::new_empty(like, {num_column_splits(m, l, t), m, t}, ScalarType::Double);
   for_dtype(like.scalar_type(), [&, n = n](auto type) {

@@ -1,26 +1,52 @@
-// Regressions on many subsets on CUDA: the walk of glm_hvp.h over all subsets at once, with cuBLAS
-// and the kernels of glm_hvp.cu on the current stream. The workspace does not grow with b.
+// Regressions on many subsets on CUDA: the walk of glm_hvp.h over all subsets at once, with cuBLAS,
+// the products of rows of tensor_gram.cu and the kernels of glm_hvp.cu on the current stream. The
+// workspace does not grow with b.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <tuple>
+#include <type_traits>
 
 #include "cuda/glm_hvp_kernels.h"
+#include "cuda/gram_kernels.h"
 #include "cuda/stream.h"
 #include "glm_hvp.h"
+#include "pack_masks.h"
 
 namespace ksm {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// A run costs three launches and a pass over its rows; blocks are large enough to fill the GPU.
-constexpr RunCosts kCosts = {/*overhead=*/512.0, /*samples_per_block=*/4096};
+// A task on its own fills few of the multiprocessors, and costs launches and a pass over its rows.
+// Blocks of samples are of about one size, large enough to fill the GPU.
+RunCosts costs_of(int64_t b) {
+  constexpr int64_t kSamplesPerBlock = 8192;
+  const int64_t blocks = std::max<int64_t>(1, (b + kSamplesPerBlock / 2) / kSamplesPerBlock);
+  return {/*overhead=*/6000.0, /*samples_per_block=*/(b + blocks - 1) / blocks, /*whole=*/0.95};
+}
 
 struct CudaBackend {
   Gemm gemm;
   cudaStream_t stream;
+  float* scales;  // of the rows of both sides of a product, scratch
+
+  template <typename T>
+  void products_of_rows(const Matrix<const T>& a, const Matrix<const T>& b,
+                        const Matrix<T>& c) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (a.columns > 0 && row_products_fill(a.rows, b.rows)) {
+        float* b_scales = scales + a.rows;
+        STD_CUDA_CHECK(launch_row_scales(a.data, a.rows, a.columns, scales, stream));
+        STD_CUDA_CHECK(launch_row_scales(b.data, b.rows, b.columns, b_scales, stream));
+        STD_CUDA_CHECK(launch_row_products({a.data, a.rows, scales}, {b.data, b.rows, b_scales},
+                                           a.columns, false, c.data, stream));
+        return;
+      }
+    }
+    gemm(a, b.transposed(), 0.0, c);
+  }
 
   template <typename T>
   void gather(const T* from, const int64_t* rows, int64_t count, int64_t k, T* to) const {
@@ -39,34 +65,21 @@ bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// A copy on the device of `like`; the host's values may go at once. A graph gets them for good.
-template <typename T>
-Tensor uploaded(const T* values, std::vector<int64_t> shape, ScalarType dtype, const Tensor& like) {
-  Tensor out = torch::stable::new_empty(like, shape, dtype);
-  const int64_t count = out.numel();
-  if (count == 0) return out;
-  if (const cudaStream_t stream = current_stream(like); is_capturing(stream)) {
-    const auto bytes = count * static_cast<int64_t>(sizeof(T));
-    STD_CUDA_CHECK(launch_write(values, bytes, out.mutable_data_ptr(), stream));
+// A copy on the device of `like`; the host's values may go at once. A graph gets them for good, and
+// a few are written without waiting for the device.
+Tensor uploaded(const std::vector<int64_t>& values, const Tensor& like) {
+  constexpr int64_t kWritten = 64 * 1024;  // some 16 launches
+  const auto count = static_cast<int64_t>(values.size());
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(int64_t));
+  Tensor out = torch::stable::new_empty(like, {count}, ScalarType::Long);
+  if (const cudaStream_t stream = current_stream(like); bytes <= kWritten || is_capturing(stream)) {
+    STD_CUDA_CHECK(launch_write(values.data(), bytes, out.mutable_data_ptr(), stream));
     return out;
   }
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
-  Tensor flat = torch::stable::view(out, {count});
-  torch::stable::copy_(flat,
-                       torch::stable::from_blob(const_cast<T*>(values), {count}, {1}, host, dtype));
+  torch::stable::copy_(out, torch::stable::from_blob(const_cast<int64_t*>(values.data()), {count},
+                                                     {1}, host, ScalarType::Long));
   return out;
-}
-
-Tensor uploaded(const std::vector<int64_t>& values, const Tensor& like) {
-  return uploaded(values.data(), {static_cast<int64_t>(values.size())}, ScalarType::Long, like);
-}
-
-std::vector<int64_t> tasks_of_samples(const int64_t* task_offsets, int64_t n, int64_t b) {
-  std::vector<int64_t> task_of(b);
-  for (int64_t a = 0; a < n; ++a) {
-    std::fill(task_of.begin() + task_offsets[a], task_of.begin() + task_offsets[a + 1], a);
-  }
-  return task_of;
 }
 
 // Everything about the problem but the vectors, on the device.
@@ -77,53 +90,87 @@ class Problem {
       : sizes_(sizes),
         features_(features),
         ridge_(ridge),
-        offsets_(task_offsets.const_data_ptr<int64_t>()),
-        host_masks_(masks.const_data_ptr<bool>()),
-        runs_(task_runs(offsets_, host_masks_, sizes.m, sizes.n, kCosts)),
-        participants_(runs_, host_masks_, sizes.n, 0, sizes.m),
-        rows_(uploaded(participants_.rows, features)),
-        task_of_(uploaded(tasks_of_samples(offsets_, sizes.n, sizes.b), features)),
-        subset_samples_(uploaded(subset_sizes(host_masks_, offsets_, sizes.m, sizes.n), features)),
-        masks_(uploaded(host_masks_, {sizes.m, sizes.n}, ScalarType::Bool, features)) {}
+        costs_(costs_of(sizes.b)),
+        runs_(task_runs(task_offsets.const_data_ptr<int64_t>(), masks.const_data_ptr<bool>(),
+                        sizes.m, sizes.n, costs_)),
+        participants_(runs_, masks.const_data_ptr<bool>(), sizes.n, 0, sizes.m, costs_.whole),
+        uploaded_(uploaded(for_device(task_offsets, masks), features)),
+        task_of_(torch::stable::new_empty(features, {sizes.b}, ScalarType::Int)) {
+    if (sizes.b == 0) return;
+    STD_CUDA_CHECK(launch_tasks_of_samples(offsets(), sizes.n, sizes.b,
+                                           task_of_.mutable_data_ptr<int32_t>(),
+                                           current_stream(features)));
+  }
 
   // pass(block) launches what happens between the products; out and objective as in glm_hvp.h.
   template <typename T, typename Pass>
   void run(const Tensor& vectors, const Pass& pass, Tensor& out, double* objective) const {
-    const auto [b, k, n, m] = sizes_;
-    const CudaBackend backend = {Gemm(features_), current_stream(features_)};
-    int64_t longest = 0;
-    for (const TaskRun& run : runs_) longest = std::max(longest, run.end - run.begin);
-    const int64_t block = std::min(longest, kCosts.samples_per_block);
+    const int64_t k = sizes_.k, m = sizes_.m;
+    const int64_t block = samples_per_block();
+    Tensor scales = torch::stable::new_empty(features_, {m + block}, ScalarType::Float);
+    const CudaBackend backend = {Gemm(features_), current_stream(features_),
+                                 scales.mutable_data_ptr<float>()};
     Tensor gathered = torch::stable::new_empty(features_, {m, k});
     Tensor partial = torch::stable::new_empty(features_, {m, k});
     Tensor products = torch::stable::new_empty(features_, {m, block});
     const GlmWorkspace<T> work = {gathered.mutable_data_ptr<T>(), partial.mutable_data_ptr<T>(),
-                                  products.mutable_data_ptr<T>(), std::max<int64_t>(1, block)};
-    const auto* masks = reinterpret_cast<const uint8_t*>(masks_.const_data_ptr<bool>());
-    const int64_t* task_of = task_of_.const_data_ptr<int64_t>();
-    const auto launch_pass = [&, b = b, n = n](T* values, int64_t begin, int64_t end,
-                                               const TaskRun&, const int64_t* rows,
-                                               int64_t active) {
-      STD_CUDA_CHECK(pass(ProductBlock<T>{values, rows, active, begin, end, b, n, masks, task_of}));
+                                  products.mutable_data_ptr<T>(), block};
+    const SubsetSamples sets = subset_samples();
+    const auto launch_pass = [&](T* values, int64_t begin, int64_t end, const TaskRun&,
+                                 const int64_t* rows, int64_t active) {
+      STD_CUDA_CHECK(pass(ProductBlock<T>{values, rows, active, begin, end, sets}));
     };
     torch::stable::zero_(out);
-    accumulate_runs(backend, runs_, participants_, rows_.const_data_ptr<int64_t>(),
-                    features_.const_data_ptr<T>(), vectors.const_data_ptr<T>(), k, work,
-                    launch_pass, out.mutable_data_ptr<T>());
+    accumulate_runs(backend, runs_, participants_, rows(), features_.const_data_ptr<T>(),
+                    vectors.const_data_ptr<T>(), k, work, launch_pass, out.mutable_data_ptr<T>());
     if (m == 0) return;
-    STD_CUDA_CHECK(launch_finish_subsets<T>(
-        subset_samples_.const_data_ptr<int64_t>(), ridge_.const_data_ptr<T>(),
-        vectors.const_data_ptr<T>(), m, k, out.mutable_data_ptr<T>(), objective, backend.stream));
+    STD_CUDA_CHECK(launch_finish_subsets<T>(sets, ridge_.const_data_ptr<T>(),
+                                            vectors.const_data_ptr<T>(), m, k,
+                                            out.mutable_data_ptr<T>(), objective, backend.stream));
   }
 
  private:
+  // Offsets, then packed masks, then the rows of the participants: one upload.
+  std::vector<int64_t> for_device(const Tensor& task_offsets, const Tensor& masks) const {
+    const int64_t n = sizes_.n;
+    const auto* offsets = task_offsets.const_data_ptr<int64_t>();
+    const auto* bytes = reinterpret_cast<const uint8_t*>(masks.const_data_ptr<bool>());
+    std::vector<int64_t> values(offsets, offsets + n + 1);
+    for (int64_t i = 0; i < sizes_.m; ++i) {
+      for (int64_t a = 0; a < n; a += kBitsPerWord) {
+        const uint64_t word = pack_word(bytes + i * n + a, std::min(kBitsPerWord, n - a));
+        values.push_back(static_cast<int64_t>(word));
+      }
+    }
+    values.insert(values.end(), participants_.rows.begin(), participants_.rows.end());
+    return values;
+  }
+
+  const int64_t* offsets() const { return uploaded_.const_data_ptr<int64_t>(); }
+  const int64_t* masks() const { return offsets() + sizes_.n + 1; }
+  const int64_t* rows() const { return masks() + sizes_.m * words_of(sizes_.n); }
+
+  SubsetSamples subset_samples() const {
+    return {reinterpret_cast<const uint64_t*>(masks()), offsets(),
+            task_of_.const_data_ptr<int32_t>(), sizes_.b, sizes_.n};
+  }
+
+  // The samples of the longest run, where they are not much more than a block; no rest is short.
+  int64_t samples_per_block() const {
+    int64_t longest = 1;
+    for (const TaskRun& run : runs_) longest = std::max(longest, run.end - run.begin);
+    const int64_t block = std::max<int64_t>(1, costs_.samples_per_block);
+    const int64_t pieces = std::max<int64_t>(1, (longest + block / 2) / block);
+    return (longest + pieces - 1) / pieces;
+  }
+
   const GlmSizes sizes_;
   const Tensor features_, ridge_;
-  const int64_t* const offsets_;  // (n + 1), on the host
-  const bool* const host_masks_;  // (m, n), on the host
+  const RunCosts costs_;
   const std::vector<TaskRun> runs_;
   const Participants participants_;
-  const Tensor rows_, task_of_, subset_samples_, masks_;
+  const Tensor uploaded_;
+  Tensor task_of_;  // (b) int32
 };
 
 Tensor glm_hvp_cuda(const Tensor& features, const Tensor& task_offsets, const Tensor& masks,

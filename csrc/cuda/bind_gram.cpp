@@ -158,6 +158,37 @@ Tensor task_gram_cuda(const Tensor& features, const Tensor& task_offsets,
   return out;
 }
 
+// out[i, j] = x_i . y_j; symmetric: only what lies on and above the diagonal will be right.
+template <typename T>
+void products_of_rows(const Tensor& x, const Tensor& y, bool symmetric, T* out) {
+  const int64_t m = x.size(0), n = x.size(1), l = y.size(0);
+  const T *rows = x.const_data_ptr<T>(), *columns = y.const_data_ptr<T>();
+  if constexpr (std::is_same_v<T, float>) {
+    if (n > 0 && row_products_fill(m, l)) {
+      const cudaStream_t stream = current_stream(x);
+      Tensor x_scales = torch::stable::new_empty(x, {m});
+      Tensor y_scales = symmetric ? x_scales : torch::stable::new_empty(x, {l});
+      const auto scaled = [&](const float* values, int64_t count, Tensor& scales) {
+        float* found = scales.mutable_data_ptr<float>();
+        STD_CUDA_CHECK(launch_row_scales(values, count, n, found, stream));
+        return ScaledRows{values, count, found};
+      };
+      const ScaledRows left = scaled(rows, m, x_scales);
+      const ScaledRows other = symmetric ? left : scaled(columns, l, y_scales);
+      STD_CUDA_CHECK(launch_row_products(left, other, n, symmetric, out, stream));
+      return;
+    }
+  }
+  const Gemm gemm(x);
+  const int64_t strip = symmetric ? kRowsPerStrip : m;
+  for (int64_t i = 0; i < m; i += strip) {
+    const int64_t count = std::min(strip, m - i), first = symmetric ? i : 0;
+    const Matrix<const T> a = {rows + i * n, count, n, n};
+    const Matrix<const T> b = {columns + first * n, l - first, n, n};
+    gemm(a, b.transposed(), 0.0, Matrix<T>{out + i * l + first, count, l - first, l});
+  }
+}
+
 Tensor kernel_gram_cuda(const Tensor& x, const std::optional<Tensor>& y, int64_t kind, double gamma,
                         double coef0, int64_t degree) {
   const KernelParameters kernel = checked_kernel(x, y, kind, gamma, coef0, degree);
@@ -175,10 +206,9 @@ Tensor kernel_gram_cuda(const Tensor& x, const std::optional<Tensor>& y, int64_t
     const T *rows = x.const_data_ptr<T>(), *columns = right.const_data_ptr<T>();
     T* values = out.mutable_data_ptr<T>();
     if (kernel.kind == KernelKind::kLaplace) {
-      STD_CUDA_CHECK(launch_absolute_distances(rows, m, columns, l, n, values, stream));
+      STD_CUDA_CHECK(launch_absolute_distances(rows, m, columns, l, n, !y, values, stream));
     } else {
-      const Matrix<const T> a = {rows, m, n, n}, b = {columns, l, n, n};
-      Gemm{x}(a, b.transposed(), 0.0, Matrix<T>{values, m, l, l});
+      products_of_rows(x, right, !y, values);
     }
     T* row_squares = euclidean ? x_squares.mutable_data_ptr<T>() : nullptr;
     T* column_squares = euclidean && y ? y_squares.mutable_data_ptr<T>() : row_squares;

@@ -17,16 +17,6 @@ __global__ void weigh_rows_kernel(const T* __restrict__ x,        // (b, k)
 }
 
 template <typename T>
-__global__ void mirror_kernel(T* matrices,  // (count, k, k)
-                              int64_t count, int64_t k) {
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < count * k * k; e += int64_t{gridDim.x} * kThreads) {
-    const int64_t matrix = e / (k * k), i = e / k % k, j = e % k;
-    if (j < i) matrices[e] = matrices[(matrix * k + j) * k + i];
-  }
-}
-
-template <typename T>
 __global__ void row_squares_kernel(const T* __restrict__ x,  // (m, n)
                                    int64_t m, int64_t n,
                                    T* __restrict__ squares) {  // (m)
@@ -40,34 +30,100 @@ __global__ void row_squares_kernel(const T* __restrict__ x,  // (m, n)
   }
 }
 
-constexpr int kSide = 16;  // a block's threads are a tile of kSide x kSide pairs
+constexpr int kTile = 64;                        // a block takes a square of so many pairs
+constexpr int kSide = 16, kOwn = kTile / kSide;  // of which a thread has kOwn x kOwn
+constexpr int kDepth = 16;                       // coordinates in shared memory at once
 static_assert(kSide * kSide == kThreads);
 
+struct Tiles {
+  int64_t across, count;
+
+  __host__ __device__ Tiles(int64_t m, int64_t l)
+      : across(divide_up(l, kTile)), count(divide_up(m, kTile) * across) {}
+};
+
 template <typename T>
-__global__ void absolute_distances_kernel(const T* __restrict__ x,  // (m, n)
-                                          int64_t m,
-                                          const T* __restrict__ y,  // (l, n)
-                                          int64_t l, int64_t n,
-                                          T* __restrict__ values) {  // (m, l)
-  __shared__ T x_tile[kSide][kSide + 1], y_tile[kSide][kSide + 1];   // padded against conflicts
-  const int row = threadIdx.x / kSide, column = threadIdx.x % kSide;
-  const int64_t row_tiles = (m + kSide - 1) / kSide, column_tiles = (l + kSide - 1) / kSide;
-  for (int64_t tile = blockIdx.x; tile < row_tiles * column_tiles; tile += gridDim.x) {
-    const int64_t i0 = tile / column_tiles * kSide, j0 = tile % column_tiles * kSide;
-    T sum = 0;
-    for (int64_t d0 = 0; d0 < n; d0 += kSide) {
-      // Thread (row, column) loads coordinate `column` of the tile's mask `row` of x and of y.
-      const int64_t i = i0 + row, j = j0 + row, d = d0 + column;
-      __syncthreads();  // the coordinates before have been read
-      x_tile[row][column] = i < m && d < n ? x[i * n + d] : T(0);
-      y_tile[row][column] = j < l && d < n ? y[j * n + d] : T(0);
-      __syncthreads();
-      for (int q = 0; q < kSide; ++q) {
-        const T difference = x_tile[row][q] - y_tile[column][q];
-        sum += difference < 0 ? -difference : difference;
+__global__ void __launch_bounds__(kThreads) mirror_kernel(T* matrices,  // (count, k, k)
+                                                          int64_t count, int64_t k) {
+  __shared__ T shared[kTile][kTile + 1];
+  const int column = static_cast<int>(threadIdx.x) % kTile;
+  const int first_row = static_cast<int>(threadIdx.x) / kTile;
+  constexpr int kRowStep = kThreads / kTile;
+  const Tiles tiles(k, k);
+  for (int64_t item = blockIdx.x; item < count * tiles.count; item += gridDim.x) {
+    const int64_t tile = item % tiles.count;
+    const int64_t i0 = tile / tiles.across * kTile, j0 = tile % tiles.across * kTile;
+    if (j0 < i0) continue;  // the same for all threads
+    T* matrix = matrices + item / tiles.count * k * k;
+    __syncthreads();  // the tile before has been read
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      if (i0 + r < k && j0 + column < k) {
+        shared[r][column] = matrix[(i0 + r) * k + j0 + column];
       }
     }
-    if (i0 + row < m && j0 + column < l) values[(i0 + row) * l + j0 + column] = sum;
+    __syncthreads();
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      const int64_t i = j0 + r, j = i0 + column;
+      if (i < k && j < i) matrix[i * k + j] = shared[column][r];
+    }
+  }
+}
+
+// kDepth coordinates of kTile rows, side by side for one coordinate; zero beyond the matrix.
+template <typename T>
+struct Rows {
+  alignas(16) T values[kDepth][kTile + 4];
+
+  __device__ void stage(const T* x, int64_t i0, int64_t m, int64_t d0, int64_t n) {
+    const int d = threadIdx.x % kDepth;
+    for (int r = threadIdx.x / kDepth; r < kTile; r += kThreads / kDepth) {
+      const bool inside = i0 + r < m && d0 + d < n;
+      values[d][r] = inside ? x[(i0 + r) * n + d0 + d] : T(0);
+    }
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    absolute_distances_kernel(const T* __restrict__ x,  // (m, n)
+                              int64_t m,
+                              const T* __restrict__ y,  // (l, n)
+                              int64_t l, int64_t n, bool symmetric,
+                              T* __restrict__ values) {  // (m, l)
+  __shared__ Rows<T> x_rows, y_rows;
+  const int row = static_cast<int>(threadIdx.x) / kSide * kOwn;
+  const int column = static_cast<int>(threadIdx.x) % kSide * kOwn;
+  const Tiles tiles(m, l);
+  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const int64_t i0 = tile / tiles.across * kTile, j0 = tile % tiles.across * kTile;
+    if (symmetric && j0 < i0) continue;  // the same for all threads
+    T sums[kOwn][kOwn] = {};
+    for (int64_t d0 = 0; d0 < n; d0 += kDepth) {
+      __syncthreads();  // the coordinates before have been read
+      x_rows.stage(x, i0, m, d0, n);
+      y_rows.stage(y, j0, l, d0, n);
+      __syncthreads();
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+#pragma unroll
+        for (int r = 0; r < kOwn; ++r) {
+#pragma unroll
+          for (int c = 0; c < kOwn; ++c) {
+            sums[r][c] += fabs(x_rows.values[d][row + r] - y_rows.values[d][column + c]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kOwn; ++r) {
+#pragma unroll
+      for (int c = 0; c < kOwn; ++c) {
+        const int64_t i = i0 + row + r, j = j0 + column + c;
+        if (i < m && j < l) values[i * l + j] = sums[r][c];
+      }
+    }
   }
 }
 
@@ -85,23 +141,45 @@ __device__ T kernel_value(const KernelParameters& kernel, T x_square, T y_square
   }
 }
 
+// Of a symmetric matrix, tiles on and above the diagonal are read; their mirror images are written
+// from shared memory, along rows too.
 template <typename T>
-__global__ void kernel_values_kernel(KernelParameters kernel,
-                                     const T* __restrict__ x_squares,  // (m), or null
-                                     const T* __restrict__ y_squares,  // (l), or null
-                                     int64_t m, int64_t l, bool symmetric,
-                                     T* __restrict__ values) {  // (m, l)
+__global__ void __launch_bounds__(kThreads)
+    kernel_values_kernel(KernelParameters kernel,
+                         const T* __restrict__ x_squares,  // (m), or null
+                         const T* __restrict__ y_squares,  // (l), or null
+                         int64_t m, int64_t l, bool symmetric,
+                         T* __restrict__ values) {  // (m, l)
+  __shared__ T shared[kTile][kTile + 1];
   const bool radial = kernel.kind != KernelKind::kLinear && kernel.kind != KernelKind::kPolynomial;
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < m * l; e += int64_t{gridDim.x} * kThreads) {
-    const int64_t i = e / l, j = e % l;
-    // Entries below the diagonal are written, and never read, by the threads of those above.
-    if (symmetric && j < i) continue;
-    T value = kernel_value(kernel, x_squares ? x_squares[i] : T(0), y_squares ? y_squares[j] : T(0),
-                           values[e]);
-    if (symmetric && radial && i == j && value == value) value = T(1);
-    values[e] = value;
-    if (symmetric && i != j) values[j * l + i] = value;
+  const int column = static_cast<int>(threadIdx.x) % kTile;
+  const int first_row = static_cast<int>(threadIdx.x) / kTile;
+  constexpr int kRowStep = kThreads / kTile;
+  const Tiles tiles(m, l);
+  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const int64_t i0 = tile / tiles.across * kTile, j0 = tile % tiles.across * kTile;
+    if (symmetric && j0 < i0) continue;  // the same for all threads
+    const bool diagonal = symmetric && j0 == i0, mirrored = symmetric && j0 > i0;
+    const int64_t j = j0 + column;
+    const T y_square = y_squares && j < l ? y_squares[j] : T(0);
+    __syncthreads();  // the tile before has been read
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      const int64_t i = i0 + r;
+      if (i >= m || j >= l || (diagonal && j < i)) continue;
+      T value = kernel_value(kernel, x_squares ? x_squares[i] : T(0), y_square, values[i * l + j]);
+      if (diagonal && radial && i == j && value == value) value = T(1);
+      if (symmetric) shared[r][column] = value;
+      values[i * l + j] = value;
+    }
+    if (!symmetric) continue;
+    __syncthreads();
+#pragma unroll 4
+    for (int r = first_row; r < kTile; r += kRowStep) {
+      const int64_t i = j0 + r, own = i0 + column;  // of the mirror image
+      if (i >= m || own >= l) continue;
+      if (mirrored || own < i) values[i * l + own] = shared[column][r];
+    }
   }
 }
 
@@ -115,7 +193,7 @@ cudaError_t launch_weigh_rows(const T* x, const T* weights, int64_t b, int64_t k
 
 template <typename T>
 cudaError_t launch_mirror(T* matrices, int64_t count, int64_t k, cudaStream_t stream) {
-  return launch_threads(count * k * k, stream, mirror_kernel<T>, matrices, count, k);
+  return launch_over(count * Tiles(k, k).count, stream, mirror_kernel<T>, matrices, count, k);
 }
 
 template <typename T>
@@ -125,17 +203,17 @@ cudaError_t launch_row_squares(const T* x, int64_t m, int64_t n, T* squares, cud
 
 template <typename T>
 cudaError_t launch_absolute_distances(const T* x, int64_t m, const T* y, int64_t l, int64_t n,
-                                      T* values, cudaStream_t stream) {
-  const int64_t tiles = ((m + kSide - 1) / kSide) * ((l + kSide - 1) / kSide);
-  return launch_over(tiles, stream, absolute_distances_kernel<T>, x, m, y, l, n, values);
+                                      bool symmetric, T* values, cudaStream_t stream) {
+  return launch_over(Tiles(m, l).count, stream, absolute_distances_kernel<T>, x, m, y, l, n,
+                     symmetric, values);
 }
 
 template <typename T>
 cudaError_t launch_kernel_values(KernelParameters kernel, const T* x_squares, const T* y_squares,
                                  int64_t m, int64_t l, bool symmetric, T* values,
                                  cudaStream_t stream) {
-  return launch_threads(m * l, stream, kernel_values_kernel<T>, kernel, x_squares, y_squares, m, l,
-                        symmetric, values);
+  return launch_over(Tiles(m, l).count, stream, kernel_values_kernel<T>, kernel, x_squares,
+                     y_squares, m, l, symmetric, values);
 }
 
 #define KSM_INSTANTIATE(T)                                                                        \
@@ -143,7 +221,7 @@ cudaError_t launch_kernel_values(KernelParameters kernel, const T* x_squares, co
   template cudaError_t launch_mirror(T*, int64_t, int64_t, cudaStream_t);                         \
   template cudaError_t launch_row_squares(const T*, int64_t, int64_t, T*, cudaStream_t);          \
   template cudaError_t launch_absolute_distances(const T*, int64_t, const T*, int64_t, int64_t,   \
-                                                 T*, cudaStream_t);                               \
+                                                 bool, T*, cudaStream_t);                         \
   template cudaError_t launch_kernel_values(KernelParameters, const T*, const T*, int64_t,        \
                                             int64_t, bool, T*, cudaStream_t);
 KSM_INSTANTIATE(float)

@@ -44,6 +44,25 @@ cudaError_t launch_tensor_gram(const GramProblem& problem,
                                float* out,       // (tasks, k, t)
                                cudaStream_t stream);
 
+// Rows in float32, and the powers of two that they are multiplied by in float16.
+struct ScaledRows {
+  const float* values;  // (rows, n)
+  int64_t rows;
+  const float* scales;  // (rows)
+};
+
+cudaError_t launch_row_scales(const float* x, int64_t m, int64_t n,
+                              float* scales,  // (m)
+                              cudaStream_t stream);
+
+// Whether products of so many rows occupy the GPU: their coordinates are not split.
+bool row_products_fill(int64_t m, int64_t l);
+
+// out[i, j] = x_i . y_j; symmetric: only what lies on and above the diagonal will be right.
+cudaError_t launch_row_products(const ScaledRows& x, const ScaledRows& y, int64_t n, bool symmetric,
+                                float* out,  // (x.rows, y.rows)
+                                cudaStream_t stream);
+
 // out[i, c] = weights[i] x[i, c]
 template <typename T>
 cudaError_t launch_weigh_rows(const T* x,        // (b, k)
@@ -64,12 +83,12 @@ cudaError_t launch_row_squares(const T* x,  // (m, n)
                                T* squares,  // (m)
                                cudaStream_t stream);
 
-// values[i, j] = ||x_i - y_j||_1
+// values[i, j] = ||x_i - y_j||_1; symmetric: only what lies on and above the diagonal will be right.
 template <typename T>
 cudaError_t launch_absolute_distances(const T* x,  // (m, n)
                                       int64_t m,
                                       const T* y,  // (l, n)
-                                      int64_t l, int64_t n,
+                                      int64_t l, int64_t n, bool symmetric,
                                       T* values,  // (m, l)
                                       cudaStream_t stream);
 

@@ -9,7 +9,8 @@ namespace ksm {
 
 constexpr int kWarpRows = 4, kWarpColumns = 2;  // a tile is covered as 4 x 2
 static_assert(kWarpRows * kWarpColumns == kWarps);
-constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaWords = 8;  // one mma: (16, 256) x (256, 8) bits
+constexpr int kMmaRows = 16, kMmaColumns = 8;  // one mma: (16, 256) x (256, 8) bits
+constexpr int kStepWords = 4;                  // of 64 bits
 // A row of staged words is padded from 8 to 12: the 8 rows x 4 words that a warp reads at once lie
 // in 32 different banks.
 constexpr int kStagedWords = 12;
@@ -20,7 +21,7 @@ struct OverlapTile {
   static constexpr int kRows = kWarpRows * kMmaRows * kRowMmas;
   static constexpr int kColumns = kWarpColumns * kMmaColumns * kColumnMmas;
 
-  struct Staging {
+  struct alignas(8) Staging {
     uint32_t x[kRows][kStagedWords];
     uint32_t y[kColumns][kStagedWords];
   };
@@ -38,12 +39,20 @@ struct OverlapTile {
         counts[p][q][0] = counts[p][q][1] = counts[p][q][2] = counts[p][q][3] = 0;
       }
     }
-    const int64_t words = 2 * words_of(n);  // of 32 bits
-    for (int64_t first = 0; first < words; first += kMmaWords) {
+    const Share<kRows> left(x, i0, n);
+    const Share<kColumns> right(y, j0, n);
+    typename Share<kRows>::Words left_words;
+    typename Share<kColumns>::Words right_words;
+    left.load(0, left_words);
+    right.load(0, right_words);
+    const auto words = static_cast<int>(words_of(n));
+    for (int first = 0; first < words; first += kStepWords) {
       __syncthreads();  // the words staged before have been read
-      stage<kRows>(x, i0, first, words, staging.x);
-      stage<kColumns>(y, j0, first, words, staging.y);
+      Share<kRows>::store(left_words, staging.x);
+      Share<kColumns>::store(right_words, staging.y);
       __syncthreads();
+      left.load(first + kStepWords, left_words);  // arrive in the meantime
+      right.load(first + kStepWords, right_words);
       uint32_t b[kColumnMmas][2];
 #pragma unroll
       for (int q = 0; q < kColumnMmas; ++q) {
@@ -78,6 +87,10 @@ struct OverlapTile {
     }
   }
 
+  // Where this thread's pairs begin: they are every 8 rows, and every 8 columns two neighbours.
+  static __device__ int own_row() { return first_row() + threadIdx.x % 32 / 4; }
+  static __device__ int own_column() { return first_column() + threadIdx.x % 4 * 2; }
+
  private:
   static __device__ int first_row() {
     return threadIdx.x / 32 / kWarpColumns * kMmaRows * kRowMmas;
@@ -86,33 +99,54 @@ struct OverlapTile {
     return threadIdx.x / 32 % kWarpColumns * kMmaColumns * kColumnMmas;
   }
 
+  // What a thread stages of kCount masks: words of 64 bits, one of each of a few masks.
   template <int kCount>
-  static __device__ void stage(const MaskSet& set, int64_t i0, int64_t first, int64_t words,
-                               uint32_t (&staged)[kCount][kStagedWords]) {
-    const auto* masks = reinterpret_cast<const uint32_t*>(set.words);  // (count, words)
-    for (int k = threadIdx.x; k < kCount * kMmaWords; k += kThreads) {
-      const int r = k / kMmaWords, w = k % kMmaWords;
-      const bool inside = i0 + r < set.count && first + w < words;
-      staged[r][w] = inside ? masks[(i0 + r) * words + first + w] : 0;
+  struct Share {
+    static constexpr int kEach = kCount * kStepWords / kThreads, kApart = kThreads / kStepWords;
+    static_assert(kEach * kApart == kCount);
+    using Words = uint64_t[kEach];
+
+    const uint64_t* own;  // this thread's first word
+    int64_t words;        // of a mask
+    int count, masks;     // of words from there on, and of the masks that are in the set
+
+    __device__ Share(const MaskSet& set, int64_t i0, int64_t n) : words(words_of(n)) {
+      const int r = threadIdx.x / kStepWords, w = threadIdx.x % kStepWords;
+      const int64_t left = set.count - i0 - r;
+      own = set.words + (i0 + r) * words + w;
+      count = static_cast<int>(words) - w;
+      masks = left <= 0 ? 0 : left < kCount ? static_cast<int>(left + kApart - 1) / kApart : kEach;
     }
-  }
+    __device__ void load(int first, Words& out) const {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        out[e] = e < masks && first < count ? own[e * kApart * words + first] : 0;
+      }
+    }
+    static __device__ void store(const Words& values, uint32_t (&staged)[kCount][kStagedWords]) {
+      const int r = threadIdx.x / kStepWords, w = threadIdx.x % kStepWords;
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        *reinterpret_cast<Two<uint32_t>*>(&staged[r + e * kApart][2 * w]) = {
+            static_cast<uint32_t>(values[e]), static_cast<uint32_t>(values[e] >> 32)};
+      }
+    }
+  };
 };
 
-// Moves the tables to shared memory where `fit` says that they have room there.
-template <typename T>
-__device__ Tables<T> cached_tables(const Tables<T>& tables, int64_t n, bool fit, T* shared) {
-  if (!fit) return tables;
-  Tables<T> cached = tables;
-  const auto copy = [&](const T*& table) {
-    if (!table) return;
-    for (int64_t k = threadIdx.x; k <= n; k += kThreads) shared[k] = table[k];
-    table = shared;
-    shared += n + 1;
-  };
-  copy(cached.hamming);
-  copy(cached.overlap);
+// The tables, in dynamic shared memory if they fit there: known when compiling, so that their loads
+// are those of shared memory alone.
+template <bool kFit, typename T>
+__device__ Tables<T> cached_tables(const Tables<T>& tables, int64_t n) {
+  if constexpr (!kFit) return tables;
+  auto* shared = static_cast<T*>(dynamic_shared_memory());
+  T* second = shared + (tables.hamming ? n + 1 : 0);
+  for (int64_t k = threadIdx.x; k <= n; k += kThreads) {
+    if (tables.hamming) shared[k] = tables.hamming[k];
+    if (tables.overlap) second[k] = tables.overlap[k];
+  }
   __syncthreads();
-  return cached;
+  return {tables.hamming ? shared : nullptr, tables.overlap ? second : nullptr};
 }
 
 // Bytes of shared memory that the tables take beside `used` bytes, or 0 where they do not fit.

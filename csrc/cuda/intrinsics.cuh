@@ -1,14 +1,36 @@
 // What only a GPU has; tools/cuda_on_host/intrinsics.cuh says the same in plain code.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 namespace ksm {
 
+// What a block may ask for at its launch, in bytes.
+inline cudaError_t most_shared_memory(int* bytes) {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Asks for more than the 48 KiB that every kernel may use.
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int64_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
 // What a launch gave a block beyond its static shared memory.
 __device__ inline void* dynamic_shared_memory() {
-  extern __shared__ double memory[];
+  extern __shared__ __align__(16) double memory[];
   return memory;
+}
+
+// 16 aligned bytes at once.
+__device__ inline void store_four(float* to, const float (&values)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
 }
 
 // Matrix products of a warp on the tensor cores, D += A B. With lane = 4 g + q, a lane holds of
@@ -39,6 +61,15 @@ __device__ inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], const 
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four matrices of 8 rows of 4 words from shared memory: lane l points to row l % 8 of matrix l / 8,
+// 16 aligned bytes, and gets word q of row g of each.
+__device__ inline void load_matrices(uint32_t (&a)[4], const uint32_t* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
 }
 
 // Two numbers rounded to float16, to nearest, the first in the low half.

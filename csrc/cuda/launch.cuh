@@ -8,12 +8,18 @@
 
 namespace ksm {
 
-constexpr int kThreads = 256;  // per block, in every kernel
+constexpr int kThreads = 256;  // per block, in nearly every kernel
 constexpr int kWarps = kThreads / 32;
 
 __host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit;
 }
+
+// Two neighbours that are stored at once.
+template <typename T>
+struct alignas(2 * sizeof(T)) Two {
+  T first, second;
+};
 
 // Blocks for a grid-stride loop over `work` items: enough to fill any GPU several times over, and
 // below the grid's limit for any int64 size.
@@ -24,14 +30,20 @@ inline unsigned grid_for(int64_t work, int64_t per_block) {
 
 // An ordinary call instead of <<<>>>, so that a host compiler reads it too (tools/cuda_on_host).
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(unsigned blocks, int64_t shared_bytes, cudaStream_t stream,
-                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+cudaError_t launch_blocks(unsigned blocks, int threads, int64_t shared_bytes, cudaStream_t stream,
+                          void (*kernel)(Parameters...), const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(unsigned blocks, int64_t shared_bytes, cudaStream_t stream,
+                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+  return launch_blocks(blocks, kThreads, shared_bytes, stream, kernel, arguments...);
 }
 
 // For a kernel whose blocks take `work` items in turn.

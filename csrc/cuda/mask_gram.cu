@@ -1,7 +1,8 @@
 // Mask Gram matrices on CUDA: bit counts on the tensor cores, tables in shared memory.
 //
 // One block computes one tile of 128 x 128 pairs. Of a symmetric result it computes the tiles on and
-// above the diagonal, and writes them twice: neighbouring rows, too, are a sector of memory.
+// above the diagonal, and writes them twice: neighbouring rows, too, are a sector of memory. Nearly
+// all tiles lie in the result entirely; of these a thread's sizes stay in registers.
 #include "cuda/gram_tile.cuh"
 
 namespace ksm {
@@ -9,19 +10,83 @@ namespace {
 
 using Tile = OverlapTile<2, 8>;
 
-template <typename T>
-struct alignas(2 * sizeof(T)) Two {
-  T first, second;
-};
+// K of a pair from its two sizes together and its overlap.
+template <bool kHamming, bool kOverlap, typename T>
+__device__ T value_of(const Tables<T>& tables, int sizes, int overlap) {
+  if constexpr (!kHamming) return tables.overlap[overlap];
+  const T value = tables.hamming[sizes - 2 * overlap];
+  if constexpr (!kOverlap) return value;
+  return value + tables.overlap[overlap];
+}
+
+// Writes a tile that lies in K entirely.
+template <bool kHamming, bool kOverlap, typename T>
+__device__ void write_whole(const Tile& tile, const Tables<T>& tables, const MaskSet& x, int64_t i0,
+                            const MaskSet& y, int64_t j0, bool mirrored, T* out) {
+  const int64_t l = y.count, i = i0 + Tile::own_row(), j = j0 + Tile::own_column();
+  constexpr int kOwnRows = 4;
+  int x_sizes[kOwnRows] = {};
+  if constexpr (kHamming) {
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) x_sizes[r] = x.sizes[i + 8 * r];
+  }
+  T* own = out + i * l + j;
+  T* column = out + j * l + i;
+#pragma unroll
+  for (int q = 0; q < 8; ++q, column += 8 * l) {
+    T values[2][kOwnRows];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      int y_size = 0;
+      if constexpr (kHamming) y_size = y.sizes[j + 8 * q + e];
+#pragma unroll
+      for (int r = 0; r < kOwnRows; ++r) {
+        const int overlap = tile.counts[r / 2][q][r % 2 * 2 + e];
+        values[e][r] = value_of<kHamming, kOverlap>(tables, x_sizes[r] + y_size, overlap);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) {
+      T* to = own + 8 * r * l + 8 * q;
+      if (l % 2 == 0) {
+        *reinterpret_cast<Two<T>*>(to) = {values[0][r], values[1][r]};
+      } else {
+        to[0] = values[0][r];
+        to[1] = values[1][r];
+      }
+    }
+    if (!mirrored) continue;
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) {
+      column[8 * r] = values[0][r];
+      column[l + 8 * r] = values[1][r];
+    }
+  }
+}
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__device__ void write_partial(const Tile& tile, const Tables<T>& tables, const MaskSet& x,
+                              int64_t i0, const MaskSet& y, int64_t j0, bool mirrored, T* out) {
+  const int64_t m = x.count, l = y.count;
+  tile.for_each_pair([&](int r, int c, int overlap, int next_overlap) {
+    const int64_t i = i0 + r, j = j0 + c;
+    const auto write = [&](int64_t column, int count) {
+      if (i >= m || column >= l) return;
+      const T value = entry_of(tables, x, i, y, column, count);
+      out[i * l + column] = value;
+      if (mirrored) out[column * l + i] = value;
+    };
+    write(j, overlap);
+    write(j + 1, next_overlap);
+  });
+}
+
+template <bool kFit, typename T>
+__global__ void __launch_bounds__(kThreads, kFit && sizeof(T) == 4 ? 2 : 1)
     mask_gram_kernel(MaskSet x, MaskSet y, bool symmetric, int64_t n, Tables<T> global_tables,
-                     bool tables_fit,
                      T* __restrict__ out) {  // (m, l)
   __shared__ Tile::Staging staging;
-  const Tables<T> tables =
-      cached_tables(global_tables, n, tables_fit, static_cast<T*>(dynamic_shared_memory()));
+  const Tables<T> tables = cached_tables<kFit>(global_tables, n);
   const int64_t m = x.count, l = y.count;
   const int64_t row_tiles = (m + Tile::kRows - 1) / Tile::kRows;
   const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
@@ -31,25 +96,15 @@ __global__ void __launch_bounds__(kThreads)
     const bool mirrored = symmetric && j0 > i0;
     Tile tile;
     tile.count(x, i0, y, j0, n, staging);
-    tile.for_each_pair([&](int r, int c, int overlap, int next_overlap) {
-      const int64_t i = i0 + r, j = j0 + c;
-      if (i >= m || j >= l) return;
-      const T value = entry_of(tables, x, i, y, j, overlap);
-      T* target = out + i * l + j;
-      if (mirrored) out[j * l + i] = value;
-      if (j + 1 == l) {
-        *target = value;
-        return;
-      }
-      const T next = entry_of(tables, x, i, y, j + 1, next_overlap);
-      if (mirrored) out[(j + 1) * l + i] = next;
-      if (l % 2 == 0) {
-        *reinterpret_cast<Two<T>*>(target) = {value, next};
-      } else {
-        target[0] = value;
-        target[1] = next;
-      }
-    });
+    if (i0 + Tile::kRows > m || j0 + Tile::kColumns > l) {
+      write_partial(tile, tables, x, i0, y, j0, mirrored, out);
+    } else if (!tables.hamming) {
+      write_whole<false, true>(tile, tables, x, i0, y, j0, mirrored, out);
+    } else if (!tables.overlap) {
+      write_whole<true, false>(tile, tables, x, i0, y, j0, mirrored, out);
+    } else {
+      write_whole<true, true>(tile, tables, x, i0, y, j0, mirrored, out);
+    }
   }
 }
 
@@ -61,8 +116,8 @@ cudaError_t launch_mask_gram(MaskSet x, MaskSet y, bool symmetric, int64_t n, Ta
   const int64_t tiles = ((x.count + Tile::kRows - 1) / Tile::kRows) *
                         ((y.count + Tile::kColumns - 1) / Tile::kColumns);
   const int64_t bytes = cached_table_bytes(tables, n, sizeof(Tile::Staging));
-  return launch(grid_for(tiles, 1), bytes, stream, mask_gram_kernel<T>, x, y, symmetric, n, tables,
-                bytes > 0, out);
+  const auto kernel = bytes > 0 ? mask_gram_kernel<true, T> : mask_gram_kernel<false, T>;
+  return launch(grid_for(tiles, 1), bytes, stream, kernel, x, y, symmetric, n, tables, out);
 }
 
 template cudaError_t launch_mask_gram(MaskSet, MaskSet, bool, int64_t, Tables<float>, float*,

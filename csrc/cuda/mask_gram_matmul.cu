@@ -1,7 +1,8 @@
 // Mask Gram matrix times v on CUDA: each 64 x 64 tile of K lives in shared memory only.
 //
-// A block owns 64 rows, 16 targets and a range of columns, which it visits in order; the ranges'
-// sums are added in order by a second kernel. No atomics: the result is the same in every run.
+// A block owns 64 rows, 8 or 16 targets and a range of columns, which it visits in order; a thread
+// multiplies a row by every target for a quarter of the columns. The quarters' sums are added in
+// order, those of the ranges by a second kernel. No atomics: the result is the same in every run.
 #include "cuda/gram_tile.cuh"
 
 namespace ksm {
@@ -9,18 +10,22 @@ namespace {
 
 using Tile = OverlapTile<1, 4>;
 
-constexpr int kTargets = 16;  // columns of v per block
-constexpr int kTargetsPerThread = kTargets * Tile::kRows / kThreads;
+constexpr int kFewTargets = 8, kMostTargets = 16;  // columns of v per block
+constexpr int kParts = kThreads / Tile::kRows;     // of the columns of a tile
+constexpr int kPartColumns = Tile::kColumns / kParts;
 // Rows of K^T are padded from 64 to 68: the 4 columns x 8 rows that a warp writes at once lie in
 // different banks.
 constexpr int kGramStride = Tile::kRows + 4;
 
-template <typename T>
+template <typename T, int kTargets>
 struct Shared {
   Tile::Staging staging;
   T gram[Tile::kColumns][kGramStride];  // transposed
-  T v[Tile::kColumns][kTargets];
+  alignas(16) T v[Tile::kColumns][kTargets];
 };
+
+// The targets of a block: eight at most leave no half of it idle.
+constexpr int targets_of(int64_t t) { return t <= kFewTargets ? kFewTargets : kMostTargets; }
 
 struct Work {
   int64_t row_tiles, target_tiles, splits, column_tiles_per_split;
@@ -33,7 +38,7 @@ Work work_of(int64_t m, int64_t l, int64_t t) {
   constexpr int64_t kFewestColumnTiles = 8;  // below this a block's start and end dominate
   Work work;
   work.row_tiles = (m + Tile::kRows - 1) / Tile::kRows;
-  work.target_tiles = (t + kTargets - 1) / kTargets;
+  work.target_tiles = divide_up(t, targets_of(t));
   const int64_t column_tiles = (l + Tile::kColumns - 1) / Tile::kColumns;
   const int64_t wanted = kEnoughBlocks / (work.row_tiles * work.target_tiles);
   work.splits = std::max<int64_t>(1, std::min(wanted, column_tiles / kFewestColumnTiles));
@@ -41,26 +46,23 @@ Work work_of(int64_t m, int64_t l, int64_t t) {
   return work;
 }
 
-template <typename T>
+template <bool kFit, int kTargets, typename T>
 __global__ void __launch_bounds__(kThreads)
     partial_products_kernel(MaskSet x, MaskSet y, int64_t n, Tables<T> global_tables,
-                            bool tables_fit,
                             const T* __restrict__ v,  // (l, t)
                             int64_t t, Work work,
                             double* __restrict__ partials) {  // (splits, m, t)
-  __shared__ Shared<T> shared;
-  const Tables<T> tables =
-      cached_tables(global_tables, n, tables_fit, static_cast<T*>(dynamic_shared_memory()));
+  __shared__ Shared<T, kTargets> shared;
+  const Tables<T> tables = cached_tables<kFit>(global_tables, n);
   const int64_t m = x.count, l = y.count;
-  const int r = threadIdx.x % Tile::kRows;
-  const int first_target = threadIdx.x / Tile::kRows * kTargetsPerThread;
+  const int r = threadIdx.x % Tile::kRows, part = threadIdx.x / Tile::kRows;
   for (int64_t k = blockIdx.x; k < work.blocks(); k += gridDim.x) {
     const int64_t i0 = k % work.row_tiles * Tile::kRows;
     const int64_t c0 = k / work.row_tiles % work.target_tiles * kTargets;
     const int64_t split = k / work.row_tiles / work.target_tiles;
     const int64_t begin = split * work.column_tiles_per_split * Tile::kColumns;
     const int64_t end = std::min(begin + work.column_tiles_per_split * Tile::kColumns, l);
-    double totals[kTargetsPerThread] = {};
+    double totals[kTargets] = {};
     for (int64_t j0 = begin; j0 < end; j0 += Tile::kColumns) {
       Tile tile;
       tile.count(x, i0, y, j0, n, shared.staging);
@@ -77,18 +79,40 @@ __global__ void __launch_bounds__(kThreads)
         shared.v[q / kTargets][q % kTargets] = j < l && c < t ? v[j * t + c] : T(0);
       }
       __syncthreads();
-      T sums[kTargetsPerThread] = {};
-      const int columns = static_cast<int>(std::min<int64_t>(Tile::kColumns, end - j0));
-      for (int j = 0; j < columns; ++j) {
-        const T g = shared.gram[j][r];
-        for (int c = 0; c < kTargetsPerThread; ++c) sums[c] += g * shared.v[j][first_target + c];
+#pragma unroll
+      for (int first = 0; first < kTargets; first += kFewTargets) {
+        T sums[kFewTargets] = {};
+#pragma unroll 4
+        for (int n = 0; n < kPartColumns; ++n) {  // those beyond the sets are zero
+          const int j = part * kPartColumns + n;
+          const T g = shared.gram[j][r];
+#pragma unroll
+          for (int c = 0; c < kFewTargets; ++c) sums[c] = fma(g, shared.v[j][first + c], sums[c]);
+        }
+#pragma unroll
+        for (int c = 0; c < kFewTargets; ++c) totals[first + c] += sums[c];
       }
-      for (int c = 0; c < kTargetsPerThread; ++c) totals[c] += sums[c];
     }
-    if (i0 + r >= m) continue;
-    for (int c = 0; c < kTargetsPerThread; ++c) {
-      const int64_t target = c0 + first_target + c;
-      if (target < t) partials[(split * m + i0 + r) * t + target] = totals[c];
+    constexpr int kAtOnce = kTargets / 4;
+    // Of a few targets at once, where K was.
+    auto* parts = reinterpret_cast<double (*)[kAtOnce][Tile::kRows]>(shared.gram);
+    static_assert(sizeof(shared.gram) >= (kParts - 1) * kAtOnce * Tile::kRows * sizeof(double));
+#pragma unroll
+    for (int first = 0; first < kTargets; first += kAtOnce) {
+      __syncthreads();  // K, or the parts before, have been read
+#pragma unroll
+      for (int c = 0; c < kAtOnce; ++c) {
+        if (part > 0) parts[part - 1][c][r] = totals[first + c];
+      }
+      __syncthreads();
+      if (part > 0 || i0 + r >= m) continue;
+#pragma unroll
+      for (int c = 0; c < kAtOnce; ++c) {
+        const int64_t target = c0 + first + c;
+        double sum = totals[first + c];
+        for (int other = 0; other < kParts - 1; ++other) sum += parts[other][c][r];
+        if (target < t) partials[(split * m + i0 + r) * t + target] = sum;
+      }
     }
   }
 }
@@ -105,6 +129,16 @@ __global__ void sum_splits_kernel(const double* __restrict__ partials,  // (spli
   }
 }
 
+template <int kTargets, typename T>
+cudaError_t launch_partials(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, const T* v,
+                            int64_t t, Work work, double* partials, cudaStream_t stream) {
+  const int64_t bytes = cached_table_bytes(tables, n, sizeof(Shared<T, kTargets>));
+  const auto kernel = bytes > 0 ? partial_products_kernel<true, kTargets, T>
+                                : partial_products_kernel<false, kTargets, T>;
+  return launch(grid_for(work.blocks(), 1), bytes, stream, kernel, x, y, n, tables, v, t, work,
+                partials);
+}
+
 }  // namespace
 
 int64_t num_column_splits(int64_t m, int64_t l, int64_t t) { return work_of(m, l, t).splits; }
@@ -113,10 +147,10 @@ template <typename T>
 cudaError_t launch_mask_gram_matmul(MaskSet x, MaskSet y, int64_t n, Tables<T> tables, const T* v,
                                     int64_t t, double* partials, T* out, cudaStream_t stream) {
   const Work work = work_of(x.count, y.count, t);
-  const int64_t bytes = cached_table_bytes(tables, n, sizeof(Shared<T>));
   const cudaError_t status =
-      launch(grid_for(work.blocks(), 1), bytes, stream, partial_products_kernel<T>, x, y, n, tables,
-             bytes > 0, v, t, work, partials);
+      targets_of(t) == kMostTargets
+          ? launch_partials<kMostTargets>(x, y, n, tables, v, t, work, partials, stream)
+          : launch_partials<kFewTargets>(x, y, n, tables, v, t, work, partials, stream);
   if (status != cudaSuccess) return status;
   const int64_t size = x.count * t;
   return launch_threads(size, stream, sum_splits_kernel<T>, partials, work.splits, size, out);

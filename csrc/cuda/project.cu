@@ -7,6 +7,7 @@
 // tools/cuda_on_host runs this file on the host.
 #include <type_traits>
 
+#include "cuda/intrinsics.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/rademacher.cuh"
@@ -24,6 +25,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(Sums<T> sums) {
     const int64_t e = first + threadIdx.x;
     if (e >= size) continue;
     T sum = sums.y[e];
+#pragma unroll 16  // as many loads under way
     for (int64_t split = 1; split < sums.splits; ++split) sum += sums.of(split)[e];
     sums.y[e] = sum;
   }
@@ -66,35 +68,258 @@ __device__ uint32_t inverse_modulo(uint32_t number, uint32_t count) {
   return static_cast<uint32_t>(factor < 0 ? factor + count : factor);
 }
 
+// a b modulo `count`; all are at most `count`.
+__device__ uint32_t product_modulo(uint32_t a, uint32_t b, uint32_t count) {
+  if (count <= 65536) return a % count * (b % count) % count;
+  return static_cast<uint32_t>(uint64_t{a} * b % count);
+}
+
+// A permutation of a block from the side of its outputs: vector v comes from inverse * (v - shift).
+struct Move {
+  uint32_t inverse, shift, flip;
+};
+
+__device__ Move move_of(const Projection& projection, int64_t length, int64_t block,
+                        int64_t replicate) {
+  const int64_t vectors = segment_of(projection) / length;
+  const BlockPermutation permutation =
+      block_permutation(projection.seed, block, static_cast<uint32_t>(replicate), vectors, length);
+  return {inverse_modulo(permutation.multiplier, static_cast<uint32_t>(vectors)), permutation.shift,
+          permutation.flip};
+}
+
 // Which vector of coordinates of a block the vector of outputs from `output` on meets.
 __device__ Meeting met_by_outputs(const Projection& projection, int64_t length, int64_t block,
-                                  int64_t output) {
-  const int64_t q = segment_of(projection), vectors = q / length;
-  const auto replicate = static_cast<uint32_t>(output / q);
-  const BlockPermutation permutation =
-      block_permutation(projection.seed, block, replicate, vectors, length);
-  const uint64_t inverse = inverse_modulo(permutation.multiplier, static_cast<uint32_t>(vectors));
-  const uint64_t moved = static_cast<uint64_t>(output % q / length + vectors - permutation.shift);
-  const auto u = static_cast<int64_t>(inverse * moved % static_cast<uint64_t>(vectors)) * length;
+                                  int64_t output, const Move& move) {
+  const auto q = static_cast<uint32_t>(segment_of(projection));
+  const auto lanes = static_cast<uint32_t>(length), vectors = q / lanes;
+  const uint32_t replicate = static_cast<uint32_t>(output) / q;
+  const uint32_t v = (static_cast<uint32_t>(output) - replicate * q) / lanes;
+  const uint32_t moved = v >= move.shift ? v - move.shift : v + (vectors - move.shift);
+  const int64_t u = int64_t{product_modulo(move.inverse, moved, vectors)} * length;
   return {static_cast<int32_t>(u), vector_signs(projection.seed, block, replicate, u),
-          static_cast<uint16_t>(permutation.flip)};
+          static_cast<uint16_t>(move.flip)};
 }
 
 // Which vector of outputs of segment t the vector of coordinates from `coordinate` on meets.
 __device__ Meeting met_by_coordinates(const Projection& projection, int64_t length,
                                       int64_t coordinate, int64_t t) {
-  const int64_t q = segment_of(projection), vectors = q / length;
-  const int64_t block = coordinate / q, u = coordinate % q;
+  const int64_t q = segment_of(projection), block = coordinate / q, u = coordinate - block * q;
+  const auto lanes = static_cast<uint32_t>(length);
+  const uint32_t vectors = static_cast<uint32_t>(q) / lanes;
   const auto replicate = static_cast<uint32_t>(t);
   const BlockPermutation permutation =
       block_permutation(projection.seed, block, replicate, vectors, length);
-  const auto place = static_cast<int64_t>(
-      (uint64_t{permutation.multiplier} * static_cast<uint64_t>(u / length) + permutation.shift) %
-      static_cast<uint64_t>(vectors));
+  const uint32_t moved =
+      product_modulo(permutation.multiplier, static_cast<uint32_t>(u) / lanes, vectors);
+  const uint32_t sum = moved + permutation.shift;  // below 2^32: q is below 2^31
+  const int64_t place = sum < vectors ? sum : sum - vectors;
   return {static_cast<int32_t>(t * q + place * length),
           vector_signs(projection.seed, block, replicate, u),
           static_cast<uint16_t>(permutation.flip)};
 }
+
+// ---- sbp, vectors of sixteen in float32 ----
+
+constexpr int kSixteen = 16;
+
+template <typename T>
+using RowsOfFour = Four<T>[kSbpRows];
+using Totals = float[kSbpRows][4];
+
+template <typename T>
+__device__ int own_rows(const Slab<T>& x, int64_t row) {
+  return static_cast<int>(x.rows - row < kSbpRows ? x.rows - row : kSbpRows);
+}
+
+// totals[e] += factors[e] values[e ^ kFlip] or, the other way round, totals[e ^ kFlip] += ..
+template <int kFlip, typename From>
+__device__ void add_flipped(const RowsOfFour<From>& values, const float (&factors)[4], bool outputs,
+                            Totals& totals) {
+#pragma unroll
+  for (int r = 0; r < kSbpRows; ++r) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float factor = outputs ? factors[e ^ kFlip] : factors[e];
+      totals[r][e] = fma(values[r][e ^ kFlip], factor, totals[r][e]);
+    }
+  }
+}
+
+// Adds what a quarter of a vector meets. Its coordinates are the `four`th of their vector, and the
+// totals are of them or, with `outputs`, the values are.
+template <typename From>
+__device__ void add_met(const Meeting& meeting, int four, float scale,
+                        const RowsOfFour<From>& values, bool outputs, Totals& totals) {
+  float factors[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) factors[e] = meeting.signs >> (4 * four + e) & 1 ? -scale : scale;
+  switch (meeting.flip % 4) {
+    case 0: return add_flipped<0>(values, factors, outputs, totals);
+    case 1: return add_flipped<1>(values, factors, outputs, totals);
+    case 2: return add_flipped<2>(values, factors, outputs, totals);
+    default: return add_flipped<3>(values, factors, outputs, totals);
+  }
+}
+
+// Writes what lies in the slab; `wide`: its rows are aligned.
+__device__ void store_rows(const Totals& totals, const Slab<float>& x, int64_t row,
+                           int64_t coordinate, bool wide) {
+  const int64_t at = coordinate - x.begin;
+  const bool whole = wide && at >= 0 && at + 4 <= x.count;
+#pragma unroll
+  for (int r = 0; r < kSbpRows; ++r) {
+    if (row + r >= x.rows) continue;
+    float* to = x.values + (row + r) * x.stride + at;
+    if (whole) {
+      store_four(to, totals[r]);
+      continue;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (at + e >= 0 && at + e < x.count) to[e] = totals[r][e];
+    }
+  }
+}
+
+// How a block of threads covers rows, and outputs or coordinates: few rows leave more threads for
+// the others. A thread has a quarter of a vector of kSbpRows rows.
+struct SbpLayout {
+  int row_groups;
+
+  __host__ __device__ explicit SbpLayout(int64_t rows)
+      : row_groups(rows > 2 * kSbpRows ? 4
+                   : rows > kSbpRows   ? 2
+                                       : 1) {}
+
+  __host__ __device__ int threads() const { return kThreads / row_groups; }  // side by side
+  __host__ __device__ int width() const { return 4 * threads(); }
+  __host__ __device__ int vectors() const { return threads() / 4; }
+  __host__ __device__ int rows() const { return row_groups * kSbpRows; }
+  // So many meetings of each vector are known at once.
+  __host__ __device__ int depth() const { return kThreads / vectors(); }
+};
+
+// A thread owns four outputs and gathers what meets them, block after block. The permutations of
+// blocks are drawn by a thread for each, then the meetings of vectors likewise.
+template <typename From>
+__global__ void __launch_bounds__(kThreads, 2)
+    project_sixteen_kernel(Projection projection, float scale, Slab<const From> x, Sums<float> sums,
+                           bool wide) {
+  __shared__ Move moves[kThreads];
+  __shared__ Meeting meetings[kThreads];
+  const int64_t k = projection.k, q = segment_of(projection);
+  const SbpLayout layout(x.rows);
+  const int thread = static_cast<int>(threadIdx.x), vectors = layout.vectors();
+  const int depth = layout.depth(), beside = thread % layout.threads();
+  const int64_t tiles = divide_up(k, layout.width()), groups = divide_up(x.rows, layout.rows());
+  for (int64_t item = blockIdx.x; item < tiles * groups * sums.splits; item += gridDim.x) {
+    const int64_t tile = item % tiles * layout.width(), split = item / tiles / groups;
+    const int64_t row =
+        item / tiles % groups * layout.rows() + thread / layout.threads() * kSbpRows;
+    const int64_t output = tile + 4 * beside, end = sums.end(split);
+    const int64_t last = tile + layout.width() < k ? tile + layout.width() : k;
+    const auto first_replicate = static_cast<uint32_t>(tile / q);
+    const auto replicates = static_cast<int>((last - 1) / q - first_replicate + 1);
+    const int drawn = kThreads / replicates / depth * depth;  // blocks of which moves are known;
+    // no tile has more segments than vectors.
+    const ThreadRows<From, kSbpRows> from = {x.values + row * x.stride, x.stride, x.count,
+                                             own_rows(x, row), wide};
+    Totals totals = {};
+    int place = 0;  // of a block's moves
+    for (int64_t first = sums.begin(split); first < end; first += depth, place += depth) {
+      if (place == drawn) place = 0;
+      if (place == 0) {
+        __syncthreads();  // the moves before have been read
+        const int64_t block = first + thread / replicates;
+        if (thread < drawn * replicates && block < end) {
+          moves[thread] =
+              move_of(projection, kSixteen, block, first_replicate + thread % replicates);
+        }
+      }
+      __syncthreads();  // the meetings before have been read, and moves written
+      const int64_t block = first + thread / vectors;
+      const int64_t vector_output = tile + thread % vectors * kSixteen;
+      if (block < end && vector_output < k) {
+        const uint32_t replicate =
+            static_cast<uint32_t>(vector_output) / static_cast<uint32_t>(q) - first_replicate;
+        const Move& move = moves[(place + thread / vectors) * replicates + replicate];
+        meetings[thread] = met_by_outputs(projection, kSixteen, block, vector_output, move);
+      }
+      __syncthreads();
+      if (output >= k || row >= x.rows) continue;
+      for (int n = 0; n < depth && first + n < end; ++n) {
+        const Meeting meeting = meetings[n * vectors + beside / 4];
+        const int four = beside % 4 ^ meeting.flip / 4;
+        const int64_t at = (first + n) * q - x.begin + meeting.other + 4 * four;
+        RowsOfFour<From> values;
+        from.load_at(at, values);
+        add_met(meeting, four, scale, values, true, totals);
+      }
+    }
+    if (output >= k) continue;
+#pragma unroll
+    for (int r = 0; r < kSbpRows; ++r) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (row + r < x.rows) sums.add(split, row + r, output + e, totals[r][e]);
+      }
+    }
+  }
+}
+
+constexpr int kTilesPerItem = 16;
+
+// A thread owns four coordinates in one tile after the other, and gathers from every segment.
+__global__ void __launch_bounds__(kThreads, 2)
+    adjoint_sixteen_kernel(Projection projection, float scale, const float* __restrict__ y,
+                           bool y_wide, Slab<float> x, bool x_wide) {
+  __shared__ Meeting meetings[kThreads];
+  const int64_t k = projection.k, s = projection.sparsity;
+  const SbpLayout layout(x.rows);
+  const int thread = static_cast<int>(threadIdx.x), vectors = layout.vectors();
+  const int depth = layout.depth(), beside = thread % layout.threads();
+  const int64_t width = layout.width(), run = width * kTilesPerItem;
+  const int64_t runs = x.stretches(run), groups = divide_up(x.rows, layout.rows());
+  for (int64_t item = blockIdx.x; item < runs * groups; item += gridDim.x) {
+    int64_t tile = (x.first_stretch(run) + item % runs) * kTilesPerItem;
+    const int64_t full = tile + kTilesPerItem, last = x.first_stretch(width) + x.stretches(width);
+    if (tile < x.first_stretch(width)) tile = x.first_stretch(width);
+    const int64_t steps = ((full < last ? full : last) - tile) * s;  // a segment of a tile
+    const int64_t row = item / runs * layout.rows() + thread / layout.threads() * kSbpRows;
+    const ThreadRows<float, kSbpRows> from = {y + row * k, k, k, own_rows(x, row), y_wide};
+    Totals totals = {};
+    int64_t segment = 0;
+    for (int64_t first = 0; first < steps; first += depth) {
+      const int64_t step = first + thread / vectors;
+      __syncthreads();  // the meetings before have been read
+      if (step < steps) {
+        const int64_t vector = (tile + step / s) * width + thread % vectors * kSixteen;
+        meetings[thread] = met_by_coordinates(projection, kSixteen, vector, step % s);
+      }
+      __syncthreads();
+      if (row >= x.rows) continue;
+      for (int n = 0; n < depth && first + n < steps; ++n) {
+        const Meeting meeting = meetings[n * vectors + beside / 4];
+        const int64_t at = meeting.other + 4 * (beside % 4 ^ meeting.flip / 4);
+        RowsOfFour<float> values;
+        from.load_at(at, values);
+        add_met(meeting, beside % 4, scale, values, false, totals);
+        if (++segment < s) continue;
+        segment = 0;
+        const int64_t coordinate = (tile + (first + n) / s) * width + 4 * beside;
+        store_rows(totals, x, row, coordinate, x_wide);
+#pragma unroll
+        for (int r = 0; r < kSbpRows; ++r) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) totals[r][e] = 0;
+        }
+      }
+    }
+  }
+}
+
+// ---- sbp, any vectors ----
 
 // A thread owns an output for a few rows and gathers what meets it, block after block: vectors of
 // sixteen float32 are two whole sectors of memory, wherever they lie. Each thread first works out the
@@ -118,7 +343,8 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t output_vector = tile + thread % vectors * length;
       __syncthreads();  // the meetings before have been read
       if (block < end && output_vector < k) {
-        meetings[thread] = met_by_outputs(projection, length, block, output_vector);
+        meetings[thread] = met_by_outputs(projection, length, block, output_vector,
+                                          move_of(projection, length, block, output_vector / q));
       }
       __syncthreads();
       if (output >= k) continue;
@@ -498,7 +724,7 @@ Sums<T> sums_of(const Projection& projection, int64_t begin, int64_t b, int64_t 
   sums.y = y, sums.partials = partials, sums.rows = b, sums.k = k;
   int64_t unit = q, blocks = 0;
   switch (projection.kind) {
-    case Kind::kSbp: blocks = divide_up(k, kThreads) * divide_up(b, kSbpRows); break;
+    case Kind::kSbp: blocks = divide_up(divide_up(k, kThreads) * divide_up(b, kSbpRows), 2); break;
     case Kind::kSjlt:
       unit = kSjltChunk;
       begin = 0;  // chunks start where x does
@@ -506,7 +732,7 @@ Sums<T> sums_of(const Projection& projection, int64_t begin, int64_t b, int64_t 
       break;
     case Kind::kRademacher:
       unit = kSignBlock;
-      blocks = divide_up(k, kTensorColumns) * divide_up(b, TensorTile<1, 2>::kRows);
+      blocks = divide_up(divide_up(k, kTensorColumns) * divide_up(b, kTensorRows), 2);
       break;
     default: unit = kSignBlock; blocks = divide_up(k, kColumns) * divide_up(b, 4 * kSide);
   }
@@ -533,12 +759,37 @@ cudaError_t project_rademacher(const Projection& projection, float scale, Slab<c
   const auto work = [&](int64_t rows) {
     return divide_up(sums.k, kTensorColumns) * divide_up(x.rows, rows) * sums.splits;
   };
-  if (x.rows <= TensorTile<1, 1>::kRows) {
-    return launch_over(work(TensorTile<1, 1>::kRows), stream, project_rademacher_kernel<From, 1>,
-                       projection, scale, x, sums);
+  const bool wide = is_wide(x.values, x.stride, x.begin);
+  constexpr int kFew = kTensorRows / 2;
+  if (x.rows <= kFew) {
+    return launch_over(work(kFew), stream, project_rademacher_kernel<From, kFew>, projection, scale,
+                       x, sums, wide);
   }
-  return launch_over(work(TensorTile<1, 2>::kRows), stream, project_rademacher_kernel<From, 2>,
-                     projection, scale, x, sums);
+  return launch_over(work(kTensorRows), stream, project_rademacher_kernel<From, kTensorRows>,
+                     projection, scale, x, sums, wide);
+}
+
+template <typename From>
+cudaError_t project_sixteen(const Projection& projection, float scale, Slab<const From> x,
+                            Sums<float> sums, cudaStream_t stream) {
+  const SbpLayout layout(x.rows);
+  return launch_over(
+      divide_up(sums.k, layout.width()) * divide_up(x.rows, layout.rows()) * sums.splits, stream,
+      project_sixteen_kernel<From>, projection, scale, x, sums,
+      is_wide(x.values, x.stride, x.begin));
+}
+
+cudaError_t adjoint_sixteen(const Projection& projection, float scale, const float* y,
+                            Slab<float> x, cudaStream_t stream) {
+  const SbpLayout layout(x.rows);
+  return launch_over(x.stretches(layout.width() * kTilesPerItem) * divide_up(x.rows, layout.rows()),
+                     stream, adjoint_sixteen_kernel, projection, scale, y, is_wide(y, projection.k),
+                     x, is_wide(x.values, x.stride, x.begin));
+}
+
+template <typename T>
+bool of_sixteen(const Projection& projection) {
+  return std::is_same_v<T, float> && vector_length(segment_of(projection)) == kSixteen;
 }
 
 // All but the rotation.
@@ -549,7 +800,11 @@ cudaError_t project_slab(const Projection& projection, Slab<const From> x, T* y,
   const Sums<T> sums = sums_of(projection, x.begin, b, x.count, y, partials);
   const T scale = scale_of_values<T>(projection);
   cudaError_t status = cudaSuccess;
-  if (projection.kind == Kind::kSbp) {
+  if (projection.kind == Kind::kSbp && of_sixteen<T>(projection)) {
+    if constexpr (std::is_same_v<T, float>) {
+      status = project_sixteen(projection, scale, x, sums, stream);
+    }
+  } else if (projection.kind == Kind::kSbp) {
     status = launch_over(divide_up(k, kThreads) * divide_up(b, kSbpRows) * sums.splits, stream,
                          project_sbp_kernel<From, T>, projection, scale, x, sums);
   } else if (projection.kind == Kind::kSjlt) {
@@ -576,6 +831,9 @@ cudaError_t adjoint_slab(const Projection& projection, const T* y, Slab<T> x, cu
   const int64_t b = x.rows;
   switch (projection.kind) {
     case Kind::kSbp:
+      if constexpr (std::is_same_v<T, float>) {
+        if (of_sixteen<T>(projection)) return adjoint_sixteen(projection, scale, y, x, stream);
+      }
       return launch_over(x.stretches(kThreads) * divide_up(b, kSbpRows), stream,
                          adjoint_sbp_kernel<T>, projection, scale, y, x);
     case Kind::kSjlt:

@@ -39,26 +39,80 @@ __device__ inline uint16_t next_term(float& rest) {
   return static_cast<uint16_t>(nan ? 0x7FC0 : kept >> 16);
 }
 
-// kWarpRows warps lie on top of each other, the others side by side. Two rather than one: values
-// then serve twice as many outputs each time they are read from shared memory.
-template <int kTerms, int kWarpRows>
-struct TensorTile {
-  static constexpr int kRowMmas = kWarpRows, kColumnMmas = 4 * kWarpRows;  // of a warp
-  using Sums = WarpSums<kRowMmas, kColumnMmas, kWarps / kWarpRows>;
-  static_assert(Sums::kColumns == kTensorColumns);
-  static constexpr int kRows = Sums::kRows;
-  // Padded by 8: the rows g and words q that a warp reads at once lie in 32 different banks.
-  static constexpr int kStride = kTensorDepth + 8;
-  static constexpr int kPerThread = kRows * kTensorDepth / kThreads;
+// The terms of four values in pairs.
+template <typename From>
+using Terms = uint32_t[kTermsOf<From>][2];
 
-  alignas(4) uint16_t x[kTerms][kRows][kStride];
+template <typename From>
+__device__ void cut(const Four<From>& four, Terms<From>& terms) {
+  if constexpr (kTermsOf<From> == 1) {
+    terms[0][0] = four.words[0], terms[0][1] = four.words[1];
+  } else {
+    float rest[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) rest[e] = four[e];
+    const float zero = (rest[0] + rest[1] * 0.0f) * 0.0f + (rest[2] + rest[3] * 0.0f) * 0.0f;
+    if (zero == 0) {  // all are finite
+#pragma unroll
+      for (int term = 0; term < kTermsOf<From>; ++term) {
+        uint32_t bits[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          memcpy(&bits[e], &rest[e], sizeof(bits[e]));
+          const uint32_t kept = bits[e] & 0xFFFF0000;
+          float value;
+          memcpy(&value, &kept, sizeof(value));
+          rest[e] -= value;
+        }
+        terms[term][0] = bits[0] >> 16 | (bits[1] & 0xFFFF0000);
+        terms[term][1] = bits[2] >> 16 | (bits[3] & 0xFFFF0000);
+      }
+      return;
+    }
+#pragma unroll
+    for (int term = 0; term < kTermsOf<From>; ++term) {
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const uint32_t low = next_term(rest[e]), high = next_term(rest[e + 1]);
+        terms[term][e / 2] = low | high << 16;
+      }
+    }
+  }
+}
+
+constexpr int kTensorRows = 32;  // of a tile, or half as many
+
+// Warps lie side by side. Two blocks find room on a multiprocessor: while one stages, one multiplies.
+template <typename From, int kTileRows>
+struct TensorTile {
+  static constexpr int kTerms = kTermsOf<From>;
+  static constexpr int kRowMmas = kTileRows / 16, kColumnMmas = 4;  // of a warp
+  using Sums = WarpSums<kRowMmas, kColumnMmas, kWarps>;
+  static_assert(Sums::kColumns == kTensorColumns && Sums::kRows == kTileRows);
+  // Words of two neighbours. Padded by 4: the rows that a warp reads at once lie in 32 different banks.
+  static constexpr int kStride = kTensorDepth / 2 + 4;
+  // A thread loads and cuts four neighbours of rows that are so far apart.
+  static constexpr int kThreadsOfRow = kTensorDepth / 4, kApart = kThreads / kThreadsOfRow;
+  static constexpr int kFours = kTileRows / kApart;
+  using Values = Four<From>[kFours];
+
+  alignas(16) uint32_t x[kTerms][kTileRows][kStride];
   uint32_t words[2][4][kTensorColumns + 8];  // of this block of signs and the next one, likewise
 
-  __device__ void store(const float (&values)[kPerThread]) {
-    for_each([&](int e, int row, int depth) {
-      float rest = values[e];
-      for (int term = 0; term < kTerms; ++term) x[term][row][depth] = next_term(rest);
-    });
+  static __device__ int own_row() { return static_cast<int>(threadIdx.x) / kThreadsOfRow; }
+  static __device__ int own_depth() { return static_cast<int>(threadIdx.x) % kThreadsOfRow * 4; }
+
+  __device__ void store(const Values& values) {
+#pragma unroll
+    for (int n = 0; n < kFours; ++n) {
+      Terms<From> terms;
+      cut(values[n], terms);
+#pragma unroll
+      for (int term = 0; term < kTerms; ++term) {
+        uint32_t* to = &x[term][own_row() + n * kApart][own_depth() / 2];
+        *reinterpret_cast<Two<uint32_t>*>(to) = {terms[term][0], terms[term][1]};
+      }
+    }
   }
 
   __device__ void draw(uint64_t seed, int64_t block, int64_t output) {
@@ -87,10 +141,9 @@ struct TensorTile {
       for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
         for (int p = 0; p < kRowMmas; ++p) {
-          const uint16_t* low =
-              x[term][Sums::first_row() + p * Sums::kMmaRows + g] + step * kMmaDepth + 2 * q;
-          const uint16_t* high = low + 8 * kStride;
-          const uint32_t a[4] = {pair_at(low), pair_at(high), pair_at(low + 8), pair_at(high + 8)};
+          const int row = Sums::first_row() + p * Sums::kMmaRows + lane % 16;
+          uint32_t a[4];
+          load_matrices(a, &x[term][row][step * kMmaDepth / 2 + lane / 16 * 4]);
 #pragma unroll
           for (int c = 0; c < kColumnMmas; ++c) mma_bfloat16(to.sums[p][c], a, b[c]);
         }
@@ -98,23 +151,7 @@ struct TensorTile {
     }
   }
 
-  // Calls body(e, row, depth) for the values that this thread loads.
-  template <typename Body>
-  __device__ static void for_each(const Body& body) {
-#pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      const int index = e * kThreads + static_cast<int>(threadIdx.x);
-      body(e, index / kTensorDepth, index % kTensorDepth);
-    }
-  }
-
  private:
-  static __device__ uint32_t pair_at(const uint16_t* first) {
-    uint32_t pair;
-    memcpy(&pair, __builtin_assume_aligned(first, 4), sizeof(pair));
-    return pair;
-  }
-
   // Bits m and m + 16 as the signs of two bfloat16 ones.
   static __device__ uint32_t signed_ones(uint32_t signs, int m) {
     return (signs << (15 - m) & 0x80008000) ^ 0x3F803F80;
@@ -123,28 +160,30 @@ struct TensorTile {
 
 // A block of threads multiplies a tile of rows by signs of 256 outputs, part after part of the
 // coordinates. The values of the next part, and the signs of the next block, arrive in the meantime.
-template <typename From, int kWarpRows>
-__global__ void __launch_bounds__(kThreads)
+template <typename From, int kTileRows>
+__global__ void __launch_bounds__(kThreads, 2)
     project_rademacher_kernel(Projection projection, float scale, Slab<const From> x,
-                              Sums<float> sums) {
-  using Tile = TensorTile<kTermsOf<From>, kWarpRows>;
+                              Sums<float> sums, bool wide) {
+  using Tile = TensorTile<From, kTileRows>;
   __shared__ Tile tile;
   const int64_t k = projection.k;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t column_tiles = divide_up(k, kTensorColumns);
-  const int64_t row_tiles = divide_up(x.rows, Tile::kRows);
+  const int64_t row_tiles = divide_up(x.rows, kTileRows);
   for (int64_t item = blockIdx.x; item < column_tiles * row_tiles * sums.splits;
        item += gridDim.x) {
     const int64_t output = item % column_tiles * kTensorColumns;
-    const int64_t row = item / column_tiles % row_tiles * Tile::kRows;
+    const int64_t row = item / column_tiles % row_tiles * kTileRows;
     const int64_t split = item / column_tiles / row_tiles;
-    const int64_t end = sums.end(split) * kParts;
-    float values[Tile::kPerThread];
+    const int64_t end = sums.end(split) * kParts, own_row = row + Tile::own_row();
+    const int64_t own_rows = divide_up(x.rows - own_row, Tile::kApart);
+    const ThreadRows<From, Tile::kFours> from = {
+        x.values + own_row * x.stride, Tile::kApart * x.stride, x.count,
+        static_cast<int>(own_rows < Tile::kFours ? own_rows : Tile::kFours), wide};
+    typename Tile::Values values;
     typename Tile::Sums totals;
     const auto load_values = [&](int64_t part) {
-      Tile::for_each([&](int e, int r, int depth) {
-        values[e] = x.template value_or_zero<float>(row + r, part * kTensorDepth + depth);
-      });
+      from.load_at(part * kTensorDepth + Tile::own_depth() - x.begin, values);
     };
     __syncthreads();  // the signs of the item before have been read
     tile.draw(projection.seed, sums.begin(split), output + thread);

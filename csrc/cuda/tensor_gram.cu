@@ -1,15 +1,18 @@
-// Gram matrices in float32 on the tensor cores: G[a] = X_a^T diag(w_a) Y_a of every task at once.
+// Products in float32 on the tensor cores: Gram matrices G[a] = X_a^T diag(w_a) Y_a of every task at
+// once, and products X Y^T of rows.
 //
-// Columns are scaled by powers of two to at most 2^15. A value is then the sum of two float16, high +
+// Columns of the first, rows of the second are scaled by powers of two to at most 2^15. A value is then the sum of two float16, high +
 // low, to 2^-24 of itself (or 2^-39 of its column's largest), and a product is high high + high low +
 // low high: as exact as in float32. A column that holds a value that is not finite spoils its own
 // row and column of G alone, and with NaN rather than infinities.
 //
 // A block of threads owns a tile of one G and a split of its samples, in their order. The first
 // split is written or added to G, the others are partial sums that a second kernel adds in order.
+#include "cuda/block_sum.cuh"
 #include "cuda/gram_kernels.h"
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/slab.cuh"
 #include "cuda/warp_sums.cuh"
 
 namespace ksm {
@@ -24,8 +27,9 @@ using Accumulator = WarpSums<kRowMmas, kColumnMmas, 4>;
 static_assert(Accumulator::kRows == kSide && Accumulator::kColumns == kSide);
 // Padded: the pairs q and columns g that a warp reads at once lie in 32 different banks.
 constexpr int kStride = kSide + 8;
-constexpr int kPerThread = kPairs * kSide / kThreads;
-static_assert(kThreads % kSide == 0, "a thread stages values of one column");
+// A thread stages four columns of so many samples.
+constexpr int kSamples = kDepth * kSide / 4 / kThreads;
+static_assert(kSamples == 4 && kSide == 4 * 32, "a warp stages whole samples");
 
 // ---- scales ----------------------------------------------------------------------------------
 
@@ -67,6 +71,15 @@ __device__ float scale_for(float largest) {
   return scale;
 }
 
+// Exact: of a power of two, the exponent changes its sign.
+__device__ float inverse_of(float scale) {
+  uint32_t bits;
+  memcpy(&bits, &scale, sizeof(bits));
+  bits = 0x7F000000 - bits;
+  memcpy(&scale, &bits, sizeof(scale));
+  return scale;
+}
+
 __global__ void __launch_bounds__(kThreads)
     column_scales_kernel(const float* __restrict__ largest,  // (chunks, columns)
                          int64_t chunks, int64_t columns,
@@ -85,45 +98,63 @@ __global__ void __launch_bounds__(kThreads)
 // ---- products --------------------------------------------------------------------------------
 
 // Pairs of neighbouring samples of kSide columns, as float16.
-struct Staged {
+struct alignas(16) Staged {
   uint32_t high[kPairs][kStride], low[kPairs][kStride];
 };
 
-// The share of a thread of what is staged next: pairs of one column.
-struct Values {
-  float first[kPerThread], second[kPerThread];
-
-  // Samples `begin` to `end` of the columns from `column` on, scaled; zero beyond.
-  __device__ void load(const WeightedColumns& x, int64_t column, int64_t begin, int64_t end) {
-    const int64_t own = column + threadIdx.x % kSide;
-    const bool inside = own < x.columns;
-    const float scale = inside ? x.scales[own] : 0.0f;
-    const auto value = [&](int64_t sample) {
-      return inside && sample < end ? weighted_value(x, sample, own) * scale : 0.0f;
-    };
+// What a thread stages of one side. Values are worked on when they are stored: until then, products
+// of those before go on.
+class Share {
+ public:
+  __device__ Share(const WeightedColumns& x, int64_t column, bool wide)
+      : x_(x), column_(column + threadIdx.x % 32 * 4), wide_(wide) {
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      const int64_t sample = begin + 2 * pair_of(e);
-      first[e] = value(sample);
-      second[e] = value(sample + 1);
+    for (int c = 0; c < 4; ++c) {
+      scales_[c] = column_ + c < x.columns ? x.scales[column_ + c] : 0.0f;
     }
   }
 
-  __device__ void store(Staged& staged) const {
-    const int own = static_cast<int>(threadIdx.x % kSide);
+  // Of the samples `begin` to `end`; zero beyond.
+  __device__ void load(int64_t begin, int64_t end) {
+    const int64_t own = begin + threadIdx.x / 32 * kSamples, left = end - own;
+    const int samples = static_cast<int>(left < kSamples ? left : kSamples);
+    const ThreadRows<float, kSamples> rows = {x_.values + own * x_.columns, x_.columns, x_.columns,
+                                              samples, wide_};
+    rows.load_at(column_, values_);
+    if (!x_.weights) return;
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      const uint32_t high = pack_halves(first[e], second[e]);
-      staged.high[pair_of(e)][own] = high;
-      staged.low[pair_of(e)][own] =
-          pack_halves(first[e] - half_value(high), second[e] - half_value(high >> 16));
+    for (int s = 0; s < kSamples; ++s) weights_[s] = s < samples ? x_.weights[own + s] : 0.0f;
+  }
+
+  __device__ void store(Staged& staged) const {
+    const int own = static_cast<int>(threadIdx.x % 32) * 4;
+#pragma unroll
+    for (int p = 0; p < kSamples / 2; ++p) {
+      Four<float> high, low;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float first = scaled(2 * p, c), second = scaled(2 * p + 1, c);
+        high.words[c] = pack_halves(first, second);
+        low.words[c] = pack_halves(first - half_value(high.words[c]),
+                                   second - half_value(high.words[c] >> 16));
+      }
+      const int pair = static_cast<int>(threadIdx.x) / 32 * (kSamples / 2) + p;
+      *reinterpret_cast<Four<float>*>(&staged.high[pair][own]) = high;
+      *reinterpret_cast<Four<float>*>(&staged.low[pair][own]) = low;
     }
   }
 
  private:
-  static __device__ int pair_of(int e) {
-    return e * (kThreads / kSide) + static_cast<int>(threadIdx.x) / kSide;
+  __device__ float scaled(int sample, int c) const {
+    const float value = values_[sample][c];
+    return (x_.weights ? weights_[sample] * value : value) * scales_[c];
   }
+
+  const WeightedColumns& x_;
+  const int64_t column_;
+  const bool wide_;
+  float scales_[4], weights_[kSamples];
+  Four<float> values_[kSamples];
 };
 
 __device__ void multiply(Accumulator& to, const uint32_t (&a)[kPairs][kStride],
@@ -158,7 +189,8 @@ __device__ void multiply(Accumulator& to, const Staged& a, const Staged& b) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    tensor_gram_kernel(GramProblem problem, float* __restrict__ partials, float* __restrict__ out) {
+    tensor_gram_kernel(GramProblem problem, bool x_wide, bool y_wide, float* __restrict__ partials,
+                       float* __restrict__ out) {
   __shared__ Staged a, b;
   const int64_t k = problem.x.columns, t = problem.y.columns, splits = problem.splits;
   const int64_t column_tiles = divide_up(t, kSide), tiles = divide_up(k, kSide) * column_tiles;
@@ -170,10 +202,10 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t length = divide_up(divide_up(last - first, splits), kDepth) * kDepth;
     const int64_t begin = first + split * length;
     const int64_t end = begin + length < last ? begin + length : last;
-    Values left, right;
+    Share left(problem.x, i0, x_wide), right(problem.y, j0, y_wide);
     const auto load = [&](int64_t sample) {
-      left.load(problem.x, i0, sample, end);
-      right.load(problem.y, j0, sample, end);
+      left.load(sample, end);
+      right.load(sample, end);
     };
     Accumulator totals;
     load(begin);
@@ -192,7 +224,8 @@ __global__ void __launch_bounds__(kThreads)
     totals.for_each([&](int r, int c, float scaled) {
       const int64_t i = i0 + r, j = j0 + c;
       if (i >= k || j >= t) return;
-      const float sum = scaled * (1 / problem.x.scales[i] * (1 / problem.y.scales[j]));
+      const float sum =
+          scaled * (inverse_of(problem.x.scales[i]) * inverse_of(problem.y.scales[j]));
       target[i * t + j] = add ? target[i * t + j] + sum : sum;
     });
   }
@@ -210,6 +243,129 @@ __global__ void __launch_bounds__(kThreads)
       sum += partials[(split - 1) * size + e];
     }
     out[e] = sum;
+  }
+}
+
+// ---- products of rows ------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads)
+    row_scales_kernel(const float* __restrict__ x,  // (m, n)
+                      int64_t m, int64_t n,
+                      float* __restrict__ scales) {  // (m)
+  for (int64_t i = blockIdx.x; i < m; i += gridDim.x) {
+    float most = 0;
+    for (int64_t d = threadIdx.x; d < n; d += kThreads) {
+      const float value = x[i * n + d], size = value < 0 ? -value : value;
+      most = size > most ? size : most;
+    }
+    const float largest = block_largest<kThreads>(most);
+    if (threadIdx.x == 0) scales[i] = scale_for(largest);
+  }
+}
+
+// Pairs of neighbouring coordinates of kSide rows, as float16. Padded: the rows that a warp reads at
+// once lie in 32 different banks.
+struct alignas(16) StagedRows {
+  uint32_t high[kSide][kPairs + 4], low[kSide][kPairs + 4];
+};
+
+// What a thread stages of one side: four coordinates of kOwnRows rows that are kApart apart.
+class RowShare {
+ public:
+  __device__ RowShare(const ScaledRows& x, int64_t i0, int64_t n, bool wide) {
+    const int64_t own = i0 + own_row(), left = divide_up(x.rows - own, kApart);
+    const int rows = static_cast<int>(left < kOwnRows ? left : kOwnRows);
+    rows_ = {x.values + own * n, kApart * n, n, rows, wide};
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) scales_[r] = r < rows ? x.scales[own + r * kApart] : 0.0f;
+  }
+
+  __device__ void load(int64_t first) { rows_.load_at(first + own_quad() * 4, values_); }
+
+  __device__ void store(StagedRows& staged) const {
+#pragma unroll
+    for (int r = 0; r < kOwnRows; ++r) {
+      uint32_t high[2], low[2];
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const float first = values_[r][2 * p] * scales_[r];
+        const float second = values_[r][2 * p + 1] * scales_[r];
+        high[p] = pack_halves(first, second);
+        low[p] = pack_halves(first - half_value(high[p]), second - half_value(high[p] >> 16));
+      }
+      const int row = own_row() + r * kApart, pair = own_quad() * 2;
+      *reinterpret_cast<Two<uint32_t>*>(&staged.high[row][pair]) = {high[0], high[1]};
+      *reinterpret_cast<Two<uint32_t>*>(&staged.low[row][pair]) = {low[0], low[1]};
+    }
+  }
+
+ private:
+  static constexpr int kQuads = kDepth / 4, kApart = kThreads / kQuads, kOwnRows = kSide / kApart;
+
+  static __device__ int own_row() { return static_cast<int>(threadIdx.x) / kQuads; }
+  static __device__ int own_quad() { return static_cast<int>(threadIdx.x) % kQuads; }
+
+  ThreadRows<float, kOwnRows> rows_;
+  float scales_[kOwnRows];
+  Four<float> values_[kOwnRows];
+};
+
+__device__ void multiply_rows(Accumulator& to, const uint32_t (&a)[kSide][kPairs + 4],
+                              const uint32_t (&b)[kSide][kPairs + 4], int step) {
+  const int lane = static_cast<int>(threadIdx.x % 32), word = step * kMmaPairs;
+  uint32_t right[kColumnMmas][2];
+#pragma unroll
+  for (int c = 0; c < kColumnMmas; c += 2) {  // of two products at once
+    const int row = to.first_column() + c * Accumulator::kMmaColumns + lane / 16 * 8 + lane % 8;
+    uint32_t both[4];
+    load_matrices(both, &b[row][word + lane / 8 % 2 * 4]);
+    right[c][0] = both[0], right[c][1] = both[1];
+    right[c + 1][0] = both[2], right[c + 1][1] = both[3];
+  }
+#pragma unroll
+  for (int p = 0; p < kRowMmas; ++p) {
+    uint32_t left[4];
+    const int row = to.first_row() + p * Accumulator::kMmaRows + lane % 16;
+    load_matrices(left, &a[row][word + lane / 16 * 4]);
+#pragma unroll
+    for (int c = 0; c < kColumnMmas; ++c) mma_float16(to.sums[p][c], left, right[c]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    row_products_kernel(ScaledRows x, ScaledRows y, int64_t n, bool symmetric, bool wide,
+                        float* __restrict__ out) {  // (x.rows, y.rows)
+  __shared__ StagedRows a, b;
+  const int64_t m = x.rows, l = y.rows;
+  const int64_t column_tiles = divide_up(l, kSide), tiles = divide_up(m, kSide) * column_tiles;
+  for (int64_t item = blockIdx.x; item < tiles; item += gridDim.x) {
+    const int64_t i0 = item / column_tiles * kSide, j0 = item % column_tiles * kSide;
+    if (symmetric && j0 < i0) continue;  // the same for all threads
+    RowShare left(x, i0, n, wide), right(y, j0, n, wide);
+    Accumulator totals;
+    left.load(0);
+    right.load(0);
+    for (int64_t first = 0; first < n; first += kDepth) {
+      __syncthreads();  // what was staged before has been read
+      left.store(a);
+      right.store(b);
+      __syncthreads();
+      left.load(first + kDepth);  // arrives in the meantime
+      right.load(first + kDepth);
+      Accumulator sums;  // for itself, and added with rounding to nearest
+#pragma unroll
+      for (int step = 0; step < kPairs / kMmaPairs; ++step) {
+        multiply_rows(sums, a.low, b.high, step);
+        multiply_rows(sums, a.high, b.low, step);
+        multiply_rows(sums, a.high, b.high, step);
+      }
+      totals += sums;
+    }
+    totals.for_each([&](int r, int c, float scaled) {
+      const int64_t i = i0 + r, j = j0 + c;
+      if (i >= m || j >= l) return;
+      out[i * l + j] = scaled * (inverse_of(x.scales[i]) * inverse_of(y.scales[j]));
+    });
   }
 }
 
@@ -237,12 +393,30 @@ cudaError_t launch_column_scales(const WeightedColumns& x, int64_t samples, floa
                         chunks, x.columns, scales);
 }
 
+bool row_products_fill(int64_t m, int64_t l) {
+  constexpr int64_t kEnoughBlocks = 128;
+  return divide_up(m, kSide) * divide_up(l, kSide) >= kEnoughBlocks;
+}
+
+cudaError_t launch_row_scales(const float* x, int64_t m, int64_t n, float* scales,
+                              cudaStream_t stream) {
+  return launch_over(m, stream, row_scales_kernel, x, m, n, scales);
+}
+
+cudaError_t launch_row_products(const ScaledRows& x, const ScaledRows& y, int64_t n, bool symmetric,
+                                float* out, cudaStream_t stream) {
+  return launch_over(divide_up(x.rows, kSide) * divide_up(y.rows, kSide), stream,
+                     row_products_kernel, x, y, n, symmetric,
+                     is_wide(x.values, n) && is_wide(y.values, n), out);
+}
+
 cudaError_t launch_tensor_gram(const GramProblem& problem, float* partials, float* out,
                                cudaStream_t stream) {
   const int64_t k = problem.x.columns, t = problem.y.columns;
   const cudaError_t status =
       launch_over(problem.tasks * problem.splits * divide_up(k, kSide) * divide_up(t, kSide),
-                  stream, tensor_gram_kernel, problem, partials, out);
+                  stream, tensor_gram_kernel, problem, is_wide(problem.x.values, k),
+                  is_wide(problem.y.values, t), partials, out);
   if (status != cudaSuccess || problem.splits == 1) return status;
   return launch_threads(problem.tasks * k * t, stream, add_splits_kernel, problem,
                         static_cast<const float*>(partials), out);

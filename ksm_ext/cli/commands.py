@@ -57,6 +57,8 @@ def fit(args: Namespace) -> int:
         criterion=args.criterion,
         share_ridge=_SHARING[args.share_ridge],
         center=not args.no_intercept,
+        noise_std=args.noise_std,
+        missing=args.missing,
         task_names=table.task_names,
         target_names=table.target_names,
         progress=on_a_terminal() and not args.quiet,
@@ -74,7 +76,7 @@ def attribute(args: Namespace) -> int:
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
-        say("This surrogate has no intervals: fit kernels to 0/1 masks to get them.")
+        say("This surrogate has no intervals: fit one to 0/1 masks to get them.")
     pairs = torch.triu_indices(surrogate.masks.num_tasks, surrogate.masks.num_tasks, 1)
     if args.interactions:
         if intervals and pairs.shape[1] * len(surrogate.masks) > _MAX_VARIANCES:
@@ -201,6 +203,7 @@ def _score_table(args: Namespace) -> ScoreTable:
         weights=args.weights,
         key=args.key,
         num_tasks=args.num_tasks,
+        missing=args.missing,
     )
     if table.masks.dtype != torch.bool:
         return table

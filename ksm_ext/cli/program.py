@@ -208,6 +208,19 @@ numbers.
         help="one kernel and ridge for all targets (default: what predicts best)",
     )
     parser.add_argument("--no-intercept", action="store_true")
+    parser.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="NUMBER",
+        help="standard deviation of a single run by its seed, 0 for none (default: measured on "
+        "repeated subsets, else unknown)",
+    )
+    parser.add_argument(
+        "--missing",
+        choices=("error", "drop"),
+        default="error",
+        help="empty cells of scores: an error (default), or each score on the rows that have it",
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
 

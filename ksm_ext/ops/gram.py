@@ -17,8 +17,9 @@ kind             k(x, y)
 
 Symmetric matrices cost little more than half of their products. A kernel is applied to its
 distances while they are in the caches; exponentials below the normal numbers are zero. On CUDA,
-:func:`gram_update` and :func:`task_gram` of float32 run on the tensor cores, a value as the sum of
-two float16 after its column is scaled: as exact as float32, but infinities become NaN.
+:func:`gram_update`, :func:`task_gram` and large :func:`kernel_gram` of float32 run on the tensor
+cores, a value as the sum of two float16 after its column (of a kernel, its row) is scaled: as exact
+as float32, but infinities become NaN.
 
 Shapes: features Φ (b, k), weights w (b,), Ψ (b, t), x (m, n), y (l, n), K (m, l).
 """

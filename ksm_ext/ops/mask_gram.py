@@ -89,8 +89,8 @@ def mask_gram_matmul(
 ) -> Tensor:
     """``mask_gram(x, y) @ v`` without ever storing the Gram matrix.
 
-    Sums run in the dtype of the tables over 64 columns at a time, and in float64 across them.
-    Differentiable in ``v``, any number of times and in both modes; the adjoint is the same
+    Sums run in the dtype of the tables over at most 64 columns at a time, and in float64 across
+    them. Differentiable in ``v``, any number of times and in both modes; the adjoint is the same
     operation with ``x`` and ``y`` exchanged.
 
     Args:

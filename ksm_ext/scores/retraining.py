@@ -128,8 +128,10 @@ class RetrainedScores:
     @property
     def distinct(self) -> "RetrainedScores":
         """The same with each subset once, where it first stands."""
-        spelled = _spelled(self._masks)
-        rows = [spelled.index(subset) for subset in dict.fromkeys(spelled)]
+        first: dict[str, int] = {}
+        for row, subset in enumerate(_spelled(self._masks)):
+            first.setdefault(subset, row)
+        rows = list(first.values())
         names = self.subset_names
         return replace(
             self,

@@ -37,7 +37,8 @@ class CandidateTable:
 
     Attributes:
         rows: The candidates.
-        score_variance: (t,) float64 unbiased variance of the fitted scores per target.
+        score_variance: (t,) float64 unbiased variance of the scores per target, in which errors are
+            measured; for a constant target the square of its size, or 1 where that is 0.
     """
 
     rows: tuple[Candidate, ...]

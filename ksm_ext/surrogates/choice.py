@@ -32,7 +32,7 @@ CROSSED_FROM = 768
 """Subsets beyond which ways of sharing are judged on halves: nothing is factored for it."""
 
 _CLEAR = 2.0  # standard errors by which a choice must be better to be called clearly better
-_WORTH = 1.0  # and those by which a predictor must beat the mean, which has nothing to tune
+_WORTH = 0.5  # and those by which a predictor must beat the mean, which has nothing to tune
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,10 @@ def _beats_mean(choice: Choice, mean: Choice, trials: list[Trial], scores: Score
     """(t,) whether targets are predicted at all: clearly, and better than by their variance."""
     left_out = residuals(choice, trials, scores)
     gain = _charges(mean, trials, scores) - scores.charges(left_out)
-    return _exceeds(gain, _WORTH) & (scores.charges(left_out, by_rank=False).mean(0) < 1)
+    better = _exceeds(gain, _WORTH)
+    if scores.center and not scores.by_rank:
+        better &= scores.charges(left_out, by_rank=False).mean(0) < 1
+    return better
 
 
 def _charges(choice: Choice, trials: list[Trial], scores: Scores) -> Tensor:

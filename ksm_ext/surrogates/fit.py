@@ -37,6 +37,7 @@ from ksm_ext.surrogates.observations import (
     Observations,
     observe,
     own_share,
+    own_to_noise,
     precision_weights,
 )
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
@@ -123,7 +124,8 @@ def fit_surrogate(
             or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
             without noise. By default measured on repeated subsets, or unknown.
         known: (m,) bool, or numbers of rows, whose scores are exact: they are interpolated. The
-            scores of the empty and the full subset are so in any case where the ridge is chosen.
+            scores of the empty and the full subset are taken so where the ridge is chosen and
+            the noise is neither given nor measured.
         missing: ``"drop"`` takes NaN in ``scores`` for a score that is missing, and fits each
             target to the subsets that have it.
         task_names: n names; by default those of the columns, or "0", "1", ….
@@ -226,11 +228,11 @@ def _aligned(
         "scores": (scores, "subset", "target"),
     }
     if table_library(noise_std):
-        axes = ("subset", "target") if noise_std.ndim == 2 else ("subset",)
-        if noise_std.ndim == 1 and len(noise_std) != len(masks):
+        axes = ("subset", "target") if len(noise_std.shape) == 2 else ("subset",)
+        if len(noise_std.shape) == 1 and len(noise_std) != len(scores):
             axes = ("target",)
         tables["noise_std"] = (noise_std, *axes)
-    if table_library(known) and len(known) == len(masks):
+    if table_library(known) and len(known) == len(scores):
         tables["known"] = (known, "subset")
     found = dict(zip(tables, aligned(tables), strict=True))
     rest = found.get("noise_std", noise_std), found.get("known", known)
@@ -239,7 +241,7 @@ def _aligned(
 
 def _check_problem(observed: Observations) -> None:
     """Raise ``ValueError`` where there is nothing to fit."""
-    table, scores = observed.masks, observed.scores
+    table = observed.masks
     if len(table) == 1:
         what = "the same subset"
         if table.binary and int(table.sizes[0]) in (0, table.num_tasks):
@@ -257,7 +259,6 @@ def _check_problem(observed: Observations) -> None:
     if not bool(observed.varying.any()):
         remedy = "There is nothing to explain: check the scores."
         raise ValueError(message("scores", "varying over subsets", "constant targets only", remedy))
-    assert scores.ndim == 2
 
 
 def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
@@ -326,7 +327,11 @@ def _expand(kernel: KernelChoice, masks: Masks) -> tuple[list[Kernel], list[str]
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The targets (columns) that are observed on the same subsets (rows), and their model."""
+    """Targets (columns) that are fitted to the same subsets (rows), and their model.
+
+    ``own`` (rows, columns) is the share of residuals that is peculiar to subsets; ``noise``
+    (columns,) the variance of the noise at weight 1, or None if unknown, or if the ridge is given.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -334,49 +339,81 @@ class _Part:
     unit: Tensor
     weights: Tensor
     model: Model
+    own: Tensor
+    noise: Tensor | None
     candidates: list[Candidate]
 
 
 def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
-    """A model of every group of targets that are fitted to the same subsets."""
-    parts = []
-    varying = (observed.masks.values != observed.masks.values[0]).any(0)
-    active = Masks(observed.masks.values[:, varying])
-    fitted = observed.observed & ~_apart(active, observed, options)
-    patterns, group = torch.unique(fitted, dim=1, return_inverse=True)
+    """A model of every group of targets that are fitted to the same subsets, alike in precision."""
+    parts: list[_Part] = []
+    active = Masks(observed.masks.values[:, _varying(observed, options)])
+    if options.ridge is not None:
+        pattern = observed.counts.to(torch.float64)
+    elif observed.noise is None:
+        pattern = observed.observed.to(torch.float64)
+    else:
+        pattern = (_relative_noise(observed.noise, observed.observed) * 1e6).round()
+    pattern = torch.where(observed.observed, pattern, -1.0)
+    patterns, group = torch.unique(pattern, dim=1, return_inverse=True)
     for number in range(patterns.shape[1]):
         columns = (group == number).nonzero()[:, 0]
-        rows = patterns[:, number].nonzero()[:, 0]
-        parts += _fit_part(active, observed, rows, columns, options)
+        rows = (patterns[:, number] >= 0).nonzero()[:, 0]
+        apart = _apart(active, observed, rows, columns, options)
+        for chosen, fitted in (
+            (columns[~apart], rows),
+            (columns[apart], rows[active.sizes[rows] > 0] if bool(apart.any()) else rows),
+        ):
+            if len(chosen):
+                parts += _fit_part(active, observed, fitted, chosen, options)
     return parts
 
 
-def _apart(active: Masks, observed: Observations, options: _Options) -> Tensor:
-    """(m, t) bool: the empty subset, where its score is no continuation of the others.
+def _varying(observed: Observations, options: _Options) -> Tensor:
+    """(n,) bool: tasks that are in some subsets and not in others.
+
+    Without an intercept all count: one that is in every subset stands in for it.
+    """
+    values = observed.masks.values
+    if not options.center or options.through_zero:
+        return torch.ones(values.shape[1], dtype=torch.bool, device=values.device)
+    return (values != values[0]).any(0)
+
+
+def _relative_noise(noise: Tensor, present: Tensor) -> Tensor:
+    """(m, t) variance of the noise over its mean over the subsets that are present; 1 without."""
+    largest = noise.amax(0).clamp_min(1e-300)
+    squares = (noise / largest).square()
+    level = squares.sum(0) / present.sum(0)
+    return torch.where(level > 0, squares / level.clamp_min(1e-300), 1.0)
+
+
+def _apart(
+    active: Masks, observed: Observations, rows: Tensor, columns: Tensor, options: _Options
+) -> Tensor:
+    """(len(columns),) bool: where the empty subset's score is no continuation of the others.
 
     A score of 0 by convention, or of a network that was never trained, says nothing of subsets
     nearby: it is kept as a value of its own. Judged by its residual when left out, beside the
     others' in units of what each should have.
     """
-    apart = torch.zeros_like(observed.observed)
-    if options.textbook or not active.binary or len(active) < _APART_FROM:
+    apart = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+    if options.textbook or not active.binary or len(rows) < _APART_FROM:
         return apart
-    empty = active.sizes == 0
+    empty = active.sizes[rows] == 0
     if not bool(empty.any()):
         return apart
-    rest = (~empty).nonzero()[:, 0]
-    rows = torch.cat([empty.nonzero()[:, 0], rest[_sample(len(rest), _SCREEN_ROWS, rest.device)]])
-    columns = (observed.observed[rows].all(0) & observed.varying).nonzero()[:, 0]
-    scores = _standardised(observed, rows, columns, options)[0]
+    rest = rows[~empty]
+    rows = torch.cat([rows[empty], rest[_sample(len(rest), _SCREEN_ROWS, rest.device)]])
+    scores, *_ = _standardised(observed, rows, columns, options)
     if not len(scores.varying):
         return apart
     trials = [KernelTrial(kernel, active[rows], scores) for kernel in Exponential().grid(active)]
     losses = torch.stack([trial.judgement.subset_losses[:, 1:].mean(1) for trial in trials])
-    best = trials[int(losses.amin(1).argmin())]
-    ridge = best.judgement.ridges[losses.amin(0).argmin()]
-    errors = best.standardised_residuals(ridge)[:, scores.varying].square()
-    far = errors[0] > _APART**2 * errors[1:].mean(0)
-    apart[empty.nonzero()[0, 0], columns[scores.varying[far]]] = True
+    nearest = trials[int(losses.amin(1).argmin())]
+    ridge = nearest.judgement.ridges[losses.amin(0).argmin()]
+    errors = nearest.standardised_residuals(ridge).square()
+    apart[scores.varying] = (errors[0] > _APART**2 * errors[1:].mean(0))[scores.varying]
     return apart
 
 
@@ -402,26 +439,61 @@ def _fit_part(
     """Fit some targets to some subsets; twice where these differ in precision."""
     masks = active[rows]
     scores, shift, unit = _standardised(observed, rows, columns, options)
-    models, candidates = _fit_table(masks, scores, options)
-    noise = None
-    if observed.noise is not None:
-        noise = (observed.noise[rows][:, columns] / unit).square()
-    if noise is not None and options.ridge is None:
-        total = torch.zeros_like(unit)
-        for model, targets in models:
-            total[targets] = model.ridge_variance
-        weights = precision_weights(total, noise)
-        if float(weights.max() / weights.min()) > _UNEVEN:
-            scores = replace(scores, weights=weights)
+    known = observed.known[rows][:, columns].to(torch.float64)
+    if observed.noise is None or options.textbook:
+        models, candidates = _fit_table(masks, scores, options)
+        unknown = not options.textbook and observed.masks.binary
+        own, noise = torch.ones_like(known) if unknown else known, None
+    else:
+        variance = (observed.noise[rows][:, columns] / unit).square()
+        relative = _relative_noise(variance.sqrt(), torch.ones_like(variance))
+        noise = variance.mean(0)
+        scores = replace(scores, noise=noise)
+        models, candidates = _fit_table(masks, scores, options)
+        ratio = own_to_noise(_ridge_variance(models, unit), variance)
+        if float(relative[:, 0].max() / relative[:, 0].min().clamp_min(1e-9)) > _UNEVEN:
+            common = ratio.mean().clamp_max(1e9)
+            weights = precision_weights(common, relative[:, 0])
+            noise = weights @ variance / len(weights)
+            scores = replace(scores, weights=weights, noise=noise)
             models, candidates = _fit_table(masks, scores, options)
+            ratio = common.expand_as(ratio)
+        own = own_share(ratio, relative)
     parts = []
     for model, targets in models:
         part = _Part(
-            rows, columns[targets], shift[targets], unit[targets], scores.weights, model, candidates
+            rows=rows,
+            columns=columns[targets],
+            shift=shift[targets],
+            unit=unit[targets],
+            weights=scores.weights,
+            model=model,
+            own=own[:, targets],
+            noise=None if noise is None else noise[targets],
+            candidates=candidates,
         )
         parts.append(part)
         candidates = []
     return parts
+
+
+def _own_ridge(part: _Part, term: KernelTerm) -> Tensor | None:
+    """(q_g,) share of the ridge of latent columns that is peculiar to subsets, at weight 1."""
+    if part.noise is None:
+        return None
+    if part.model.rotation is None:
+        return part.own.mean(0)[term.columns]
+    noise = (part.model.rotation.square().T @ part.noise)[term.columns]
+    total = (term.ridge * term.signal_variance).clamp_min(1e-300)
+    return (1 - noise / total).clamp(0.0, 1.0)
+
+
+def _ridge_variance(models: list[tuple[Model, Tensor]], unit: Tensor) -> Tensor:
+    """(t,) of all targets."""
+    total = torch.zeros_like(unit)
+    for model, targets in models:
+        total[targets] = model.ridge_variance
+    return total
 
 
 def _fit_table(
@@ -465,7 +537,7 @@ def _fit_table(
     rows += _describe(trials, len(masks), choices)
     lends = [trial for trial in trials if isinstance(trial, KernelTrial)]
     default = [trial for trial in lends if _is_default(trial)]
-    if not lends and masks.binary:
+    if not lends:
         lends = [trial_of(Linear())]
     companion = (default + lends)[0] if lends else None
     models = [
@@ -606,7 +678,7 @@ def _put_together(
         unit[columns] = part.unit
         left_out[cells] = part.unit * model.loo_residuals
         gaps[cells] = part.unit * model.residuals
-        own[cells] = _own(part, observed, options)
+        own[cells] = part.own
         fitted[cells] = True
         place = columns
         if mixed:
@@ -626,6 +698,7 @@ def _put_together(
                     dual=dual,
                     rows=None if whole else rows,
                     weights=None if even else part.weights,
+                    own=_own_ridge(part, term),
                 )
             )
         linear_terms += [replace(term, columns=place[term.columns]) for term in model.linear_terms]
@@ -642,7 +715,8 @@ def _put_together(
         task_names=task_names,
         target_names=target_names,
         candidates=CandidateTable(
-            tuple(row for part in parts for row in part.candidates), unit.square()
+            tuple(row for part in parts for row in part.candidates),
+            unit.square().clamp_max(torch.finfo(torch.float64).max),
         ),
         sharing=ways.pop() if len(ways) == 1 else "component" if mixed else "target",
         scores=observed.scores.clone(),  # the caller may reuse the table
@@ -654,21 +728,10 @@ def _put_together(
         noise=observed.noise,
         counts=observed.counts,
         apart=apart,
+        varying=_varying(observed, options),
         kind=Kind.of(scores),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,
         solver=options.solver,
     )
     return surrogate.with_apart(apart) if bool(apart.any()) else surrogate
-
-
-def _own(part: _Part, observed: Observations, options: _Options) -> Tensor:
-    """(rows, columns) share of the residuals that is peculiar to the subsets."""
-    known = observed.known[part.rows][:, None].to(torch.float64).expand(-1, len(part.columns))
-    measured = options.textbook and observed.degrees_of_freedom > 0
-    if observed.noise is not None and not measured:
-        noise = (observed.noise[part.rows][:, part.columns] / part.unit).square()
-        return torch.maximum(own_share(part.model.ridge_variance, noise), known)
-    if options.textbook or not observed.masks.binary:
-        return known
-    return torch.ones_like(known)

@@ -305,6 +305,13 @@ class KrylovRidge:
             self._forget(known)
         return torch.cat(parts)[:, index]
 
+    def noise_gain(
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
+    ) -> Tensor:
+        """An upper bound of :meth:`.spectral.SpectralRidge.noise_gain`: P is below W² / ridge."""
+        largest = (self._half.square() * noise).amax(0)
+        return largest / ridge * self.explained_variance(rows, ridge, more, scale)
+
     # -- the space ------------------------------------------------------------------------------
 
     def _forget(self, blocks: int) -> None:

@@ -40,7 +40,7 @@ class Observations:
         scores: (m, t) means over the runs of a subset, in units of the scores; NaN where missing.
         counts: (m, t) int64 runs of each.
         noise: (m, t) standard deviation of these means by the noise of runs, or None if unknown.
-        known: (m,) bool: scores that were declared exact.
+        known: (m, t) bool: scores that were declared exact.
         degrees_of_freedom: Of the noise if it was measured on repeats, else 0.
     """
 
@@ -142,51 +142,50 @@ def observe(
     if outcome.ndim == 1:
         outcome, absent = outcome[:, None], absent[:, None]
     rows, present = outcome.to(torch.float64), ~absent
-    subset, first = _distinct(table)
     exact = _known_rows(known, len(table)).to(rows.device)
-    noise = None if noise_std is None else _noise_rows(noise_std, rows)
-    return _collapsed(table, rows, present, subset, first, exact, noise)
+    noise = None if noise_std is None else _noise_rows(noise_std, present)
+    kept = present.any(1)  # a run without any score tells nothing
+    if not bool(kept.all()):
+        table, rows, present, exact = table[kept], rows[kept], present[kept], exact[kept]
+        noise = None if noise is None else noise[kept]
+    return _collapsed(table, rows, present, exact, noise)
 
 
 def _collapsed(
-    table: Masks,
-    rows: Tensor,
-    present: Tensor,
-    subset: Tensor,
-    first: Tensor,
-    exact: Tensor,
-    noise: Tensor | None,
+    table: Masks, rows: Tensor, present: Tensor, exact: Tensor, noise: Tensor | None
 ) -> Observations:
-    """Means over the rows (M, t) of every subset; an exact row stands for its subset alone."""
+    """Means over the rows (M, t) of every subset; an exact score stands for its subset alone."""
+    subset, first = _distinct(table)
     m = len(first)
 
     def total(values: Tensor) -> Tensor:
         return values.new_zeros(m, *values.shape[1:]).index_add_(0, subset, values)
 
-    known = total(exact.long()) > 0
-    used = present & (exact | ~known[subset])[:, None]
+    exactly = present & exact[:, None]
+    known = total(exactly.long()) > 0  # (m, t)
+    used = exactly | (present & ~known[subset])
     counts = total(used.long())
     # the first score of a subset is taken out before summing: repeats of one number stay that
     # number, and large means lose no digits
     start = torch.where(counts > 0, _first_used(rows, used, subset, m), torch.nan)
     steps = torch.where(used, rows - start[subset], 0.0)
-    mean_step = total(steps) / counts.clamp_min(1)
-    scores = start + mean_step
-    degrees = int((counts - 1).clamp_min(0).amin(1).sum()) if rows.shape[1] else 0
-    measured = 0
+    scores = start + total(steps) / counts.clamp_min(1)
+    spare = (counts - 1).clamp_min(0)
+    degrees = int(spare.sum(0).min()) if m else 0
+    std: Tensor | None = None
     if noise is not None:
-        variance = total(torch.where(used, noise.square(), 0.0)) / counts.clamp_min(1).square()
-        std: Tensor | None = torch.where(known[:, None], 0.0, variance.sqrt())
+        degrees = 0
+        std = total(torch.where(used, noise.square(), 0.0)).sqrt() / counts.clamp_min(1)
     elif degrees >= MIN_REPEATS:
-        measured = degrees
         within = torch.where(used, rows - scores[subset], 0.0)
         largest = within.abs().amax(0).clamp_min(1e-300)  # so that no square vanishes
-        squares = (within / largest).square().sum(0) / (counts - 1).clamp_min(0).sum(0)
-        std = (squares.sqrt() * largest) / counts.clamp_min(1).sqrt()
-        std = torch.where(known[:, None], 0.0, std)
+        squares = (within / largest).square().sum(0) / spare.sum(0)
+        std = squares.sqrt() * largest / counts.clamp_min(1).sqrt()
     else:
-        std = None
-    return Observations(table[first], scores, counts, std, known, measured)
+        degrees = 0
+    if std is not None:
+        std = torch.where((counts > 0) & ~known, std, 0.0)
+    return Observations(table[first], scores, counts, std, known, degrees)
 
 
 def _first_used(rows: Tensor, used: Tensor, subset: Tensor, m: int) -> Tensor:
@@ -215,60 +214,69 @@ def _known_rows(known: object, count: int) -> Tensor:
     if known is None:
         return flags
     rows = as_tensor("known", known).cpu()
-    expected = f"({count},) bool or numbers of rows below {count}"
+    if not rows.numel():
+        return flags
+    expected = f"({count},) bool or different numbers of rows below {count}"
     remedy = "Say which rows of `masks` have exact scores."
     if rows.dtype == torch.bool and rows.shape == (count,):
         return rows
     whole = rows.ndim == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
-    if not whole or bool(((rows < 0) | (rows >= count)).any()):
+    twice = whole and len(rows.unique()) < len(rows)
+    if not whole or twice or bool(((rows < 0) | (rows >= count)).any()):
         found = f"{shape_text(rows)} of {rows.dtype}"
         raise ValueError(message("known", expected, found, remedy))
     flags[rows.long()] = True
     return flags
 
 
-def _noise_rows(noise_std: Any, rows: Tensor) -> Tensor:
-    """(M, t) standard deviation of every run."""
-    noise = as_tensor("noise_std", noise_std).to(rows)
-    check_finite("noise_std", noise, "Give 0 where scores are exact.")
-    shapes = {(): noise, (len(rows),): noise.reshape(-1, 1), (rows.shape[1],): noise}
-    shapes[tuple(rows.shape)] = noise
-    if noise.ndim == 1 and len(noise) == len(rows):
+def _noise_rows(noise_std: Any, present: Tensor) -> Tensor:
+    """(M, t) standard deviation of every run, 0 where there is no score."""
+    noise = as_tensor("noise_std", noise_std).to(present.device, torch.float64)
+    count, t = present.shape
+    if noise.ndim == 1 and len(noise) == count:
         noise = noise[:, None]
-    elif tuple(noise.shape) not in shapes:
-        expected = (
-            f"a number, or of shape ({len(rows)},), ({rows.shape[1]},) or {tuple(rows.shape)}"
-        )
+    if tuple(noise.shape) not in ((), (count, 1), (t,), (count, t)):
+        expected = f"a number, or of shape ({count},), ({t},) or ({count}, {t})"
         remedy = "Give the standard deviation of one run, per row, per target or for all."
         raise ValueError(message("noise_std", expected, shape_text(noise), remedy))
+    noise = torch.where(present, noise, 0.0)
+    check_finite("noise_std", noise, "Give 0 where scores are exact.")
     if bool((noise < 0).any()):
         remedy = "Give standard deviations in units of the scores."
         raise ValueError(message("noise_std", "at least 0", f"{float(noise.min())}", remedy))
-    return noise.expand_as(rows)
+    return noise
 
 
-def own_share(total: Tensor, noise: Tensor) -> Tensor:
-    r"""(m, t) share of a subset's residual that is peculiar to it, and not noise.
+def own_to_noise(total: Tensor, noise: Tensor) -> Tensor:
+    r"""(t,) variance of what is peculiar to a subset, over the mean variance of the noise.
 
-    :math:`\kappa_j / (\kappa_j + \sigma_{ij}^2)` with :math:`\kappa_j` what the residual variance
-    exceeds the mean noise by.
+    :math:`\kappa_j / \bar\sigma_j^2` with :math:`\kappa_j` what the residual variance exceeds the
+    noise by; infinite without noise.
 
     Args:
         total: (t,) variance that the ridge stands for, at a subset of mean noise.
         noise: (m, t) variance of the noise of each mean score.
     """
-    own = (total - noise.mean(0)).clamp_min(0.0)
-    return torch.where(noise > 0, own / (own + noise).clamp_min(1e-300), 1.0)
+    level = noise.mean(0)
+    return (total - level).clamp_min(0.0) / level
 
 
-def precision_weights(total: Tensor, noise: Tensor) -> Tensor:
+def own_share(ratio: Tensor, relative: Tensor) -> Tensor:
+    r"""Share of a subset's residual that is peculiar to it: :math:`\kappa / (\kappa + \sigma_i^2)`.
+
+    Args:
+        ratio: See :func:`own_to_noise`.
+        relative: The variance of the noise of a score over their mean.
+    """
+    return torch.where(ratio.isinf() | (relative == 0), 1.0, ratio / (ratio + relative))
+
+
+def precision_weights(ratio: Tensor, relative: Tensor) -> Tensor:
     """(m,) weights of subsets in the fit, of mean 1: one over own part plus noise.
 
-    One weight for all targets (means over targets of standardised variances), since each set of
-    weights is a factorisation of its own. Arguments as in :func:`own_share`.
+    Args:
+        ratio: () See :func:`own_to_noise`; for several targets that share a fit, their mean.
+        relative: (m,) as in :func:`own_share`.
     """
-    level = noise.mean(1)  # (m,)
-    own = (total.mean() - level.mean()).clamp_min(0.0)
-    variance = (own + level).clamp_min(1e-3 * (own + level.mean()))  # no row rules alone
-    weights = 1 / variance.clamp_min(1e-300)
+    weights = 1 / (ratio + relative).clamp_min(1e-3 * (1 + ratio))  # no row rules alone
     return weights / weights.mean()

@@ -73,7 +73,7 @@ class SpectralRidge:
         rank = int((self.eigenvalues > 1e-12 * self.eigenvalues.max()).sum())
         if ridge == 0 and rank < self.rank:
             found = f"0 with a singular Gram matrix (rank {rank} of {self.rank})"
-            remedy = "Use a positive ridge or ridge='loo', or drop repeated subsets."
+            remedy = "Use a positive ridge or ridge='loo'."
             raise ValueError(message("ridge", "positive for these masks", found, remedy))
 
     def dual(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
@@ -109,6 +109,20 @@ class SpectralRidge:
             return explained
         b = more @ self.vectors
         return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
+
+    def noise_gain(
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
+    ) -> Tensor:
+        """``diag(R P N P R^T)`` of the same rows, (rows, q): what noise N adds to an answer.
+
+        ``noise`` (m, q) is the diagonal of N; columns without noise cost nothing.
+        """
+        a, b = rows @ self.vectors, more @ self.vectors
+        gain = a.new_zeros(len(a), len(ridge))
+        for j in noise.any(0).nonzero()[:, 0].tolist():
+            weights = ((a + scale[j] * b) / self._shifted(ridge[j])[:, 0]) @ self.vectors.T
+            gain[:, j] = weights.square() @ noise[:, j]
+        return gain
 
     def _shifted(self, ridge: Tensor | float) -> Tensor:
         ridge = torch.as_tensor(ridge, dtype=torch.float64).to(self.eigenvalues)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ksm_ext.arrays import TABLES, Kind
 from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.files import write_whole
+from ksm_ext.identity import fingerprint
 from ksm_ext.kernels import from_description
 from ksm_ext.masks import Masks
 from ksm_ext.ops.mask_gram import BITS_PER_WORD
@@ -25,8 +26,9 @@ FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
 """Files that say nothing of observed scores: read as surrogates that are all smooth."""
 
-_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart")
-_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights")
+_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart", "varying")
+_NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise", "weights of rows")
+_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
 
 # What putting together the parts of another file raises: they are missing, or of other kinds.
 _NO_SURROGATE = (
@@ -72,6 +74,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    metadata["checksum"] = _checksum(metadata["facts"], on_cpu)
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
 
@@ -95,13 +98,16 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") == FORMERLY:
-        tensors = _without_observations(tensors)
-    elif metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FORMERLY):
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
+        if metadata["format"] == FORMAT:
+            expected = _checksum(metadata["facts"], tensors)
+            check_choice("checksum", metadata.get("checksum"), [expected])
+        else:
+            tensors = _without_observations(tensors, json.loads(metadata["facts"]))
         surrogate = _assembled(json.loads(metadata["facts"]), tensors, torch.device(device))
         _check_whole(surrogate)
     except _NO_SURROGATE as error:
@@ -109,20 +115,37 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
     return surrogate
 
 
-def _without_observations(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of a file of the former format, with those it did not have."""
-    scores = tensors.get("scores", torch.zeros(0, 0))
-    m, t = scores.shape
-    flags = torch.zeros(m, dtype=torch.bool, device=scores.device)
-    added = {
-        "unit": torch.ones_like(tensors.get("intercept", scores[0])),
+def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, Tensor]:
+    """The parts of a file of the former format, with those it did not have.
+
+    Its terms were in units of the scores, of all tasks, and it said nothing of observed scores.
+    """
+    scores, variance = tensors["scores"], tensors["score_variance"]
+    (m, t), n = scores.shape, len(facts["task_names"])
+    unit = torch.where(variance > 0, variance.sqrt(), 1.0)
+    found = tensors | {
+        "unit": unit,
         "gaps": torch.zeros_like(scores),
         "own": torch.zeros_like(scores),
-        "known": flags,
-        "apart": torch.zeros(m, t, dtype=torch.bool, device=scores.device),
+        "known": torch.zeros_like(scores, dtype=torch.bool),
+        "apart": torch.zeros_like(scores, dtype=torch.bool),
         "counts": torch.ones(m, t, dtype=torch.int64, device=scores.device),
+        "varying": torch.ones(n, dtype=torch.bool, device=scores.device),
     }
-    return added | tensors
+    if "rotation" in tensors:
+        return found | {"rotation": tensors["rotation"] / unit[:, None]}
+    for name, part in tensors.items():
+        kind, _, last = name.rpartition(".")
+        if last in ("dual", "weights"):
+            found[name] = part / unit[tensors[f"{kind}.columns"]]
+        elif last == "signal_variance":
+            found[name] = part / unit[tensors[f"{kind}.columns"]].square()
+    return found
+
+
+def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+    """Of every bit of the file: a changed one would be another answer."""
+    return fingerprint([(facts, torch.zeros(0)), *sorted(tensors.items())])
 
 
 def _damaged(path: Path, error: Exception, state: str) -> ValueError:
@@ -214,10 +237,13 @@ def _check_whole(surrogate: Surrogate) -> None:
         ("score_variance", surrogate.candidates.score_variance, (t,)),
         *([] if rotation is None else [("rotation", rotation, (t, q))]),
     ]
-    for name, flag, axes in (("known", surrogate.known, 1), ("apart", surrogate.apart, 2)):
-        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, (m, t)[:axes])])
+    for name, axes in (("known", [m, t]), ("apart", [m, t]), ("varying", [n])):
+        flag = getattr(surrogate, name)
+        check_choice(name, (flag.dtype, list(flag.shape)), [(torch.bool, axes)])
     counts = surrogate.counts
     check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
+    check_choice("counts from 0", bool((counts >= 0).all()), [True])
+    missing = counts == 0
     columns = [
         *(term.columns for term in surrogate.kernel_terms),
         *(term.columns for term in surrogate.linear_terms),
@@ -238,11 +264,18 @@ def _check_whole(surrogate: Surrogate) -> None:
         check_choice("rows", (rows.dtype, rows.ndim), [(torch.int64, 1)])
         check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
         if term.weights is not None:
-            tables.append(("weights", term.weights, (len(rows),)))
+            tables.append(("weights of rows", term.weights, (len(rows),)))
+        if term.own is not None:
+            tables.append(("own", term.own, (width,)))
         term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     for name, table, shape in tables:
         check_choice(name, tuple(table.shape), [shape])
         check_choice(name, table.dtype, [torch.float64])
+        if name in ("scores", "residuals"):  # NaN where there is none
+            check_choice(f"numbers in {name}", bool((table.isnan() == missing).all()), [True])
+            table = table.masked_fill(missing, 0.0)
         check_finite(name, table, "No fit has such numbers.")
-        if name in ("ridge", "signal_variance", "score_variance"):
+        if name in _NON_NEGATIVE:
             check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])
+    check_choice("unit above 0", bool((surrogate.unit > 0).all()), [True])
+    check_choice("own up to 1", bool((surrogate.own <= 1).all()), [True])

@@ -75,6 +75,8 @@ class KernelTerm:
         signal_variance: (q_g,) prior variance per unit of kernel, for intervals.
         rows: The subsets that were fitted, int64; None for all m.
         weights: Of these subsets, whose ridges are ``ridge / weights``; None for all 1.
+        own: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None where noise
+            is not told from it.
     """
 
     kernel: Kernel
@@ -84,6 +86,7 @@ class KernelTerm:
     signal_variance: Tensor
     rows: Tensor | None = None
     weights: Tensor | None = None
+    own: Tensor | None = None
 
     def select(self, place: Tensor) -> "KernelTerm":
         """The columns with a ``place`` (q,) of at least 0, moved there."""
@@ -134,12 +137,13 @@ class Surrogate:
         residuals: (m, t) leave-one-out residuals of the mean scores; NaN where missing.
         gaps: (m, t) mean scores minus the smooth part of the surrogate; 0 where missing.
         own: (m, t) in [0, 1]: the share of a gap that readouts take to be peculiar to its subset.
-        known: (m,) bool: subsets whose scores are exact.
+        known: (m, t) bool: scores that are exact.
         noise: (m, t) standard deviation of the mean scores by the noise of runs, or None if that
             is unknown.
         counts: (m, t) int64 runs of every subset.
         apart: (m, t) bool: scores that are no part of the fit (of the empty subset, where that is a
             convention which the other scores do not lead to).
+        varying: (n,) bool: tasks that were in some of the subsets and not in others.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
     """
 
@@ -162,6 +166,7 @@ class Surrogate:
     noise: Tensor | None = field(repr=False)
     counts: Tensor = field(repr=False)
     apart: Tensor = field(repr=False)
+    varying: Tensor = field(repr=False)
     kind: Kind = field(repr=False)
     dtype: torch.dtype = field(repr=False)
     single_target: bool = field(repr=False)
@@ -207,10 +212,11 @@ class Surrogate:
         (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
         query = self._query(masks)
         mean = self._smooth(query)
-        answered = (self.own > 0).any(1) if observed else self._answered
-        if bool(answered.any()):
-            gaps = (self.own * self.gaps)[answered]
-            mean = mean + Identity().matmul(query, self._active[answered], gaps)
+        answered = self.own > 0 if observed else self._answered  # (m, t)
+        seen = answered.any(1)
+        if bool(seen.any()):
+            gaps = (answered * self.own * self.gaps)[seen]
+            mean = mean + Identity().matmul(query, self._active[seen], gaps)
         axes = {"subset": names_along(masks, 0)}
         if not return_std:
             return self._targets(mean, axes)
@@ -219,6 +225,11 @@ class Surrogate:
             return self._prediction_functionals(kernel, query[rows], term, answered)
 
         std = self._std(len(query), functionals)
+        rows = self.apart.any(1)
+        if bool(rows.any()):  # these scores are what they are
+            cells = self.apart[rows].to(torch.float64)
+            settled = Identity().matmul(query, self._active[rows], cells)
+            std = torch.where(settled > 0, 0.0, std)
         return self._targets(mean, axes), self._targets(std, axes)
 
     def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
@@ -388,7 +399,7 @@ class Surrogate:
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
             gaps=nothing,
             own=nothing if runs is None else self.own.mean(0).expand(m, t),
-            known=torch.zeros(m, dtype=torch.bool, device=nothing.device),
+            known=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
             noise=None if runs is None else runs.expand(m, t),
             counts=torch.ones(m, t, dtype=torch.int64, device=nothing.device),
             apart=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
@@ -430,7 +441,8 @@ class Surrogate:
         if self.noise is None:
             return None
         runs = (self.noise / self.unit).square() * self.counts
-        std = self.unit * (runs.sum(0) / (self.counts > 0).sum(0)).sqrt()
+        scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
+        std = self.unit * (runs.sum(0) / scattered).sqrt()
         if self.single_target:
             return self._targets(std[None], {"target": None})[0]
         return self.kind.restore(std.to(self.dtype), {"target": self.target_names})
@@ -530,8 +542,7 @@ class Surrogate:
 
     @cached_property
     def _varying_tasks(self) -> Tensor:
-        values = self.masks.values
-        return (values != values[0]).any(0).nonzero()[:, 0]
+        return self.varying.nonzero()[:, 0]
 
     @cached_property
     def _active(self) -> Masks:
@@ -550,14 +561,14 @@ class Surrogate:
 
     @cached_property
     def _answered(self) -> Tensor:
-        """(m,) bool: subsets that are predicted by their own scores, see :meth:`predict`."""
+        """(m, t) bool: scores that predictions answer with, see :meth:`predict`."""
         if self.noise is not None:
-            return (self.own > 0).any(1)
+            return self.own > 0
         ends = self.known
         if self._active.binary:
-            sizes = self._active.sizes
+            sizes = self._active.sizes[:, None]
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
-        return ends & (self.own > 0).any(1)
+        return ends & (self.own > 0)
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
@@ -680,7 +691,7 @@ class Surrogate:
         rows = kernel.gram(query, self._active)  # (l, m)
         prior = kernel.diagonal(query)
         if isinstance(kernel, Identity):
-            return Functionals(prior, rows * answered)
+            return Functionals(prior, rows * answered.any(1))
         if not self.center:
             return Functionals(prior, rows)
         weights = self._weights(term)
@@ -712,19 +723,6 @@ class Surrogate:
                 factors.append(KrylovRidge(term.kernel, masks, self.solver, **options))
         return factors
 
-    @cached_property
-    def _peculiar(self) -> Tensor:
-        """(q,) share of the ridge of every latent column that is peculiar to subsets, not noise."""
-        if self.noise is None:
-            return self.unit.new_ones(self._num_latent)
-        noise = (self.noise / self.unit).square().sum(0) / (self.counts > 0).sum(0)  # (t,)
-        mixing = torch.eye(len(noise)).to(noise) if self.rotation is None else self.rotation
-        noise = mixing.square().T @ noise  # (q,)
-        total = torch.ones_like(noise)
-        for term in self.kernel_terms:
-            total[term.columns] = term.ridge * term.signal_variance
-        return (1 - noise / total.clamp_min(1e-300)).clamp(0.0, 1.0)
-
     def _std(
         self, count: int, functionals: Callable[[Kernel, slice, KernelTerm], "Functionals"]
     ) -> Tensor:
@@ -735,7 +733,7 @@ class Surrogate:
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
         # what is not known to be exact may all be noise, as far as leaving out can tell
-        doubtful = (self.own > 0) & ~self.known[:, None] & ~self.apart  # (m, t)
+        doubtful = (self.own > 0) & ~self.known & ~self.apart  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
@@ -762,21 +760,58 @@ class Surrogate:
         """(rows, q_g) of the module's head, the term's columns, but for doubt in the scores."""
         fitted = slice(None) if term.rows is None else term.rows
         weights = self._weights(term)[fitted]
-        peculiar = term.ridge * self._peculiar[term.columns]  # (q_g,) rho
-        counted = self.known if self.noise is None else (self.own > 0).any(1)
-        exact = seen.of_fitted[:, fitted] * counted[fitted]  # L_a
-        explained = factor.explained_variance(
-            smooth.of_fitted[:, fitted], term.ridge, exact, peculiar
-        )
-        prior = smooth.prior_column()
-        if smooth.share is not None:
-            mean_residual = term.ridge * smooth.mean_noise
-            prior = prior + mean_residual - 2 * peculiar * (exact @ smooth.share[fitted])[:, None]
-        if self.noise is None:
-            others = (exact.square() / weights).sum(1, keepdim=True)
+        rows, prior = self._without_apart(term, smooth, seen)
+        if term.own is None:  # all of the ridge of a score that is known, and nothing of others
+            own_ridge = term.ridge
+            known = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
+            exact = seen.of_fitted[:, fitted] * (known[fitted] / weights)
+            others = (exact * seen.of_fitted[:, fitted]).sum(1, keepdim=True)
         else:
-            others = seen.prior_column() * bool((self.own > 0).any())
-        return (prior + peculiar * others - explained).clamp_min(0.0) * term.signal_variance
+            own_ridge = term.ridge * term.own
+            exact = seen.of_fitted[:, fitted]  # L_a
+            others = seen.prior_column()
+        if smooth.share is not None:
+            prior = prior + term.ridge * smooth.mean_noise
+            prior = prior - 2 * own_ridge * (exact @ smooth.share[fitted])[:, None]
+        explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, own_ridge)
+        variance = (prior + own_ridge * others - explained).clamp_min(0.0) * term.signal_variance
+        if term.own is None:
+            return variance
+        # a ridge shared with others may stand for less than the noise of a target
+        noise = self._noise(term)[fitted]  # (rows, q_g)
+        level = (weights[:, None] * noise).mean(0)
+        counted = (term.ridge - own_ridge) * term.signal_variance
+        missed = (1 - counted / level.clamp_min(1e-300)).clamp(0.0, 1.0)
+        missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
+        if not bool(missed.any()):
+            return variance
+        rest = missed * noise
+        return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, own_ridge, rest)
+
+    def _noise(self, term: KernelTerm) -> Tensor:
+        """(m, q_g) known variance of the noise of each score, of the columns of a term."""
+        assert self.noise is not None
+        squares = (self.noise / self.unit).square()
+        if self.rotation is not None:
+            squares = squares @ self.rotation.square()
+        return squares[:, term.columns]
+
+    def _without_apart(
+        self, term: KernelTerm, smooth: "Functionals", seen: "Functionals"
+    ) -> tuple[Tensor, Tensor]:
+        """``L K`` and ``L k L^T`` without what is read off an empty subset that was set apart."""
+        rows, prior = smooth.of_fitted, smooth.prior_column()
+        if term.rows is None or smooth.share is not None:
+            return rows, prior
+        left = torch.ones(len(self.masks), dtype=torch.bool, device=rows.device)
+        left[term.rows] = False
+        for place in (left & self.apart.any(1)).nonzero()[:, 0].tolist():
+            point = self._active[place : place + 1]
+            weight = seen.of_fitted[:, place, None]
+            prior = prior - 2 * weight * rows[:, place, None]
+            prior = prior + weight.square() * term.kernel.diagonal(point)
+            rows = rows - weight * term.kernel.gram(point, self._active)
+        return rows, prior
 
     def _attribute_weights(self, readout: str, return_std: bool) -> Any:
         if readout != "loo" or return_std:

@@ -10,7 +10,7 @@ Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -41,21 +41,24 @@ class Scores:
         center: Whether the surrogate has an intercept.
         by_rank: Whether the criterion is the rank correlation.
         weights: (m,) of the subsets, of mean 1: how precisely they were scored.
+        noise: (t,) known variance of the noise at weight 1, or None: no ridge stands for less.
     """
 
     values: Tensor
     center: bool
     by_rank: bool
     weights: Tensor
+    noise: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "Scores":
         """The scores of some subsets."""
         weights = self.weights[rows]
-        return Scores(self.values[rows], self.center, self.by_rank, weights / weights.mean())
+        return replace(self, values=self.values[rows], weights=weights / weights.mean())
 
     def targets(self, columns: Tensor) -> "Scores":
         """Some of the targets, judged by squares."""
-        return Scores(self.values[:, columns], self.center, False, self.weights)
+        noise = None if self.noise is None else self.noise[columns]
+        return replace(self, values=self.values[:, columns], by_rank=False, noise=noise)
 
     def spaced_targets(self, count: int) -> Tensor:
         """At most ``count`` columns that are not constant, evenly spaced."""
@@ -66,8 +69,7 @@ class Scores:
 
     def sample_targets(self, count: int) -> "Scores":
         """The scores of :meth:`spaced_targets`."""
-        columns = self.spaced_targets(count)
-        return Scores(self.values[:, columns], self.center, self.by_rank, self.weights)
+        return replace(self.targets(self.spaced_targets(count)), by_rank=self.by_rank)
 
     @cached_property
     def offset(self) -> Tensor:
@@ -84,7 +86,8 @@ class Scores:
     def variance(self) -> Tensor:
         """(t,) unbiased variance over the subsets; exactly zero for constant targets."""
         variance = torch.zeros_like(self.values[0])
-        variance[self.varying] = self.values[:, self.varying].var(0)
+        if len(self.varying):
+            variance[self.varying] = self.values[:, self.varying].var(0)
         return variance
 
     @cached_property
@@ -230,6 +233,28 @@ class KernelTrial:
             factor, rotated = factor.in_single_precision(), rotated.to(torch.float32)
         residuals = (factor.leave_one_out(rotated, ridge) for ridge in ridges)
         self.judgement = judge(scores, ridges, residuals, components=components)
+        if ridge is None:
+            self._admit(factor, rotated)
+
+    def _admit(self, factor: SpectralRidge | KrylovRidge, rotated: Tensor) -> None:
+        """Leave out ridges that stand for less variance than the noise is known to have."""
+        if self.scores.noise is None:
+            return
+        kept, ridges = self.judgement, self.judgement.ridges
+        total = torch.stack([ridge * factor.signal_variance(rotated, ridge) for ridge in ridges])
+        pooled = total[:, self.scores.varying].mean(1)
+        noise = self.scores.noise
+        self.judgement = replace(
+            kept,
+            subset_losses=_from(pooled, noise[self.scores.varying].mean(), kept.subset_losses),
+            target_losses=_from(total, noise, kept.target_losses),
+        )
+        if kept.component_losses is not None:
+            parts = self.factor.rotate(self.scores.components)
+            total = torch.stack([r * self.factor.signal_variance(parts, r) for r in ridges])
+            noise = self.scores.rotation.square().T @ noise
+            losses = _from(total, noise, kept.component_losses)
+            self.judgement = replace(self.judgement, component_losses=losses)
 
     def rotated(self, columns: Tensor, *, components: bool) -> Tensor:
         """Scores of some targets or components in the eigenbasis, (m, len(columns))."""
@@ -286,6 +311,8 @@ class KrylovTrial(KernelTrial):
             ridges = self._search(factor, guess.judgement, per_target)
         residuals = (factor.leave_one_out(self._rotated, ridge) for ridge in ridges)
         self.judgement = judge(scores, ridges, residuals, components=False)
+        if ridge is None:
+            self._admit(factor, self._rotated)
 
     def _search(self, factor: KrylovRidge, guess: Judgement, per_target: bool) -> Tensor:
         """The ridges solved for, (R,) increasing."""
@@ -314,6 +341,19 @@ class KrylovTrial(KernelTrial):
         """Solve for scores and probes; the largest residual."""
         together = torch.cat([self._rotated, factor.probes], 1)
         return float(factor.solve(together, ridge, _SEARCH_TOLERANCE).max())
+
+
+def _from(total: Tensor, noise: Tensor, losses: Tensor) -> Tensor:
+    """Losses (R, ..., columns), infinite at ridges whose variance, (R, columns), is below noise.
+
+    The largest ridge stays in any case.
+    """
+    low = total < noise
+    low[-1] = False
+    shape = (len(low), *(1,) * (losses.ndim - low.ndim), *low.shape[1:])
+    if low.ndim == 1:
+        shape = (len(low), *(1,) * (losses.ndim - 1))
+    return losses.masked_fill(low.reshape(shape), torch.inf)
 
 
 def kernel_variance(kernel: Kernel, masks: Masks) -> float:
@@ -362,8 +402,10 @@ class LinearTrial(FixedTrial):
             share = scores.weights / scores.weights.sum()
             self.offset = share @ (scores.values - masks.floats @ self.weights)
         else:
-            self.weights = least_squares(masks.floats, scores.values)
-            residuals = least_squares_residuals(masks.floats, scores.values)
+            half = scores.weights.sqrt()[:, None]
+            weighted = half * masks.floats, half * scores.values
+            self.weights = least_squares(*weighted)
+            residuals = least_squares_residuals(*weighted) / half
             self.offset = torch.zeros_like(scores.offset)
         super().__init__(label, scores, residuals)
 

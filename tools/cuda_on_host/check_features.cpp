@@ -4,6 +4,7 @@
 #include "check.h"
 #include "cuda/glm_hvp_kernels.h"
 #include "cuda/gram_kernels.h"
+#include "cuda/kernels.h"
 #include "cuda/softmax_hvp_kernels.h"
 
 namespace {
@@ -52,10 +53,22 @@ void check_gram(int64_t m, int64_t l, int64_t n) {
   }
   const std::vector<T> found = in_any_order("absolute distances", [&] {
     std::vector<T> out(m * l, T(NAN));
-    launch_absolute_distances(x.data(), m, y.data(), l, n, out.data(), nullptr);
+    launch_absolute_distances(x.data(), m, y.data(), l, n, false, out.data(), nullptr);
     return out;
   });
   expect(near(found, distances, kTolerance<T>), "absolute distances");
+  const std::vector<T> same = in_any_order("own distances", [&] {
+    std::vector<T> out(m * m, T(0));
+    launch_absolute_distances(x.data(), m, x.data(), m, n, true, out.data(), nullptr);
+    return out;
+  });
+  for (int64_t e = 0; e < m * m; ++e) {
+    if (e % m < e / m) continue;
+    double distance = 0;
+    for (int64_t d = 0; d < n; ++d)
+      distance += std::abs(double{x[e / m * n + d]} - x[e % m * n + d]);
+    expect(std::abs(same[e] - distance) <= 20 * kTolerance<T> * distance, "own distances");
+  }
 
   const double gamma = 0.3 / n, coef0 = 0.7;
   for (const KernelKind kind : {KernelKind::kLinear, KernelKind::kPolynomial, KernelKind::kRbf,
@@ -157,25 +170,63 @@ void check_tensor_gram(int64_t tasks, int64_t b, int64_t k, int64_t t, bool weig
   }
 }
 
+// Products of rows of very different sizes, each held to its own.
+void check_row_products(int64_t m, int64_t l, int64_t n, bool symmetric) {
+  const auto size_of = [](int64_t row) { return std::ldexp(1.0, 17 * (row % 5) - 34); };
+  const auto draw = [&](int64_t rows) {
+    std::vector<float> out = normals<float>(rows * n);
+    for (int64_t e = 0; e < rows * n; ++e) out[e] *= size_of(e / n);
+    return out;
+  };
+  if (symmetric) l = m;
+  const std::vector<float> x = draw(m), y = symmetric ? x : draw(l);
+  std::vector<float> x_scales(m, NAN), y_scales(l, NAN);
+  launch_row_scales(x.data(), m, n, x_scales.data(), nullptr);
+  launch_row_scales(y.data(), l, n, y_scales.data(), nullptr);
+  const std::vector<float> found = in_any_order("products of rows", [&] {
+    std::vector<float> out(m * l, 0.0f);
+    launch_row_products({x.data(), m, x_scales.data()}, {y.data(), l, y_scales.data()}, n,
+                        symmetric, out.data(), nullptr);
+    return out;
+  });
+  std::vector<double> exact(m * l), scaled(m * l);
+  for (int64_t e = 0; e < m * l; ++e) {
+    if (symmetric && e % l < e / l) continue;
+    for (int64_t d = 0; d < n; ++d) exact[e] += double{x[e / l * n + d]} * y[e % l * n + d];
+    const double size = size_of(e / l) * size_of(e % l);
+    exact[e] /= size, scaled[e] = found[e] / size;
+  }
+  expect(near(scaled, exact, 4e-7), "products of rows of n " + std::to_string(n));
+}
+
 // Regressions of m subsets of n tasks on b samples, in blocks of samples and of subsets.
 template <typename T, typename C>
 void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
   std::vector<uint8_t> masks(m * n);
   for (uint8_t& task : masks) task = random_bits() % 2;
-  std::vector<int64_t> task_of(b), rows(m - 1), sizes(m);
-  for (int64_t& task : task_of) task = random_bits() % n;
+  std::vector<uint64_t> packed(m * words_of(n));
+  launch_pack_masks(masks.data(), m, n, packed.data(), nullptr);
+  std::vector<int32_t> task_of(b), found_tasks(b, -1);
+  for (int32_t& task : task_of) task = random_bits() % (n - 1);  // the last is empty
+  std::sort(task_of.begin(), task_of.end());
+  std::vector<int64_t> offsets(n + 1, b), rows(m - 1), sizes(m);
+  for (int64_t a = 0; a < n; ++a) {
+    offsets[a] = std::lower_bound(task_of.begin(), task_of.end(), a) - task_of.begin();
+  }
+  launch_tasks_of_samples(offsets.data(), n, b, found_tasks.data(), nullptr);
+  expect(found_tasks == task_of, "tasks of samples");
+  for (int64_t e = 0; e < m * b; ++e) sizes[e / b] += masks[e / b * n + task_of[e % b]];
   std::iota(rows.begin(), rows.end(), 1);
   std::shuffle(rows.begin(), rows.end(), random_bits);
-  for (int64_t& size : sizes) size = random_bits() % 5;
   const int64_t begin = b / 3, end = b, samples = end - begin, count = m - 1;
   const std::vector<T> h = normals<T>(b), margins = normals<T>(count * samples);
   std::vector<C> curvature(m * b);
   for (int64_t e = 0; e < m * b; ++e) {
     curvature[e] = Stored<C>::of(0.25 * static_cast<double>(random_bits() % 100) / 100);
   }
+  const SubsetSamples sets = {packed.data(), offsets.data(), task_of.data(), b, n};
   const auto block_of = [&](std::vector<T>& products) {
-    return ProductBlock<T>{products.data(), rows.data(),   count, begin, end, b, n,
-                           masks.data(),    task_of.data()};
+    return ProductBlock<T>{products.data(), rows.data(), count, begin, end, sets};
   };
   const auto inside = [&](int64_t e) {
     return masks[rows[e / samples] * n + task_of[begin + e % samples]] != 0;
@@ -190,6 +241,16 @@ void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
     }
     launch_weigh_products(block_of(products), given, nullptr);
     expect(products == expected, "weighed products");
+
+    ProductBlock<T> all = block_of(products = margins);  // of the subsets 0, 1, ..
+    all.rows = nullptr;
+    for (int64_t e = 0; e < count * samples; ++e) {
+      const int64_t subset = e / samples, i = begin + e % samples;
+      const T weight = given ? static_cast<T>(widened(given[subset * b + i])) : T(1);
+      expected[e] = masks[subset * n + task_of[i]] ? margins[e] * weight : T(0);
+    }
+    launch_weigh_products(all, given, nullptr);
+    expect(products == expected, "weighed products of all");
   }
 
   const std::vector<double> losses_before = normals<double>(m);
@@ -231,7 +292,7 @@ void check_regressions(int64_t m, int64_t n, int64_t b, int64_t k) {
     const std::vector<T> finished = in_any_order("finished subsets", [&] {
       std::vector<T> out = sums;
       objective = losses_before;
-      launch_finish_subsets(sizes.data(), ridge.data(), v.data(), m, k, out.data(),
+      launch_finish_subsets(sets, ridge.data(), v.data(), m, k, out.data(),
                             with_objective ? objective.data() : nullptr, nullptr);
       return out;
     });
@@ -308,7 +369,10 @@ void check_softmax(int64_t s, int64_t b, int64_t c, bool weighted) {
                        out.data(), nullptr);
     return out;
   });
-  expect(near(found, exact, 3 * kTolerance<T>), "softmax");  // of exponents up to 60
+  // Of exponents up to 60; where a row is nearly one-hot, differences of order one cancel.
+  std::vector<T> beside_one = found;
+  beside_one.push_back(T(1)), exact.push_back(1);
+  expect(near(beside_one, exact, 3 * kTolerance<T>), "softmax");
   std::vector<T> in_place = tangents;
   launch_softmax_hvp(logits.data(), in_place.data(), weighted ? weights.data() : nullptr, s, b, c,
                      in_place.data(), nullptr);
@@ -321,18 +385,26 @@ int main() {
   check_gram<float>(1, 1, 1);
   check_gram<float>(35, 20, 300);
   check_gram<double>(18, 47, 33);
+  check_gram<float>(150, 70, 137);  // several tiles
   check_regressions<float, BFloat16>(7, 5, 700, 9);
   check_regressions<float, float>(4, 3, 31, 600);
-  check_regressions<double, double>(9, 6, 300, 40);
+  check_regressions<double, double>(9, 70, 3300, 40);
   check_tensor_gram(1, 1, 1, 0, false);
   check_tensor_gram(1, 2100, 150, 0, false);  // split
   check_tensor_gram(4, 70, 9, 0, true);
   check_tensor_gram(3, 45, 130, 260, true);
   check_tensor_gram(2, 5000, 5, 7, false);
   check_extreme_columns();
+  check_row_products(1, 3, 1, false);
+  check_row_products(150, 70, 133, false);
+  check_row_products(20, 140, 264, false);  // groups of four are aligned
+  check_row_products(300, 0, 40, true);
   check_writing();
   check_softmax<float>(1, 1, 1, false);
   check_softmax<float>(11, 3, 700, true);
   check_softmax<double>(9, 2, 65, false);
+  check_softmax<float>(2, 2, 9001, true);
+  on_host::most_shared = 48 * 1024;  // too little for a row
+  check_softmax<float>(3, 2, 12500, false);
   return report("CUDA Gram matrices, regressions and softmax");
 }

@@ -102,5 +102,7 @@ int main() {
   check<double>(70, 257, 300, 3);
   check<float>(40, 1100, 90, 5);  // the columns are split
   check<double>(9, 11, 6000, 2);  // tables that do not fit shared memory
+  check<float>(260, 300, 90, 3);  // tiles that lie inside, and their mirror images
+  check<double>(257, 129, 130, 2);
   return report("CUDA masks");
 }

@@ -177,6 +177,20 @@ int main() {
     if (projection.k < 100)
       check_products<float, float>(projection, 77, 5, 9000);  // several splits
   }
+  // Rows whose groups of four are aligned, in x or in the adjoint's result, by one, two and four
+  // groups of rows; segments that end inside of a tile; more blocks than are drawn at once.
+  for (const Projection& projection :
+       {Projection{Kind::kSbp, seed, 2064, 3, false}, Projection{Kind::kSbp, seed, 64, 4, false},
+        Projection{Kind::kSbp, seed, 320, 1, true},
+        Projection{Kind::kRademacher, seed, 270, 1, false}}) {
+    const int64_t offset = (int64_t{1} << 32) - 48;
+    for (const int64_t b : {int64_t{3}, int64_t{13}, int64_t{35}}) {
+      check_products<float, float>(projection, offset, b, 1333);
+      check_products<float, float>(projection, offset, b, 6332);
+    }
+    check_products<__nv_bfloat16, float>(projection, offset, 18, 1333);
+    check_products<__half, float>(projection, 4, 9, 6001);
+  }
   check_extremes({Kind::kRademacher, seed, 16, 1, false});
   // A permutation of more vectors than 16 bits count, and runs of 4096 in rows of several parts.
   check_products<float, float>({Kind::kSbp, seed, 70001, 1, false}, 70000, 1, 70005);

@@ -23,7 +23,7 @@
 #define __device__
 #define __host__
 #define __shared__ static  // one block runs at a time
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 using std::fma;
 
@@ -59,6 +59,7 @@ inline std::vector<Fiber> fibers(1024);
 inline std::jmp_buf scheduler;
 inline unsigned current;
 inline std::vector<char> dynamic_memory;  // shared, of the block that runs
+inline int most_shared = 227 * 1024;      // bytes that a block may ask for
 inline bool at_warp_barrier;              // why the last fiber stopped, if it is not done
 inline std::function<void()> body;
 inline std::mt19937_64 order_bits;

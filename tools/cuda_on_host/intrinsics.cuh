@@ -3,7 +3,22 @@
 
 namespace ksm {
 
+inline cudaError_t most_shared_memory(int* bytes) {
+  *bytes = on_host::most_shared;
+  return cudaSuccess;
+}
+
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*)(Parameters...), int64_t bytes) {
+  return bytes <= on_host::most_shared ? cudaSuccess : 1;
+}
+
 inline void* dynamic_shared_memory() { return on_host::dynamic_memory.data(); }
+
+inline void store_four(float* to, const float (&values)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) std::abort();
+  std::copy_n(values, 4, to);
+}
 
 // Every lane shows its operands to its warp.
 template <typename Sum, typename Multiply>
@@ -40,6 +55,16 @@ inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
   mma_on_host(d, a, b, [&](uint32_t x, uint32_t y) {
     return half(x, 0) * half(y, 0) + half(x, 1) * half(y, 1);
   });
+}
+
+inline void load_matrices(uint32_t (&a)[4], const uint32_t* row) {
+  static const uint32_t* rows[32];
+  const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  if (reinterpret_cast<uintptr_t>(row) % 16) std::abort();
+  rows[lane] = row;
+  on_host::sync_warp();
+  for (unsigned matrix = 0; matrix < 4; ++matrix) a[matrix] = rows[8 * matrix + g][q];
+  on_host::sync_warp();  // before the next load overwrites the pointers
 }
 
 inline uint32_t pack_halves(float first, float second) {
