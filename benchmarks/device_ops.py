@@ -209,11 +209,13 @@ def keep_printed_ceilings(results: Results, text: str) -> None:
 
 
 def keep_steps(results: Results, steps: Path, logs: Path) -> None:
-    """The lines ``name|status|seconds`` of on_device.sh, with the end of each step's log."""
+    """The lines ``name|status|seconds`` of on_device.sh, with the log's end of those that fail."""
     for line in steps.read_text().splitlines():
         name, status, seconds = line.split("|")
         log = (logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        step = {"status": status, "seconds": float(seconds), "last lines": log[-12:]}
+        step = {"status": status, "seconds": float(seconds)}
+        if status != "passed":
+            step["last lines"] = log[-12:]
         results.put("steps", name, step)
 
 

@@ -386,7 +386,7 @@ def test_the_page_names_kernels_that_predict(tmp_path):
     masks, scores = problem()
     lasso = fit_surrogate(masks, scores, kernel="lasso")
     assert "linear weights" in page_of(lasso, tmp_path)[1].texts
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     noise = torch.randn(len(masks), generator=generator, dtype=torch.float64)
     surrogate = fit_surrogate(masks, noise)
     assert not any(term.dual.any() for term in surrogate.kernel_terms)

@@ -8,8 +8,9 @@ Shapes: m subsets, t targets, q latent columns (targets, or principal components
 scores standardised, float64.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from ksm_ext.surrogates.trials import (
 )
 
 Sharing = Literal["shared", "target", "component"]
+Term = TypeVar("Term", KernelTerm, LinearTerm)
 
 CROSSED_FROM = 768
 """Subsets beyond which ways of sharing are judged on halves: nothing is factored for it."""
@@ -332,10 +334,14 @@ class Model:
         place[targets] = torch.arange(len(targets), device=targets.device)
         return replace(
             self,
-            kernel_terms=tuple(term.select(place) for term in self.kernel_terms),
-            linear_terms=tuple(term.select(place) for term in self.linear_terms),
+            kernel_terms=_with_columns(term.select(place) for term in self.kernel_terms),
+            linear_terms=_with_columns(term.select(place) for term in self.linear_terms),
             **per_target,
         )
+
+
+def _with_columns(terms: Iterable[Term]) -> tuple[Term, ...]:
+    return tuple(term for term in terms if len(term.columns))
 
 
 def assemble(
