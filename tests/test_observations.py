@@ -117,7 +117,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("unit", [1e-4, 1e4])
+@pytest.mark.parametrize("unit", [pytest.param(1e-4, marks=pytest.mark.slow), 1e4])
 def test_no_target_is_fitted_worse_for_its_company(family, unit):
     """20 draws: beside pure noise in another unit, and beside a target of another kind."""
     together, alone, noise = [], [], []

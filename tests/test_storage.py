@@ -28,7 +28,7 @@ from ksm_ext import (
     load_surrogate,
     subsets,
 )
-from ksm_ext.surrogates.storage import _checksum
+from ksm_ext.surrogates.storage import checksum
 
 MASKS = torch.rand(16, 5, generator=torch.Generator().manual_seed(0)) < 0.5
 SCORES = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -196,7 +196,7 @@ def changed_facts(path, change):
 
 def saved(path, tensors, metadata):
     """A file of these parts that nothing damaged: with the checksum of what is in it."""
-    save_file(tensors, path, metadata | {"checksum": _checksum(metadata["facts"], tensors)})
+    save_file(tensors, path, metadata | {"checksum": checksum(metadata["facts"], tensors)})
 
 
 @pytest.mark.parametrize(

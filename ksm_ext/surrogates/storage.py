@@ -74,7 +74,7 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
-    metadata["checksum"] = _checksum(metadata["facts"], on_cpu)
+    metadata["checksum"] = checksum(metadata["facts"], on_cpu)
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
 
@@ -104,7 +104,7 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
         if metadata["format"] == FORMAT:
-            expected = _checksum(metadata["facts"], tensors)
+            expected = checksum(metadata["facts"], tensors)
             check_choice("checksum", metadata.get("checksum"), [expected])
         else:
             tensors = _without_observations(tensors, json.loads(metadata["facts"]))
@@ -143,7 +143,7 @@ def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, T
     return found
 
 
-def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
+def checksum(facts: str, tensors: dict[str, Tensor]) -> str:
     """Of every bit of the file: a changed one would be another answer."""
     return fingerprint([(facts, torch.zeros(0)), *sorted(tensors.items())])
 

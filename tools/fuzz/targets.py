@@ -25,6 +25,7 @@ from ksm_ext import ANOVA2, RBF, fit_surrogate, load_surrogate, ops, subsets
 from ksm_ext.features import FeatureStore, load_features
 from ksm_ext.score_tables import read_scores
 from ksm_ext.scores.store import RunStore
+from ksm_ext.surrogates.storage import checksum
 
 Provider = atheris.FuzzedDataProvider
 
@@ -129,6 +130,7 @@ class Surrogates:
         facts = json.loads(header["__metadata__"]["facts"])
         spoil(provider, facts) if provider.ConsumeBool() else spoil_tensors(provider, tensors)
         metadata = {"format": header["__metadata__"]["format"], "facts": json.dumps(facts)}
+        metadata["checksum"] = checksum(metadata["facts"], tensors)  # of what is there now
         return save(tensors, metadata=metadata)
 
 
