@@ -48,7 +48,8 @@ Train = Callable[[Tensor, int], Any]
 """From a mask (n,) bool and a seed to scores: one number, or (t,) of any kind."""
 
 
-class SkippedRun(NamedTuple):
+@dataclass(frozen=True)
+class SkippedRun:
     """A run that failed and was left out.
 
     Attributes:
