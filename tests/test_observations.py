@@ -456,6 +456,31 @@ def test_known_rows_are_interpolated():
     close(value[[4, 7]], scores[[4, 7]])
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("center", [True, False])
+def test_deviations_beside_an_empty_subset_are_those_of_dense_algebra(readout, center):
+    """What was set apart is known; the rest of the readout is a Gaussian process."""
+    n, query = 5, reference.all_subsets(5)
+    inner = query[query.any(1)][torch.randperm(31)[:20]]
+    masks = torch.cat([inner, torch.zeros(1, n).bool()])
+    scores = truth(1, masks, 1)[:, 0] + (20 if center else 0)
+    scores[-1] = -500.0
+    options = {"kernel": Exponential(0.4), "noise_std": 0.3, "center": center}
+    surrogate = fit_surrogate(masks, scores, **options)
+    assert surrogate.apart[-1].all()
+    (term,) = surrogate.kernel_terms
+    own = float(term.own * term.ridge)
+    prior = term.kernel.gram(surrogate._query(query)) + own * torch.eye(32).double()
+    fitted = torch.tensor([int((query == mask).all(1).nonzero()) for mask in inner])
+    functionals = reference.effect_functionals(n, readout).clone()
+    functionals[:, ~query.any(1)] = 0.0
+    left = float(term.ridge) - own
+    variance = reference.posterior_variance(functionals, prior, fitted, left, center)
+    scale = (term.signal_variance * surrogate.unit.square()).item()
+    deviation = surrogate.attribute(readout, return_std=True)[1]
+    close(deviation.square(), variance * scale)
+
+
 def test_a_convention_for_the_empty_subset_is_no_data_point():
     masks = subsets.mixed_sizes(8, 60, seed=0)
     scores = 10.0 + masks.double() @ normal(0, 8) * 0.1

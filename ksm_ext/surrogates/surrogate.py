@@ -698,7 +698,7 @@ class Surrogate:
         share = weights / weights.sum()  # (m,)
         mean = kernel.matmul(self._active, None, share[:, None])[:, 0]
         prior = prior - 2 * rows @ share + share @ mean
-        return Functionals(prior, rows - mean, share, 1 / weights.sum())
+        return Functionals(prior, rows - mean, rows.new_ones(len(rows), 1))
 
     # -- uncertainty ----------------------------------------------------------------------------
 
@@ -760,7 +760,7 @@ class Surrogate:
         """(rows, q_g) of the module's head, the term's columns, but for doubt in the scores."""
         fitted = slice(None) if term.rows is None else term.rows
         weights = self._weights(term)[fitted]
-        rows, prior = self._without_apart(term, smooth, seen)
+        rows, prior, on_mean = self._without_apart(term, smooth, seen)
         if term.own is None:  # all of the ridge of a score that is known, and nothing of others
             own_ridge = term.ridge
             known = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
@@ -769,10 +769,12 @@ class Surrogate:
         else:
             own_ridge = term.ridge * term.own
             exact = seen.of_fitted[:, fitted]  # L_a
-            others = seen.prior_column()
-        if smooth.share is not None:
-            prior = prior + term.ridge * smooth.mean_noise
-            prior = prior - 2 * own_ridge * (exact @ smooth.share[fitted])[:, None]
+            left = self.apart.any(1) & (self._weights(term) == 0)  # these scores are settled
+            others = seen.prior_column() - seen.of_fitted[:, left].square().sum(1, keepdim=True)
+        if on_mean is not None:  # the mean score has a residual, with parts of these scores in it
+            share = weights / weights.sum()
+            prior = prior + on_mean.square() * term.ridge / weights.sum()
+            prior = prior - 2 * own_ridge * on_mean * (exact @ share)[:, None]
         explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, own_ridge)
         variance = (prior + own_ridge * others - explained).clamp_min(0.0) * term.signal_variance
         if term.own is None:
@@ -798,20 +800,30 @@ class Surrogate:
 
     def _without_apart(
         self, term: KernelTerm, smooth: "Functionals", seen: "Functionals"
-    ) -> tuple[Tensor, Tensor]:
-        """``L K`` and ``L k L^T`` without what is read off an empty subset that was set apart."""
-        rows, prior = smooth.of_fitted, smooth.prior_column()
-        if term.rows is None or smooth.share is not None:
-            return rows, prior
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``L K``, ``L k L^T`` and the part of the mean score, without what was set apart.
+
+        The score of an empty subset that was set apart is what it is: only the rest of L is
+        uncertain. That no longer ignores constants, so it is taken relative to the mean score.
+        """
+        rows, prior, on_mean = smooth.of_fitted, smooth.prior_column(), smooth.on_mean
+        if term.rows is None or on_mean is not None:
+            return rows, prior, on_mean
         left = torch.ones(len(self.masks), dtype=torch.bool, device=rows.device)
         left[term.rows] = False
+        weights = self._weights(term)
+        share = (weights / weights.sum())[:, None] * float(self.center)  # (m, 1)
         for place in (left & self.apart.any(1)).nonzero()[:, 0].tolist():
             point = self._active[place : place + 1]
             weight = seen.of_fitted[:, place, None]
-            prior = prior - 2 * weight * rows[:, place, None]
-            prior = prior + weight.square() * term.kernel.diagonal(point)
-            rows = rows - weight * term.kernel.gram(point, self._active)
-        return rows, prior
+            mean = term.kernel.matmul(self._active, None, share)  # (m, 1)
+            moved = mean.T - term.kernel.gram(point, self._active)  # (1, m), of mean minus point
+            change = rows @ share - rows[:, place, None]
+            size = moved @ share - moved[:, place, None]
+            prior = prior + 2 * weight * change + weight.square() * size
+            rows = rows + weight * moved
+            on_mean = -weight if self.center else None
+        return rows, prior, on_mean
 
     def _attribute_weights(self, readout: str, return_std: bool) -> Any:
         if readout != "loo" or return_std:
@@ -838,14 +850,13 @@ class Functionals:
     Attributes:
         prior: ``L k L^T``, a number or (rows,).
         of_fitted: (rows, m) ``L K``; for :class:`Identity`, the weight of each fitted subset.
-        share: (m,) of each subset in the mean score, where L is relative to that.
-        mean_noise: The variance of the mean score's residual, in units of the ridge.
+        on_mean: (rows, 1) how much of the mean score was taken out of L, where L does not ignore
+            constants.
     """
 
     prior: float | Tensor
     of_fitted: Tensor
-    share: Tensor | None = None
-    mean_noise: float | Tensor = 0.0
+    on_mean: Tensor | None = None
 
     def prior_column(self) -> Tensor:
         """(rows, 1)."""
