@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from ksm_ext.hessian import ggn, hessian
+from ksm_ext.network.hessian import ggn, hessian
 
 WIDTH, HEADS, CLASSES, NUM_VECTORS = 128, 4, 512, 64
 SIZES = {"8 x 64 tokens": (8, 64), "1 x 16 tokens": (1, 16)}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ksm_ext.ops import Projection, project
+from ksm_ext.ops import Projector, project
 
 K = 4096
 
@@ -37,7 +37,7 @@ def check_norms(x: Tensor, y: Tensor) -> None:
 
 
 def dense_ksm_ext(kind: str, x: Tensor) -> Callable[[], Tensor]:
-    return lambda: project(x, Projection(K, kind))
+    return lambda: project(x, Projector(K, kind))
 
 
 def dense_torch_mm_stored(kind: str, x: Tensor) -> Callable[[], Tensor]:
@@ -77,7 +77,7 @@ def bench_dense(benchmark, peer, kind, b):
 
 
 def sparse_ksm_ext(x: Tensor, sparsity: int, hadamard: bool) -> Callable[[], Tensor]:
-    projection = Projection(K, sparsity=sparsity, hadamard=hadamard)
+    projection = Projector(K, sparsity=sparsity, hadamard=hadamard)
     return lambda: project(x, projection)
 
 
@@ -122,7 +122,7 @@ def bench_sbp(benchmark, peer, sparsity, hadamard):
 MEMORY_SCRIPT = """
 import re, time, torch
 from pathlib import Path
-from ksm_ext.ops import Projection, project
+from ksm_ext.ops import Projector, project
 
 def peak_mb():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -131,7 +131,7 @@ x = torch.randn(16, 1_000_000)
 for kind in ("sbp", "rademacher"):
     before = peak_mb()
     start = time.perf_counter()
-    project(x, Projection(4096, kind))
+    project(x, Projector(4096, kind))
     print(kind, time.perf_counter() - start, before, peak_mb())
 """
 

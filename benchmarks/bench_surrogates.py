@@ -13,8 +13,8 @@ from sklearn.model_selection import GridSearchCV
 
 import ksm_ext
 from ksm_ext.evaluation import residual_error
-from ksm_ext.kernels import RBF
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.kernels import RBF
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
 from ksm_ext.surrogates.trials import RELATIVE_RIDGES
 

@@ -30,8 +30,8 @@ import torch
 from device_rows import PARTS, Builder, Row, Runner
 from torch import Tensor
 
-from ksm_ext.build_facts import build_info
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
+from ksm_ext.build_info import build_info
 
 FLUSHED_BYTES = 2**28
 SECONDS_OF_A_ROW, MOST_TURNS, FEWEST_TURNS = 0.6, 50, 3

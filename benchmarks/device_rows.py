@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ksm_ext import ops
-from ksm_ext.ops import Projection
+from ksm_ext.ops import Projector
 
 Runner = Callable[[], Any]
 Builder = Callable[[], Runner]
@@ -77,13 +77,13 @@ def _projected(
     b: int,
     p: int,
     k: int,
-    peers: dict[str, Callable[[Tensor, Projection], Runner]],
+    peers: dict[str, Callable[[Tensor, Projector], Runner]],
     *,
     sparsity: int = 1,
     dense: bool = False,
 ) -> Row:
     kind = what.split()[0]
-    projection = Projection(k, kind, sparsity=sparsity, hadamard="hadamard" in what)
+    projection = Projector(k, kind, sparsity=sparsity, hadamard="hadamard" in what)
 
     def methods(device: torch.device) -> dict[str, Builder]:
         x = _normal(device, b, p)
@@ -100,7 +100,7 @@ def _projected(
 
 def _listed(b: int, p: int, k: int, count: int) -> Row:
     """A network's gradients parameter by parameter, which a peer concatenates first."""
-    projection = Projection(k)
+    projection = Projector(k)
 
     def methods(device: torch.device) -> dict[str, Builder]:
         parts = [_normal(device, b, p // count) for _ in range(count)]
@@ -121,7 +121,7 @@ def _listed(b: int, p: int, k: int, count: int) -> Row:
 
 
 def _unprojected(device: torch.device, b: int, p: int, k: int) -> dict[str, Builder]:
-    y, projection = _normal(device, b, k), Projection(k)
+    y, projection = _normal(device, b, k), Projector(k)
     outputs = torch.randint(k, (p,), device=device)
     return {
         "ksm_ext": lambda: lambda: ops.project_adjoint(y, projection, p),
@@ -129,7 +129,7 @@ def _unprojected(device: torch.device, b: int, p: int, k: int) -> dict[str, Buil
     }
 
 
-def _index_add(x: Tensor, projection: Projection) -> Runner:
+def _index_add(x: Tensor, projection: Projector) -> Runner:
     s, k, p = projection.sparsity, projection.dim, x.shape[1]
     outputs = torch.randint(k // s, (s, p), device=x.device)
     outputs += torch.arange(s, device=x.device)[:, None] * (k // s)
@@ -144,19 +144,19 @@ def _index_add(x: Tensor, projection: Projection) -> Runner:
     return run
 
 
-def _stored(x: Tensor, projection: Projection) -> Runner:
+def _stored(x: Tensor, projection: Projector) -> Runner:
     entries = _normal(x.device, x.shape[1], projection.dim).sign_().to(x.dtype)
     return lambda: x @ entries
 
 
-def _sjlt(x: Tensor, projection: Projection) -> Runner:
+def _sjlt(x: Tensor, projection: Projector) -> Runner:
     from sjlt import SJLTProjection
 
     peer = SJLTProjection(x.shape[1], projection.dim, c=projection.sparsity, device=x.device)
     return lambda: peer(x)
 
 
-def _fast_hadamard(x: Tensor, projection: Projection) -> Runner:
+def _fast_hadamard(x: Tensor, projection: Projector) -> Runner:
     from fast_hadamard_transform import hadamard_transform
 
     k = projection.dim
@@ -171,7 +171,7 @@ def _fast_hadamard(x: Tensor, projection: Projection) -> Runner:
     return run
 
 
-def _fast_jl(x: Tensor, projection: Projection) -> Runner:
+def _fast_jl(x: Tensor, projection: Projector) -> Runner:
     import fast_jl
 
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -180,7 +180,7 @@ def _fast_jl(x: Tensor, projection: Projection) -> Runner:
     return lambda: torch.cat([call(part, projection.dim, 0, processors) for part in x.split(rows)])
 
 
-def _trak(x: Tensor, projection: Projection) -> Runner:
+def _trak(x: Tensor, projection: Projector) -> Runner:
     from trak.projectors import BasicProjector
 
     kind = {"rademacher": "rademacher", "gaussian": "normal"}[projection.kind]

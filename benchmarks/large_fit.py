@@ -18,7 +18,7 @@ from torch import Tensor
 
 import ksm_ext
 from ksm_ext.evaluation import residual_error
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.masks import Masks
 
 HELD = 1_000
 

@@ -89,7 +89,7 @@ build() {
 
 tests() {
   if [ "$device" = cpu ]; then
-    $python -m pytest -q -m "not slow" tests/test_operators.py
+    $python -m pytest -q -m "not slow" tests/ops/test_operators.py
   else
     local together=""
     $python -c "import xdist" && together="-n 8 --dist worksteal --max-worker-restart 30"
@@ -98,7 +98,7 @@ tests() {
     COLUMNS=160 KSM_EXT_REQUIRE_CUDA=1 OMP_NUM_THREADS=2 $python -m pytest $together -v -m cuda --tb=short -rfE --maxfail 400 \
       -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider --durations=10 \
       --continue-on-collection-errors \
-      --deselect tests/test_operators.py::test_another_device_than_the_current_one \
+      --deselect tests/ops/test_operators.py::test_another_device_than_the_current_one \
       $(grep -lE 'mark\.cuda|\bdevice\b' tests/test_*.py)
   fi
 }

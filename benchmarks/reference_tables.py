@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.evaluation import lds, residual_error
-from ksm_ext.score_tables import read_scores
+from ksm_ext.tables.scores import read_scores
 
 
 class Split(NamedTuple):

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ksm_ext import Projector, collect_features
-from ksm_ext.batches import content_digests, ordered_loader
-from ksm_ext.gradients import log_odds, per_sample_gradients
 from ksm_ext.identity import fingerprint, identify
+from ksm_ext.network.batches import content_digests, ordered_loader
+from ksm_ext.network.gradients import log_odds, per_sample_gradients
 
 
 class Compressed(Dataset[tuple[Tensor, Tensor]]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import torch
 
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

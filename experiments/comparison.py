@@ -29,7 +29,7 @@ from experiments.truth import (
     retrained,
     subsets,
 )
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
 
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 SHOWN = (

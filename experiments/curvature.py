@@ -12,12 +12,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
+from experiments.bounds import pac_bayes_bound
 from experiments.common import one_thread, write_json
 from experiments.experiment import Experiment
 from experiments.truth import models
-from ksm_ext.bounds import pac_bayes_bound
-from ksm_ext.hessian import hessian
-from ksm_ext.spectrum import hutch_pp_trace, per_sample_traces, spectral_density, top_eigenpairs
+from ksm_ext.network.hessian import hessian
+from ksm_ext.network.spectrum import (
+    hutch_pp_trace,
+    per_sample_traces,
+    spectral_density,
+    top_eigenpairs,
+)
 
 DELTA = 0.05  # the probability that the bound fails
 

@@ -17,7 +17,7 @@ from experiments.common import new_figure, save_figure
 from experiments.folds import centred_ranks, from_the_others, lds
 from ksm_ext import fit_surrogate
 from ksm_ext.evaluation import residual_error
-from ksm_ext.spectrum import SpectralDensity
+from ksm_ext.network.spectrum import SpectralDensity
 
 NAMES = {"least_squares": "least squares", "linear": "ridge", "rbf": "kernel"}
 COLOURS = {"least_squares": "#999999", "linear": "#d55e00", "rbf": "#0072b2"}

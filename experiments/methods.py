@@ -27,8 +27,8 @@ from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.task_hessian import task_hessian
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.hessian import ggn, hessian
-from ksm_ext.spectrum import top_eigenpairs
+from ksm_ext.network.hessian import ggn, hessian
+from ksm_ext.network.spectrum import top_eigenpairs
 from ksm_ext.subsets import bernoulli, leave_one_out
 
 

@@ -14,7 +14,7 @@ from experiments.common import one_thread
 from experiments.experiment import Experiment
 from experiments.settings import as_dict
 from ksm_ext import retrain_scores
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
 from ksm_ext.subsets import bernoulli, fixed_size, leave_one_out
 
 

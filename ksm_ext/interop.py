@@ -3,7 +3,7 @@ r"""To and from shapiq: cooperative games as score tables, attributions as inter
 A game's players are the tasks, its coalitions the subsets and its value the score F(S), so that
 what shapiq knows as games can be fitted, and what a surrogate says can be stored and plotted as
 shapiq's own results are. Main effects :math:`\tau_i` and interactions :math:`I_{ij}` are in closed
-form for the fitted function, see :mod:`ksm_ext.readouts`:
+form for the fitted function, see :mod:`ksm_ext.surrogates.readouts`:
 
 ===========  =====================================================================================
 index        values

@@ -1,6 +1,6 @@
 """Attributions in one call: from a trained model, its tasks and a target, without retraining.
 
-Subsets are drawn, their scores estimated from gradients (:mod:`ksm_ext.scores.gradient`), a
+Subsets are drawn, their scores estimated from gradients (:mod:`ksm_ext.scores.estimation`), a
 surrogate fitted to them (:mod:`ksm_ext.surrogates`) and its attributions read off.
 """
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import check_choice, message
-from ksm_ext.outputs import Output, log_odds
-from ksm_ext.projection import Projector
-from ksm_ext.readouts import READOUTS
-from ksm_ext.scores.gradient import GradientEstimator
+from ksm_ext.network.outputs import Output, log_odds
+from ksm_ext.ops.project import Projector
+from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.subsets import mixed_sizes
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
 
 
@@ -88,7 +88,7 @@ def attribute_tasks(
         retrained: Masks and scores of a few really retrained subsets, to calibrate with.
         kernel: Of the surrogate, see :func:`ksm_ext.fit_surrogate`.
         task_names: n names.
-        output: Of a sample, see :mod:`ksm_ext.outputs`.
+        output: Of a sample, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`; likewise the rest.
         parameters: Names or patterns of the parameters that training moves.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.

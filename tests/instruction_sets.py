@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ksm_ext.build_facts import build_info
+from ksm_ext.build_info import build_info
 
 ORDER = ("portable", "avx2", "avx512")
 

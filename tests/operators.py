@@ -1,4 +1,4 @@
-"""A call of every operator, for what holds for all of them: tests/test_operators.py and
+"""A call of every operator, for what holds for all of them: tests/ops/test_operators.py and
 tools/cuda_smoke.py.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.ops import Projection
+from ksm_ext.ops import Projector
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Call:
         return [tensor for tensor in found if tensor is not None]
 
 
-def projections(k: int) -> Iterator[tuple[str, Projection]]:
+def projections(k: int) -> Iterator[tuple[str, Projector]]:
     for kind in ("sbp", "rademacher", "gaussian", "sjlt"):
-        yield kind, Projection(k, kind, seed=3)
-    yield "sbp of 4 segments", Projection(k, "sbp", seed=3, sparsity=4)
-    yield "sjlt of 4 segments", Projection(k, "sjlt", seed=3, sparsity=4)
-    yield "hadamard", Projection(k, "sbp", seed=3, hadamard=True)
+        yield kind, Projector(k, kind, seed=3)
+    yield "sbp of 4 segments", Projector(k, "sbp", seed=3, sparsity=4)
+    yield "sjlt of 4 segments", Projector(k, "sjlt", seed=3, sparsity=4)
+    yield "hadamard", Projector(k, "sbp", seed=3, hadamard=True)
 
 
 def calls(
@@ -93,7 +93,7 @@ def calls(
         return ops.gram_update(gram.clone(), features, weights)
 
     def project_(out: Tensor, x: Tensor) -> Tensor:
-        return ops.project_(out.clone(), x, Projection(k, seed=3), offset=77)
+        return ops.project_(out.clone(), x, Projector(k, seed=3), offset=77)
 
     def softmax_hvp_(logits: Tensor, tangents: Tensor) -> Tensor:
         return ops.softmax_hvp_(tangents.clone(), logits)
@@ -168,6 +168,6 @@ def calls(
     if dtype == torch.float32:
         for half in (torch.bfloat16, torch.float16):
             found[f"project, {half}"] = Call(
-                lambda x: ops.project(x, Projection(k, seed=3)), (normal(b, p).to(half),)
+                lambda x: ops.project(x, Projector(k, seed=3)), (normal(b, p).to(half),)
             )
     return found

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ksm_ext import Projector
-from ksm_ext.gradients import log_odds, margin
 from ksm_ext.identity import differences, fingerprint, identify
+from ksm_ext.network.gradients import log_odds, margin
 
 SCALE = 1.0
 TABLE = {"layers": [8, 8], "rates": (0.1, 0.2)}

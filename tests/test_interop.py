@@ -12,8 +12,8 @@ from scipy.special import expit
 from torch.utils.data import ConcatDataset, Subset
 
 from ksm_ext import RBF, GradientEstimator, Linear, collect_features, fit_surrogate
-from ksm_ext.gradients import log_odds, parameter_names
 from ksm_ext.interop import scores_of_game, to_interaction_values
+from ksm_ext.network.gradients import log_odds, parameter_names
 from ksm_ext.subsets import all_subsets, bernoulli
 
 INDICES = [("SV", 1), ("SII", 2), ("k-SII", 2), ("BV", 1), ("BII", 2)]

@@ -18,7 +18,7 @@ from experiments.common import one_thread, write_json
 from experiments.comparison import Run
 from experiments.settings import as_dict
 from experiments.truth import retrained, subsets
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
 
 
 def trak_of_images(run: Run) -> Tensor:

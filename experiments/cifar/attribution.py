@@ -24,11 +24,11 @@ from experiments.methods import Answer, Problem, additive
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.trak import trak_scores
 from ksm_ext.evaluation import lds
-from ksm_ext.features import Features
-from ksm_ext.gradients import collect_features
-from ksm_ext.hessian import ggn, loss_gradients
-from ksm_ext.outputs import log_odds
-from ksm_ext.solvers import conjugate_gradient, lissa
+from ksm_ext.network.features import Features
+from ksm_ext.network.gradients import collect_features
+from ksm_ext.network.hessian import ggn, loss_gradients
+from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import conjugate_gradient, lissa
 
 
 def lissa_on_batches(

@@ -26,8 +26,8 @@ from experiments.settings import as_dict
 from experiments.truth import models
 from ksm_ext.attribution.trak import self_influence
 from ksm_ext.evaluation import mislabel_auc
-from ksm_ext.gradients import collect_features
-from ksm_ext.outputs import log_odds
+from ksm_ext.network.gradients import collect_features
+from ksm_ext.network.outputs import log_odds
 
 
 def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:

@@ -26,7 +26,7 @@ from experiments.digits.pipeline import (
 )
 from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import mislabel_auc
-from ksm_ext.report import write_report
+from ksm_ext.report.page import write_report
 from ksm_ext.subsets import paired
 from ksm_ext.surrogates.surrogate import Z95
 

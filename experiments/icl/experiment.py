@@ -36,8 +36,8 @@ from experiments.icl.surrogates import (
 )
 from experiments.icl.tiny import train_model
 from experiments.settings import as_dict
+from ksm_ext.atomic_write import write_whole
 from ksm_ext.evaluation import lds, relative_error
-from ksm_ext.files import write_whole
 
 NUM_CONTEXTS = 100  # of a surrogate's own leave-one-out effects, which cost nothing
 ESTIMATED = "embedding gradients"

@@ -16,7 +16,7 @@ from torch import Tensor
 from experiments.icl.settings import Published
 from experiments.icl.surrogates import RECIPES
 from ksm_ext.evaluation import lds, residual_error
-from ksm_ext.score_tables import read_index_lists, read_scores
+from ksm_ext.tables.scores import read_index_lists, read_scores
 
 
 def read_published(folder: Path) -> tuple[Tensor, Tensor]:

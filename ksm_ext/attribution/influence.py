@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.batches import as_dataset, datasets_by_name
 from ksm_ext.checks import check_choice, message
-from ksm_ext.gradients import AnyProjector, collect_features
-from ksm_ext.hessian import CurvatureOperator, ggn, hessian, loss_gradients
-from ksm_ext.losses import Loss
-from ksm_ext.outputs import log_odds
-from ksm_ext.solvers import Solution, conjugate_gradient, lissa
+from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.hessian import CurvatureOperator, ggn, hessian, loss_gradients
+from ksm_ext.network.losses import Loss
+from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import Solution, conjugate_gradient, lissa
 
 Curvature = Literal["ggn", "hessian"]
 Solver = Literal["cg", "lissa", "projected"] | Callable[[Tensor], Tensor]
@@ -76,10 +76,10 @@ def influence(
         model: The network trained on all tasks.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.hessian.hessian`.
+        loss: See :func:`ksm_ext.network.hessian.hessian`.
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is
             indefinite where training has not ended: λ must then exceed its most negative
-            eigenvalue, which :func:`ksm_ext.spectrum.top_eigenpairs` finds.
+            eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds.
         curvature: ``"ggn"`` or ``"hessian"``.
         solver: ``"cg"``; ``"lissa"``; ``"projected"``, where the Gauss-Newton matrix of projected
             gradients is inverted; or a function from right-hand sides (s, p) to solutions (s, p),

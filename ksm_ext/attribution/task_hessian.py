@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.batches import as_dataset, datasets_by_name
 from ksm_ext.checks import message
-from ksm_ext.hessian import hessian, loss_gradients
-from ksm_ext.losses import Loss
-from ksm_ext.solvers import conjugate_gradient
+from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.hessian import hessian, loss_gradients
+from ksm_ext.network.losses import Loss
+from ksm_ext.network.solvers import conjugate_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def task_hessian(
         model: The network trained on all tasks.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.hessian.hessian`; three times differentiable.
+        loss: See :func:`ksm_ext.network.hessian.hessian`; three times differentiable.
         ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
         interactions: Whether to compute mixed derivatives too, or those by one task alone, which
             leaving it out needs, from n third derivatives.

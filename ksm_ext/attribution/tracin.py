@@ -19,10 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ksm_ext.batches import as_dataset, datasets_by_name
 from ksm_ext.checks import check_real, message
-from ksm_ext.hessian import loss_gradients
-from ksm_ext.losses import Loss
+from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.hessian import loss_gradients
+from ksm_ext.network.losses import Loss
 
 
 def tracin(
@@ -42,7 +42,7 @@ def tracin(
         learning_rates: One for each checkpoint, times the number of steps that it stands for.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.hessian.hessian`.
+        loss: See :func:`ksm_ext.network.hessian.hessian`.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
 

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.batches import as_dataset, datasets_by_name
 from ksm_ext.checks import message
-from ksm_ext.distributed import Group, gram
-from ksm_ext.features import Features
-from ksm_ext.gradients import AnyProjector, collect_features
-from ksm_ext.outputs import log_odds
+from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.distributed import Group, gram
+from ksm_ext.network.features import Features
+from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.outputs import log_odds
 
 _BLOCK_BYTES = 2**26  # of scores at once
 
@@ -59,7 +59,7 @@ def trak(
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
         progress: Whether to show progress bars.
-        group: The processes that share the samples, see :mod:`ksm_ext.distributed`; all of them
+        group: The processes that share the samples, see :mod:`.distributed`; all of them
             call with the same arguments and get the result.
 
     Returns:

@@ -27,15 +27,15 @@ from ksm_ext.cli.output import (
     write_bytes,
     write_surrogate,
 )
-from ksm_ext.column_roles import BETTER_HIGH, BETTER_LOW, words_of
-from ksm_ext.quality import qualities
-from ksm_ext.report import write_report
-from ksm_ext.score_tables import ScoreTable, read_scores
+from ksm_ext.report.page import write_report
 from ksm_ext.selection import exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.quality import qualities
 from ksm_ext.surrogates.surrogate import Z95, Surrogate
-from ksm_ext.tables import read_document
+from ksm_ext.tables.files import read_document
+from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
+from ksm_ext.tables.scores import ScoreTable, read_scores
 
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
 _SHOWN_TARGETS = 12

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ksm_ext import ops
-from ksm_ext.build_facts import build_info
+from ksm_ext.build_info import build_info
 
 PACKAGES = ("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib")
 

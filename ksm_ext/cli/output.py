@@ -1,6 +1,6 @@
 """What the commands say and hand on: words to standard error, tables to a file, pipe or screen.
 
-On a screen, names are spelled by :func:`ksm_ext.tables.printable`.
+On a screen, names are spelled by :func:`ksm_ext.tables.files.printable`.
 """
 
 import sys
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ksm_ext.files import write_whole
+from ksm_ext.atomic_write import write_whole
 from ksm_ext.surrogates.storage import load_surrogate
 from ksm_ext.surrogates.surrogate import Surrogate
-from ksm_ext.tables import printable, write_columns
+from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"
 """Standard input or output, where a file is asked for."""
@@ -35,7 +35,7 @@ def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | No
     Args:
         columns: Equally long columns by name.
         target: A file, or ``"-"``.
-        form: One of :data:`ksm_ext.tables.FORMATS`, ``"table"`` for an aligned one, or ``None``:
+        form: One of :data:`.files.FORMATS`, ``"table"`` for an aligned one, or ``None``:
             the file's ending, CSV in a pipe, ``"table"`` on a screen.
     """
     if form == "table" or (form is None and target == STANDARD and sys.stdout.isatty()):

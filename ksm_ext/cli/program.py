@@ -22,9 +22,9 @@ import ksm_ext
 from ksm_ext.cli.commands import attribute, design, fit, report, select
 from ksm_ext.cli.doctor import doctor
 from ksm_ext.cli.output import say
-from ksm_ext.column_roles import split_names
-from ksm_ext.readouts import READOUTS
-from ksm_ext.tables import FORMATS
+from ksm_ext.surrogates.readouts import READOUTS
+from ksm_ext.tables.files import FORMATS
+from ksm_ext.tables.roles import split_names
 
 _DESCRIPTION = """\
 Which training tasks help or hurt a score, alone and together?

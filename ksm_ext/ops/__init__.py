@@ -16,7 +16,7 @@ from ksm_ext.ops.gram import task_gram as task_gram
 from ksm_ext.ops.mask_gram import mask_gram as mask_gram
 from ksm_ext.ops.mask_gram import mask_gram_matmul as mask_gram_matmul
 from ksm_ext.ops.mask_gram import pack_masks as pack_masks
-from ksm_ext.ops.project import Projection as Projection
+from ksm_ext.ops.project import Projector as Projector
 from ksm_ext.ops.project import project as project
 from ksm_ext.ops.project import project_ as project_
 from ksm_ext.ops.project import project_adjoint as project_adjoint

@@ -18,6 +18,8 @@ coordinates are the same bits on every CPU, and agree to rounding between device
 Shapes: x (b, p), y (b, k) with k = ``dim``. Sums run in float32, in float64 for float64 inputs.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +35,10 @@ _MAX_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Projection:
-    """Which matrix P: all that its entries depend on besides coordinate and output.
+class Projector:
+    """The matrix P, and the projection ``x -> x P`` of gradients given as one tensor or several.
+
+    The default, a signed block permutation, costs one reading of the gradients.
 
     Attributes:
         dim: k, the number of outputs.
@@ -84,8 +88,45 @@ class Projection:
     def _arguments(self) -> tuple[int, int, int, int, bool]:
         return self.dim, KINDS.index(self.kind), self.seed, self.sparsity, self.hadamard
 
+    def __call__(
+        self, x: Tensor | Sequence[Tensor], *, offset: int = 0, out: Tensor | None = None
+    ) -> Tensor:
+        """Project ``x``, whose first coordinate has number ``offset``.
 
-def project(x: Tensor, projection: Projection, *, offset: int = 0) -> Tensor:
+        Args:
+            x: (b, ...) float, or a sequence of them whose coordinates follow each other.
+            offset: Coordinates before those of ``x``.
+            out: (b, dim) float32 (float64 for float64 inputs) to add to in place, or None.
+
+        Returns:
+            (b, dim): ``out``, or a new tensor through which gradients flow.
+
+        Raises:
+            ValueError: If shapes disagree or there is no tensor.
+            TypeError: If dtypes disagree.
+        """
+        tensors = [x] if isinstance(x, Tensor) else list(x)
+        if not tensors:
+            raise ValueError(message("x", "one tensor or more", "none", "Choose parameters."))
+        total = out
+        for tensor in tensors:
+            rows = tensor.reshape(len(tensor), math.prod(tensor.shape[1:]))
+            if total is None:
+                total = project(rows, self, offset=offset)
+            elif out is not None or not (torch.is_grad_enabled() and rows.requires_grad):
+                project_(total.detach(), rows, self, offset=offset)
+            else:
+                total = total + project(rows, self, offset=offset)
+            offset += rows.shape[1]
+        assert total is not None
+        return total
+
+    def adjoint(self, y: Tensor, num_coordinates: int, *, offset: int = 0) -> Tensor:
+        """``y P^T`` for coordinates ``offset`` and on: (b, dim) -> (b, num_coordinates)."""
+        return project_adjoint(y, self, num_coordinates, offset=offset)
+
+
+def project(x: Tensor, projection: Projector, *, offset: int = 0) -> Tensor:
     """``x P[offset : offset + p]``; differentiable any number of times, in both modes.
 
     Args:
@@ -104,7 +145,7 @@ def project(x: Tensor, projection: Projection, *, offset: int = 0) -> Tensor:
     return _project(x, projection, offset)
 
 
-def project_(out: Tensor, x: Tensor, projection: Projection, *, offset: int = 0) -> Tensor:
+def project_(out: Tensor, x: Tensor, projection: Projector, *, offset: int = 0) -> Tensor:
     """Add ``x P[offset : offset + p]`` to ``out`` in place, and return it; without derivatives.
 
     Gradients of one parameter after the other are projected like this without being concatenated.
@@ -150,7 +191,7 @@ def project_(out: Tensor, x: Tensor, projection: Projection, *, offset: int = 0)
 
 
 def project_adjoint(
-    y: Tensor, projection: Projection, num_coordinates: int, *, offset: int = 0
+    y: Tensor, projection: Projector, num_coordinates: int, *, offset: int = 0
 ) -> Tensor:
     """``y P[offset : offset + p]^T``; differentiable any number of times, in both modes.
 
@@ -203,7 +244,7 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()
 
 
-def _project_raw(x: Tensor, projection: Projection, offset: int) -> Tensor:
+def _project_raw(x: Tensor, projection: Projector, offset: int) -> Tensor:
     out = x.new_zeros(len(x), projection.dim, dtype=_result_dtype(x))
     torch.ops.ksm_ext.project_.default(out, _unit_stride(x), offset, *projection._arguments)
     return out
@@ -213,7 +254,7 @@ class _Project(torch.autograd.Function):
     """Linear: the tangent is projected alike, the gradient goes through the adjoint."""
 
     @staticmethod
-    def forward(x: Tensor, projection: Projection, offset: int) -> Tensor:
+    def forward(x: Tensor, projection: Projector, offset: int) -> Tensor:
         return _project_raw(x, projection, offset)
 
     @staticmethod
@@ -241,7 +282,7 @@ class _ProjectAdjoint(torch.autograd.Function):
     """Linear: the tangent is treated alike, the gradient is projected."""
 
     @staticmethod
-    def forward(y: Tensor, projection: Projection, num_coordinates: int, offset: int) -> Tensor:
+    def forward(y: Tensor, projection: Projector, num_coordinates: int, offset: int) -> Tensor:
         return torch.ops.ksm_ext.project_adjoint.default(
             y.contiguous(), num_coordinates, offset, *projection._arguments
         )

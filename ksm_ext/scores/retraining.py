@@ -41,7 +41,7 @@ from ksm_ext.checks import (
 )
 from ksm_ext.correlation import spearman
 from ksm_ext.identity import identify
-from ksm_ext.scores.store import RunStore
+from ksm_ext.scores.runs import RunStore
 from ksm_ext.subsets import as_masks
 
 Train = Callable[[Tensor, int], Any]

@@ -15,8 +15,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ksm_ext.kernels import Kernel
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trials import (
     KernelTrial,

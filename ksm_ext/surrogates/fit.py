@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
 from ksm_ext.checks import check_choice, check_real, message
-from ksm_ext.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, as_kernel
-from ksm_ext.masks import Masks
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
 from ksm_ext.surrogates.choice import (
     CROSSED_FROM,
@@ -31,7 +29,9 @@ from ksm_ext.surrogates.choice import (
     folds_of,
     residuals,
 )
+from ksm_ext.surrogates.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace, Linear, as_kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import (
     Missing,
     Observations,
@@ -103,7 +103,7 @@ def fit_surrogate(
             or more measure the noise of a run. Or what :func:`ksm_ext.retrain_scores` returned.
         scores: (m,) or (m, t) float, in their own units and sign, which decide nothing. Answers
             come back in this array kind, dtype and device. Left out with retrained scores.
-        kernel: ``"auto"``; a name of :mod:`ksm_ext.kernels` or a sum such as ``"linear+rbf"``; a
+        kernel: ``"auto"``; a name of :mod:`.kernels` or a sum such as ``"linear+rbf"``; a
             kernel object or class, whose open parameters are searched; a list of these; or
             ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix

@@ -34,8 +34,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ksm_ext.checks import check_positive_int, check_real, message
-from ksm_ext.kernels import Kernel
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
 
 _PIVOTS = 64  # columns of K taken at a time
 _BLOCK = 64  # most columns of one product: beyond, its time grows with them

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.masks import Masks
 
 Missing = Literal["error", "drop"]
 

@@ -12,14 +12,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ksm_ext.arrays import TABLES, Kind
+from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, check_finite, message
-from ksm_ext.files import write_whole
 from ksm_ext.identity import fingerprint
-from ksm_ext.kernels import from_description
-from ksm_ext.masks import Masks
 from ksm_ext.ops.mask_gram import BITS_PER_WORD
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.kernels import from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
 FORMAT = "ksm_ext.surrogate.3"

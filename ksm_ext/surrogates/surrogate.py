@@ -10,7 +10,7 @@ of a fitted subset and s the share of it that is peculiar to the subset (the res
 Everything asked of the surrogate is linear in alpha, w and s e.
 
 **Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so the last
-sum has the readouts of :mod:`ksm_ext.readouts` too: where the answer stands in the table, such as
+sum has the readouts of :mod:`.readouts` too: where the answer stands in the table, such as
 F(all) and F(all but i), the readout is that answer, and Shapley values sum to F(all) - F(none).
 
 **Uncertainty.** f is a Gaussian process with kernel ``sigma^2 k``, and the ridge is the variance of
@@ -38,9 +38,11 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
 from ksm_ext.checks import check_choice, message
-from ksm_ext.kernels import Identity, Kernel
-from ksm_ext.masks import Masks
-from ksm_ext.readouts import (
+from ksm_ext.surrogates.candidates import CandidateTable
+from ksm_ext.surrogates.kernels import Identity, Kernel
+from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.readouts import (
     READOUTS,
     Readout,
     effect_prior_variance,
@@ -48,8 +50,6 @@ from ksm_ext.readouts import (
     interaction_prior_variance,
     interaction_tables,
 )
-from ksm_ext.surrogates.candidates import CandidateTable
-from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge
 from ksm_ext.surrogates.spectral import SpectralRidge
 from ksm_ext.surrogates.walsh import walsh_energies
 
@@ -238,7 +238,7 @@ class Surrogate:
         ``"loo"``: ``F(all) - F(all but i)``. ``"shapley"``: the mean effect of adding task i over
         all orders of the tasks (Shapley 1953). ``"banzhaf"``: its mean effect over all subsets
         (Banzhaf 1965; Wang & Jia 2023, arXiv:2205.15466). All exact for the fitted function with
-        the observed scores in it, in ``O(m n t)``; see :mod:`ksm_ext.readouts`. Values keep the
+        the observed scores in it, in ``O(m n t)``; see :mod:`.readouts`. Values keep the
         units and sign of the scores. A task that was in every subset, or in none, has 0.
 
         For real-valued weights only ``"loo"`` is defined: the fitted function at the mean weights,

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ksm_ext.correlation import pearson, ranks, standardised
-from ksm_ext.kernels import Kernel
-from ksm_ext.masks import Masks
+from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
 from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))

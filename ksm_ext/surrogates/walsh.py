@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.kernels import Kernel
-from ksm_ext.masks import Masks
-from ksm_ext.readouts import mean_difference
+from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.readouts import mean_difference
 
 Mixture = tuple[Kernel, Tensor]
 _ROWS = 1024  # rows of the (m, m) forms held at a time

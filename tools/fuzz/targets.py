@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load, save
 
 from ksm_ext import ANOVA2, RBF, fit_surrogate, load_surrogate, ops, subsets
-from ksm_ext.features import FeatureStore, load_features
-from ksm_ext.score_tables import read_scores
-from ksm_ext.scores.store import RunStore
+from ksm_ext.network.features import FeatureStore, load_features
+from ksm_ext.scores.runs import RunStore
 from ksm_ext.surrogates.storage import checksum
+from ksm_ext.tables.scores import read_scores
 
 Provider = atheris.FuzzedDataProvider
 

@@ -1,0 +1,9 @@
+from .influence import influence as influence
+from .influence import sample_influence as sample_influence
+from .task_hessian import task_hessian as task_hessian
+from .tracin import gradient_cosine as gradient_cosine
+from .tracin import tracin as tracin
+from .trak import self_influence as self_influence
+from .trak import top_samples as top_samples
+from .trak import trak as trak
+from .trak import trak_scores as trak_scores

@@ -1,0 +1,471 @@
+"""Per-sample gradients of any scalar output, and the features that they are projected to.
+
+For an output h (:mod:`.outputs`) at parameters W, sample i has the value h_i(W) and the
+feature φ_i = Pᵀ ∇h_i(W), so that near W
+
+    h_i(W + P z) ≈ h_i(W) + φ_i · z.
+
+Gradients are taken sample by sample through ``torch.func``, in evaluation mode and with the math
+kernels of attention, and go into the projection parameter by parameter: there is never a (b, p)
+matrix of the data. A sample's feature is its own: the same up to rounding whatever the batches.
+
+Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from ksm_ext.atomic_write import checked_path
+from ksm_ext.checks import check_positive_int, message, shape_text
+from ksm_ext.identity import fingerprint, identify
+from ksm_ext.network.batches import (
+    Batch,
+    as_batch,
+    chunks,
+    content_digests,
+    each,
+    num_rows,
+    ordered_loader,
+    witnesses,
+)
+from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
+from ksm_ext.network.features import Features, FeatureStore, load_features
+from ksm_ext.network.outputs import Output
+from ksm_ext.network.outputs import cross_entropy as cross_entropy
+from ksm_ext.network.outputs import log_odds as log_odds
+from ksm_ext.network.outputs import logit as logit
+from ksm_ext.network.outputs import margin as margin
+from ksm_ext.network.outputs import prediction as prediction
+from ksm_ext.network.outputs import squared_error as squared_error
+
+# Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
+# cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
+CPU_BYTES, GPU_BYTES, MAX_CHUNK = 2**25, 2**28, 64
+
+
+class AnyProjector(Protocol):
+    """What is asked of a projector, such as :class:`ksm_ext.ops.project.Projector`."""
+
+    @property
+    def dim(self) -> int:
+        """K, the dimension projected to."""
+
+    def __call__(self, x: Tensor, *, offset: int = 0, out: Tensor | None = None) -> Tensor:
+        """Add to out (b, k) what coordinates ``offset ...`` of the gradients, x (b, p_i), give."""
+
+
+def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = None) -> list[str]:
+    """Names of the parameters to differentiate by, in the model's order.
+
+    Args:
+        model: The network.
+        patterns: Exact names, or patterns as file names have them: ``"*.attn.*"``,
+            ``"head.weight"``, ``"*lora_*"``. They choose frozen parameters too. None: all
+            parameters that require a gradient.
+
+    Returns:
+        Each parameter once, a shared one under its first name.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or no parameter requires a gradient.
+    """
+    if patterns is None:
+        names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        if not names:
+            found = f"a {type(model).__name__} without any"
+            remedy = "Name the parameters to differentiate by in `parameters`."
+            raise ValueError(
+                message("model", "a module with parameters that require a gradient", found, remedy)
+            )
+        return names
+    first = {weight: name for name, weight in reversed(list(model.named_parameters()))}
+    aliases = {
+        name: first[weight] for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+    chosen = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern in aliases:
+            matched = {aliases[pattern]}
+        else:
+            matched = {own for name, own in aliases.items() if fnmatchcase(name, pattern)}
+        if not matched:
+            close = get_close_matches(pattern, aliases, n=3, cutoff=0.4) or list(aliases)[:3]
+            remedy = f"Did you mean {', '.join(repr(name) for name in close)}?"
+            raise ValueError(
+                message("parameters", "names or patterns of parameters", repr(pattern), remedy)
+            )
+        chosen |= matched
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def per_sample_gradients(
+    model: nn.Module,
+    output: Output,
+    batch: Batch,
+    *,
+    parameters: str | Sequence[str] | None = None,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Values and gradients of an output on every sample of a batch.
+
+    The model is in evaluation mode meanwhile: no dropout, running statistics as they are. Its
+    flags, parameters and buffers are afterwards what they were before.
+
+    Args:
+        model: The network, on any device; the batch is moved there.
+        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
+        batch: Tensors (b, ...), in a tuple or by name.
+        parameters: Which to differentiate by, see :func:`parameter_names`.
+        chunk_size: Samples computed together; None: all.
+        vectorize: Whether to compute samples together by ``torch.vmap``. False is slower and
+            takes any model, such as one whose control flow depends on the data; HuggingFace
+            models do where they are given an ``attention_mask``.
+
+    Returns:
+        values (b,), and gradients (b, ...) by name, in the dtypes of output and parameters.
+
+    Raises:
+        ValueError: If the output is not a scalar, or a pattern in ``parameters`` is unknown.
+        TypeError: If the batch holds anything but tensors.
+        RuntimeError: If the model cannot be vectorised.
+    """
+    names = parameter_names(model, parameters)
+    weights = {name: weight.detach() for name, weight in _named(model, names).items()}
+    batch = as_batch(batch, next(iter(weights.values())).device)
+
+    def scalar(weights: dict[str, Tensor], sample: Batch) -> Tensor:
+        value = output(lambda *a, **k: functional_call(model, weights, a, k), sample)
+        if value.shape != ():
+            remedy = "Reduce it to one number for the one sample it is given."
+            raise ValueError(message("output", "a scalar", shape_text(value), remedy))
+        return value
+
+    # The graph of parameters outside `names` would be kept otherwise; the transform's own is not
+    # touched. Other attention kernels have no batching rule, or sum in an order of their own.
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if not vectorize:
+            samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
+            pairs = [grad_and_value(scalar)(weights, sample) for sample in samples]
+            gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
+            return torch.stack([value for _, value in pairs]), gradients
+        try:
+            together = vmap(grad_and_value(scalar), in_dims=(None, 0), chunk_size=chunk_size)
+            gradients, values = together(weights, batch)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            found = f"{type(model).__name__}, which says: {str(error).rstrip('. ')}"
+            remedy = "Pass vectorize=False."
+            raise RuntimeError(
+                message("model", "a network that torch.vmap can run", found, remedy)
+            ) from error
+    return values, gradients
+
+
+def per_sample_outputs(
+    model: nn.Module,
+    output: Output,
+    batch: Batch,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    vectorize: bool = True,
+) -> Tensor:
+    """Values of an output on every sample of a batch, without gradients.
+
+    Args:
+        model: The network, see :func:`per_sample_gradients`.
+        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
+        batch: Tensors (b, ...), in a tuple or by name.
+        weights: Parameters to use in place of the model's, by name.
+        vectorize: See :func:`per_sample_gradients`.
+
+    Returns:
+        (b,), in the dtype of the output.
+    """
+
+    def scalar(sample: Batch) -> Tensor:
+        return output(lambda *a, **k: functional_call(model, dict(weights or {}), a, k), sample)
+
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if vectorize:
+            return vmap(scalar)(batch)
+        return torch.stack([scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))])
+
+
+def collect_features(
+    model: nn.Module,
+    data: Any,
+    output: Output,
+    projector: AnyProjector | None = None,
+    *,
+    parameters: str | Sequence[str] | None = None,
+    store: Any = None,
+    batch_size: int | None = None,
+    vectorize: bool = True,
+    progress: bool = True,
+    group: Group = None,
+) -> Features:
+    """Values and projected gradients of an output on all samples of a data set, in its order.
+
+    Args:
+        model: The network, see :func:`per_sample_gradients`. Half-precision gradients are
+            projected as they come: ``model.float()`` first gives better ones.
+        data: A DataLoader that does not shuffle, a Dataset, or tensors (b, ...), in a
+            tuple or by name.
+            Batches are tuples of tensors or dicts of tensors by name.
+        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
+        projector: The projection, from p numbers to ``projector.dim``; None keeps all p.
+        parameters: Which to differentiate by, see :func:`parameter_names`.
+        store: A folder to write to, see :mod:`.features`. A run that was interrupted goes
+            on where it was and ends with the same bits as one that was not (on CUDA, under
+            ``torch.use_deterministic_algorithms``). It is refused if anything has changed that
+            decides the features (:mod:`ksm_ext.identity`): for that all data are read and hashed
+            first, and five of the rows that are done are computed again, to within rounding. None:
+            in memory.
+        batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
+            have 32 MiB of gradients (256 MiB on a GPU), at most 64.
+        vectorize: See :func:`per_sample_gradients`.
+        progress: Whether to show a progress bar; rank 0 does.
+        group: The processes that share the work, see :mod:`.distributed`: each takes whole
+            batches of ``batch_size`` samples, one stretch of them. All of them call, get all rows,
+            and write to one store, on a file system that they share. None: this process alone.
+
+    Returns:
+        Row i for sample i, float64 if a parameter is, float32 otherwise; on the model's device,
+        or mapped from the store. The same bits for any number of processes, unless samples have
+        several shapes.
+
+    Raises:
+        ValueError: If the data are shuffled, an output or gradient is not finite, the store's
+            features are of something else, or ranks differ in their model, data or arguments.
+        TypeError: If ``data`` is none of these kinds.
+        RuntimeError: If another process writes to the store, or the model cannot be vectorised.
+        OSError: If the store cannot be written to; what was done before is kept.
+    """
+    import ksm_ext  # not above: the package imports this module
+
+    store = None if store is None else checked_path("store", store)
+    names = parameter_names(model, parameters)
+    weights = _named(model, names)
+    device = next(iter(weights.values())).device
+    num_parameters = sum(weight.numel() for weight in weights.values())
+    if batch_size is None:
+        bytes_each = sum(weight.nbytes for weight in weights.values())
+        budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
+        batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
+    batch_size = check_positive_int("batch_size", batch_size)
+    loader = ordered_loader(data, batch_size)
+    num_samples = len(loader.dataset)  # type: ignore[arg-type]
+    dim = num_parameters if projector is None else projector.dim
+    double = any(weight.dtype == torch.float64 for weight in weights.values())
+    dtype = torch.float64 if double else torch.float32
+
+    rank, num_ranks = place(group)
+    rows = shard(num_samples, group, batch_size)
+
+    def features_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values (rows,) and features (rows, k)."""
+        values, gradients = per_sample_gradients(
+            model, output, batch, parameters=names, vectorize=vectorize
+        )
+        return values.to(dtype), _projected(gradients, projector, dtype)
+
+    def blocks(num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of this rank's samples, without the first ones."""
+        done = rows.start + num_done
+        hidden = not progress or rank > 0
+        with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
+            for chunk in chunks(loader, batch_size, done, rows.stop):
+                values, features = features_of(chunk)
+                _check_rows(values, features, done)
+                yield values, features
+                done += len(values)
+                bar.update(len(values))
+
+    if store is None and num_ranks == 1:
+        return _in_memory(blocks(0), num_samples, dim, dtype, device)
+    facts = {
+        "version": ksm_ext.__version__,
+        "num_samples": num_samples,
+        "dim": dim,
+        "dtype": str(dtype).removeprefix("torch."),
+        "parameters": {name: list(weight.shape) for name, weight in weights.items()},
+        "model": fingerprint([*model.named_parameters(), *model.named_buffers()]),
+        "precision": _precision(device),
+        "batch_size": batch_size,
+        "vectorize": vectorize,
+    }
+    seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
+    check_same({**facts, **seen}, group)
+    if store is None:
+        own = _in_memory(blocks(0), len(rows), dim, dtype, device)
+        tables = (own.values, own.gradients)
+        values, gradients = (gathered(x, num_samples, group, batch_size) for x in tables)
+        return Features(values, gradients)
+    # Of one rank: in others, functions may well refer to another device, or log to another file.
+    facts |= first(identify(output=output, projector=projector, network=model), group)
+    digests, samples = content_digests(loader, batch_size, rows, _some(rows), progress and not rank)
+    digests = gathered(digests, -(-num_samples // batch_size), group)
+    facts["data"] = fingerprint([("blocks", digests)])
+    with _shared_store(store, facts, rows, group) as file:
+        _check_stored(file, samples, features_of, _tolerance(model, device), group)
+        if file.num_done < len(rows):
+            for block in blocks(file.num_done):
+                file.append(*block)
+    wait(group)  # until every rank's rows are there
+    return load_features(store)
+
+
+def _in_memory(
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    num_rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Features:
+    """The rows of all blocks, one behind the other."""
+    values = torch.empty(num_rows, dtype=dtype, device=device)
+    gradients = torch.empty(num_rows, dim, dtype=dtype, device=device)
+    start = 0
+    for block in blocks:
+        rows = slice(start, start := start + len(block[0]))
+        values[rows], gradients[rows] = block
+    return Features(values, gradients)
+
+
+def _some(rows: range) -> list[int]:
+    """The first and the last row, and three others, the same ones in every run."""
+    if len(rows) <= 5:
+        return list(rows)
+    inner = torch.randperm(len(rows) - 2, generator=torch.Generator().manual_seed(0))[:3]
+    return [rows[0], *(rows[1 + int(row)] for row in inner), rows[-1]]
+
+
+def _check_stored(
+    file: FeatureStore,
+    samples: Mapping[int, Batch],
+    features_of: Callable[[Batch], tuple[Tensor, Tensor]],
+    tolerance: float,
+    group: Group,
+) -> None:
+    """Raise ``ValueError`` on every rank if some rows that are done are not what they would be now.
+
+    This finds what has no identity, such as a compiled function, where it changes the features by
+    more than rounding in another batch or on another device does.
+    """
+    done = [row for row in samples if row < file.rows.start + file.num_done]
+    worst = torch.zeros(1, 2, dtype=torch.float64)  # the largest difference, and its row
+    if done:
+        stored = file.read(done)
+        pairs = [features_of(samples[row]) for row in done]
+        fresh = [torch.cat(parts) for parts in zip(*pairs, strict=True)]
+        for table, again in zip((stored.values[:, None], stored.gradients), fresh, strict=True):
+            again = again.reshape(table.shape).to(table)
+            scale = torch.maximum(table.norm(dim=1).max(), again.norm(dim=1).max())
+            difference = (table - again).norm(dim=1) / scale.clamp(
+                min=torch.finfo(scale.dtype).tiny
+            )
+            largest = difference.argmax()
+            if not float(difference[largest]) <= max(tolerance, float(worst[0, 0])):
+                worst[0] = torch.tensor([float(difference[largest]), done[int(largest)]])
+    found = gathered(worst, place(group)[1], group)
+    bad = found[~(found[:, 0] <= tolerance)]
+    if len(bad):
+        share, row = bad[0].tolist()
+        text = f"{file.path}, whose sample {int(row)} is now another by {share:.2g} of the largest"
+        remedy = (
+            "Something changed that has no identity, or the rows are damaged, or differ in every "
+            "run: choose another folder, or delete this one."
+        )
+        raise ValueError(message("store", "a folder of the same features", text, remedy))
+
+
+def _tolerance(model: nn.Module, device: torch.device) -> float:
+    """How far features differ from one batch or device to another, of the largest: generously."""
+    dtypes = {weight.dtype for weight in model.parameters()}
+    if torch.is_autocast_enabled(device.type):
+        dtypes.add(torch.get_autocast_dtype(device.type))
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+    return 1e-6 if coarsest < 1e-12 else 1e-2 if coarsest < 1e-6 else 0.2
+
+
+def _precision(device: torch.device) -> dict[str, str | None]:
+    """Settings of PyTorch that decide how products are rounded."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return {
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "autocast": str(torch.get_autocast_dtype(device.type)) if enabled else None,
+    }
+
+
+@contextmanager
+def _shared_store(
+    store: Any, meta: Mapping[str, Any], rows: range, group: Group
+) -> Iterator[FeatureStore]:
+    """The store, opened by rank 0 first, which lays out the files that the others find."""
+    part = place(group)
+    if part[0] > 0:
+        wait(group)
+        if not (Path(store) / "meta.json").is_file():
+            remedy = "Choose a folder on a file system that all ranks see."
+            found = f"{store}, where rank 0 has made one and this rank sees none"
+            raise ValueError(message("store", "a folder that all ranks share", found, remedy))
+    with FeatureStore.open(store, meta, part=part, rows=rows) as file:
+        if part[0] == 0:
+            wait(group)
+        yield file
+
+
+def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    weights = dict(model.named_parameters())
+    return {name: weights[name] for name in names}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and then each module's own flag again."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+def _projected(
+    gradients: dict[str, Tensor], projector: AnyProjector | None, dtype: torch.dtype
+) -> Tensor:
+    """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
+    if projector is None:
+        return torch.cat([block.flatten(1).to(dtype) for block in gradients.values()], dim=1)
+    some = next(iter(gradients.values()))
+    features = torch.zeros(len(some), projector.dim, dtype=dtype, device=some.device)
+    offset = 0
+    for gradient in gradients.values():
+        block = gradient.reshape(len(some), -1).to(dtype)
+        projector(block, offset=offset, out=features)
+        offset += block.shape[1]
+    return features
+
+
+def _check_rows(values: Tensor, features: Tensor, start: int) -> None:
+    """Raise ``ValueError`` naming samples whose value or feature is not finite."""
+    bad = ~(values.isfinite() & features.isfinite().all(dim=1))
+    if bool(bad.any()):
+        rows = (start + bad.nonzero()[:, 0]).tolist()
+        found = f"NaN or infinity, or such a gradient, on samples {', '.join(map(str, rows[:5]))}"
+        remedy = "Look at these samples and the model's outputs for them."
+        raise ValueError(message("output", "finite", found, remedy))

@@ -1,0 +1,558 @@
+r"""Hessian and generalised Gauss-Newton matrices of a model's mean loss, as products with vectors.
+
+For the mean loss :math:`L(W) = \frac1b \sum_i \ell_i(f_i(W))` of b samples, without ever forming a
+matrix of p x p,
+
+.. math:: H v = \nabla^2 L \, v, \qquad G v = \frac1b \sum_i J_i^\top (\nabla^2 \ell_i) J_i v,
+
+G being what remains of H when the outputs :math:`f_i` are linearised: it is positive semi-definite
+for a convex loss, and its product costs about two thirds. Both are exact. Many vectors are
+multiplied at once: they share one forward and one backward pass. Samples are regrouped into passes
+of ``batch_size``, so that a product does not depend on the loader's batches.
+
+Shapes: p parameters flattened one after the other in the model's order, vectors (s, p).
+
+References: *Pearlmutter 1994*; *Schraudolph 2002*.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
+from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
+from ksm_ext.network.gradients import evaluating, parameter_names
+from ksm_ext.network.losses import Loss, cross_entropy, outputs_and_labels, squared_error
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+Weights = dict[str, Tensor]
+Product = Callable[[Batch, Tensor], Tensor]
+
+# Tangents of parameters and activations of a pass, on a CPU and on a GPU, unless vectors_per_pass
+# says otherwise. A vector that takes more than the caches alone gains nothing from company: page
+# faults of fresh memory cost it more than the overhead that is shared, so it goes alone.
+BYTES_OF_PASS = {"cpu": 2**27, "cuda": 2**28}
+BYTES_ALONE = {"cpu": 2**23, "cuda": 2**26}
+MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
+
+
+class CurvatureOperator:
+    """A symmetric linear operator on the parameters; made by :func:`hessian` and :func:`ggn`.
+
+    ``operator(v)`` multiplies rows, (s, p) -> (s, p) or (p,) -> (p,); ``operator @ x`` is the
+    convention of linear algebra, (p,) or (p, s); :meth:`linear_operator` is SciPy's.
+
+    Attributes:
+        shape: (p, p).
+        dtype: Of the parameters and of the vectors.
+        device: Where they live.
+        num_samples: b.
+        parameter_shapes: Shape of each parameter by name, in the order in which they are flattened.
+        batch_size: Samples of a pass.
+        vectors_per_pass: Vectors multiplied together; memory grows with their number. 1: one by
+            one, by differentiating the gradient's own graph, which all of them share.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        loss: str | Loss,
+        kind: Literal["hessian", "ggn"],
+        *,
+        parameters: str | Sequence[str] | None,
+        batch_size: int | None,
+        vectors_per_pass: int | None,
+        progress: bool,
+    ) -> None:
+        names = parameter_names(model, parameters)
+        own = dict(model.named_parameters())
+        self._weights: Weights = {name: own[name].detach() for name in names}
+        self._model, self._loss, self._kind = model, _loss(loss), kind
+        self._progress = progress
+        if vectors_per_pass is not None:
+            vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
+        some = self._weights[names[0]]
+        _check_one_dtype(self._weights)
+        self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
+        num_parameters = sum(weight.numel() for weight in self._weights.values())
+        self.shape = (num_parameters, num_parameters)
+        self.dtype, self.device = some.dtype, some.device
+        batch_size = MAX_SAMPLES if batch_size is None else batch_size
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        loader = ordered_loader(data, self.batch_size)
+        # An operator is applied many times: its samples are kept as they will be used.
+        self._batches = [
+            as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
+        ]
+        self.num_samples = sum(num_rows(batch) for batch in self._batches)
+        self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
+        rows = self._checked(v)
+        product = self._hessian_rows if self._kind == "hessian" else self._ggn_rows
+        out = torch.empty_like(rows)
+        if self.vectors_per_pass == 1 or len(rows) == 1:
+            return self._one_by_one(rows, out).reshape(v.shape)
+        with self._exact():
+            for some in self._in_turn(self._passes(len(rows))):
+                for number, batch in enumerate(self._batches):
+                    found = product(batch, rows[some])
+                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
+        return out.reshape(v.shape)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
+        return self(x.T).T if x.ndim == 2 else self(x)
+
+    def linear_operator(self) -> Any:
+        """The same as a ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays."""
+        from scipy.sparse.linalg import LinearOperator
+
+        dtype = torch.zeros(0, dtype=self.dtype).numpy().dtype
+
+        def multiply(x: np.ndarray) -> np.ndarray:
+            columns = torch.from_numpy(np.ascontiguousarray(x.T, dtype=dtype)).to(self.device)
+            return self(columns.reshape(-1, self.shape[0])).cpu().numpy().T.reshape(x.shape)
+
+        return LinearOperator(
+            self.shape, multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=dtype
+        )
+
+    def gradient(self) -> Tensor:
+        """(p,): the gradient of the mean loss."""
+        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        with self._exact():
+            for batch in self._batches:
+                total += flatten(grad(self._total(batch))(self._weights))
+        return total / self.num_samples
+
+    def per_sample_slopes(self, v: Tensor) -> Tensor:
+        """Slope of each sample's loss along each vector, ``v . grad loss_i``: (s, p) -> (s, b).
+
+        By forward differentiation: the gradients of samples are never formed.
+        """
+        rows = self._checked(v)
+        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
+        with self._exact():
+            for some in self._in_turn(self._passes(len(rows))):
+                tangents, done = self.unflatten(rows[some]), 0
+                for batch in self._batches:
+                    losses = self._losses(batch)
+
+                    def slopes(tangent: Weights, losses: Any = losses) -> Tensor:
+                        return jvp(losses, (self._weights,), (tangent,))[1]
+
+                    part = vmap(slopes)(tangents)  # (vectors, samples)
+                    out[some, done : done + part.shape[1]] = part
+                    done += part.shape[1]
+        return out
+
+    def per_sample_gradients(self) -> Tensor:
+        """Gradient of each sample's loss, (b, p)."""
+
+        def one(sample: Batch) -> Tensor:
+            batch = each(lambda column: column[None], sample)
+            return flatten(grad(self._total(batch))(self._weights))
+
+        with self._exact():
+            return torch.cat([vmap(one)(batch) for batch in self._batches])
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
+
+        Args:
+            u: (s, p), in the dtype of the parameters.
+            v: (s, p). Row i goes with row i of ``u``.
+
+        Returns:
+            (s, p). Of the loss itself, for a Gauss-Newton operator too. Wrong, as PyTorch's third
+            derivatives are, for ``instance_norm``.
+        """
+        first, second = self._checked(u), self._checked(v)
+        out = torch.empty_like(first)
+
+        def product(batch: Batch, a: Weights, b: Weights) -> Weights:
+            def bend(weights: Weights) -> Tensor:  # a^T H b, by reverse mode: see _quadratics
+                def total(x: Tensor, y: Tensor) -> Tensor:
+                    return self._total(batch)(
+                        {n: w + x * a[n] + y * b[n] for n, w in weights.items()}
+                    )
+
+                zero = torch.zeros((), dtype=self.dtype, device=self.device)
+                return grad(lambda x: grad(lambda y: total(x, y))(zero))(zero)
+
+            return grad(bend)(self._weights)
+
+        with self._exact(), _LayerNormInParts():
+            for some in self._in_turn(self._passes(len(first))):
+                pair = self.unflatten(first[some]), self.unflatten(second[some])
+                for number, batch in enumerate(self._batches):
+                    found = vmap(partial(product, batch))(*pair)
+                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
+        return out
+
+    def per_sample_quadratic(self, v: Tensor) -> Tensor:
+        r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
+
+        All samples of a pass are done at once. For a Gauss-Newton operator it is the sample's own
+        Gauss-Newton matrix.
+
+        Args:
+            v: (s, p), in the dtype of the parameters.
+
+        Returns:
+            (s, b), the samples in the order of the data.
+        """
+        rows = self._checked(v)
+        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
+        with self._exact():
+            for some in self._in_turn(range(len(rows))):
+                tangent, done = self.unflatten(rows[some]), 0
+                for batch in self._batches:
+                    part = self._quadratics(batch, tangent)
+                    out[some, done : done + len(part)] = part
+                    done += len(part)
+        return out
+
+    def unflatten(self, v: Tensor) -> Weights:
+        """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
+        sizes = [shape.numel() for shape in self.parameter_shapes.values()]
+        parts = v.split(sizes, dim=-1)
+        return {
+            name: part.reshape(*v.shape[:-1], *shape)
+            for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
+        }
+
+    # -- products with the sum of a pass's losses, as stacks (s, *shape) by name ----------------
+
+    def _one_by_one(self, v: Tensor, out: Tensor) -> Tensor:
+        """Products with all passes, by reverse mode over graphs that the vectors share."""
+        make = self._hessian_product if self._kind == "hessian" else self._ggn_product
+        for number, batch in enumerate(self._batches):
+            with self._exact(), torch.enable_grad():
+                weights = {n: w.detach().requires_grad_() for n, w in self._weights.items()}
+                product = make(batch, weights)
+            for row, into in zip(self._in_turn(v), out, strict=True):
+                found = product([*self.unflatten(row).values()])
+                stacks = {n: part[None] for n, part in zip(weights, found, strict=True)}
+                _add(stacks, into[None], weight=1 / self.num_samples, more=number > 0)
+        return out
+
+    def _hessian_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
+        """From a vector to the derivative of its product with the gradient."""
+        slopes = _pull(self._total(batch)(weights), weights, None, create_graph=True)
+        bent = [i for i, slope in enumerate(slopes) if slope.requires_grad]
+        if not bent:  # the loss is linear in the weights
+            return lambda vector: [torch.zeros_like(part) for part in vector]
+        some = [slopes[i] for i in bent]
+        return lambda vector: _pull(some, weights, [vector[i] for i in bent])
+
+    def _ggn_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
+        """The Jacobian is the derivative of its transpose, which is linear in what it is given."""
+        outputs, labels = self._outputs(batch, weights)
+        moved = torch.zeros_like(outputs, requires_grad=True)
+        pulled = _pull(outputs, weights, moved, create_graph=True)
+        bent = [i for i, part in enumerate(pulled) if part.requires_grad]
+
+        def product(vector: list[Tensor]) -> Any:
+            some = [pulled[i] for i in bent], [vector[i] for i in bent]
+            (forward,) = torch.autograd.grad(some[0], moved, some[1], retain_graph=True)
+            return _pull(outputs, weights, self._curved(outputs.detach(), labels, forward))
+
+        return product
+
+    def _hessian_rows(self, batch: Batch, v: Tensor) -> Weights:
+        slope = grad(self._total(batch))
+
+        def product(tangent: Weights) -> Weights:
+            return jvp(slope, (self._weights,), (tangent,))[1]
+
+        return vmap(product)(self.unflatten(v))
+
+    def _ggn_rows(self, batch: Batch, v: Tensor) -> Weights:
+        outputs, labels, back = self._linearised(batch)
+
+        def product(tangent: Weights) -> Weights:
+            return back(self._curved(outputs, labels, self._forward(batch, tangent)))[0]
+
+        return vmap(product)(self.unflatten(v))
+
+    def _quadratics(self, batch: Batch, tangent: Weights) -> Tensor:
+        if self._kind == "ggn":
+            outputs, labels, _ = self._linearised(batch)
+            moved = self._forward(batch, tangent)
+            return (moved * self._curved(outputs, labels, moved)).flatten(1).sum(1)
+
+        def losses_at(step: Tensor) -> Tensor:
+            moved = {name: w + step * tangent[name] for name, w in self._weights.items()}
+            return self._losses(batch)(moved)
+
+        def curvature(counts: Tensor) -> Tensor:
+            """Second derivative of the weighted sum of losses along the tangent."""
+            slope = grad(lambda step: (counts * losses_at(step)).sum())
+            return grad(slope)(torch.zeros((), dtype=self.dtype, device=self.device))
+
+        # Its derivatives by the weights are the samples' own. Reverse mode only: PyTorch's forward
+        # derivative of layer_norm is right, and the derivative of that derivative is not.
+        ones = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
+        return grad(curvature)(ones)
+
+    # -- the model and its loss -----------------------------------------------------------------
+
+    def _losses(self, batch: Batch) -> Callable[[Weights], Tensor]:
+        """From weights to the losses (b,)."""
+        return lambda weights: self._loss(*self._outputs(batch, weights))
+
+    def _total(self, batch: Batch) -> Callable[[Weights], Tensor]:
+        return lambda weights: self._losses(batch)(weights).sum()
+
+    def _outputs(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+        return outputs_and_labels(
+            lambda *a, **k: functional_call(self._model, weights, a, k), batch
+        )
+
+    def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
+        """Outputs, labels, and the transposed Jacobian of the outputs."""
+        result: Any = vjp(
+            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
+        )
+        outputs, back, labels = result
+        return outputs, labels, back
+
+    def _forward(self, batch: Batch, tangent: Weights) -> Tensor:
+        """The Jacobian of the outputs times a tangent."""
+        return jvp(lambda weights: self._outputs(batch, weights)[0], (self._weights,), (tangent,))[
+            1
+        ]
+
+    def _curved(self, outputs: Tensor, labels: Tensor, moved: Tensor) -> Tensor:
+        """The loss's own Hessian over the outputs times a change of them."""
+        slope = grad(lambda outputs: self._loss(outputs, labels).sum())
+        return jvp(slope, (outputs,), (moved,))[1]
+
+    # -- arguments ------------------------------------------------------------------------------
+
+    def _checked(self, v: Tensor) -> Tensor:
+        p = self.shape[0]
+        if v.ndim not in (1, 2) or v.shape[-1] != p:
+            remedy = "Flatten the parameters in the order of `parameter_shapes`."
+            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
+        if v.dtype != self.dtype or v.device != self.device:
+            expected = f"{self.dtype} on {self.device} like the parameters"
+            raise TypeError(message("v", expected, f"{v.dtype} on {v.device}", "Convert it."))
+        check_finite("v", v, "Look for a division by zero before this product.")
+        return v.detach().reshape(-1, p)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """No dropout, and attention with derivatives of any order."""
+        with evaluating(self._model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def _vectors_within_budget(self) -> int:
+        """As many as have tangents of all parameters and outputs of layers within the budget."""
+        sizes = [self.shape[0]]
+        leaves = [part for part in self._model.modules() if not [*part.children()]]
+
+        def count(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel())
+
+        handles = [leaf.register_forward_hook(count) for leaf in leaves]
+        try:
+            with self._exact():
+                outputs_and_labels(self._model, self._batches[0])
+        finally:
+            for handle in handles:
+                handle.remove()
+        kind = "cpu" if self.device.type == "cpu" else "cuda"
+        each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
+        return 1 if each_bytes > BYTES_ALONE[kind] else int(BYTES_OF_PASS[kind] // each_bytes)
+
+    def _passes(self, num_vectors: int) -> list[slice]:
+        """Vectors of each pass, as many in one as in another."""
+        count = -(-num_vectors // self.vectors_per_pass)
+        edges = [num_vectors * number // max(count, 1) for number in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(edges)]
+
+    def _in_turn(self, steps: Any) -> Any:
+        return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
+
+
+def hessian(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    vectors_per_pass: int | None = None,
+    progress: bool = False,
+) -> CurvatureOperator:
+    """The Hessian of a model's mean loss over a data set; compare ``curvlinops``.
+
+    Args:
+        model: The network; used in evaluation mode and left as it was. Its parameters are read
+            when the operator is made.
+        data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
+            in the labels; or dicts with ``labels``, see :mod:`.losses`. Kept on the device.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
+        parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
+            The others are constants.
+        batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
+        vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
+            gradient. None: as many as have 128 MiB of parameters and layers' outputs together (256
+            on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
+        progress: Whether to show a bar over passes.
+
+    Returns:
+        The operator, in the parameters' dtype: float64 parameters give products to 1e-12.
+
+    Raises:
+        ValueError: If data or labels do not fit the model.
+        TypeError: If ``data`` is no data set, or parameters differ in dtype.
+    """
+    return CurvatureOperator(
+        model,
+        data,
+        loss,
+        "hessian",
+        parameters=parameters,
+        batch_size=batch_size,
+        vectors_per_pass=vectors_per_pass,
+        progress=progress,
+    )
+
+
+def ggn(
+    model: nn.Module,
+    data: Any,
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    vectors_per_pass: int | None = None,
+    progress: bool = False,
+) -> CurvatureOperator:
+    """The generalised Gauss-Newton matrix of a model's mean loss; arguments of :func:`hessian`.
+
+    For cross-entropy it is the Fisher matrix. Positive semi-definite where the loss is convex in
+    the outputs, so that conjugate gradients with any positive damping converge.
+    """
+    return CurvatureOperator(
+        model,
+        data,
+        loss,
+        "ggn",
+        parameters=parameters,
+        batch_size=batch_size,
+        vectors_per_pass=vectors_per_pass,
+        progress=progress,
+    )
+
+
+def loss_gradients(
+    model: nn.Module,
+    datasets: Sequence[Any],
+    loss: str | Loss = "cross_entropy",
+    *,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Gradients of the summed loss of each data set: (n, p).
+
+    Args:
+        model: The network, as in :func:`hessian`.
+        datasets: n data sets.
+        loss: See :func:`hessian`.
+        parameters: See :func:`hessian`.
+        batch_size: Samples of a pass.
+    """
+    gradients = []
+    for data in datasets:
+        operator = hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
+        gradients.append(operator.gradient() * operator.num_samples)
+    return torch.stack(gradients)
+
+
+class _LayerNormInParts(TorchFunctionMode):
+    """Layer normalisation by its formula: the third derivatives of PyTorch's own are wrong."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return (_layer_norm if func is F.layer_norm else func)(*args, **kwargs)
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    normal = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    scaled = normal if weight is None else normal * weight
+    return scaled if bias is None else scaled + bias
+
+
+def flatten(tensors: Weights) -> Tensor:
+    """Tensors by name as one vector (p,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def _pull(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
+    """The transposed Jacobian of ``outputs`` by the weights times v, through a graph that stays."""
+    return torch.autograd.grad(
+        outputs,
+        [*weights.values()],
+        v,
+        retain_graph=True,
+        create_graph=create_graph,
+        materialize_grads=True,
+    )
+
+
+def _add(tensors: Weights, out: Tensor, *, weight: float, more: bool) -> None:
+    """Write weighted stacks (s, *shape) by name to rows (s, p), or add ``more`` to them.
+
+    One pass over memory, which fresh pages of a sum and of its multiple would double.
+    """
+    start = 0
+    for tensor in tensors.values():
+        rows = tensor.flatten(1)
+        place = out[:, start : start + rows.shape[1]]
+        if more:
+            place.add_(rows, alpha=weight)
+        else:
+            torch.mul(rows, weight, out=place)
+        start += rows.shape[1]
+
+
+def _loss(loss: str | Loss) -> Loss:
+    if isinstance(loss, str):
+        check_choice("loss", loss, tuple(LOSSES), "Or pass a function (outputs, labels) -> (b,).")
+        return LOSSES[loss]
+    return loss
+
+
+def _check_one_dtype(weights: Weights) -> None:
+    dtypes = {weight.dtype for weight in weights.values()}
+    if len(dtypes) > 1:
+        found = " and ".join(sorted(map(str, dtypes)))
+        remedy = "Convert the model with .float() or .double()."
+        raise TypeError(message("model", "of parameters of one dtype", found, remedy))

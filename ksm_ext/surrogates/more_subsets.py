@@ -1,0 +1,125 @@
+r"""How many more subsets would make the intervals of attributions shorter.
+
+With kernel, ridge and noise as fitted, the posterior variance of an attribution :math:`L F` depends
+on which subsets are scored, not on their scores:
+
+.. math:: \sigma_f^2 \big( L K L^T - L K_{\cdot S} (H K_{SS} H + \lambda I)^{+} K_{S \cdot} L^T
+    \big), \qquad H = I - 1 1^T / m
+
+so it is computed for the fitted subsets together with more that look like them, before any of those
+is trained on. Adding subsets never widens an interval, hence the number wanted is found by
+bisection.
+
+Shapes: masks (m, n), standard deviations (n, t).
+
+Reference: *Rasmussen & Williams 2006, Gaussian Processes for Machine Learning*, eq. 2.26.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ksm_ext.checks import check_positive_int, check_real, message
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.surrogate import Surrogate
+
+_MAX_SUBSETS = 1024  # up to which Gram matrices are factored for this, or twice the fitted ones
+_MAX_PRODUCTS = 2**34  # n m^2, one look at the variances of n tasks
+_STEPS_PER_DOUBLING = 8  # of the bisection: the answer is within a tenth of itself
+
+
+@dataclass(frozen=True)
+class MoreSubsets:
+    """What :func:`more_subsets` found.
+
+    Attributes:
+        num_more: Subsets to score besides those fitted; None where no number would do.
+        factor: By which mean intervals would shrink.
+        computed: Whether from the posterior variance; otherwise extrapolated as a power of m.
+    """
+
+    num_more: int | None
+    factor: float
+    computed: bool
+
+
+def more_subsets(
+    surrogate: Surrogate, readout: str = "loo", *, factor: float = 0.5, seed: int = 0
+) -> MoreSubsets:
+    """How many more subsets multiply the mean interval of attributions by ``factor``.
+
+    The mean is over tasks, relative to what it is now, and over targets. New subsets are drawn by
+    :func:`similar_subsets`. The fitted kernel and noise are taken as true: what a wrong kernel
+    misses is not in the interval, and more subsets do not cure it.
+
+    Args:
+        surrogate: A kernel fitted to 0/1 masks.
+        readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
+        factor: Between 0 and 1.
+        seed: Of the new subsets.
+
+    Returns:
+        The number, rounded up to about a tenth of itself. Beyond 1,024 subsets, or twice the fitted
+        ones, it is extrapolated by the rate seen up to there, or by ``1 / sqrt(m)``.
+
+    Raises:
+        ValueError: If ``factor`` is not between 0 and 1, or the surrogate has no intervals.
+    """
+    factor = check_real("factor", factor)
+    if not 0 < factor < 1:
+        remedy = "0.5 halves the intervals."
+        raise ValueError(message("factor", "between 0 and 1", str(factor), remedy))
+    surrogate = surrogate.with_tensor_answers()
+    masks, m = surrogate.masks.values, len(surrogate.masks)
+    limit = max(_MAX_SUBSETS, 2 * m)
+    if m > _MAX_SUBSETS or masks.shape[1] * limit**2 > _MAX_PRODUCTS:
+        return MoreSubsets(math.ceil(m * (factor**-2 - 1)), factor, False)
+    varying = (masks != masks[0]).any(0)  # the others were fitted to nothing, and stay as they are
+    more = masks[:1].repeat(limit - m, 1)
+    more[:, varying] = similar_subsets(masks[:, varying], limit - m, seed=seed)
+    grown = torch.cat([masks, more])
+    now = _mean_std(surrogate, masks, readout)  # (t,)
+
+    def ratio(num_more: int) -> float:
+        return float((_mean_std(surrogate, grown[: m + num_more], readout) / now).mean())
+
+    low, high = 0, max(1, m // _STEPS_PER_DOUBLING)
+    while (reached := ratio(high)) > factor:
+        if high == limit - m:
+            exponent = -math.log(min(reached, 1.0)) / math.log(limit / m)
+            if exponent < 0.1:  # of 0.5 for independent noise
+                return MoreSubsets(None, factor, False)
+            return MoreSubsets(math.ceil(m * (factor ** (-1 / exponent) - 1)), factor, False)
+        low, high = high, min(2 * high, limit - m)
+    while high - low > max(1, high // _STEPS_PER_DOUBLING):
+        middle = (low + high) // 2
+        low, high = (low, middle) if ratio(middle) <= factor else (middle, high)
+    return MoreSubsets(high, factor, True)
+
+
+def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
+    """Draw subsets whose sizes are those of given ones, at random, and whose tasks are any.
+
+    Args:
+        masks: (m, n) bool.
+        num_subsets: How many.
+        seed: Seeds a generator of its own.
+
+    Returns:
+        (num_subsets, n) bool, on the device of ``masks``.
+    """
+    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    seed = check_positive_int("seed", seed, minimum=-(2**63))
+    generator = torch.Generator().manual_seed(seed)
+    m, n = masks.shape
+    rows = torch.randint(m, (num_subsets,), generator=generator)
+    order = torch.rand(num_subsets, n, generator=generator).argsort(1)
+    return masks.cpu()[rows].gather(1, order).to(masks.device)
+
+
+def _mean_std(surrogate: Surrogate, masks: Tensor, readout: str) -> Tensor:
+    """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
+    _, std = surrogate.imagined(Masks(masks)).attribute(readout, return_std=True)
+    return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -1,0 +1,1 @@
+"""Tables of scores: files, the roles of their columns, masks and scores."""

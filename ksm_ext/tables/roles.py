@@ -1,0 +1,441 @@
+"""What the columns of a table are: tasks, targets or neither; by name, or beyond doubt.
+
+Nothing is guessed that could be something else. In this order, a column
+
+1. is what it is named (``tasks``, ``targets``, ``ignore``: names, or globs such as ``valid_*``; a
+   name goes before a glob). Once all that a table can hold is named, its other columns are ignored.
+2. without a name (pandas' row numbers) is ignored; the one that joins two tables is their key.
+3. is a **task**, unless tasks are named, if every cell is 0 or 1, and no word of its name is one of
+   scores or of runs (:data:`SCORES`, :data:`RUNS`: accuracy, solved, seed, id, …). Truth values are
+   0 and 1: true and false, yes and no, y and n, t and f, on and off, in and out, x and nothing.
+   With ``weights``, in a table without scores, it may be any number; there, shares of mixtures
+   (numbers from 0 whose rows have one sum, to 2 %) are tasks without that.
+4. is a **target**, unless targets are named, if it holds numbers, and its name is one of scores and
+   not of runs and their cost (:data:`RUNS`, :data:`COSTS`: lr, hours, rank, …). The name need not
+   be one of scores where the table holds nothing else, nor where one column of fractions is all
+   that is left beside tasks. Beside tasks that are not named, a target is not 0 or 1 everywhere.
+5. is refused otherwise: the error lists all such columns, and the options that settle them.
+
+The words of a name are what stands between capitals, spaces and punctuation, without digits at the
+end: ``valLoss``, ``val_loss2`` and ``val/loss`` are scores.
+"""
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+
+from ksm_ext.checks import message
+from ksm_ext.tables.files import Columns, is_text
+
+Role = Literal["task", "target", "key", "ignored"]
+
+ARGUMENTS: dict[Role, str] = {"task": "tasks", "target": "targets", "ignored": "ignore"}
+"""What names the columns of a role, in Python and, after two dashes, on the command line."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+BETTER_LOW = _set("loss losses nll ppl perplexity error errors err mse rmse mae wer cer regret")
+"""Words of scores of which less is better."""
+
+BETTER_HIGH = _set(
+    "accuracy acc f1 auc auroc auprc map precision recall bleu rouge meteor reward rewards return "
+    "returns r2 correct solved solve success passed pass match win wins hit"
+)
+"""Words of scores of which more is better."""
+
+SCORES = (
+    BETTER_LOW
+    | BETTER_HIGH
+    | _set(
+        "score scores metric metrics eval y target label outcome result output failed failure fail "
+        "diverged converged"
+    )
+)
+"""Words of scores."""
+
+RUNS = _set(
+    "seed seeds run runs id ids uid uuid idx index rank fold trial replicate replica rep epoch "
+    "epochs iteration iterations iter steps finished done status gpu gpus worker device version "
+    "lr wd decay momentum dropout warmup"
+)
+"""Words of what tells runs apart or sets them, which may be 0 or 1 too."""
+
+COSTS = _set(
+    "time runtime walltime duration seconds secs minutes hours cost memory mem gb mb date day "
+    "timestamp rate temperature depth width layers batch std stderr sem"
+)
+"""Words of what a run took, was set to, or is uncertain by."""
+
+_TRUTH = {
+    **dict.fromkeys(("1", "true", "t", "yes", "y", "on", "in"), 1.0),
+    **dict.fromkeys(("0", "false", "f", "no", "n", "off", "out"), 0.0),
+    **dict.fromkeys(("", "na", "nan", "none", "null"), np.nan),
+}
+SHARES = "shares of one sum"
+"""Why the columns of a table of mixtures are tasks."""
+
+_NAME_WEIGHTS = " Counts and shares of tasks are weights: add `--weights`, and name all tasks."
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, what it was taken for, and why.
+
+    Attributes:
+        name: Of the column.
+        role: ``"task"``, ``"target"``, ``"key"`` or ``"ignored"``.
+        reason: Why, such as ``"0 or 1"``, ``"named"``, ``"constant: always 1"``.
+    """
+
+    name: str
+    role: Role
+    reason: str
+
+
+def listed(names: Iterable[str], shown: int = _SHOWN) -> str:
+    """Names in a line, the first few of many."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+
+
+def role_table(columns: Iterable[Column]) -> str:
+    """Every role and reason on a line, with the columns that have it; a name stays on its line."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        name = column.name.replace("\n", "\\n")
+        groups.setdefault((column.role, column.reason), []).append(name)
+    heads = [f"{role} ({reason})" for role, reason in groups]
+    width = max(map(len, heads), default=0)
+    return "\n".join(
+        f"  {head:{width}}  {listed(names, 20)}" + (f" ({len(names):,})" if names[20:] else "")
+        for head, names in zip(heads, groups.values(), strict=True)
+    )
+
+
+def name_columns(
+    known: Collection[str],
+    patterns: Mapping[Role, Sequence[str]],
+    where: str,
+    elsewhere: Collection[str] = (),
+) -> dict[str, Role]:
+    """The roles given by names and globs, in their order.
+
+    Args:
+        known: Names of the columns.
+        patterns: Of each role, names and globs.
+        where: What messages call the table.
+        elsewhere: Names in another table, which may be what is to be ignored.
+
+    Raises:
+        ValueError: If one matches no column, or two roles claim the same one.
+    """
+    exact = {part for parts in patterns.values() for part in parts if part in known}
+    named: dict[str, Role] = {}
+    for role, parts in patterns.items():
+        for part in parts:
+            globbed = (name for name in known if name not in exact and fnmatchcase(name, part))
+            found = [part] if part in exact else list(globbed)
+            there = (n for n in elsewhere if n == part or fnmatchcase(n, part))
+            if not found and not (role == "ignored" and any(there)):
+                expected = f"among the columns {listed(known)} of {where}"
+                remedy = "Mind its spelling, and which of two files is SCORES and which `--masks`."
+                raise ValueError(message(ARGUMENTS[role], expected, repr(part), remedy))
+            for name in found:
+                if named.setdefault(name, role) != role:
+                    expected = f"other columns than `{ARGUMENTS[named[name]]}`"
+                    remedy = "Give every column one role."
+                    raise ValueError(message(ARGUMENTS[role], expected, repr(name), remedy))
+    return named
+
+
+def truth_values(column: np.ndarray) -> np.ndarray:
+    """Text as numbers, where it says true or false everywhere; NaN where a cell is empty.
+
+    A column of ``x`` and empty cells has 1 and 0.
+    """
+    if column.ndim != 1 or not is_text(column):
+        return column
+    cells = [str(cell).strip().lower() for cell in column]
+    if set(cells) == {"x", ""}:
+        return np.array([cell == "x" for cell in cells], dtype=np.float64)
+    if all(cell in _TRUTH for cell in cells):
+        return np.array([_TRUTH[cell] for cell in cells], dtype=np.float64)
+    return column
+
+
+def assign_roles(
+    columns: Columns,
+    where: str,
+    named: Mapping[str, Role],
+    may: tuple[Role, ...],
+    *,
+    weights: bool = False,
+    sure: str = "",
+) -> list[Column]:
+    """The role of every column by the rule of the module's head, in the order of the table.
+
+    Args:
+        columns: The table; :func:`truth_values` are numbers already.
+        where: What messages call it.
+        named: The roles that are given.
+        may: What else it can hold: ``"task"``, ``"target"`` or both.
+        weights: Whether tasks may be other numbers than 0 and 1.
+        sure: Why every other column has the first role of ``may``, where that is known.
+
+    Raises:
+        ValueError: If a role is in doubt, or there are no tasks or no targets.
+    """
+    open_roles = [role for role in may if role not in named.values()]
+    known = {
+        name: _known_role(name, cells, named, open_roles, sure) for name, cells in columns.items()
+    }
+    rest = {name: columns[name] for name, column in known.items() if column is None}
+    shares = may == ("task",) and _are_shares(rest)
+    found: dict[str, Column] = {}
+    doubtful: list[str] = []
+    for name, cells in columns.items():
+        column = Column(name, "task", SHARES) if shares else None
+        column = column if name in rest else known[name]
+        if column is None and may == ("task",) and weights and _is_weight(name, cells):
+            column = Column(name, "task", "weights")
+        if column is None:
+            column = _unmistakable(name, cells, where, open_roles, alone=len(may) == 1)
+        if column is None:
+            doubtful.append(name)
+        else:
+            found[name] = column
+    roles = {column.role for column in found.values()}
+    if len(may) == 2 and "target" in open_roles and "target" not in roles:
+        fractions = [name for name in doubtful if _is_score_by_content(name, columns[name])]
+        if len(fractions) == 1:
+            doubtful.remove(fractions[0])
+            why = "the only fractions beside tasks"
+            found[fractions[0]] = Column(fractions[0], "target", why)
+            roles.add("target")
+    if len(may) == 2 and "task" not in roles:
+        raise _no_tasks(columns, where, doubtful)
+    if doubtful:
+        raise _doubt(columns, where, doubtful, found, open_roles, alone=len(may) == 1)
+    for role in may:
+        if role not in roles:
+            what = "tasks" if role == "task" else "scores"
+            expected = f"a table with columns of {what}"
+            remedy = f"Name them (`--{ARGUMENTS[role]}`), and mind what is ignored."
+            raise ValueError(message(where, expected, f"no {what}", remedy))
+    return [found[name] for name in columns]
+
+
+def _are_shares(columns: Columns) -> bool:
+    """Whether the columns are parts of mixtures: numbers from 0 whose rows have one sum, to 2 %."""
+    tables = list(columns.values())
+    if len(tables) < 2 or any(cells.ndim != 1 or is_text(cells) for cells in tables):
+        return False
+    values = np.stack([cells.astype(np.float64) for cells in tables], axis=1)
+    if not np.isfinite(values).all() or (values < 0).any() or np.isin(values, (0, 1)).all():
+        return False
+    sums = values.sum(1)
+    return bool(np.ptp(sums) <= 0.02 * sums.mean())
+
+
+def _known_role(
+    name: str, cells: np.ndarray, named: Mapping[str, Role], open_roles: Sequence[Role], sure: str
+) -> Column | None:
+    """Rules 1 and 2, and tables that say themselves what they are."""
+    constant = f"constant: always {cells.flat[0]:g}" if _is_constant(cells) else ""
+    if name in named:
+        return Column(name, named[name], (named[name] == "task" and constant) or "named")
+    if not name or re.fullmatch(r"Unnamed: \d+", name):
+        return Column(name, "ignored", "row numbers, without a name")
+    if not open_roles:
+        return Column(name, "ignored", "not named")
+    if sure:
+        return Column(name, open_roles[0], (open_roles[0] == "task" and constant) or sure)
+    return None
+
+
+def _unmistakable(
+    name: str, cells: np.ndarray, where: str, open_roles: Sequence[Role], *, alone: bool
+) -> Column | None:
+    """Rules 3 and 4, but for the one column of fractions."""
+    content, words = _content(cells), words_of(name)
+    if "task" in open_roles and not words & (SCORES | RUNS):
+        if content == "0 or 1":
+            constant = f"constant: always {cells[0]:g}" if _is_constant(cells) else content
+            return Column(name, "task", constant)
+        if content == "0, 1 or empty":
+            check_filled(name, cells, where)
+    if "target" in open_roles and words & SCORES and re.match(r"text such as '[-+.]?\d", content):
+        check_numeric(name, cells, where)  # a score in other numerals, whose advice it has
+    if "target" in open_roles and _is_numeric(cells) and not words & (RUNS | COSTS):
+        if alone and content != "empty":
+            return Column(name, "target", "a column of the scores")
+        if words & SCORES and not ("task" in open_roles and content.startswith("0")):
+            return Column(name, "target", "named like a score")
+    return None
+
+
+def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> None:
+    """Raise ``ValueError`` that names the first row in which a column of numbers is empty."""
+    empty = np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), dtype=bool)
+    if empty.any():
+        first = f"row {int(empty.argmax()) + 1} below the header"
+        found = f"no number in {int(empty.sum())} of them, the first {first}"
+        remedy = f"Fill in the cells, delete these rows, {remedy}or {_left_out(name)}."
+        raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
+
+
+def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
+    """Raise ``ValueError`` unless a column holds numbers, where it is not empty."""
+    if not _is_numeric(cells):
+        numerals = "Write plain numbers, with decimal points and without % or units"
+        what, remedy = f"{name!r} of {where}", f"{numerals}, or {_left_out(name)}."
+        raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
+
+
+# -- what a column holds and is called ----------------------------------------------------------
+
+
+def _is_numeric(cells: np.ndarray) -> bool:
+    return cells.ndim == 1 and not is_text(cells)
+
+
+def _is_constant(cells: np.ndarray) -> bool:
+    return _is_numeric(cells) and len(cells) > 0 and bool((cells == cells[0]).all())
+
+
+def _is_weight(name: str, cells: np.ndarray) -> bool:
+    clean = not words_of(name) & (SCORES | RUNS | COSTS)
+    return clean and _content(cells).startswith(("whole numbers", "fractions"))
+
+
+def _is_score_by_content(name: str, cells: np.ndarray) -> bool:
+    return _content(cells).startswith("fractions") and not words_of(name) & (RUNS | COSTS)
+
+
+def _content(cells: np.ndarray) -> str:
+    """What the cells of a column are, for decisions and for messages."""
+    if not _is_numeric(cells):
+        first = next((cell for cell in cells.flat if str(cell)), "")
+        what = "lists" if cells.ndim > 1 or isinstance(first, list) else "text"
+        return f"{what} such as {str(first)[:40]!r}"
+    given = cells[~np.isnan(cells)] if cells.dtype.kind == "f" else cells
+    empty = len(given) < len(cells)
+    if not len(given):
+        return "empty"
+    if ((given == 0) | (given == 1)).all():
+        return "0, 1 or empty" if empty else "0 or 1"
+    whole = bool((given == np.floor(given)).all())
+    return ("whole numbers" if whole else "fractions") + (", some empty" if empty else "")
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a name, small, with and without the digits at their ends.
+
+    A letter is one only where it is the whole name: ``y`` is a score, and ``x-y`` is not.
+    """
+    parts = [part.lower() for part in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)]
+    words = {*parts, *(part.rstrip("0123456789") for part in parts)}
+    return {word for word in words if len(word) > 1 or word == name.lower()}
+
+
+# -- what is in doubt ---------------------------------------------------------------------------
+
+
+def split_names(text: str) -> list[str]:
+    """Names between commas; one that has a comma stands in double quotes."""
+    return [
+        part.strip()
+        for row in csv.reader([text], skipinitialspace=True)
+        for part in row
+        if part.strip()
+    ]
+
+
+def _option(argument: str, names: Iterable[str]) -> str:
+    """An option of the command line, as :func:`split_names` reads it and a shell takes it."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return shlex.join([f"--{argument}={line.getvalue()}"])
+
+
+def _left_out(name: str) -> str:
+    return f"leave the column out (`{_option('ignore', [name])}`, and named nowhere else)"
+
+
+def _doubt(
+    columns: Columns,
+    where: str,
+    doubtful: Sequence[str],
+    found: Mapping[str, Column],
+    open_roles: Sequence[Role],
+    *,
+    alone: bool,
+) -> ValueError:
+    """The columns whose role is in doubt, and the options that settle it."""
+    seen = []
+    for name in doubtful[:8]:
+        words = sorted(words_of(name) & (SCORES | RUNS | COSTS))
+        named_like = f", named like {words[0]!r}" if words else ""
+        seen.append(f"{name!r} ({_content(columns[name])}{named_like})")
+    if doubtful[8:]:
+        seen.append(f"and {len(doubtful) - 8:,} more")
+    scores = [name for name, column in found.items() if column.role == "target"]
+    more = [name for name in doubtful if "target" in open_roles and _may_be_score(name, columns)]
+    shares = [name for name in doubtful if "task" in open_roles and _is_weight(name, columns[name])]
+    left = [n for n in doubtful if n not in more and not (alone and n in shares)]
+    options = ["--weights"] if alone and shares else []
+    options += [_option("targets", [*scores, *more])] if more else []
+    options += [_option("ignore", left)] if left else []
+    others = "or name columns otherwise (`--tasks`, `--targets`, `--ignore`)"
+    remedy = f"Add `{' '.join(options)}`, {others}."
+    if "task" in open_roles and any(_content(columns[name]).startswith("0") for name in doubtful):
+        remedy += " Where one is a task, name all tasks."
+    if shares and not alone:
+        remedy += _NAME_WEIGHTS
+    expected = " or ".join(f"{role}s" for role in open_roles) + " beyond doubt, or named"
+    return ValueError(message(f"the columns of {where}", expected, listed(seen), remedy))
+
+
+def _may_be_score(name: str, columns: Columns) -> bool:
+    words, cells = words_of(name), columns[name]
+    by_name = bool(words & SCORES) and _is_numeric(cells) and _content(cells) != "empty"
+    return (by_name and not words & (RUNS | COSTS)) or _is_score_by_content(name, cells)
+
+
+def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str]) -> ValueError:
+    texts = [name for name in doubtful if not _is_numeric(columns[name])]
+    remedy = "Name them (`--tasks`), or the file of the masks (`--masks`)."
+    if texts:
+        remedy = f"{one_column_per_task(columns, texts[-1])} {remedy}"
+    if any(_is_weight(name, columns[name]) for name in doubtful):
+        remedy += _NAME_WEIGHTS
+    expected = "a table with a column per task that is 0 or 1"
+    found = "no tasks" if any(cells.size for cells in columns.values()) else "no rows"
+    return ValueError(message(where, expected, found, remedy))
+
+
+def one_column_per_task(columns: Columns, name: str, key: str = "") -> str:
+    """What makes masks of lists of tasks, or of a row per run and task."""
+    cells = [cell for cell in columns[name].flat if str(cell)]
+    separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
+    if name in ("y", "scores") or columns[name].ndim > 1:
+        return "Call arrays `masks` and `scores`."
+    if any(isinstance(cell, list) for cell in cells):
+        make = f"table[{name!r}].str.join('|').str.get_dummies()"
+    elif separator is not None:
+        make = f"table[{name!r}].str.get_dummies({separator!r})"
+    else:
+        key = key or next((other for other in columns if other != name), "run")
+        make = f"pandas.crosstab(table[{key!r}], table[{name!r}])"
+    return f"If {name!r} names the tasks, make a column of each, in pandas by `{make}`."

@@ -1,0 +1,495 @@
+"""Scores of subsets from files: which columns are tasks, which are targets, and what they say.
+
+Three layouts of a table are read (:mod:`.files` says in which files), and those in which
+scores were published with the paper:
+
+* one table: a column per task that is 0 or 1, and a column per target;
+* two tables: masks (or mixture weights) and scores, joined by a column that both have, else row by
+  row;
+* arrays ``masks`` (m, n) and ``scores`` (m,) or (m, t), with ``task_names`` and ``target_names``
+  where there are names, in NPZ or a JSON object;
+* published: ``train_w`` and ``train_subset_scores`` (and ``test_``) in a JSON object; a JSON list
+  of score rows beside a list of the task numbers of each subset, or beside records with
+  ``sampled_train_indices``.
+
+What a column is for is said by its name, or is beyond doubt, by the rule of
+:mod:`ksm_ext.tables.roles`; :attr:`ScoreTable.columns` says what each was taken for, and why.
+
+Shapes: masks (m, n), scores (m, t); float64, or bool for masks of 0 and 1.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ksm_ext.checks import check_choice, message
+from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
+from ksm_ext.surrogates.observations import Missing
+from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
+from ksm_ext.tables.roles import (
+    SHARES,
+    Column,
+    Role,
+    assign_roles,
+    check_filled,
+    check_numeric,
+    listed,
+    name_columns,
+    one_column_per_task,
+    role_table,
+    truth_values,
+)
+
+Part = Literal["train", "test"]
+Names = str | Sequence[str]
+"""A name or glob, or several."""
+
+MAX_COLUMNS = 2**20
+"""How many columns the arrays of one file may have, and tasks its lists of task numbers."""
+
+_INDICES = "sampled_train_indices"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """What :func:`read_scores` returns.
+
+    Attributes:
+        masks: (m, n) bool, or float64 weights.
+        scores: (m, t) float64.
+        task_names: n names.
+        target_names: t names.
+        columns: What every column was taken for and why, the masks' file first.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    task_names: tuple[str, ...]
+    target_names: tuple[str, ...]
+    columns: tuple[Column, ...] = ()
+
+    def __str__(self) -> str:
+        """Sizes and names in one line."""
+        tasks, targets = (listed(names, 4) for names in (self.task_names, self.target_names))
+        m, n, t = len(self.masks), len(self.task_names), len(self.target_names)
+        return f"{m:,} subsets of {n:,} tasks ({tasks}), {t:,} targets ({targets})"
+
+    def role_table(self) -> str:
+        """The columns by role and reason, a line for each."""
+        return role_table(self.columns)
+
+    def merged(self) -> "ScoreTable":
+        """The same with tasks that are in or out together made one, under their first name.
+
+        See :func:`ksm_ext.subsets.merge_duplicate_tasks`.
+        """
+        masks, groups = merge_duplicate_tasks(self.masks)
+        names = tuple(self.task_names[group[0]] for group in groups)
+        return replace(self, masks=masks, task_names=names)
+
+
+def read_scores(
+    scores: str | Path,
+    masks: str | Path | None = None,
+    *,
+    tasks: Names = (),
+    targets: Names = (),
+    ignore: Names = (),
+    weights: bool = False,
+    key: str | None = None,
+    num_tasks: int | None = None,
+    part: Part = "train",
+    missing: Missing = "error",
+) -> ScoreTable:
+    """Read scored subsets in any layout of the module's head.
+
+    ``tasks``, ``targets`` and ``ignore`` are names, or globs such as ``"valid_*"``. What they do
+    not name is used only where it is beyond doubt what it is: :mod:`ksm_ext.tables.roles`.
+
+    Args:
+        scores: The file of the scores; ``"-"`` is standard input.
+        masks: The file of the masks, where they are not in the same one.
+        tasks: Names of the task columns, whose order is kept.
+        targets: Names of the score columns, whose order is kept.
+        ignore: Columns that are neither.
+        weights: Whether masks may be other numbers than 0 and 1: shares of a mixture, counts.
+        key: The column that joins two tables. Without it, the one that both have; of several, the
+            one that has the same values, each once, in both.
+        num_tasks: n, where subsets are lists of task numbers; by default the largest number + 1.
+        part: Which rows of a published table that has ``train_`` and ``test_`` rows.
+        missing: Whether empty cells of scores are an error, or NaN: ``"drop"``, as of
+            :func:`ksm_ext.fit_surrogate`.
+
+    Returns:
+        Masks, scores and their names, by default "0", "1", …, and what every column was taken for.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        OSError: If it cannot be read.
+        ValueError: If a file is damaged or larger than :data:`MAX_COLUMNS` and
+            :data:`.files.MAX_BYTES` allow; if the role of a column is in doubt; if columns
+            are missing, have empty cells or no numbers; if masks are not 0 or 1 and ``weights`` is
+            False; or if the keys of two tables differ or repeat.
+        RuntimeError: If a file is Parquet and ``pyarrow`` is not installed.
+
+    Example:
+        >>> table = read_scores("scores.csv", targets="loss", ignore="seed")  # doctest: +SKIP
+        >>> ksm_ext.fit_surrogate(table.masks, table.scores)  # doctest: +SKIP
+    """
+    patterns: dict[Role, Sequence[str]] = {
+        "task": _several(tasks),
+        "target": _several(targets),
+        "ignored": _several(ignore),
+    }
+    document = _read(scores, part)
+    if masks is not None:
+        pool = _table(_read(masks, part), source_name(masks), "masks", part, num_tasks)
+        tables = [pool, _table(document, source_name(scores), "scores", part)]
+    elif isinstance(document, dict) and _array_named(document, "masks", part) is None:
+        columns = {name: truth_values(cells) for name, cells in document.items()}
+        tables = [_Table(columns, source_name(scores), ("task", "target"))]
+    elif isinstance(document, dict):
+        if _array_named(document, "scores", part) is None:
+            expected = "an array of scores beside that of masks"
+            remedy = "Add one, or name the file of the scores as SCORES and this as `--masks`."
+            raise ValueError(message(source_name(scores), expected, "none", remedy))
+        tables = [
+            _table(document, source_name(scores), what, part, num_tasks)
+            for what in ("masks", "scores")
+        ]
+    else:
+        found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
+        expected = "a table of tasks and scores"
+        raise ValueError(message(source_name(scores), expected, found, remedy))
+    check_choice("missing", missing, ("error", "drop"))
+    return _assembled(tables, patterns, weights, key, missing)
+
+
+def read_index_lists(source: str | Path) -> list[list[int]]:
+    """The task numbers of each subset, in their order, from a JSON list or published records.
+
+    Args:
+        source: A list of lists of task numbers, or records with ``sampled_train_indices``.
+
+    Returns:
+        m lists.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything else.
+    """
+    document = read_document(source)
+    lists = _index_lists(document)
+    if lists is None:
+        found = type(document).__name__ if isinstance(document, list) else f"{list(document)[:8]}"
+        expected = f"lists of task numbers, or records with {_INDICES!r}"
+        raise ValueError(message(str(source), expected, found, "Export it as a JSON list."))
+    return lists
+
+
+# -- columns ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns, what messages call them, what they may be, and why they surely are."""
+
+    columns: Columns
+    where: str
+    may: tuple[Role, ...]
+    sure: str = ""
+
+    def numbers(
+        self,
+        roles: Sequence[Column],
+        named: Mapping[str, Role],
+        role: Role,
+        missing: Missing = "error",
+    ) -> Columns:
+        """The columns of a role, in the order in which they were named, else that of the table."""
+        names = [name for name in named if named[name] == role]
+        names = names or [column.name for column in roles if column.role == role]
+        for name in names:
+            check_numeric(name, self.columns[name], self.where)
+            if missing == "error":
+                remedy = "fit each score to the rows that have it (`--missing=drop`), "
+                remedy = remedy if role == "target" else ""
+                check_filled(name, self.columns[name], self.where, remedy)
+            rows, first = len(self.columns[name]), len(self.columns[names[0]])
+            if rows != first or not rows:
+                expected = f"of {first:,} rows like {names[0]!r}" if rows else "of a row per subset"
+                remedy = "Give every column one number per subset."
+                found = f"{rows:,} rows"
+                raise ValueError(message(f"{name!r} of {self.where}", expected, found, remedy))
+        return {name: self.columns[name] for name in names}
+
+
+def _several(names: Names) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _assembled(
+    tables: list[_Table],
+    patterns: Mapping[Role, Sequence[str]],
+    weights: bool,
+    key: str | None,
+    missing: Missing,
+) -> ScoreTable:
+    """Masks and scores of one table of both, or of one of each."""
+    named = []
+    for table in tables:
+        known = {role: parts for role, parts in patterns.items() if role in (*table.may, "ignored")}
+        others = [name for other in tables if other is not table for name in other.columns]
+        named.append(name_columns(table.columns, known, table.where, others))
+    report: list[Column] = []
+    if key is not None or len(tables) == 2:
+        key = _key(tables, named, key)
+    if key is not None:
+        tables = _joined(tables, key)
+        report.append(Column(key, "key", "joins the two tables"))
+    roles = [
+        assign_roles(table.columns, table.where, given, table.may, weights=weights, sure=table.sure)
+        for table, given in zip(tables, named, strict=True)
+    ]
+    masks = tables[0].numbers(roles[0], named[0], "task")
+    scores = tables[-1].numbers(roles[-1], named[-1], "target", missing)
+    shares = any(column.reason == SHARES for column in roles[0])
+    mask_rows = _mask_rows(masks, tables[0].where, weights or shares)
+    score_rows = np.stack(list(scores.values()), axis=1).astype(np.float64)
+    if len(mask_rows) != len(score_rows):
+        remedy = "Give both one row per subset in the same order, or a column that joins them."
+        expected = f"of {len(score_rows)} rows like the scores"
+        raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
+    for name in (*masks, *scores):
+        if re.search("[\ud800-\udfff]", name):
+            remedy = "Rename the column."
+            raise ValueError(message("names", "text that UTF-8 can write", ascii(name), remedy))
+    report += [column for columns in roles for column in columns]
+    return ScoreTable(
+        torch.from_numpy(mask_rows),
+        torch.from_numpy(score_rows),
+        tuple(masks),
+        tuple(scores),
+        tuple(report),
+    )
+
+
+def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
+    """(m, n) bool, or float64 weights."""
+    binary = True
+    for name, cells in columns.items():
+        other = (cells != 0) & (cells != 1)
+        if other.any():
+            binary = False
+        if other.any() and not weights:
+            row = int(other.argmax())
+            found = f"{cells[row]:g} in row {row + 1}"
+            remedy = "Add `--weights` (`weights=True`) if it holds shares of a mixture, or counts."
+            raise ValueError(message(f"{name!r} of {where}", "0 or 1 in every row", found, remedy))
+    kind = np.bool_ if binary else np.float64
+    return np.stack([cells.astype(kind) for cells in columns.values()], axis=1)
+
+
+# -- joining ------------------------------------------------------------------------------------
+
+
+def _key(
+    tables: Sequence[_Table], named: Sequence[Mapping[str, Role]], key: str | None
+) -> str | None:
+    """The column that joins two tables, if there is one."""
+    left, right = (table.columns for table in (tables[0], tables[-1]))
+    shared = [
+        name
+        for name in right
+        if name in left
+        and name
+        and not any(name in given for given in named)
+        and not any(table.sure for table in tables)
+        and left[name].ndim == right[name].ndim == 1
+    ]
+    if key is not None:
+        if key not in shared or len(tables) == 1:
+            expected = f"a column of both tables ({listed(shared) or 'none is'})"
+            raise ValueError(message("key", expected, repr(key), "Mind its spelling."))
+        return key
+    if len(shared) < 2:
+        return shared[0] if shared else None
+    values = [[_values(table.columns[name]) for table in tables] for name in shared]
+    same = [
+        name
+        for name, (a, b) in zip(shared, values, strict=True)
+        if len(set(a)) == len(a) == len(b) and set(a) == set(b)
+    ]
+    if len(same) != 1:
+        remedy = (
+            "Name it (`--key`); where rows go by position, name the others "
+            "(`--tasks`, `--targets`, `--ignore`)."
+        )
+        expected = "one column that joins the two tables"
+        raise ValueError(message("key", expected, f"several: {listed(shared)}", remedy))
+    return same[0]
+
+
+def _joined(tables: Sequence[_Table], key: str) -> list[_Table]:
+    """The masks in the order of the scores, both without the key."""
+    pool, table = tables
+    for side in tables:
+        _check_key(side, key)
+    place = {value: row for row, value in enumerate(_values(pool.columns[key]))}
+    wanted = _values(table.columns[key])
+    missing = next((value for value in wanted if value not in place), None)
+    scored = set(wanted)
+    unknown = next((value for value in place if value not in scored), None)
+    if missing is not None or unknown is not None:
+        found = [] if missing is None else [f"no {_shown(missing)}"]
+        found += [] if unknown is None else [f"{_shown(unknown)}, which the scores lack"]
+        remedy = "Give every subset one row in both tables."
+        what = f"{key!r} of {pool.where}"
+        raise ValueError(message(what, "that of the scores", " and ".join(found), remedy))
+    rows = [place[value] for value in wanted]
+    return [
+        replace(side, columns={n: cells[order] for n, cells in side.columns.items() if n != key})
+        for side, order in ((pool, rows), (table, slice(None)))
+    ]
+
+
+def _check_key(table: _Table, key: str) -> None:
+    """Raise unless every row has a key of its own."""
+    cells, what = table.columns[key], f"{key!r} of {table.where}"
+    if not is_text(cells):
+        check_filled(key, cells, table.where)
+        if len(cells) and np.abs(cells).max() >= 2**53:
+            found, remedy = f"{np.abs(cells).max():.0f}", "Write a letter before every number."
+            raise ValueError(message(what, "text, or numbers below 2^53", found, remedy))
+    rows: dict[Any, int] = {}
+    for row, value in enumerate(_values(cells), start=1):
+        if rows.setdefault(value, row) != row:
+            found = f"{_shown(value)} in rows {rows[value]} and {row}"
+            remedy = "Keep one row per subset; if it is no key, name it (`--tasks`, `--targets`)."
+            texts = [n for n, c in table.columns.items() if n != key and c.ndim == 1 and is_text(c)]
+            if texts and table.may == ("task",):
+                remedy = f"{one_column_per_task(table.columns, texts[-1], key)} {remedy}"
+            raise ValueError(message(what, "all different", found, remedy))
+
+
+def _values(cells: np.ndarray) -> list[Any]:
+    return [str(cell) for cell in cells] if is_text(cells) else list(cells.tolist())
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.15g}" if isinstance(value, float) else repr(value)
+
+
+# -- arrays and published layouts ---------------------------------------------------------------
+
+
+def _published(part: Part) -> dict[str, str]:
+    return {"masks": f"{part}_w", "scores": f"{part}_subset_scores"}
+
+
+def _read(source: str | Path, part: Part) -> Columns | list[Any]:
+    """What a file holds; of an NPZ with arrays, only these."""
+    arrays = _published(part)
+    return read_document(source, (*arrays, *arrays.values(), "task_names", "target_names"))
+
+
+def _array_named(document: Columns, what: str, part: Part) -> np.ndarray | None:
+    """The array ``masks`` or ``scores`` under its own or its published name."""
+    return document.get(what, document.get(_published(part)[what]))
+
+
+def _table(
+    document: Columns | list[Any],
+    where: str,
+    what: Literal["masks", "scores"],
+    part: Part,
+    num_tasks: int | None = None,
+) -> _Table:
+    """A document of masks or of scores as columns."""
+    role: Role = "task" if what == "masks" else "target"
+    lists = _index_lists(document) if what == "masks" else None
+    names = None
+    if lists is not None and not _are_masks(lists):
+        array, why = _masks_of_lists(lists, where, num_tasks), "task numbers"
+    elif isinstance(document, list):
+        array, why = _rectangular(document), f"the {what}"
+    else:
+        named = _array_named(document, what, part)
+        if named is None:
+            columns = {name: truth_values(cells) for name, cells in document.items()}
+            return _Table(columns, where, (role,))
+        array, names, why = named, document.get(f"{role}_names"), f"the array of {what}"
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or is_text(array):
+        found = "rows of different lengths or no numbers"
+        remedy = "Give one row of numbers per subset."
+        raise ValueError(message(f"the {what} of {where}", "a matrix of numbers", found, remedy))
+    if array.shape[1] > MAX_COLUMNS:
+        expected = f"of at most {MAX_COLUMNS:,} columns"
+        found, remedy = f"{array.shape[1]:,}", "Leave out what is not needed."
+        raise ValueError(message(f"the {what} of {where}", expected, found, remedy))
+    given = _names_of(names, f"{role}_names of {where}", array.shape[1])
+    return _Table(dict(zip(given, array.T, strict=True)), where, (role,), why)
+
+
+def _names_of(names: np.ndarray | None, what: str, count: int) -> list[str]:
+    """Names of ``count`` columns, their numbers by default."""
+    if names is None:
+        return [str(index) for index in range(count)]
+    remedy = "Give one name per column, each once."
+    if names.ndim != 1 or len(names) != count:
+        found = str(len(names)) if names.ndim == 1 else f"{names.ndim} dimensions"
+        raise ValueError(message(what, f"{count} names", found, remedy))
+    given = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names.tolist()]
+    if len(set(given)) < count:
+        twice = next(name for name in given if given.count(name) > 1)
+        raise ValueError(message(what, "all different", repr(twice), remedy))
+    return given
+
+
+def _rectangular(rows: list[Any]) -> np.ndarray:
+    """Rows of numbers as an array, and anything else as an array of objects."""
+    try:
+        return np.asarray(rows) if rows else np.empty(0, dtype=object)
+    except (ValueError, OverflowError):
+        return np.empty(0, dtype=object)
+
+
+def _index_lists(document: Columns | list[Any]) -> list[list[int]] | None:
+    """Lists of task numbers, where ``document`` is that."""
+    rows = document if isinstance(document, list) else document.get(_INDICES, np.empty(()))
+    if not isinstance(rows, list) and rows.ndim == 0:
+        return None
+    if not all(isinstance(row, (list, np.ndarray)) for row in rows):
+        return None
+    cells: list[Any] = [cell for row in rows for cell in row]
+    kinds = {type(cell) for cell in cells}
+    integers = all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds)
+    if integers and all(abs(int(cell)) < 2**62 for cell in cells):
+        return [[int(cell) for cell in row] for row in rows]
+    return None
+
+
+def _masks_of_lists(lists: list[list[int]], where: str, num_tasks: int | None) -> np.ndarray:
+    """(m, n) bool."""
+    n: int = num_tasks or 1 + max((cell for row in lists for cell in row), default=0)
+    if n > MAX_COLUMNS or len(lists) * n > MAX_BYTES:
+        expected = f"such that n is at most {MAX_COLUMNS:,}, and m n at most {MAX_BYTES:,}"
+        found = f"n = {n:,} for {len(lists):,} lists"
+        remedy = "Number the tasks that there are from 0."
+        raise ValueError(message(f"the task numbers of {where}", expected, found, remedy))
+    return np.asarray(from_index_lists(lists, n).numpy())
+
+
+def _are_masks(lists: list[list[int]]) -> bool:
+    """Whether integers are the cells of masks rather than task numbers."""
+    return len({len(row) for row in lists}) == 1 and all(
+        cell in (0, 1) for r in lists for cell in r
+    )

@@ -1,0 +1,99 @@
+"""The installation: where it lies, what it was built from, how it decides."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ksm_ext
+from ksm_ext import ops
+from ksm_ext.build_info import build_info
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATORS = {"pack_masks", "mask_gram", "mask_gram_matmul"}
+OPERATORS |= {"gram_update", "task_gram", "kernel_gram", "glm_hvp", "glm_gradient"}
+
+
+def test_the_installed_package_is_what_is_tested():
+    installed = importlib.metadata.distribution("ksm_ext")
+    direct = json.loads(installed.read_text("direct_url.json") or "{}")
+    editable = direct.get("dir_info", {}).get("editable", False)
+    assert (ROOT / "ksm_ext" in Path(ksm_ext.__file__).parents) == editable
+
+
+def test_a_tree_that_is_built_but_not_installed_has_a_version(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.metadata, "version", absent)
+        assert importlib.reload(ksm_ext).__version__ == "0.0.0"
+    assert importlib.reload(ksm_ext).__version__ == importlib.metadata.version("ksm_ext")
+
+
+def test_build_info_states_the_facts():
+    info = build_info()
+    assert info["torch_running"] == torch.__version__
+    assert info["torch_built_against"][0].isdigit()
+    assert info["cuda"] == ops.BUILT_WITH_CUDA or not info["cuda"]
+    assert (info["nvcc"] is None) == (not info["cuda"])
+    assert info["cpu_instruction_set"] in ("avx512", "avx2", "portable")
+
+
+def test_every_operator_has_its_function_and_fake_kernel():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("ksm_ext::")]
+    assert OPERATORS.issubset(name.removeprefix("ksm_ext::") for name in names)
+    for name in names:
+        assert hasattr(ops, name.removeprefix("ksm_ext::"))
+        assert torch._library.simple_registry.singleton.find(name).fake_impl.kernel is not None
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+
+def load_backend(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_build_backend"))
+    return pytest.importorskip("ksm_backend", reason="setuptools is not installed")
+
+
+def test_the_build_requires_torch_only_where_there_is_none(monkeypatch):
+    backend = load_backend(monkeypatch)
+    assert backend.requirements() == []
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.requirements() == []  # found in the target environment
+    monkeypatch.setattr(backend, "torch_of_target", lambda: None)
+    assert backend.requirements() == ["torch>=2.10"]
+
+
+def test_the_build_borrows_the_targets_torch_and_gives_it_back(monkeypatch, capsys):
+    backend = load_backend(monkeypatch)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "torch_of_target", lambda: ("9.9", "/target/site-packages"))
+    before = list(sys.path)
+    with backend.borrowed_torch():
+        assert sys.path == [*before, "/target/site-packages"]
+    assert sys.path == before
+    assert "building beside torch 9.9" in capsys.readouterr().err
+
+
+def test_an_unknown_cuda_request_is_refused():
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "KSM_EXT_CUDA": "maybe"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "KSM_EXT_CUDA must be 0 or 1, got maybe. Unset it" in result.stderr
+
+
+def test_avx512_tiles_agree_with_portable_ones_under_emulation():
+    result = subprocess.run([ROOT / "tools" / "check_avx512.sh"], capture_output=True, text=True)
+    if result.returncode == 77:
+        pytest.skip(result.stderr.strip())
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,616 @@
+"""Outputs against closed forms, per-sample gradients against loops of autograd, features whole."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
+
+from ksm_ext.network.gradients import (
+    collect_features,
+    cross_entropy,
+    log_odds,
+    logit,
+    margin,
+    parameter_names,
+    per_sample_gradients,
+    prediction,
+    squared_error,
+)
+
+f64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A projection by stored random signs, to stand in for the real ones."""
+
+    dim: int
+    seed: int = 0
+
+    def signs(self, num_coordinates, dtype):
+        generator = torch.Generator().manual_seed(self.seed)
+        signs = torch.randint(0, 2, (num_coordinates, self.dim), generator=generator)
+        return (2 * signs - 1).to(dtype) / math.sqrt(self.dim)
+
+    def __call__(self, x, *, offset=0, out=None):
+        assert x.ndim == 2 and x.dtype in (torch.float32, f64)
+        out = torch.zeros(len(x), self.dim, dtype=x.dtype) if out is None else out
+        return out.add_(x @ self.signs(offset + x.shape[1], x.dtype)[offset:])
+
+
+def mlp(dtype=f64, dim=4, classes=3):
+    return nn.Sequential(nn.Linear(dim, 5), nn.Tanh(), nn.Linear(5, classes)).to(dtype)
+
+
+class ConvNet(nn.Module):
+    """What behaves differently in training: batch statistics and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.head(self.drop(x).mean(dim=(2, 3)))
+
+
+class Tied(nn.Module):
+    """A language model whose embedding is its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 5)
+        self.mix = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.mix(self.embed(ids)).tanh())
+
+
+def table(b=11, dim=4, classes=3, dtype=f64):
+    return torch.randn(b, dim, dtype=dtype), torch.randint(0, classes, (b,))
+
+
+def loop(model, output, batch, names=None):
+    """One backward pass after another: values, and gradients side by side (b, p)."""
+    names = names or [name for name, _ in model.named_parameters()]
+    weights = dict(model.named_parameters())
+    values, rows = [], []
+    for row in range(len(batch[0])):
+        value = output(model, tuple(column[row] for column in batch))
+        grads = torch.autograd.grad(value, [weights[name] for name in names])
+        rows.append(torch.cat([g.reshape(-1) for g in grads]))
+        values.append(value.detach())
+    return torch.stack(values), torch.stack(rows)
+
+
+def flat(gradients):
+    return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+
+
+def fixed(logits):
+    """A model with the given logits (C,) or (T, C), and no parameters."""
+    return lambda *inputs, **named: logits[None]
+
+
+X = torch.zeros(1)
+
+
+# Outputs
+
+
+def test_outputs_are_their_closed_forms():
+    logits, y = torch.tensor([0.3, -1.2, 2.0], dtype=f64), torch.tensor(1)
+    p = logits.softmax(0)[1]
+    sample = (X, y)
+    assert torch.isclose(log_odds(fixed(logits), sample), (p / (1 - p)).log(), rtol=1e-14)
+    assert torch.isclose(cross_entropy(fixed(logits), sample), -p.log(), rtol=1e-14)
+    assert margin(fixed(logits), sample).item() == pytest.approx(-3.2, abs=1e-15)
+    assert logit(fixed(logits), sample).item() == -1.2
+    one, y = torch.tensor([0.7], dtype=f64), torch.tensor(0.2, dtype=f64)
+    assert prediction(fixed(one), (X, y)).item() == 0.7
+    assert squared_error(fixed(one), (X, y)).item() == pytest.approx(0.25, abs=1e-15)
+    assert squared_error(fixed(one), {"x": X, "labels": y}).item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("scale", [1, 30, 700, 1e4, 1e6])
+def test_cross_entropy_is_softplus_of_minus_log_odds_at_any_logits(scale):
+    for logits in scale * torch.randn(20, 5, dtype=f64):
+        for y in range(5):
+            sample = (X, torch.tensor(y))
+            h = log_odds(fixed(logits), sample)
+            loss = cross_entropy(fixed(logits), sample)
+            # torch's own softplus is linear from 20 on; logaddexp is not
+            assert torch.isclose(loss, torch.logaddexp(-h, h.new_zeros(())), rtol=1e-12, atol=1e-12)
+            assert torch.isclose(
+                loss, F.cross_entropy(logits, sample[1]), rtol=1e-12, atol=1e-12 * scale
+            )
+            assert torch.isfinite(h)
+
+
+@pytest.mark.parametrize("gap", [-1e4, -50, 0, 20, 36, 50, 800, 1e4])
+def test_log_odds_keep_their_value_and_gradient_where_p_is_0_or_1(gap):
+    logits = torch.tensor([gap, 0.0], dtype=f64, requires_grad=True)
+    h = log_odds(fixed(logits), (X, torch.tensor(0)))
+    assert h.item() == gap
+    assert torch.equal(torch.autograd.grad(h, logits)[0], torch.tensor([1.0, -1.0], dtype=f64))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 10, 40, 1e3])
+def test_outputs_of_a_sequence_are_those_of_the_whole_answer(scale):
+    logits = scale * torch.randn(6, 4, dtype=f64)
+    labels = torch.tensor([-100, 1, 3, -100, 0, 2])
+    kept = labels != -100
+    sample = (X, labels)
+    tokens = [(X, label) for label in labels[kept]]
+    losses = torch.stack(
+        [cross_entropy(fixed(l), s) for l, s in zip(logits[kept], tokens, strict=True)]
+    )
+    h, loss = log_odds(fixed(logits), sample), cross_entropy(fixed(logits), sample)
+    assert torch.isclose(loss, losses.sum(), rtol=1e-14)
+    assert torch.isclose(loss, torch.logaddexp(-h, h.new_zeros(())), rtol=1e-12, atol=1e-12)
+    gaps = [margin(fixed(l), s) for l, s in zip(logits[kept], tokens, strict=True)]
+    assert margin(fixed(logits), sample) == min(gaps)
+    right = logits[kept].gather(1, labels[kept][:, None])
+    assert torch.isclose(logit(fixed(logits), sample), right.sum())
+
+
+@pytest.mark.parametrize("gap", [-1e3, -5.0, 0.0, 5.0, 7.6, 29.9, 30.1, 600.0, 2e3])
+@pytest.mark.parametrize("dtype", [torch.float32, f64])
+def test_log_odds_of_two_equal_tokens(gap, dtype):
+    """p = s² with s = sigmoid(gap): dh/dgap = 2 (1 - s) / (1 - s²) = 2 / (1 + s)."""
+    x = torch.tensor(gap, dtype=dtype, requires_grad=True)
+    logits = torch.stack([x, torch.zeros_like(x)]).expand(2, 2)
+    h = log_odds(fixed(logits), (X, torch.zeros(2, dtype=torch.long)))
+    s = 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+    # s² / (1 - s²) = e^gap s / (1 + s)
+    log_s = gap if gap < -700 else -math.log1p(math.exp(-gap))
+    tolerance = {"rel": 1e-12 if dtype == f64 else 2e-6, "abs": 1e-12 if dtype == f64 else 2e-6}
+    assert h.item() == pytest.approx(gap + log_s - math.log1p(s), **tolerance)
+    (slope,) = torch.autograd.grad(h, x)
+    assert slope.item() == pytest.approx(2 / (1 + s), **tolerance)
+
+
+def test_labels_of_a_dict_are_shifted_and_those_of_a_tuple_are_not():
+    logits, labels = torch.randn(5, 4, dtype=f64), torch.tensor([0, 1, 2, 3, 0])
+    shifted = log_odds(fixed(logits), {"input_ids": labels, "labels": labels})
+    assert torch.equal(shifted, log_odds(fixed(logits[:-1]), (X, labels[1:])))
+
+
+def test_half_precision_logits_are_widened():
+    logits = torch.tensor([9.0, 0.0], dtype=torch.bfloat16)
+    loss = cross_entropy(fixed(logits), (X, torch.tensor(0)))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-9)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "sample", "error", "form"),
+    [
+        (torch.zeros(3), {"x": X}, ValueError, r"`sample` must be a dict with `labels`, got `x`"),
+        (torch.zeros(3), (X, torch.tensor(1.0)), TypeError, "`labels` must be whole numbers, got"),
+        (torch.zeros(3), (X, torch.ones(2).long()), ValueError, r"logits of shape \(3\) for label"),
+        (torch.zeros(4, 3), (X, torch.tensor(1)), ValueError, r"labels of shape \(\)\. Give one"),
+        (torch.zeros(2, 4, 3), (X, torch.ones(2, 4).long()), ValueError, "as its logits are laid"),
+        (torch.zeros(1), (X, torch.tensor(0)), ValueError, "`model` must be a classifier, got one"),
+    ],
+)
+def test_what_a_classification_output_refuses(logits, sample, error, form):
+    for output in (log_odds, cross_entropy, margin, logit):
+        with pytest.raises(error, match=form):
+            output(fixed(logits), sample)
+
+
+def test_a_regression_has_one_number():
+    for output in (prediction, squared_error):
+        with pytest.raises(ValueError, match=r"`model` must be a scalar regression, got shape \(2"):
+            output(fixed(torch.zeros(2)), (X, X))
+
+
+# Per-sample gradients
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("output", [log_odds, margin, cross_entropy, logit])
+def test_gradients_are_those_of_a_loop(output, vectorize):
+    model, batch = mlp(), table()
+    values, gradients = per_sample_gradients(model, output, batch, vectorize=vectorize)
+    expected = loop(model, output, batch)
+    assert list(gradients) == [name for name, _ in model.named_parameters()]
+    assert gradients["0.weight"].shape == (11, 5, 4)
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+    assert not values.requires_grad and not flat(gradients).requires_grad
+
+
+@pytest.mark.parametrize("output", [prediction, squared_error])
+def test_gradients_of_a_regression(output):
+    model, batch = mlp(classes=1), (torch.randn(6, 4, dtype=f64), torch.randn(6, dtype=f64))
+    values, gradients = per_sample_gradients(model, output, batch)
+    expected = loop(model, output, batch)
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_an_output_of_ones_own_and_several_inputs():
+    class Bilinear(nn.Linear):
+        def forward(self, left, right):
+            return (super().forward(left) * right).sum(dim=1)
+
+    bilinear = Bilinear(3, 4).double()
+    batch = torch.randn(5, 3, dtype=f64), torch.randn(5, 4, dtype=f64)
+
+    def energy(model, sample):
+        left, right = sample
+        return model(left[None], right[None]).square().sum()
+
+    values, gradients = per_sample_gradients(bilinear, energy, batch)
+    expected = loop(bilinear, energy, batch)
+    torch.testing.assert_close(values, expected[0])
+    torch.testing.assert_close(flat(gradients), expected[1])
+
+
+def test_evaluation_mode_while_it_lasts_and_nothing_changed_after():
+    model = ConvNet().double()
+    model(torch.randn(16, 1, 6, 6, dtype=f64))  # running statistics that are not the default
+    model.drop.eval()  # flags of its own
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    batch = torch.randn(7, 1, 6, 6, dtype=f64), torch.randint(0, 4, (7,))
+    values, gradients = per_sample_gradients(model, log_odds, batch)
+    assert [module.training for module in model.modules()] == flags
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(weight.grad is None for weight in model.parameters())
+    expected = loop(model.eval(), log_odds, batch)
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_flags_come_back_after_an_error():
+    model = mlp().train()
+    with pytest.raises(ValueError, match=r"`output` must be a scalar, got shape \(1, 3\)"):
+        per_sample_gradients(model, lambda model, sample: model(sample[0][None]), table())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 11, 50])
+def test_chunks_do_not_matter(chunk_size):
+    model, batch = mlp(), table()
+    values, gradients = per_sample_gradients(model, log_odds, batch)
+    again, pieces = per_sample_gradients(model, log_odds, batch, chunk_size=chunk_size)
+    torch.testing.assert_close(again, values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(flat(pieces), flat(gradients), rtol=1e-12, atol=1e-12)
+
+
+def test_a_shared_parameter_counts_once_and_gathers_both_uses():
+    model = Tied().double()
+    assert parameter_names(model) == ["embed.weight", "mix.weight", "mix.bias"]
+    assert parameter_names(model, "head.weight") == ["embed.weight"]
+    batch = torch.randint(0, 7, (5, 6)), torch.randint(0, 7, (5, 6))
+    values, gradients = per_sample_gradients(model, log_odds, batch)
+    expected = loop(model, log_odds, batch)
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.cuda
+def test_gradients_on_cuda_are_those_on_the_cpu():
+    model, batch = mlp(), table()
+    expected = collect_features(model, batch, log_odds, progress=False)
+    features = collect_features(model.cuda(), batch, log_odds, progress=False)
+    assert features.gradients.is_cuda
+    torch.testing.assert_close(features.gradients.cpu(), expected.gradients)
+
+
+def test_control_flow_that_depends_on_the_data():
+    class Gate(nn.Linear):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    model, batch = Gate(4, 3).double(), table()
+    form = r"`model` must be a network that torch.vmap can run, got Gate, .*\. Pass vectorize=False"
+    with pytest.raises(RuntimeError, match=form):
+        per_sample_gradients(model, log_odds, batch)
+    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
+    torch.testing.assert_close(flat(gradients), loop(model, log_odds, batch)[1])
+
+
+def test_an_error_of_the_model_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        per_sample_gradients(mlp(), log_odds, (torch.randn(2, 4, dtype=f64), torch.tensor([0, 3])))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        per_sample_gradients(mlp(), log_odds, table(dim=6))
+
+
+# Parameters
+
+
+def test_parameters_by_name_and_pattern():
+    model = mlp()
+    assert parameter_names(model) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert parameter_names(model, ["2.*", "0.bias", "*bias"]) == ["0.bias", "2.weight", "2.bias"]
+    model[0].requires_grad_(False)
+    assert parameter_names(model) == ["2.weight", "2.bias"]
+    assert parameter_names(model, "0.*") == ["0.weight", "0.bias"]
+    batch = table()
+    _, gradients = per_sample_gradients(model, log_odds, batch, parameters="2.bias")
+    assert list(gradients) == ["2.bias"]
+    torch.testing.assert_close(flat(gradients), loop(model, log_odds, batch, ["2.bias"])[1])
+
+
+def test_unknown_parameters():
+    form = r"`parameters` must be names or patterns of parameters, got '2.wieght'\. Did you mean '2"
+    with pytest.raises(ValueError, match=form):
+        parameter_names(mlp(), ["0.bias", "2.wieght"])
+    with pytest.raises(ValueError, match=r"got '\*lora_\*'\. Did you mean '0.weight'"):
+        parameter_names(mlp(), "*lora_*")
+    form = "`model` must be a module with parameters that require a gradient, got a Sequential wit"
+    with pytest.raises(ValueError, match=form):
+        parameter_names(mlp().requires_grad_(False))
+
+
+# Features
+
+
+@pytest.mark.parametrize("projector", [None, Dense(6)], ids=["whole", "projected"])
+def test_features_are_the_projected_gradients(projector):
+    model, batch = mlp(), table()
+    features = collect_features(model, batch, log_odds, projector, batch_size=4, progress=False)
+    values, gradients = loop(model, log_odds, batch)
+    if projector is not None:
+        gradients = gradients @ projector.signs(gradients.shape[1], f64)
+    assert len(features) == 11 and features.gradients.dtype == f64
+    torch.testing.assert_close(features.values, values, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(features.gradients, gradients, rtol=1e-10, atol=1e-10)
+
+
+class Samples(Dataset):
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return len(self.batch[0])
+
+    def __getitem__(self, row):
+        return tuple(column[row] for column in self.batch)
+
+
+def test_the_batches_of_the_loader_do_not_matter_to_a_bit():
+    model, batch = mlp(torch.float32), table(dtype=torch.float32)
+
+    def collect(data):
+        return collect_features(model, data, log_odds, Dense(6), batch_size=4, progress=False)
+
+    expected = collect(batch)
+    loaders = [DataLoader(TensorDataset(*batch), batch_size=size) for size in (1, 2, 3, 5, 11, 64)]
+    for data in [Samples(batch), list(Samples(batch)), *loaders]:
+        features = collect(data)
+        assert torch.equal(features.values, expected.values)
+        assert torch.equal(features.gradients, expected.gradients)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 11, 100])
+def test_samples_computed_together_do_not_matter_but_for_rounding(batch_size):
+    model, batch = mlp(), table()
+    expected = collect_features(model, batch, log_odds, Dense(6), progress=False)
+    features = collect_features(
+        model, batch, log_odds, Dense(6), batch_size=batch_size, progress=False
+    )
+    torch.testing.assert_close(features.values, expected.values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(features.gradients, expected.gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_norm_network_in_training_mode_gives_each_sample_its_own_feature():
+    model = ConvNet().double().train()
+    batch = torch.randn(10, 1, 6, 6, dtype=f64), torch.randint(0, 4, (10,))
+    whole = collect_features(model, batch, log_odds, progress=False)
+    part = collect_features(
+        model, tuple(column[7:] for column in batch), log_odds, batch_size=2, progress=False
+    )
+    torch.testing.assert_close(part.gradients, whole.gradients[7:], rtol=1e-12, atol=1e-12)
+
+
+def test_batches_padded_to_lengths_of_their_own():
+    model = Tied().double()
+    samples = [torch.randint(0, 7, (length,)) for length in (3, 5, 4, 4, 6, 2, 2)]
+
+    def padded(rows):
+        length = max(len(row) for row in rows)
+        ids = torch.stack([F.pad(row, (0, length - len(row))) for row in rows])
+        labels = torch.stack([F.pad(row, (0, length - len(row)), value=-100) for row in rows])
+        return {"ids": ids, "labels": labels}
+
+    expected = collect_features(
+        model, DataLoader(samples, batch_size=1, collate_fn=padded), log_odds, progress=False
+    )
+    for size in (2, 3, 7):
+        features = collect_features(
+            model,
+            DataLoader(samples, batch_size=size, collate_fn=padded),
+            log_odds,
+            batch_size=2,
+            progress=False,
+        )
+        torch.testing.assert_close(features.gradients, expected.gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, f64, torch.bfloat16])
+def test_dtypes(dtype):
+    model, batch = mlp(), table()
+    expected = collect_features(model, batch, log_odds, Dense(6), progress=False)
+    narrow = (batch[0].to(dtype), batch[1])
+    features = collect_features(model.to(dtype), narrow, log_odds, Dense(6), progress=False)
+    wide = f64 if dtype == f64 else torch.float32
+    assert features.values.dtype == features.gradients.dtype == wide
+    tolerance = {torch.float32: 1e-5, f64: 1e-12, torch.bfloat16: 5e-2}[dtype]
+    for found, true in zip(
+        (features.values, features.gradients), (expected.values, expected.gradients), strict=True
+    ):
+        assert (found - true).norm() < tolerance * true.norm()
+
+
+def test_the_global_random_state_is_left_alone():
+    model, batch = mlp(), table()
+    before = torch.random.get_rng_state()
+    collect_features(model, batch, log_odds, Dense(6), progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_progress_bar(capsys):
+    collect_features(mlp(), table(), log_odds, batch_size=4)
+    assert "11/11" in capsys.readouterr().err
+
+
+def loader(**how):
+    return DataLoader(TensorDataset(*table()), **how)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "form"),
+    [
+        (loader(shuffle=True), ValueError, "in order, got samples drawn by RandomSampler. Build"),
+        (loader(batch_size=3, drop_last=True), ValueError, "in order, got drop_last=True. Build"),
+        (loader(batch_sampler=[[0, 1]]), ValueError, "in order, got samples drawn by list"),
+        (loader(batch_size=None), ValueError, "in order, got samples drawn by NoneType"),
+        (3, TypeError, "`data` must be samples by number, got int. Pass a DataLoader, a Dat"),
+        ([], ValueError, "`data` must be at least one sample, got none. Check"),
+        (table()[:1] + table(b=3)[1:], ValueError, r"per sample, got shape \(11, 4\) and shape"),
+        ([torch.zeros(4)], TypeError, "batches that are tuples or dicts, got Tensor. Collate"),
+        ([{"x": torch.zeros(4), "text": "a"}], TypeError, "batches of tensors, got list in text"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_is_no_data(data, error, form):
+    with pytest.raises(error, match=form):
+        collect_features(mlp(), data, log_odds, progress=False)
+
+
+def test_a_loader_in_order_by_its_own_sampler():
+    data = TensorDataset(*table())
+    loader = DataLoader(data, sampler=SequentialSampler(data), batch_size=4)
+    assert len(collect_features(mlp(), loader, log_odds, progress=False)) == 11
+
+
+def test_samples_that_are_not_finite_are_named():
+    x, y = table()
+    x[7, 0] = torch.nan
+    form = r"`output` must be finite, got NaN or infinity, or such a gradient, on samples 7\. Look"
+    with pytest.raises(ValueError, match=form):
+        collect_features(mlp(), (x, y), log_odds, batch_size=4, progress=False)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        collect_features(mlp(), table(), log_odds, batch_size=0, progress=False)
+
+
+# HuggingFace models
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+def causal(transformers):
+    config = transformers.GPT2Config(
+        vocab_size=19, n_positions=12, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config).double()
+
+
+def prompts():
+    ids = torch.randint(0, 19, (5, 9))
+    labels = ids.masked_fill(torch.arange(9) < 6, -100)
+    labels[0, 8] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+def named_loop(model, output, batch, names):
+    """:func:`loop` for samples that are dicts."""
+    keys = list(batch)
+
+    def of_tuple(model, sample):
+        return output(model, dict(zip(keys, sample, strict=True)))
+
+    return loop(model.eval(), of_tuple, tuple(batch.values()), names)
+
+
+@pytest.mark.parametrize("output", [log_odds, cross_entropy, margin])
+def test_a_causal_language_model(transformers, output):
+    model, batch = causal(transformers), prompts()
+    values, gradients = per_sample_gradients(model, output, batch)
+    expected = named_loop(model, output, batch, list(gradients))
+    assert "lm_head.weight" not in gradients
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_the_loss_of_a_causal_language_model_is_its_own(transformers):
+    model, batch = causal(transformers).eval(), prompts()
+    values, _ = per_sample_gradients(model, cross_entropy, batch)
+    for row, value in enumerate(values):
+        one = {name: column[row : row + 1] for name, column in batch.items()}
+        tokens = (one["labels"][:, 1:] != -100).sum()
+        assert (model(**one).loss * tokens).item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def classifier(transformers):
+    config = transformers.BertConfig(
+        vocab_size=19,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        num_labels=3,
+    )
+    return transformers.BertForSequenceClassification(config).double()
+
+
+def test_a_sequence_classifier(transformers):
+    model = classifier(transformers)
+    batch = {"input_ids": torch.randint(0, 19, (5, 9)), "labels": torch.tensor([0, 1, 2, 0, 1])}
+    values, gradients = per_sample_gradients(model, log_odds, batch)
+    expected = named_loop(model, log_odds, batch, list(gradients))
+    torch.testing.assert_close(values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(gradients), expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_an_attention_mask_needs_the_loop(transformers):
+    """Transformers looks whether a mask masks anything, which differs between samples."""
+    model, ids = classifier(transformers), torch.randint(0, 19, (3, 9))
+    mask = torch.arange(9) < torch.tensor([9, 4, 6])[:, None]
+    batch = {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 2])}
+    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
+    short = {"input_ids": ids[1:2, :4], "labels": batch["labels"][1:2]}
+    _, alone = per_sample_gradients(model, log_odds, short)
+    torch.testing.assert_close(flat(gradients)[1:2], flat(alone), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # in peft
+def test_low_rank_adapters(transformers):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_dropout=0.5
+    )
+    model = peft.get_peft_model(causal(transformers), config).double()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zeros at first, which would make half the gradients zero
+            nn.init.normal_(weight, std=0.1)
+    names = parameter_names(model, "*lora_*")
+    assert len(names) == 4 and names == parameter_names(model)
+    batch = prompts()
+    samples = [{name: column[row] for name, column in batch.items()} for row in range(5)]
+    features = collect_features(
+        model, samples, log_odds, parameters="*lora_*", batch_size=2, progress=False
+    )
+    expected = named_loop(model, log_odds, batch, names)
+    torch.testing.assert_close(features.values, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(features.gradients, expected[1], rtol=1e-10, atol=1e-10)

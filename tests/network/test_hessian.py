@@ -1,0 +1,348 @@
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from experiments.modular_arithmetic.model import Transformer
+from ksm_ext.network.hessian import flatten, ggn, hessian, loss_gradients
+
+
+def mlp(seed=0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return net, (torch.randn(11, 4).double(), torch.randint(3, (11,)))
+
+
+def convolution(seed=0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(12, 3),
+    ).double()
+    net(torch.randn(8, 1, 4, 4).double())  # running statistics that are not the initial ones
+    return net, (torch.randn(6, 1, 4, 4).double(), torch.randint(3, (6,)))
+
+
+def transformer(seed=0):
+    torch.manual_seed(seed)
+    net = Transformer(6, 4, width=4, num_layers=2, num_heads=2, activation="gelu").double()
+    return net, (torch.randint(6, (5, 4)), torch.randint(6, (5,)))
+
+
+MODELS = {"mlp": mlp, "convolution": convolution, "transformer": transformer}
+every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+
+
+def weights_of(model):
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def dense(model, batch, loss=cross_entropy):
+    """The Hessian (p, p) by torch.func, in one piece."""
+    weights = weights_of(model.eval())
+    sizes = [weight.numel() for weight in weights.values()]
+
+    def total(vector):
+        parts = vector.split(sizes)
+        named = {n: x.view(w.shape) for (n, w), x in zip(weights.items(), parts, strict=True)}
+        return loss(functional_call(model, named, batch[:-1]), batch[-1])
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        # not torch.func.hessian, whose forward over vmapped reverse is wrong for layer_norm
+        return torch.func.jacfwd(torch.func.grad(total))(flatten(weights))
+
+
+def dense_ggn(model, batch):
+    """Σ Jᵀ (diag p - p pᵀ) J / b, sample by sample."""
+    weights = weights_of(model.eval())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        jacobians = torch.func.jacrev(lambda w: functional_call(model, w, batch[:-1]))(weights)
+        logits = model(*batch[:-1]).detach()
+    total = 0
+    for i, row in enumerate(logits.softmax(1)):
+        jacobian = torch.cat([part[i].flatten(1) for part in jacobians.values()], dim=1)
+        total = total + jacobian.T @ (row.diag() - row.outer(row)) @ jacobian
+    return total / len(logits)
+
+
+@every_model
+def test_products_are_those_of_the_dense_matrices(make):
+    model, batch = make()
+    for operator, matrix in (
+        (hessian(model, batch), dense(model, batch)),
+        (ggn(model, batch), dense_ggn(model, batch)),
+    ):
+        assert operator.shape == tuple(matrix.shape) and operator.num_samples == len(batch[-1])
+        eye = torch.eye(len(matrix), dtype=torch.float64)
+        torch.testing.assert_close(operator(eye), matrix, rtol=1e-10, atol=1e-12)
+        x = torch.randn(len(matrix), 3, dtype=torch.float64)
+        torch.testing.assert_close(operator @ x, matrix @ x, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(operator(x[:, 0]), matrix @ x[:, 0], rtol=1e-10, atol=1e-12)
+        assert not operator(x[:, 0]).requires_grad
+
+
+@every_model
+def test_gradients(make):
+    model, batch = make()
+    model.eval()
+    cross_entropy(model(*batch[:-1]), batch[-1]).backward()
+    expected = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    torch.testing.assert_close(hessian(model, batch).gradient(), expected)
+    parts = [tuple(column[rows] for column in batch) for rows in (slice(2), slice(2, None))]
+    sums = loss_gradients(model, parts)
+    torch.testing.assert_close(sums.sum(0), expected * len(batch[-1]))
+
+
+@every_model
+def test_slopes_and_gradients_of_each_sample(make):
+    model, batch = make()
+    operator = hessian(model, batch, batch_size=4)
+    each = loss_gradients(
+        model, [tuple(c[i : i + 1] for c in batch) for i in range(len(batch[-1]))]
+    )
+    torch.testing.assert_close(operator.per_sample_gradients(), each)
+    v = torch.randn(3, operator.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(operator.per_sample_slopes(v), v @ each.T)
+
+
+@every_model
+def test_third_derivatives_are_differences_of_hessians(make):
+    model, batch = make()
+    operator = hessian(model, batch, batch_size=4, vectors_per_pass=2)
+    u, v = torch.randn(2, 3, operator.shape[0], dtype=torch.float64)
+    third = operator.third(u, v)
+    torch.testing.assert_close(operator.third(v, u), third)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+    def moved(step, i):
+        torch.nn.utils.vector_to_parameters(start + step * u[i], model.parameters())
+        return hessian(model, batch)(v[i])
+
+    for i in range(3):
+        difference = (moved(1e-4, i) - moved(-1e-4, i)) / 2e-4
+        scale = float(difference.abs().max())
+        torch.testing.assert_close(third[i], difference, rtol=1e-4, atol=1e-5 * scale)
+
+
+@every_model
+def test_curvature_of_each_sample(make):
+    model, batch = make()
+    v = torch.randn(2, hessian(model, batch).shape[0], dtype=torch.float64)
+    for kind in (hessian, ggn):
+        expected = torch.stack(
+            [
+                ((v @ kind(model, tuple(c[i : i + 1] for c in batch)).__call__(v).T).diagonal())
+                for i in range(len(batch[-1]))
+            ],
+            dim=1,
+        )
+        torch.testing.assert_close(kind(model, batch).per_sample_quadratic(v), expected)
+
+
+def test_curvature_of_a_layer_norm_is_that_of_differences():
+    """Differentiating torch's forward derivative of layer_norm gives another number."""
+    model, batch = transformer()
+    operator = hessian(model, batch)
+    v = torch.randn(operator.shape[0], dtype=torch.float64)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+    def losses(step):
+        torch.nn.utils.vector_to_parameters(start + step * v, model.parameters())
+        with torch.no_grad():
+            return cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    step = 1e-4
+    second = (losses(step) - 2 * losses(0) + losses(-step)) / step**2
+    torch.testing.assert_close(operator.per_sample_quadratic(v)[0], second, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(operator(v) @ v, second.mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [hessian, ggn])
+def test_nothing_depends_on_batches_passes_or_threads(kind):
+    model, batch = mlp()
+    v = torch.randn(7, kind(model, batch).shape[0], dtype=torch.float64)
+    whole = kind(model, batch)(v)
+    for size in (1, 3, 5, 100):
+        loader = DataLoader(TensorDataset(*batch), batch_size=size)
+        assert torch.equal(kind(model, loader)(v), whole)
+        assert torch.equal(kind(model, loader, batch_size=11)(v), whole)
+        torch.testing.assert_close(
+            kind(model, batch, batch_size=size)(v), whole, rtol=1e-12, atol=1e-14
+        )
+        some = kind(model, batch, vectors_per_pass=size)(v)
+        torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-14)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if before > 1 else 2)
+        torch.testing.assert_close(kind(model, batch)(v), whole, rtol=1e-12, atol=1e-14)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["Hessian", "GGN"])
+def test_curvlinops_agrees(kind):
+    curvlinops = pytest.importorskip("curvlinops")
+    model, batch = mlp()
+    model.eval()
+    peer = getattr(curvlinops, f"{kind}LinearOperator")(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [batch]
+    )
+    ours = hessian(model, batch) if kind == "Hessian" else ggn(model, batch)
+    x = torch.randn(ours.shape[0], 3, dtype=torch.float64)
+    torch.testing.assert_close(ours @ x, peer @ x, rtol=1e-10, atol=1e-12)
+
+
+def test_chosen_parameters_are_a_block_of_the_matrix():
+    model, batch = mlp()
+    matrix = dense(model, batch)
+    head = hessian(model, batch, parameters="2.*")
+    assert list(head.parameter_shapes) == ["2.weight", "2.bias"]
+    eye = torch.eye(18, dtype=torch.float64)
+    torch.testing.assert_close(head(eye), matrix[-18:, -18:], rtol=1e-10, atol=1e-12)
+    model[0].requires_grad_(False)
+    torch.testing.assert_close(hessian(model, batch)(eye), head(eye))
+
+
+def test_a_shared_parameter_counts_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(5, 3)
+            self.head = nn.Linear(3, 5, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.embed(x).sum(1))
+
+    torch.manual_seed(0)
+    model = Tied().double()
+    batch = torch.randint(5, (7, 2)), torch.randint(5, (7,))
+    operator = hessian(model, batch)
+    assert operator.shape == (15, 15)
+
+    def logits(w):
+        return nn.functional.embedding(batch[0], w).sum(1) @ w.T
+
+    matrix = torch.func.hessian(lambda w: cross_entropy(logits(w.view(5, 3)), batch[1]))(
+        model.embed.weight.detach().flatten()
+    )
+    torch.testing.assert_close(operator(torch.eye(15, dtype=torch.float64)), matrix)
+
+
+def test_squared_error_and_own_losses():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    batch = torch.randn(9, 3).double(), torch.randn(9).double()
+
+    def squares(f, y):
+        return (f[:, 0] - y).square().mean()
+
+    eye = torch.eye(11, dtype=torch.float64)
+    torch.testing.assert_close(
+        hessian(model, batch, "squared_error")(eye), dense(model, batch, squares)
+    )
+
+    def own(f, y):
+        return (f[:, 0] - y).cosh().log()
+
+    def mean(f, y):
+        return own(f, y).mean()
+
+    torch.testing.assert_close(hessian(model, batch, own)(eye), dense(model, batch, mean))
+    curved = ggn(model, batch, own)(eye)
+    assert torch.linalg.eigvalsh(curved).min() > -1e-12  # convex: semi-definite
+
+
+def test_language_models_and_labels_that_are_left_out():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+
+        def forward(self, input_ids):
+            return self.head(self.embed(input_ids).cumsum(1).tanh())
+
+    torch.manual_seed(0)
+    model = Words().double()
+    ids = torch.randint(5, (4, 6))
+    labels = ids.clone()
+    labels[:, :3] = -100
+    labels[2] = -100  # a sample without any
+    operator = hessian(
+        model, [dict(input_ids=i, labels=l) for i, l in zip(ids, labels, strict=True)]
+    )
+
+    def total(vector):
+        embed, weight, bias = vector.split([15, 15, 5])
+        hidden = nn.functional.embedding(ids, embed.view(5, 3)).cumsum(1).tanh()
+        logits = (hidden @ weight.view(5, 3).T + bias)[:, :-1]
+        kept = labels[:, 1:] != -100
+        return cross_entropy(logits[kept], labels[:, 1:][kept], reduction="sum") / 4
+
+    vector = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    matrix = torch.func.hessian(total)(vector)
+    torch.testing.assert_close(operator(torch.eye(35, dtype=torch.float64)), matrix)
+    assert operator.per_sample_quadratic(torch.ones(1, 35, dtype=torch.float64))[0, 2] == 0
+
+
+def test_scipy_takes_it():
+    model, batch = mlp()
+    matrix = dense(model, batch).numpy()
+    operator = hessian(model, batch).linear_operator()
+    x = np.random.default_rng(0).standard_normal((len(matrix), 2))
+    np.testing.assert_allclose(operator @ x, matrix @ x, atol=1e-12)
+    np.testing.assert_allclose(operator.rmatvec(x[:, 0]), matrix @ x[:, 0], atol=1e-12)
+    largest = eigsh(operator, k=2, return_eigenvectors=False)
+    exact = np.linalg.eigvalsh(matrix)
+    np.testing.assert_allclose(np.sort(np.abs(largest)), np.sort(np.abs(exact))[-2:], rtol=1e-8)
+
+
+def test_single_precision_is_near_double():
+    model, batch = mlp()
+    exact = hessian(model, batch)
+    v = torch.randn(3, exact.shape[0], dtype=torch.float64)
+    rounded = hessian(model.float(), (batch[0].float(), batch[1]))(v.float())
+    torch.testing.assert_close(rounded.double(), exact(v), rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was():
+    model, batch = convolution()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.zero_grad()
+    operator = hessian(model, batch)
+    operator(torch.randn(2, operator.shape[0], dtype=torch.float64))
+    assert model.training and model[1].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_bad_input():
+    model, batch = mlp()
+    operator = hessian(model, batch)
+    p = operator.shape[0]
+    with pytest.raises(ValueError, match=rf"`v` must be of shape \(s, {p}\), got shape \(3, 2\)"):
+        operator(torch.randn(3, 2).double())
+    with pytest.raises(TypeError, match=r"`v` must be torch\.float64 on cpu"):
+        operator(torch.randn(p))
+    with pytest.raises(ValueError, match="`v` must be finite"):
+        operator(torch.full((p,), torch.nan, dtype=torch.float64))
+    with pytest.raises(ValueError, match="`loss` must be one of 'cross_entropy'"):
+        hessian(model, batch, "hinge")
+    with pytest.raises(ValueError, match="`vectors_per_pass` must be at least 1"):
+        hessian(model, batch, vectors_per_pass=0)
+    with pytest.raises(ValueError, match="in order"):
+        hessian(model, DataLoader(TensorDataset(*batch), shuffle=True))
+    with pytest.raises(ValueError, match="`data` must be labelled"):
+        hessian(model, (batch[0], batch[1][:, None]))(torch.ones(p).double())
+    model[0].float()
+    with pytest.raises(TypeError, match="of parameters of one dtype"):
+        hessian(model, batch)

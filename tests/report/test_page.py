@@ -1,0 +1,522 @@
+"""The report: one page, whole, safe, and with the surrogate's numbers in it."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from ksm_ext import fit_surrogate, load_surrogate
+from ksm_ext.report.page import write_report
+from ksm_ext.subsets import all_subsets, bernoulli
+from ksm_ext.surrogates.kernels import Polynomial
+from ksm_ext.surrogates.more_subsets import more_subsets
+from ksm_ext.surrogates.quality import qualities
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+EVIL = "<script>alert(\"x\")</script> & 'co' $title"
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects what a test wants to know."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.urls, self.texts = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.urls += [(tag, value) for name, value in attrs if name in ("href", "src")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+
+def problem(n=6, m=40, t=2, seed=0):
+    masks = bernoulli(n, m, 0.5, seed=seed)
+    random = np.random.default_rng(seed)
+    effects = torch.from_numpy(random.normal(size=(n, t)))
+    w = masks.double()
+    noise = 0.1 * torch.from_numpy(random.normal(size=(m, t)))
+    return masks, w @ effects + w[:, :1] * w[:, 1:2] + noise
+
+
+def data_of(html):
+    """What the script reads, of each target."""
+    found = re.findall(r'class="data">(.*?)</script>', html)
+    return [json.loads(text) for text in found]
+
+
+def cells_of(html):
+    """The texts of the rows of attributions: name and numbers."""
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td class="bar[^>]*></td>(.*?)</tr>', html)
+    return [[name, *re.findall(r"<td>(.*?)</td>", cells)] for name, cells in rows]
+
+
+def page_of(surrogate, tmp_path, **kw):
+    write_report(surrogate, tmp_path / "r.html", **kw)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
+    surrogate = fit_surrogate(*problem())
+    html, page = page_of(surrogate, tmp_path)
+    values, std = surrogate.attribute("shapley", return_std=True)
+    for j, data in enumerate(data_of(html)):
+        np.testing.assert_allclose(data["values"], values[:, j], rtol=1e-6)
+        np.testing.assert_allclose(data["halves"], 1.959964 * std[:, j], rtol=1e-6)
+        assert cells_of(html)[6 * j][1:] == [
+            f"{end:.{data['decimals']}f}".replace("-", "\N{MINUS SIGN}")
+            for i in [values[:, j].argmax()]
+            for end in (
+                values[i, j],
+                values[i, j] - 1.959964 * std[i, j],
+                values[i, j] + 1.959964 * std[i, j],
+            )
+        ]
+    assert page.tags.count("figure") == 6  # scatter, spectrum, heat map of two targets
+    num_more = more_subsets(surrogate, "shapley").num_more
+    assert f"{num_more} more subsets" in page.text and f"({40 + num_more} instead of 40)" in html
+
+
+def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):
+    surrogate = fit_surrogate(*problem(t=1), task_names=list("uvwxyz"))
+    _, page = page_of(surrogate, tmp_path, readout="banzhaf")
+    value, std = surrogate.interactions("banzhaf", return_std=True)
+    at = int(value[..., 0].abs().argmax())
+    i, j = sorted((at // 6, at % 6))
+    low = value[i, j, 0] - 1.959964 * std[i, j, 0]
+    first = [text.strip() for text in page.texts if text.strip()]
+    count = int((value.abs() > 1.959964 * std).sum()) // 2
+    assert 1 <= count <= 10
+    place = first.index(
+        f"Strongest interactions. {count} of 15 have a 95 % interval that excludes zero."
+    )
+    found = first[place + 6 : place + 11]
+    assert found[:2] == ["uvwxyz"[i], "uvwxyz"[j]]
+    numbers = [float(text.replace("\N{MINUS SIGN}", "-")) for text in found[2:4]]
+    assert numbers == pytest.approx([float(value[i, j, 0]), float(low)], abs=0.006)
+
+
+def test_page_needs_no_network(tmp_path):
+    html, page = page_of(fit_surrogate(*problem()), tmp_path)
+    outside = [(tag, url) for tag, url in page.urls if not url.startswith("#")]
+    assert outside == [("a", "https://arxiv.org/abs/2602.03783")]
+    assert "url(" not in html and "@import" not in html and "fetch(" not in html
+    assert "default-src 'none'" in html  # a browser would not load anything either
+
+
+def test_names_are_escaped(tmp_path):
+    masks, scores = problem()
+    names = [EVIL, *"bcdef"]
+    surrogate = fit_surrogate(masks, scores, task_names=names, target_names=["</section>", EVIL])
+    html, page = page_of(surrogate, tmp_path, title=EVIL)
+    assert page.tags.count("script") == 4  # names, the script, and the data of two targets
+    assert "<script>alert" not in html
+    assert EVIL in page.texts
+    assert json.loads(re.search(r'id="tasks">(.*?)</script>', html)[1]) == names
+
+
+@pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
+def test_linear_surrogates_have_the_intervals_of_a_kernel(tmp_path, kernel):
+    _, page = page_of(fit_surrogate(*problem(), kernel=kernel), tmp_path)
+    assert "no intervals" not in page.text and "low" in page.texts
+
+
+def test_weights_have_no_intervals(tmp_path):
+    masks, scores = problem()
+    weights = masks.double() * torch.linspace(0.5, 1.0, masks.shape[1]).double()
+    _, page = page_of(fit_surrogate(weights, scores), tmp_path, readout="loo")
+    assert "no intervals" in page.text and "low" not in page.texts
+
+
+def test_mean_only(tmp_path):
+    masks, scores = problem()
+    noise = torch.randn(scores.shape, generator=torch.Generator().manual_seed(3)).sign()
+    surrogate = fit_surrogate(masks, noise.double(), kernel="auto")
+    page_of(surrogate, tmp_path)
+
+
+def test_weights_know_only_leave_one_out(tmp_path):
+    weights = torch.rand(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    surrogate = fit_surrogate(weights, weights.sum(1))
+    with pytest.raises(ValueError, match="`readout` must be 'loo'"):
+        write_report(surrogate, tmp_path / "r.html", readout="shapley")
+    _, page = page_of(surrogate, tmp_path)
+    assert "mean weights" in page.text
+
+
+def test_many_targets_and_tasks_are_capped_and_the_page_says_so(tmp_path):
+    masks, scores = problem(n=250, m=60, t=500)
+    surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=10.0)
+    html, page = page_of(surrogate, tmp_path)
+    assert "Shown: 6 of 500 targets." in page.text
+    assert "Shown: 200 of 250." in page.text and len(data_of(html)[0]["values"]) == 250
+    assert "heat map" not in page.text.lower()  # 31 million interactions
+
+
+def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
+    masks = bernoulli(46, 400, 0.5, seed=0)
+    scores = sum(3.0 * (masks[:, 2 * i] & masks[:, 2 * i + 1]) for i in range(22))
+    surrogate = fit_surrogate(masks, scores, kernel="anova2")
+    _, page = page_of(surrogate, tmp_path)
+    pairs, std = surrogate.interactions("shapley", return_std=True)
+    clear = pairs.abs() > 1.959964 * std
+    assert int(clear.any(1).sum()) > 40
+    assert "Shown: 40 of 46 tasks, those of the strongest." in page.text
+    at = int((pairs.abs() * clear).argmax())
+    assert f"{at // 46} and {at % 46}: " in page.text
+    drawn = re.findall(r"(\d+) and (\d+): ", page.text)
+    assert all(clear[int(i), int(j)] for i, j in drawn)
+
+
+def noise(m=80, t=None, seed=0):
+    shape = (m,) if t is None else (m, t)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def text_of(html):
+    """What a reader sees: neither style nor script."""
+    body = re.sub(r"<(style|script).*?</\1>", "", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
+
+
+@pytest.mark.parametrize("kernel", ["linear", "lasso", "least_squares", Polynomial(1, 0.1)])
+def test_a_linear_surrogate_claims_no_interactions(tmp_path, kernel):
+    html, page = page_of(fit_surrogate(*problem(t=1), kernel=kernel), tmp_path)
+    assert "A linear surrogate has no interactions." in page.text
+    assert "interactions." not in text_of(html).replace("has no interactions.", "")
+    assert page.tags.count("figure") == 1  # the predictions
+
+
+def test_no_interaction_is_shown_that_is_not_clear_of_zero(tmp_path):
+    masks = bernoulli(12, 80, 0.5, seed=0)
+    scores = masks.double() @ torch.linspace(-1, 1, 12).double() + noise()
+    surrogate = fit_surrogate(masks, scores, kernel="anova2")
+    values, std = surrogate.interactions("shapley", return_std=True)
+    assert bool((values.abs() <= 1.959964 * std).all()) and float(values.abs().max()) > 0
+    html, page = page_of(surrogate, tmp_path)
+    assert "No interaction is clear of zero" in page.text
+    assert "Heat map" not in html and "Strongest interactions" not in page.text
+
+
+def test_rounding_is_no_interaction(tmp_path):
+    """Known without noise on every subset: intervals of no width, around sums that round."""
+    masks = all_subsets(6)
+    scores = masks.double() @ torch.arange(1.0, 7.0).double()
+    surrogate = fit_surrogate(masks, scores, kernel="exponential", ridge=0.0)
+    values, std = surrogate.interactions("shapley", return_std=True)
+    assert float(std.max()) < 1e-9 and float(values.abs().max()) < 1e-12
+    _, page = page_of(surrogate, tmp_path)
+    assert "No interaction is clear of zero" in page.text
+
+
+@pytest.mark.parametrize("kernel", ["auto", "mean", "least_squares", "lasso"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_of_pure_noise_nothing_is_claimed(tmp_path, kernel, held_out):
+    masks, scores = bernoulli(12, 80, 0.5, seed=0), noise()
+    if kernel == "mean":
+        surrogate = only_the_mean(masks, scores)
+    else:
+        surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    (quality,) = qualities(surrogate)
+    assert quality.error >= 1 and quality.rank_correlation is None
+    others = (bernoulli(12, 30, 0.5, seed=1), noise(30, seed=1)) if held_out else None
+    html, _ = page_of(surrogate, tmp_path, held_out=others)
+    text = text_of(html)
+    assert f"Nothing is predicted: the mean is as good ({quality.how} error" in text
+    assert "more subsets would halve" not in html.replace("</strong>", "")
+    assert "nteraction" not in text and "Walsh" not in text
+    if held_out and not quality.mean_only:  # these were measured
+        rank = spearmanr(others[1], surrogate.predict(others[0])).statistic
+        assert f"Spearman {rank:.2g}".replace("-", "\N{MINUS SIGN}") in text
+    else:
+        assert "Spearman" not in text and "no better than the mean" in text
+    if quality.mean_only:
+        assert "Attributions" not in text
+
+
+def only_the_mean(masks, scores):
+    """A surrogate without terms, as ``kernel="auto"`` chooses where the mean is best."""
+    surrogate = fit_surrogate(masks, scores, kernel="linear")
+    m = len(scores)
+    residuals = (scores - scores.mean()) * m / (m - 1)
+    intercept = scores.mean()[None]
+    return replace(surrogate, kernel_terms=(), intercept=intercept, residuals=residuals[:, None])
+
+
+def test_a_target_of_its_own_quality_each(tmp_path):
+    masks, scores = problem(n=12, m=80, t=1)
+    both = torch.stack([scores[:, 0], noise()], 1)
+    surrogate = fit_surrogate(masks, both, kernel="anova2", share_ridge=False)
+    good, bad = qualities(surrogate)
+    left_out = surrogate.scores - surrogate.residuals
+    assert good.rank_correlation == pytest.approx(
+        spearmanr(both[:, 0], left_out[:, 0]).statistic, abs=1e-12
+    )
+    assert good.error == pytest.approx(
+        float(surrogate.residuals[:, 0].square().mean() / both[:, 0].var())
+    )
+    assert str(good).startswith(f"leave-one-out error {good.error:.3f}, Spearman correlation 0.9")
+    assert bad.error >= 1 or spearmanr(both[:, 1], left_out[:, 1]).statistic <= 0
+    assert str(bad).startswith("nothing is predicted: the mean is as good (leave-one-out error")
+    _, page = page_of(surrogate, tmp_path)
+    assert page.text.count("Nothing is predicted") == 1
+    assert page.text.count("Spearman") == 1 and "more subsets" in page.text
+
+
+def test_errors_are_named_after_how_they_were_measured(tmp_path):
+    for kernel, how in {
+        "lasso": "cross-validated",
+        "least_squares": "leave-one-out",
+        "linear": "leave-one-out",
+    }.items():
+        surrogate = fit_surrogate(*problem(t=1), kernel=kernel)
+        assert qualities(surrogate)[0].how == how
+        html, _ = page_of(surrogate, tmp_path)
+        text = text_of(html)
+        assert f"{how.capitalize()} predictions of 40 subsets" in text
+        assert ("eave-one-out" in text) == (how == "leave-one-out")
+
+
+def test_no_rank_correlation_of_a_mean_stands_in_the_table(tmp_path):
+    html, _ = page_of(fit_surrogate(bernoulli(12, 80, 0.5, seed=0), noise()), tmp_path)
+    table = html[html.index("Kernels compared") :]
+    ranks = re.findall(r'<td data-value="[^"]*">([^<]*)</td><td>80</td>', table)
+    assert ranks and not any(text.startswith("\N{MINUS SIGN}") for text in ranks)
+
+
+def test_true_scores_that_are_all_equal_have_no_correlation(tmp_path):
+    masks, scores = problem(t=1)
+    surrogate = fit_surrogate(masks, scores)
+    html, _ = page_of(surrogate, tmp_path, held_out=(masks[:4], torch.ones(4, 1)))
+    assert "Held-out predictions of 4 subsets: all true scores are equal." in text_of(html)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    kernel=st.sampled_from(["linear", "anova2", "rbf", "lasso", "least_squares"]),
+    strength=st.sampled_from([0.0, 0.3, 3.0]),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    readout=st.sampled_from(["loo", "shapley", "banzhaf"]),
+)
+@settings(derandomize=True, deadline=None, database=None, max_examples=12)
+def test_every_interaction_of_the_page_is_clear_of_zero(seed, kernel, strength, scale, readout):
+    masks = bernoulli(6, 40, 0.5, seed=seed)
+    w = masks.double()
+    scores = scale * (w.sum(1) + strength * w[:, 0] * w[:, 1] + noise(40, seed=seed))
+    surrogate = fit_surrogate(masks, scores, kernel=kernel)
+    with TemporaryDirectory() as folder:
+        html, _ = page_of(surrogate, Path(folder), readout=readout)
+    shown = set(re.findall(r"<title>(\d) and (\d): ", html))
+    if not surrogate.has_intervals:
+        assert not shown
+        return
+    values, std = surrogate.interactions(readout, return_std=True)
+    clear = (values.abs() > 1.959964 * std) & bool(qualities(surrogate)[0].predicts)
+    expected = (
+        set()
+        if kernel in ("linear", "lasso")
+        else {tuple(map(str, p)) for p in clear.nonzero().tolist()}
+    )
+    assert shown == expected
+    rows = re.findall(
+        r'<td class="name">.*?data-value="(.*?)".*?data-value="(.*?)".*?data-value="(.*?)"', html
+    )
+    assert len(rows) == len(shown) // 2
+    assert all(float(low) * float(high) > 0 for _, low, high in rows)
+
+
+@pytest.mark.parametrize("n", [3, 6, 9])
+def test_a_constant_task_has_its_row_and_no_more(n, tmp_path):
+    masks, scores = problem(n, m=6 if n == 3 else 40)
+    masks[:, 1] = True
+    surrogate = fit_surrogate(masks, scores)
+    html, _ = page_of(surrogate, tmp_path)
+    assert surrogate.constant_tasks == ("1",)
+    rows = [row for row in cells_of(html) if row[0] == "1"]
+    assert rows and all(float(value) == 0 for row in rows for value in row[1:])
+
+
+def test_missing_scores_are_not_drawn(tmp_path):
+    """Each target is drawn, judged and cleared of rounding by the scores that it has."""
+    masks, scores = problem(t=2)
+    holes = scores.clone()
+    holes[3:7, 1] = torch.nan
+    surrogate = fit_surrogate(masks, holes, missing="drop")
+    present = ~holes[:, 1].isnan()
+    alone = fit_surrogate(masks[present], holes[present][:, 1:], target_names=["1"])
+    drawn, expected = (page_of(each, tmp_path, target="1")[0] for each in (surrogate, alone))
+    dots = re.compile("<circle[^>]*>")
+    assert len(dots.findall(drawn)) == int(present.sum())
+    assert dots.findall(drawn) == dots.findall(expected)
+    assert cells_of(drawn) == cells_of(expected) and "nan" not in drawn
+
+
+def test_the_page_names_kernels_that_predict(tmp_path):
+    """A kernel that only lends its uncertainty to a mean or to linear weights is not in use."""
+    masks, scores = problem()
+    lasso = fit_surrogate(masks, scores, kernel="lasso")
+    assert "linear weights" in page_of(lasso, tmp_path)[1].texts
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(masks), generator=generator, dtype=torch.float64)
+    surrogate = fit_surrogate(masks, noise)
+    assert not any(term.dual.any() for term in surrogate.kernel_terms)
+    assert "mean only" in page_of(surrogate, tmp_path)[1].texts
+
+
+def test_cross_validated_targets_are_found_behind_a_rotation():
+    masks, scores = problem(t=2)
+    surrogate = fit_surrogate(masks, scores, kernel="lasso")
+    (term,) = surrogate.linear_terms
+    swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    first = replace(term, columns=term.columns[:1], weights=term.weights[:, :1])
+    surrogate = replace(surrogate, linear_terms=(first,), rotation=swapped)
+    assert [each.how for each in qualities(surrogate)] == ["leave-one-out", "cross-validated"]
+
+
+def test_one_target_by_name(tmp_path):
+    masks, scores = problem()
+    surrogate = fit_surrogate(masks, scores, target_names=["loss", "accuracy"])
+    _, page = page_of(surrogate, tmp_path, target="accuracy")
+    assert "accuracy" in page.texts and "loss" not in page.texts
+    with pytest.raises(ValueError, match="`target` must be a number or one of 'loss', 'accuracy'"):
+        write_report(surrogate, tmp_path / "r.html", target="los")
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "lasso", "least_squares"])
+def test_a_surrogate_from_a_file_makes_the_same_page(kernel, tmp_path):
+    surrogate = fit_surrogate(*problem(), kernel=kernel)
+    surrogate.save(tmp_path / "s")
+    pages = []
+    for each in (surrogate, load_surrogate(tmp_path / "s")):
+        write_report(each, tmp_path / "r.html")
+        pages.append((tmp_path / "r.html").read_text())
+    assert pages[0] == pages[1] and "predictions of 40 subsets" in pages[0]
+
+
+def test_held_out_scores_are_checked_and_drawn(tmp_path):
+    masks, scores = problem()
+    surrogate = fit_surrogate(masks[:30], scores[:30, 0])
+    _, page = page_of(surrogate, tmp_path, held_out=(masks[30:], scores[30:, 0]))
+    assert "Held-out predictions of 10 subsets" in page.text
+    with pytest.raises(ValueError, match="`held_out` must be scores of 10 subsets"):
+        write_report(surrogate, tmp_path / "r.html", held_out=(masks[30:], scores[:, 0]))
+
+
+# -- in a browser -------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const errors = window.probeErrors;
+  const table = document.querySelector(".attributions table");
+  const numbers = () => [...table.tBodies[0].rows].map((row) => row.cells[2].textContent);
+  const found = { errors, first: numbers(), sorts: [], };
+  const heads = [...table.tHead.rows[0].cells];
+  const press = (i) => {
+    heads[i].querySelector("button").click();
+    found.sorts.push([heads[i].getAttribute("aria-sort"), numbers().slice(0, 3)]);
+  };
+  const start = performance.now();
+  press(2); press(2); press(0);
+  const box = document.querySelector("input[type=search]");
+  box.value = "NUMBER 299";
+  box.dispatchEvent(new Event("input"));
+  found.search = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  box.value = "";
+  box.dispatchEvent(new Event("input"));
+  document.querySelector(".more").click();
+  found.more = table.tBodies[0].rows.length;
+  found.milliseconds = performance.now() - start;
+  found.status = document.querySelector(".tools output").textContent;
+  heads[2].querySelector("button").focus();
+  found.outline = getComputedStyle(document.activeElement).outlineStyle;
+  found.overflow = document.documentElement.scrollWidth - innerWidth;
+  found.paper = getComputedStyle(document.body).backgroundColor;
+  const answer = document.createElement("pre");
+  answer.id = "probe";
+  answer.textContent = JSON.stringify(found);
+  document.body.append(answer);
+});
+</script>
+"""
+WATCH = """
+<script>
+window.probeErrors = [];
+addEventListener("error", (event) => probeErrors.push(event.message));
+addEventListener("securitypolicyviolation", (event) => probeErrors.push(event.blockedURI));
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(width, dark, tmp_path):
+    """Sorted, searched, extended and focused by the page's own script, with 3,000 tasks."""
+    n = 3000
+    masks = bernoulli(n, 40, 0.5, seed=0)
+    scores = masks[:, :20].double() @ torch.arange(20.0).double()
+    names = [f"a rather long name of task number {i}" for i in range(n)]
+    surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=10.0, task_names=names)
+    write_report(surrogate, tmp_path / "r.html", readout="loo")
+    html = (tmp_path / "r.html").read_text()
+    html = html.replace("<style>", WATCH + "<style>").replace("</body>", PROBE + "</body>")
+    (tmp_path / "probed.html").write_text(html)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'x'}"]
+    options += [f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=20000"]
+    options += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    dom = subprocess.run(
+        [CHROMIUM, *options, f"file://{tmp_path}/probed.html"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=True,
+    ).stdout
+    found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1].replace("&lt;", "<"))
+    decimals = data_of(html)[0]["decimals"]
+    value = surrogate.attribute("loo")
+    ordered = [f"{x:.{decimals}f}".replace("-", "\N{MINUS SIGN}") for x in value.sort().values]
+    assert found["errors"] == [] and len(found["first"]) == 200
+    largest = value.abs().sort(descending=True).values[:200]
+    shown = [abs(float(text.replace("\N{MINUS SIGN}", "-"))) for text in found["first"]]
+    np.testing.assert_allclose(shown, largest, atol=0.6 * 10.0**-decimals)
+    down, up, alphabet = found["sorts"]
+    assert down == ["descending", ordered[:-4:-1]] and up == ["ascending", ordered[:3]]
+    assert alphabet[0] == "ascending"
+    assert found["search"] == [names[299], *names[2990:]]
+    assert found["more"] == 400 and found["status"] == "Shown: 400 of 3,000"
+    assert found["outline"] != "none"
+    assert found["overflow"] <= 0, "the page scrolls sideways"
+    assert found["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(251, 251, 249)")

@@ -1,0 +1,404 @@
+"""GradientEstimator where its linearisation is exact, and the pipeline around it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+from torch.utils.data import TensorDataset
+
+import ksm_ext
+from ksm_ext import GradientEstimator, Projector, attribute_tasks, subsets
+from ksm_ext.network.gradients import prediction
+from ksm_ext.subsets import all_subsets, bernoulli
+
+SIZES = (5, 9, 4, 7)
+MASKS = all_subsets(4)
+
+
+def data(sizes=SIZES, features=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(features, generator=generator, dtype=dtype)
+    tasks = []
+    for size in sizes:
+        x = torch.randn(size, features, generator=generator, dtype=dtype)
+        noise = torch.randn(size, generator=generator, dtype=dtype)
+        tasks.append((x, (x @ direction + noise > 0).long()))
+    return tasks
+
+
+def linear(features=3, seed=0, dtype=torch.float64):
+    """Two classes: the log-odds are linear in the parameters."""
+    torch.manual_seed(seed)
+    return nn.Linear(features, 2).to(dtype)
+
+
+def estimator(**options):
+    arguments = {"projector": None, "ridge": 0.1, "progress": False, **options}
+    models = arguments.pop("models", linear())
+    targets = arguments.pop("targets", {"new": data((20,), seed=1)[0], "old": data()[0]})
+    return GradientEstimator(models, arguments.pop("tasks", data()), targets, **arguments)
+
+
+def by_hand(model, mask, ridge, target):
+    """Logistic regression of the parameters themselves, by L-BFGS."""
+    start = [weight.detach().clone() for weight in model.parameters()]
+    moved = [weight.clone().requires_grad_() for weight in start]
+    x, y = (torch.cat(part) for part in zip(*data(), strict=True))
+    inside = mask.repeat_interleave(torch.tensor(SIZES))
+
+    def odds(weights, x, y):
+        logits = x @ weights[0].T + weights[1]
+        return (logits[:, 1] - logits[:, 0]) * (2 * y - 1)
+
+    def objective():
+        optimizer.zero_grad()
+        distance = sum((a - b).square().sum() for a, b in zip(moved, start, strict=True))
+        loss = ridge / 2 * distance
+        if inside.any():
+            loss = loss + softplus(-odds(moved, x[inside], y[inside])).mean()
+        loss.backward()
+        return loss
+
+    optimizer = torch.optim.LBFGS(
+        moved, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(lambda: objective().detach())
+    return float(softplus(-odds(moved, *target)).mean().detach())
+
+
+def test_where_outputs_are_linear_it_is_the_retrained_model():
+    fitted = estimator().fit()
+    scores = fitted.scores(MASKS)
+    assert scores.shape == (16, 2) and scores.dtype == torch.float64
+    for row, mask in enumerate(MASKS):
+        for column, target in enumerate((data((20,), seed=1)[0], data()[0])):
+            expected = by_hand(linear(), mask, 0.1, target)
+            assert abs(float(scores[row, column]) - expected) < 1e-4
+
+
+def test_moved_parameters_in_the_network_agree_where_outputs_are_linear():
+    linearised = estimator().fit().scores(MASKS)
+    weights = estimator(mode="weights").fit().scores(MASKS)
+    torch.testing.assert_close(weights, linearised, rtol=1e-10, atol=1e-10)
+
+
+def test_the_network_runs_with_projected_parameters():
+    projector = Projector(4, kind="rademacher", seed=3)
+    linearised = estimator(projector=projector).fit().scores(MASKS)
+    weights = estimator(projector=projector, mode="weights").fit().scores(MASKS)
+    torch.testing.assert_close(weights, linearised, rtol=1e-10, atol=1e-10)
+
+
+def residual(model, sample):
+    return prediction(model, sample) - sample[-1]
+
+
+def test_squared_loss_is_ridge_regression():
+    model = nn.Linear(3, 1).double()
+    tasks = [(x, x @ torch.tensor([1.0, -2.0, 0.5]).double() + y) for x, y in data()]
+    fitted = estimator(
+        models=model, tasks=tasks, targets=tasks[0], output=residual, loss="squared"
+    ).fit()
+    scores = fitted.scores(MASKS)
+    x, y = (torch.cat(part) for part in zip(*tasks, strict=True))
+    with_one = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    start = torch.cat([model.weight[0], model.bias]).detach()
+    for row, mask in enumerate(MASKS):
+        inside = mask.repeat_interleave(torch.tensor(SIZES))
+        a, r = with_one[inside], (y - with_one @ start)[inside]
+        gram = a.T @ a / max(len(a), 1) + 0.1 * torch.eye(4).double()
+        moved = start + torch.linalg.solve(gram, a.T @ r / max(len(a), 1))
+        target = torch.cat([tasks[0][0], torch.ones(5, 1)], 1) @ moved - tasks[0][1]
+        assert abs(float(scores[row, 0]) - float(target.square().mean() / 2)) < 1e-10
+
+
+def test_one_step_of_unit_curvature_from_the_full_set():
+    model = linear()
+    scores = estimator(solver="step").fit().scores(MASKS)
+    x, y = (torch.cat(part) for part in zip(*data(), strict=True))
+    new, labels = data((20,), seed=1)[0]
+
+    def odds(weights, x, y):
+        logits = x @ weights[:6].view(2, 3).T + weights[6:]
+        return (logits[:, 1] - logits[:, 0]) * (2 * y - 1)
+
+    start = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    features = torch.autograd.functional.jacobian(lambda w: odds(w, x, y), start)
+    slopes = -torch.sigmoid(-odds(start, x, y))[:, None] * features
+    for row, mask in enumerate(MASKS):
+        inside = mask.repeat_interleave(torch.tensor(SIZES))
+        if inside.any():
+            curvature = features[inside].T @ features[inside] / inside.sum()
+            change = slopes[inside].mean(0) - slopes.mean(0)
+            z = -torch.linalg.inv(curvature + 0.1 * torch.eye(8).double()) @ change
+        else:
+            z = torch.zeros(8).double()
+        expected = softplus(-odds(start + z, new, labels)).mean()
+        assert abs(float(scores[row, 0]) - float(expected)) < 1e-12
+    kept = torch.nn.functional.cross_entropy(model(new), labels).detach()
+    assert abs(float(scores[MASKS.all(1)][0, 0]) - float(kept)) < 1e-12
+
+
+def test_one_step_is_exact_for_the_squared_loss_at_its_minimum():
+    tasks = [(x, x @ torch.tensor([1.0, -2.0, 0.5]).double() + y) for x, y in data()]
+    x, y = (torch.cat(part) for part in zip(*tasks, strict=True))
+    best = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1).double(), y).solution
+    model = nn.Linear(3, 1).double()
+    model.load_state_dict({"weight": best[None, :3], "bias": best[3:]})
+    options = {"models": model, "tasks": tasks, "targets": tasks[0], "output": residual}
+    exact, step = (
+        estimator(**options, loss="squared", solver=solver).fit().scores(MASKS)
+        for solver in ("exact", "step")
+    )
+    torch.testing.assert_close(step, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_an_empty_subset_keeps_the_model():
+    scores = estimator().fit().scores(torch.zeros(1, 4, dtype=torch.bool))
+    x, y = data()[0]
+    loss = torch.nn.functional.cross_entropy(linear()(x), y).detach()
+    assert abs(float(scores[0, 1]) - float(loss)) < 1e-12
+
+
+def test_models_are_averaged():
+    models = [linear(seed=seed) for seed in (0, 1)]
+    together = estimator(models=models).fit().scores(MASKS)
+    each = [estimator(models=model).fit().scores(MASKS) for model in models]
+    torch.testing.assert_close(together, (each[0] + each[1]) / 2)
+
+
+def test_outputs_can_be_the_score():
+    fitted = estimator(metric="output").fit()
+    empty = fitted.scores(torch.zeros(1, 4, dtype=torch.bool))
+    x, y = data()[0]
+    logits = linear()(x)
+    odds = ((logits[:, 1] - logits[:, 0]) * (2 * y - 1)).detach()
+    assert abs(float(empty[0, 1]) - float(odds.mean())) < 1e-12
+
+
+def test_a_store_gives_the_same_scores(tmp_path):
+    plain = estimator().fit().scores(MASKS)
+    for _ in range(2):  # the second time from the store
+        assert torch.equal(estimator(store=tmp_path / "features").fit().scores(MASKS), plain)
+    assert (tmp_path / "features" / "model_0" / "tasks" / "gradients.npy").exists()
+
+
+def test_answers_have_the_kind_of_the_masks():
+    fitted = estimator().fit()
+    expected = fitted.scores(MASKS)
+    assert isinstance(fitted.scores(MASKS.numpy()), np.ndarray)
+    frame = pytest.importorskip("pandas").DataFrame(MASKS.numpy())
+    assert list(fitted.scores(frame).columns) == ["new", "old"]
+    np.testing.assert_array_equal(fitted.scores(frame).to_numpy(), expected.numpy())
+
+
+def test_tasks_may_be_datasets():
+    tasks = [TensorDataset(*task) for task in data()]
+    torch.testing.assert_close(
+        estimator(tasks=tasks).fit().scores(MASKS), estimator().fit().scores(MASKS)
+    )
+
+
+def test_calibration_finds_ridge_and_scale():
+    truth = 3.0 + 2.0 * estimator(ridge=1.0).fit().scores(MASKS)
+    fitted = estimator().fit().calibrate(MASKS[:10], truth[:10], ridges=[0.01, 1.0, 10.0])
+    assert fitted.ridge == 1.0
+    torch.testing.assert_close(fitted.calibration.slope, torch.full((2,), 2.0).double())
+    torch.testing.assert_close(fitted.scores(MASKS), truth)
+    assert len(fitted.calibration.errors) == 12
+    assert min(fitted.calibration.errors.values()) < 1e-20
+
+
+def test_calibration_leaves_what_is_right():
+    truth = estimator().fit().scores(MASKS)
+    fitted = estimator().fit().calibrate(MASKS[:6], truth[:6], ridges=[0.1])
+    assert fitted.calibration.errors[0.1, "none"] < 1e-24
+    torch.testing.assert_close(fitted.scores(MASKS), truth, rtol=1e-10, atol=1e-10)
+
+
+def test_attributions_in_one_call():
+    result = attribute_tasks(
+        linear(),
+        data(),
+        {"new": data((20,), seed=1)[0]},
+        masks=MASKS,
+        readout="shapley",
+        kernel="anova2",
+        projector=None,
+        ridge=0.1,
+        task_names=list("abcd"),
+        progress=False,
+    )
+    assert result.values.shape == (4, 1) and result.std.shape == (4, 1)
+    assert result.surrogate.task_names == tuple("abcd")
+    total = result.surrogate.predict(MASKS[-1:]) - result.surrogate.predict(MASKS[:1])
+    torch.testing.assert_close(result.values.sum(0), total[0], rtol=1e-8, atol=1e-8)
+    drawn = attribute_tasks(linear(), data(), data()[0], num_subsets=8, progress=False)
+    assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
+    assert not drawn.exhaustive and not result.exhaustive
+    assert str(result) == "Attributions of 4 tasks to 1 targets from 16 subsets"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
+def test_few_tasks_have_all_their_subsets(n):
+    """With the defaults: up to ten tasks there are fewer subsets than are asked for."""
+    torch.manual_seed(0)
+    tasks = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(n)]
+    options = {"kernel": "linear", "progress": False}
+    result = attribute_tasks(nn.Linear(3, 2), tasks, tasks[0], **options)
+    sizes = range(max(1, n // 2), max(n, 3))
+    every = torch.cat([next(subsets.iterate_subsets(n, size)) for size in sizes])
+    assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
+    assert result.exhaustive and len(result.masks) == len(every) < 1000
+    assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
+
+
+def test_a_single_data_set_has_no_name_that_scores_must_have():
+    true = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    fitted = estimator(targets=data()[0]).fit().calibrate(MASKS[:6], true, ridges=[0.1])
+    assert fitted.calibration.slope.shape == (1,)
+
+
+@pytest.mark.parametrize("names", [list("abc"), list("abca")])
+def test_names_of_tasks_are_one_each(names):
+    with pytest.raises(ValueError, match="`task_names` must be 4 different names, got "):
+        estimator(task_names=names)
+
+
+class Prompts(torch.utils.data.Dataset):
+    """Token sequences as HuggingFace's causal language models take them."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens = torch.randint(0, 17, (count, 5), generator=generator)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+def test_language_models_with_chosen_parameters():
+    transformers = pytest.importorskip("transformers")
+    shape = {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "vocab_size": 17,
+        "n_positions": 8,
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 2,
+    }
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double()
+    tasks = [Prompts(3, seed) for seed in range(3)]
+    options = {"parameters": "*.mlp.*", "projector": Projector(32), "ridge": 100.0}
+    both = [
+        GradientEstimator(model, tasks, Prompts(4, 9), mode=mode, progress=False, **options)
+        .fit()
+        .scores(all_subsets(3))
+        for mode in ("linearised", "weights")
+    ]
+    with torch.no_grad():
+        tokens = Prompts(4, 9).tokens
+        chances = model.eval()(tokens).logits[:, :-1].log_softmax(-1)
+        loss = -chances.gather(2, tokens[:, 1:, None])[..., 0].sum(1).mean()
+    empty = int((~all_subsets(3)).all(1).nonzero())
+    for scores in both:  # a sequence's loss is the sum over its tokens
+        assert abs(float(scores[empty, 0] - loss)) < 1e-10
+    torch.testing.assert_close(both[0], both[1], rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    "error, match, call",
+    [
+        (ValueError, r"`models` must be one network", lambda: estimator(models=[])),
+        (ValueError, r"`tasks` must be one data set", lambda: estimator(tasks=[])),
+        (ValueError, r"`targets` must be one data set", lambda: estimator(targets={})),
+        (ValueError, r"`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
+        (ValueError, r"`loss` must be one of", lambda: estimator(loss="hinge")),
+        (ValueError, r"`mode` must be one of", lambda: estimator(mode="exact")),
+        (ValueError, r"`solver` must be one of", lambda: estimator(solver="newton")),
+        (ValueError, r"`metric` must be one of", lambda: estimator(metric="auc")),
+        (RuntimeError, r"`estimator` must be fitted", lambda: estimator().scores(MASKS)),
+        (
+            ValueError,
+            r"`masks` must be of 4 columns like the tasks, got shape \(16, 3\)",
+            lambda: estimator().fit().scores(MASKS[:, :3]),
+        ),
+        (
+            ValueError,
+            r"`true_scores` must be of shape \(16, 2\), got shape \(16, 1\)",
+            lambda: estimator().fit().calibrate(MASKS, torch.ones(16)),
+        ),
+        (
+            ValueError,
+            r"`true_scores` must be finite",
+            lambda: estimator().fit().calibrate(MASKS, torch.full((16, 2), torch.nan)),
+        ),
+        (
+            ValueError,
+            r"`true_scores` must be nonzero",
+            lambda: estimator().fit().calibrate(MASKS, torch.zeros(16, 2)),
+        ),
+        (
+            ValueError,
+            r"`masks` must be four subsets or more, got 3",
+            lambda: estimator().fit().calibrate(MASKS[:3], torch.ones(3, 2)),
+        ),
+        (
+            ValueError,
+            r"`ridges` must be one penalty or more",
+            lambda: estimator().fit().calibrate(MASKS, torch.ones(16, 2), ridges=[]),
+        ),
+        (ValueError, r"`tasks` must be two", lambda: attribute_tasks(linear(), data()[:1], None)),
+        (
+            ValueError,
+            r"`readout` must be one of",
+            lambda: attribute_tasks(linear(), data(), data()[0], readout="owen"),
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(error, match, call):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_estimates_follow_really_retrained_networks():
+    """A small network on digits with spoilt groups, retrained on 24 subsets."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x = torch.from_numpy(digits.data / 16).float()
+    y = torch.from_numpy(digits.target)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(x), generator=generator)
+    x, y = x[order], y[order]
+    tasks = [(x[i : i + 40], y[i : i + 40].clone()) for i in range(0, 400, 40)]
+    for task in (2, 7):
+        tasks[task] = (tasks[task][0], tasks[task][1][torch.randperm(40, generator=generator)])
+    target = x[400:], y[400:]
+
+    def train(mask, seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        inside = [tasks[i] for i in mask.nonzero()[:, 0].tolist()]
+        x, y = (torch.cat(part) for part in zip(*inside, strict=True))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        for _ in range(80):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return model
+
+    def score(mask, seed):
+        logits = train(mask, seed)(target[0])
+        return float(nn.functional.cross_entropy(logits, target[1]).detach())
+
+    masks = bernoulli(10, 24, 0.7, seed=0)
+    truth = ksm_ext.retrain_scores(score, masks, seeds=(0, 1), progress=False).mean
+    model = train(torch.ones(10, dtype=torch.bool), 5)
+    fitted = GradientEstimator(model, tasks, target, projector=Projector(512), progress=False).fit()
+    correlation = ksm_ext.evaluation.lds(truth, fitted.scores(masks))
+    assert float(correlation) > 0.9

@@ -1,0 +1,387 @@
+"""Closed-form readouts against enumeration, dense algebra, shapiq and slow quadrature."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, fit_surrogate
+from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.readouts import (
+    READOUTS,
+    effect_prior_variance,
+    effect_tables,
+    interaction_prior_variance,
+    interaction_tables,
+)
+
+KERNELS = [
+    Linear(),
+    Polynomial(gamma=0.3),
+    Polynomial(degree=2, gamma=1.5, coef0=0.0),
+    ANOVA2(pair_weight=0.3),
+    RBF(gamma=0.07),
+    RBF(gamma=9.0),
+    Laplace(gamma=0.4),
+    Exponential(gamma=0.5),
+    Exponential(gamma=3.0),
+    Linear() + 0.5 * RBF(gamma=0.2),
+    ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
+]
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
+every_readout = pytest.mark.parametrize("readout", READOUTS)
+OVERLAP = [kernel for kernel in KERNELS if not kernel.decays()]
+
+effects = lru_cache(reference.effect_functionals)
+pairs = lru_cache(reference.interaction_functionals)
+subsets = lru_cache(reference.all_subsets)
+
+
+class Indicator(Kernel):
+    """k(S, S') = 1 where S = S', the limit of decays of infinite rate."""
+
+    name = "indicator"
+
+    def on_weights(self, x, y):
+        return (x[:, None] == y).all(2).double()
+
+    def hamming_values(self, h):
+        return (h == 0).double()
+
+    def decays(self):
+        return [(1.0, math.inf)]
+
+
+def problem(n, t=2, seed=0):
+    """Indices of subsets (m,), their masks (m, n) and scores (m, t)."""
+    generator = torch.Generator().manual_seed(seed)
+    m = min(20, 2**n + 1)
+    index = torch.cat([torch.randperm(2**n, generator=generator), torch.zeros(1).long()])[:m]
+    if n == 1:
+        index = torch.tensor([0, 1, 1])
+    return index, subsets(n)[index], torch.randn(m, t, generator=generator, dtype=torch.float64)
+
+
+def close(actual, expected, tolerance=1e-10):
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+@every_kernel
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
+    index, masks, scores = problem(n)
+    options = {"kernel": kernel, "center": center, "share_ridge": False}
+    surrogate = fit_surrogate(masks, scores, ridge=0.3, **options)
+    values = surrogate.predict(subsets(n))
+    (term,) = surrogate.kernel_terms
+    prior = kernel.gram(Masks.of(subsets(n)))
+
+    def std(functionals):
+        arguments = (functionals, prior, index, 0.3, center)
+        variance = reference.posterior_variance(*arguments)
+        return (variance[:, None] * signal).clamp_min(0).sqrt()
+
+    signal = term.signal_variance * surrogate.unit.square()
+    scale = (prior.diagonal().max() * signal.max()).sqrt().item()
+    first, second = torch.triu_indices(n, n, 1)
+    for readout in READOUTS:
+        answer, deviation = surrogate.attribute(readout, return_std=True)
+        close(answer, effects(n, readout) @ values)
+        # rounding in a variance becomes its root in a deviation: compare squares
+        close((deviation / scale) ** 2, (std(effects(n, readout)) / scale) ** 2)
+        answer, deviation = surrogate.interactions(readout, return_std=True)
+        assert answer.shape == deviation.shape == (n, n, 2)
+        assert torch.equal(answer, answer.transpose(0, 1)) and not answer.diagonal().any()
+        close(answer[first, second], pairs(n, readout) @ values)
+        close((deviation[first, second] / scale) ** 2, (std(pairs(n, readout)) / scale) ** 2)
+    mean, deviation = surrogate.predict(subsets(n), return_std=True)
+    assert torch.equal(mean, values)
+    every = torch.eye(2**n, dtype=torch.float64)
+    close((deviation / scale) ** 2, (std(every) / scale) ** 2)
+
+
+@every_kernel
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_prior_variances_equal_enumeration(kernel, n):
+    prior = kernel.gram(Masks.of(subsets(n)))
+    for readout in READOUTS:
+        expected = effects(n, readout)[0] @ prior @ effects(n, readout)[0]
+        assert effect_prior_variance(kernel, readout, n) == pytest.approx(
+            expected.item(), rel=1e-10
+        )
+        if n > 1:
+            expected = pairs(n, readout)[0] @ prior @ pairs(n, readout)[0]
+            value = interaction_prior_variance(kernel, readout, n)
+            assert value == pytest.approx(expected.item(), rel=1e-9, abs=1e-11)
+
+
+@every_readout
+def test_variances_of_components_rotate_to_targets(readout):
+    """Latent columns with different ridges: independent components, so variances add."""
+    n = 5
+    index, masks, scores = problem(n, t=3)
+    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), ridge=1.0)
+    (term,) = surrogate.kernel_terms
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    ridges = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
+    terms = (replace(term, ridge=ridges),)
+    rotated = replace(surrogate, kernel_terms=terms, rotation=rotation, sharing="component")
+    prior = RBF(gamma=0.1).gram(Masks.of(subsets(n)))
+    latent = [
+        reference.posterior_variance(effects(n, readout), prior, index, ridge, True) * variance
+        for ridge, variance in zip(ridges.tolist(), term.signal_variance, strict=True)
+    ]
+    expected = torch.stack(latent, 1) @ rotation.square().T * surrogate.unit.square()
+    close(rotated.attribute(readout, return_std=True)[1].square(), expected)
+
+
+# -- axioms -------------------------------------------------------------------------------------
+
+
+@every_kernel
+def test_shapley_values_share_out_the_gain_of_all_tasks(kernel):
+    _, masks, scores = problem(7)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.1)
+    none, every = surrogate.predict([[False] * 7, [True] * 7])
+    close(surrogate.attribute("shapley").sum(0), every - none)
+
+
+@every_kernel
+@every_readout
+def test_tasks_that_always_come_together_are_equal(kernel, readout):
+    _, masks, scores = problem(6)
+    masks = torch.cat([masks, masks[:, :1]], 1)
+    attribution = fit_surrogate(masks, scores, kernel=kernel, ridge=0.1).attribute(readout)
+    close(attribution[0], attribution[6])
+
+
+@every_readout
+@pytest.mark.parametrize("kernel", OVERLAP, ids=str)
+def test_a_task_in_no_subset_has_no_effect_under_overlap_kernels(kernel, readout):
+    _, masks, scores = problem(6)
+    masks = torch.cat([masks, torch.zeros(len(masks), 1, dtype=torch.bool)], 1)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.1)
+    assert not surrogate.attribute(readout)[6].any()
+    assert not surrogate.interactions(readout)[6].any()
+
+
+@every_readout
+def test_linear_readouts_are_the_weights(readout):
+    _, masks, scores = problem(6)
+    surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=0.2)
+    weights = masks.double().T @ surrogate.kernel_terms[0].dual
+    latent = torch.empty_like(weights)
+    latent[:, surrogate.kernel_terms[0].columns] = weights
+    close(surrogate.attribute(readout), latent * surrogate.unit)
+    close(surrogate.interactions(readout), torch.zeros(6, 6, 2).double())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(2, 6), st.integers(0, 10**6), st.sampled_from(KERNELS), st.sampled_from(READOUTS)
+)
+def test_readouts_of_random_problems(n, seed, kernel, readout):
+    _, masks, scores = problem(n, seed=seed)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.05)
+    close(surrogate.attribute(readout), effects(n, readout) @ surrogate.predict(subsets(n)))
+
+
+@pytest.mark.parametrize(
+    "kernel", [RBF(gamma=0.2), Linear() + 0.5 * Exponential(gamma=0.4)], ids=str
+)
+@pytest.mark.filterwarnings("ignore")  # shapiq's own imports
+def test_shapiq_agrees(kernel):
+    shapiq = pytest.importorskip("shapiq", reason="peer of the closed forms")
+    n = 6
+    _, masks, scores = problem(n)
+    surrogate = fit_surrogate(masks, scores[:, 0], kernel=kernel, ridge=0.1)
+    game = shapiq.ExactComputer(lambda rows: surrogate.predict(rows).numpy(), n_players=n)
+    for readout, single, double in (("shapley", "SV", "SII"), ("banzhaf", "BV", "BII")):
+        values = game(single, order=1)
+        expected = torch.tensor([values[(i,)] for i in range(n)], dtype=torch.float64)
+        torch.testing.assert_close(surrogate.attribute(readout), expected, rtol=0, atol=1e-10)
+        values = game(double, order=2)
+        matrix = surrogate.interactions(readout)
+        for i in range(n):
+            for j in range(i + 1, n):
+                assert abs(matrix[i, j].item() - values[(i, j)]) < 1e-10
+
+
+# -- many tasks ---------------------------------------------------------------------------------
+
+
+@lru_cache
+def fine_nodes():
+    """Composite Gauss-Legendre on [0, 1], panels graded towards both ends; q, 1 - q, weights."""
+    x, w = np.polynomial.legendre.leggauss(24)
+    edges = np.concatenate([[0.0], np.logspace(-8, math.log10(0.02), 60)])
+    edges = np.concatenate([edges, np.linspace(0.02, 0.5, 120)[1:]])
+    left, width = edges[:-1, None], np.diff(edges)[:, None]
+    q = (left + width * (1 + x) / 2).ravel()
+    half = (width * w / 2).ravel()
+    return (
+        torch.from_numpy(np.concatenate([q, 1 - q])),
+        torch.from_numpy(np.concatenate([1 - q, q])),
+        torch.from_numpy(np.concatenate([half, half])),
+    )
+
+
+def slow_context_mean(rate, inside, outside):
+    """E_q[u1^inside u0^outside], q uniform, for floats or (C, 1) tensors of counts."""
+    q, p, weights = fine_nodes()
+    r = math.exp(-rate)
+    logs = inside * torch.log(q + p * r) + outside * torch.log(q * r + p)
+    return torch.exp(logs) @ weights
+
+
+def sizes_of(n):
+    return torch.tensor(sorted({1, 2, 3, 10, n // 20, n // 3, n // 2, n - 9, n - 2, n - 1}))
+
+
+@pytest.mark.parametrize("n", [5, 129, 130, 2000, 10_000])
+def test_many_tasks_beta_function(n):
+    """r = 0: E[q^a (1-q)^b] = a! b! / (a + b + 1)!, exact integers."""
+    sizes = sizes_of(n) if n > 20 else torch.arange(1, n)
+    tables = effect_tables(Indicator(), "shapley", n, sizes)
+    second = interaction_tables(Indicator(), "shapley", n, sizes[sizes >= 2])
+
+    def beta(a, b):
+        return float(Fraction(1, (a + b + 1) * math.comb(a + b, a)))
+
+    for at, c in enumerate(sizes.tolist()):
+        near = {"rel": 1e-10, "abs": 1e-300}
+        assert tables.inside[at].item() == pytest.approx(beta(c - 1, n - c), **near)
+        assert tables.outside[at].item() == pytest.approx(-beta(c, n - 1 - c), **near)
+    for at, c in enumerate(sizes[sizes >= 2].tolist()):
+        assert second.both[at].item() == pytest.approx(beta(c - 2, n - c), **near)
+        assert second.one[at].item() == pytest.approx(-beta(c - 1, n - 1 - c), **near)
+
+
+@pytest.mark.parametrize("r", [0.2, 0.9, 0.9999])
+@pytest.mark.parametrize("n", [40, 128, 129, 2000, 10_000])
+def test_many_tasks_slow_quadrature(n, r):
+    rate = -math.log(r)
+    sizes = sizes_of(n)
+    c = sizes.double()[:, None]
+    tables = effect_tables(RBF(gamma=rate), "shapley", n, sizes)
+    expected = -math.expm1(-rate) * slow_context_mean(rate, c - 1, n - c)
+    torch.testing.assert_close(tables.inside, expected, rtol=1e-10, atol=1e-300)
+    expected = math.expm1(-rate) * slow_context_mean(rate, c, n - 1 - c)
+    torch.testing.assert_close(tables.outside, expected, rtol=1e-10, atol=1e-300)
+
+
+@every_kernel
+@every_readout
+def test_many_tasks_are_finite(kernel, readout):
+    n = 1500
+    sizes = torch.tensor([0, 1, n // 2, n])
+    tables = effect_tables(kernel, readout, n, sizes)
+    second = interaction_tables(kernel, readout, n, sizes)
+    for table in (tables.inside, tables.outside, second.both, second.one, second.neither):
+        assert table.isfinite().all()
+    if len(kernel.decays()) < 2:
+        assert math.isfinite(effect_prior_variance(kernel, readout, n))
+
+
+@pytest.mark.parametrize("n", [128, 129, 2000])
+def test_shapley_prior_variance_of_many_tasks(n):
+    """For the indicator it is sum_c 2 / (n^2 C(n-1, c)): exact integers."""
+    exact = sum(Fraction(2, n * n * math.comb(n - 1, c)) for c in range(n))
+    value = effect_prior_variance(Indicator(), "shapley", n)
+    assert value == pytest.approx(float(exact), rel=1e-10)
+
+
+def test_ten_thousand_tasks():
+    n, m, gamma = 10_000, 2_000, 2e-4
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(m, 1, generator=generator)
+    masks = torch.rand(m, n, generator=generator) < chance
+    dual = torch.randn(m, 1, generator=generator, dtype=torch.float64)
+    # the fit itself, an eigendecomposition, is not the point here
+    small = fit_surrogate(masks[:8], dual[:8, 0], kernel=RBF(gamma=gamma), ridge=0.01)
+    term = replace(small.kernel_terms[0], dual=dual - dual.mean())
+    every = torch.ones(n, dtype=torch.bool)
+    imagined = small.imagined(Masks.of(masks))
+    surrogate = replace(imagined, kernel_terms=(term,), varying=every)
+    shapley = surrogate.attribute("shapley")
+    assert shapley.shape == (n,) and shapley.isfinite().all()
+    dual = term.dual[:, 0] * surrogate.unit
+    for task in (0, 1, 7_777):
+        held = masks[:, task]
+        others = masks.sum(1) - held.long()  # of the training subset, in n - 1 tasks
+        sizes, index = others.unique(return_inverse=True)
+        c = sizes.double()[:, None]
+        table = -math.expm1(-gamma) * slow_context_mean(gamma, c, n - 1 - c)
+        slow = (dual * torch.where(held, 1.0, -1.0) * table[index]).sum()
+        assert shapley[task].item() == pytest.approx(slow.item(), rel=1e-8, abs=1e-11)
+    none, every = surrogate.predict(torch.tensor([[False], [True]]).expand(2, n))
+    assert shapley.sum().item() == pytest.approx((every - none).item(), rel=1e-8)
+    assert surrogate.attribute("banzhaf").isfinite().all()
+
+
+# -- the Walsh spectrum -------------------------------------------------------------------------
+
+
+@every_kernel
+@pytest.mark.parametrize("center", [True, False])
+def test_walsh_spectrum(kernel, center):
+    n = 6
+    _, masks, scores = problem(n)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.2, center=center)
+    expected = reference.walsh_spectrum(surrogate.predict(subsets(n)), n)
+    spectrum = surrogate.walsh_spectrum()
+    close(spectrum, expected)
+    close(spectrum.sum(0), torch.ones(2).double())
+    for max_order in (1, 2, 4, 6):
+        close(surrogate.walsh_spectrum(max_order), expected[:max_order])
+
+
+@pytest.mark.parametrize("kernel", ["lasso", "least_squares", "linear"])
+def test_walsh_spectrum_of_linear_surrogates(kernel):
+    _, masks, noise = problem(6)
+    scores = masks.double() @ torch.randn(6, 2).double() + 0.1 * noise
+    spectrum = fit_surrogate(masks, scores, kernel=kernel).walsh_spectrum()
+    close(spectrum, torch.eye(6).double()[:, :1].expand(6, 2), 1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_walsh_spectrum_of_few_tasks(n):
+    _, masks, scores = problem(n)
+    surrogate = fit_surrogate(masks, scores, kernel=KERNELS[-1], ridge=0.2)
+    expected = reference.walsh_spectrum(surrogate.predict(subsets(n)), n)
+    close(surrogate.walsh_spectrum(), expected)
+
+
+def test_walsh_spectrum_of_constant_targets_is_zero():
+    _, masks, scores = problem(5)
+    scores[:, 1] = 3.0
+    spectrum = fit_surrogate(masks, scores, kernel="rbf", share_ridge=False).walsh_spectrum()
+    assert not spectrum[:, 1].any()
+
+
+def test_walsh_orders_of_many_tasks():
+    masks = torch.rand(50, 100) < 0.5
+    scores = masks[:, 0].double() + (masks[:, 1] & masks[:, 2]).double()
+    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.01), ridge=0.1)
+    spectrum = surrogate.walsh_spectrum()
+    assert spectrum.shape == (10,) and (spectrum >= 0).all() and spectrum.sum() <= 1 + 1e-12
+    close(surrogate.walsh_spectrum(3), spectrum[:3])
+
+
+@pytest.mark.parametrize("max_order", [0, -1, 6])
+def test_walsh_order_errors(max_order):
+    _, masks, scores = problem(5)
+    with pytest.raises(
+        ValueError, match=rf"^`max_order` must be between 1 and 5, got {max_order}\."
+    ):
+        fit_surrogate(masks, scores, kernel="linear").walsh_spectrum(max_order)

@@ -1,0 +1,569 @@
+"""Tables in files: every format gives the same numbers, and what is damaged says so."""
+
+import csv
+import decimal
+import gzip
+import importlib.util
+import io
+import json
+import pickle
+import re
+import sys
+import tempfile
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ksm_ext.subsets import bernoulli, from_index_lists
+from ksm_ext.tables.files import printable, read_document, write_columns
+from ksm_ext.tables.scores import read_index_lists, read_scores
+
+TASKS, TARGETS = ["wiki", "code", "naïve, quoted", "3"], ["loss", "accuracy"]
+MASKS = bernoulli(4, 9, 0.5, seed=0)
+SCORES = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def frame():
+    tasks = pd.DataFrame(MASKS.numpy(), columns=TASKS).astype(int)
+    return pd.concat([tasks, pd.DataFrame(SCORES.numpy(), columns=TARGETS)], axis=1)
+
+
+def arrays():
+    names = {"task_names": TASKS, "target_names": TARGETS}
+    return {"masks": MASKS.int().tolist(), "scores": SCORES.tolist()} | names
+
+
+def npz(path):
+    np.savez(path, **{name: np.array(value) for name, value in arrays().items()})
+
+
+WRITERS = {
+    "csv": lambda path: frame().to_csv(path, index=False),
+    "csv with row numbers": lambda path: frame().to_csv(path),
+    "csv with semicolons": lambda path: frame().to_csv(path, index=False, sep=";"),
+    "csv with tabs": lambda path: frame().to_csv(path, index=False, sep="\t"),
+    "csv of truth values": lambda path: (
+        frame().astype({name: bool for name in TASKS}).to_csv(path, index=False)
+    ),
+    "csv with a byte order mark": lambda path: frame().to_csv(
+        path, index=False, encoding="utf-8-sig", lineterminator="\r\n"
+    ),
+    "json records": lambda path: frame().to_json(path, orient="records", double_precision=15),
+    "csv of an old Mac": lambda path: path.write_bytes(
+        frame().to_csv(index=False, lineterminator="\r").encode()
+    ),
+    "csv of yes and no": lambda path: (
+        frame().replace({key: {0: "No", 1: "Yes"} for key in TASKS}).to_csv(path, index=False)
+    ),
+    "csv of crosses": lambda path: (
+        frame().replace({key: {0: "", 1: "x"} for key in TASKS}).to_csv(path, index=False)
+    ),
+    "json split": lambda path: frame().to_json(path, orient="split", double_precision=15),
+    "json lines": lambda path: frame().to_json(
+        path, orient="records", lines=True, double_precision=15
+    ),
+    "json lists": lambda path: path.write_text(json.dumps(frame().to_dict("list"))),
+    "json arrays": lambda path: path.write_text(json.dumps(arrays())),
+    "npz": lambda path: npz(path),
+    "parquet": lambda path: frame().to_parquet(path),
+    "parquet of other kinds": lambda path: (
+        frame()
+        .astype({"wiki": "Int64", "code": "boolean", "3": "float32"})
+        .replace({"naïve, quoted": {0: "out", 1: "in"}})
+        .astype({"naïve, quoted": "category"})
+        .to_parquet(path)
+    ),
+}
+
+
+def check(table):
+    assert table.masks.dtype == torch.bool and table.masks.equal(MASKS)
+    torch.testing.assert_close(table.scores, SCORES, rtol=1e-12, atol=1e-12)
+    assert (list(table.task_names), list(table.target_names)) == (TASKS, TARGETS)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_gives_the_same_table(kind, tmp_path):
+    if kind.startswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / "scores.npz"  # the ending says nothing
+    WRITERS[kind](path)
+    check(read_scores(path))
+    assert str(read_scores(path)).startswith("9 subsets of 4 tasks (wiki, code, ")
+
+
+def test_standard_input(monkeypatch, tmp_path):
+    WRITERS["csv"](tmp_path / "x")
+    stdin = io.TextIOWrapper(io.BytesIO((tmp_path / "x").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    check(read_scores("-"))
+
+
+def test_two_tables_row_by_row_and_joined(tmp_path):
+    masks, scores = tmp_path / "masks.csv", tmp_path / "scores.csv"
+    frame()[TASKS].to_csv(masks, index=False)
+    frame()[TARGETS].to_csv(scores, index=False)
+    check(read_scores(scores, masks))
+    both = frame().assign(run=[f"run {i}" for i in range(9)])
+    both[["run", *TASKS]].sample(frac=1, random_state=0).to_csv(masks, index=False)
+    both[["run", *TARGETS]].to_csv(scores, index=False)
+    check(read_scores(scores, masks))
+    both[["run", *TASKS]][:8].to_csv(masks, index=False)
+    with pytest.raises(ValueError, match=r"`'run' of .*masks.csv` must be that of the scores, got"):
+        read_scores(scores, masks)
+
+
+def test_targets_by_name_and_columns_to_ignore(tmp_path):
+    path = tmp_path / "scores.csv"
+    frame().assign(perfect=1, note="text").to_csv(path, index=False)
+    table = read_scores(path, targets=["perfect", "loss"], ignore=["note", "accuracy"])
+    assert table.target_names == ("perfect", "loss") and list(table.task_names) == TASKS
+    assert table.scores[:, 0].tolist() == [1.0] * 9
+    with pytest.raises(ValueError, match=r"beyond doubt, .* got 'note' \(text such as 'text'\)"):
+        read_scores(path)
+    with pytest.raises(ValueError, match=r"`'note' of .*` must be a column of numbers, got text"):
+        read_scores(path, targets=["note", "loss"], ignore="accuracy")
+    with pytest.raises(ValueError, match="`targets` must be among the columns wiki, code"):
+        read_scores(path, targets=["los"])
+    with pytest.raises(ValueError, match="`ignore` must be among the columns"):
+        read_scores(path, ignore=["nothing"])
+
+
+def test_mixture_weights_stay_weights(tmp_path):
+    path = tmp_path / "scores.csv"
+    shares = pd.DataFrame((0.25 * MASKS).numpy(), columns=TASKS)
+    shares.assign(loss=SCORES[:, 0].numpy()).to_csv(path, index=False)
+    table = read_scores(path, tasks=TASKS, targets=["loss"], weights=True)
+    torch.testing.assert_close(table.masks, 0.25 * MASKS.double())
+    with pytest.raises(ValueError, match=r"got no tasks\. .* add `--weights`, and name all tasks"):
+        read_scores(path, targets=["loss"])
+    with pytest.raises(ValueError, match=r"`'wiki' of .*` must be 0 or 1 .* Add `--weights`"):
+        read_scores(path, tasks=TASKS, targets=["loss"])
+
+
+def test_weights_in_a_file_of_their_own(tmp_path):
+    masks, scores = tmp_path / "masks.csv", tmp_path / "scores.csv"
+    shares = pd.DataFrame((0.25 * MASKS).numpy(), columns=TASKS).assign(index=range(9))
+    shares.to_csv(masks, index=False)
+    frame()[TARGETS].assign(index=range(9))[::-1].to_csv(scores, index=False)
+    table = read_scores(scores, masks, weights=True)
+    torch.testing.assert_close(table.masks, 0.25 * MASKS.double().flip(0))
+    with pytest.raises(ValueError, match=r"got 'wiki' \(fractions\), .* Add `--weights`, or"):
+        read_scores(scores, masks)
+
+
+def keyed(tmp_path, masks, scores):
+    (tmp_path / "masks.csv").write_text(masks)
+    (tmp_path / "scores.csv").write_text(scores)
+    return tmp_path / "scores.csv", tmp_path / "masks.csv"
+
+
+@pytest.mark.parametrize(
+    ("masks", "scores", "found"),
+    [
+        ("run,a\n1,0\n2,1\n", "run,loss\n2,.5\n3,1\n", "got no 3 and 1, which the scores lack"),
+        ("run,a\n1,0\n2,1\n", "run,loss\n2,.5\n", "got 1, which the scores lack"),
+        ("run,a\nx,0\ny,1\n", "run,loss\nx,.5\nz,.5\n", "got no 'z' and 'y', which"),
+        ("run,a\n1,0\n1,1\n", "run,loss\n1,.5\n", "must be all different, got 1 in rows 1 and 2"),
+        ("run,a\n1,0\n", "run,loss\n1,.5\n1,1\n", "must be all different, got 1 in rows 1 and 2"),
+        ("run,a\n1,0\n,1\n", "run,loss\n1,.5\n,1\n", "got no number in 1 of them, the first row 2"),
+        ("run,a\n9007199254740993,0\n", "run,loss\n9007199254740993,1\n", "below 2^53"),
+        ("run,task\n0,wiki\n0,code\n", "run,loss\n0,1\n", "`pandas.crosstab(table['run'], "),
+        ("a,b\n1,0\n0,1\n", "a,b\n.5,2\n.6,3\n", "must be one column that joins the two tables"),
+    ],
+)
+def test_keys_that_do_not_join(masks, scores, found, tmp_path):
+    with pytest.raises(ValueError, match=r"^`.*` must be .*, got .*\. [A-Z]") as caught:
+        read_scores(*keyed(tmp_path, masks, scores))
+    assert found in str(caught.value)
+
+
+def test_domains_that_are_tasks_and_targets(tmp_path):
+    """Columns that both tables have join them only if they can, or are named."""
+    paths = keyed(tmp_path, "n,a,b\n2,0,1\n1,1,0\n", "n,a,b\n1,.5,2\n2,.6,3\n")
+    table = read_scores(*paths)
+    assert table.task_names == table.target_names == ("a", "b")
+    assert table.masks.tolist() == [[True, False], [False, True]]
+    assert next((c.name, c.role) for c in table.columns) == ("n", "key")
+    assert read_scores(*paths, key="n").masks.equal(table.masks)
+    paths = keyed(tmp_path, "a,b\n0,1\n1,0\n", "a,b\n.5,2\n.6,3\n")
+    assert read_scores(*paths, targets=["a", "b"]).masks.tolist() == [[False, True], [True, False]]
+    with pytest.raises(ValueError, match=r"`key` must be a column of both tables"):
+        read_scores(*paths, key="run")
+
+
+def test_columns_are_ignored_in_whichever_table_has_them(tmp_path):
+    paths = keyed(tmp_path, "a,x\n0,u\n1,u\n", "loss,y\n.5,u\n.6,u\n")
+    assert read_scores(*paths, ignore=["x", "y"]).task_names == ("a",)
+    with pytest.raises(ValueError, match="`ignore` must be among the columns a, x"):
+        read_scores(*paths, ignore=["z"])
+
+
+# -- published layouts --------------------------------------------------------------------------
+
+
+def test_published_train_and_test_rows(tmp_path):
+    path = tmp_path / "modular.json"
+    rows, scores = MASKS.double().tolist(), SCORES.tolist()
+    facts = {"train_w": rows[:6], "train_subset_scores": scores[:6]}
+    facts |= {"test_w": rows[6:], "test_subset_scores": scores[6:]}
+    path.write_text(json.dumps(facts))
+    train, test = read_scores(path), read_scores(path, part="test")
+    assert train.masks.equal(MASKS[:6]) and test.masks.equal(MASKS[6:])
+    assert train.scores.equal(SCORES[:6]) and test.scores.equal(SCORES[6:])
+    assert train.task_names == ("0", "1", "2", "3") and train.target_names == ("0", "1")
+
+
+PROMPTS = [[40, 7], [1, 47], [17, 15]]
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_published_lists_of_task_numbers(records, tmp_path):
+    scores, prompts = tmp_path / "scores.json", tmp_path / "prompts.json"
+    scores.write_text(json.dumps([[0.5], [0.25], [1.5]]))
+    rows = [{"prompt_index": i, "sampled_train_indices": row} for i, row in enumerate(PROMPTS)]
+    prompts.write_text(json.dumps(rows if records else PROMPTS))
+    assert read_index_lists(prompts) == PROMPTS
+    table = read_scores(scores, prompts)
+    assert table.masks.equal(from_index_lists(PROMPTS, 48))
+    assert table.scores.flatten().tolist() == [0.5, 0.25, 1.5]
+    assert read_scores(scores, prompts, num_tasks=50).masks.shape == (3, 50)
+    with pytest.raises(ValueError, match="must be a table of tasks and scores, got a list of rows"):
+        read_scores(scores)
+    with pytest.raises(ValueError, match="must be lists of task numbers, or records"):
+        read_index_lists(scores)
+
+
+def test_lists_of_different_lengths(tmp_path):
+    scores, lists = tmp_path / "scores.csv", tmp_path / "lists.json"
+    scores.write_text("loss\n1\n2\n")
+    lists.write_text("[[0, 2], [1]]")
+    assert read_scores(scores, lists).masks.int().tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_rows_of_zeros_and_ones_are_masks(tmp_path):
+    scores, masks = tmp_path / "scores.csv", tmp_path / "masks.json"
+    scores.write_text("loss\n1\n2\n")
+    masks.write_text("[[0, 1], [1, 0]]")
+    assert read_scores(scores, masks).masks.int().tolist() == [[0, 1], [1, 0]]
+
+
+def test_tasks_that_are_one(tmp_path):
+    path = tmp_path / "scores.csv"
+    frame().assign(twin=frame()["code"]).to_csv(path, index=False)
+    table = read_scores(path)
+    assert len(table.task_names) == 5 and table.merged().masks.equal(MASKS)
+    assert list(table.merged().task_names) == TASKS
+
+
+# -- what is no table ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "nothing in it"),
+        (b"\xff\xfe\x00", "utf-8"),
+        (b'{"masks": [[1, 0]', "JSON that ends or breaks off"),
+        (b"PK\x03\x04 no archive", "NPZ with"),
+        (b"a,a\n1,2\n", "got 'a'"),
+        (b"a,b\n1,2\n3\n", "got 1 in row 3"),
+        (b"a,b\n1,0\n0,1\n", "no scores"),
+        (b"x,y\n0.5,2\n1.5,3\n", "no tasks"),
+        (b'[{"a": 1}, {"b": 2}]', "as record 1"),
+        (b'{"masks": [[1, 0], [1]], "scores": [1, 2]}', "rows of different lengths"),
+        (b'{"masks": [[1, 0], [0, 1]], "scores": [1]}', "got 2 rows"),
+        (b'{"masks": [[1, 0]], "scores": [1], "task_names": ["a"]}', "must be 2 names, got 1"),
+    ],
+)
+def test_what_is_no_table(content, found, tmp_path):
+    path = tmp_path / "scores"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^`.*` must be .*\. [A-Z]") as caught:
+        read_scores(path)
+    assert found in str(caught.value)
+
+
+def test_damaged_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "x").write_bytes(b"PAR1 and nothing else PAR1")
+    with pytest.raises(ValueError, match=r"must be CSV .*, got Parquet with"):
+        read_document(tmp_path / "x")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x").write_bytes(b"PAR1")
+    with pytest.raises(RuntimeError, match=r'pip install "ksm_ext\[parquet\]"'):
+        read_document(tmp_path / "x")
+
+
+def test_nothing_pickled_is_read(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, masks=np.array([{}, 1], dtype=object))
+    with pytest.raises(ValueError, match="got NPZ with Object arrays cannot be loaded"):
+        read_scores(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`path` must be a file, got .*/none"):
+        read_document(tmp_path / "none")
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_what_is_written_is_read_again(form, tmp_path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    columns = {"task": ["a, b", 'c "d"'], "value": [0.1 + 0.2, float("nan")], "count": [1, 2]}
+    path = tmp_path / f"x.{form}"
+    write_columns(columns, str(path), None)
+    again = read_document(path)
+    assert list(again) == list(columns) and again["task"].tolist() == columns["task"]
+    np.testing.assert_array_equal(again["value"], columns["value"])
+    np.testing.assert_array_equal(again["count"], [1, 2])
+
+
+def test_unknown_endings(tmp_path):
+    with pytest.raises(ValueError, match="`the ending of the output` must be one of 'csv'"):
+        write_columns({"a": [1]}, str(tmp_path / "x.xlsx"), None)
+
+
+# -- files that other programs wrote, or nobody -------------------------------------------------
+
+
+def zipped(**members):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name.replace("_npy", ".npy"), member)
+    return content.getvalue()
+
+
+def npy(shape, numbers, kind="<f8"):
+    """A member that declares ``shape`` and holds some numbers."""
+    header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    content = np.asarray(numbers, dtype=kind).tobytes()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+MASKS_NPY = npy("(2, 2)", [1, 0, 0, 1])
+FOREIGN = {
+    "a cell of 140,000 characters": (
+        b"a,loss\n1,%s\n" % (b"5" * 140_000),
+        "field limit (131072) in",
+    ),
+    "400 digits": (b'{"masks": [[1], [0]], "scores": [%s, 1]}' % (b"1" * 400), "no numbers"),
+    "5,000 digits": (b'{"masks": [[1], [0]], "scores": [%s, 1]}' % (b"1" * 5000), "JSON that"),
+    "deep JSON": (b"[" * 200_000, "JSON that"),
+    "JSON within JSON": (b'{"masks": [[1, [2]], [0, 1]], "scores": [1, 2]}', "no numbers"),
+    "columns of different lengths": (b'{"a": [1, 0], "b": [1], "loss": [1, 2]}', "got 1 rows"),
+    "objects by name": (b'{"a": {"0": 1}, "loss": {"0": 1}}', "objects by name"),
+    "split rows that do not fit": (b'{"columns": ["a"], "data": [[1, 2]]}', "rows that do not fit"),
+    "a lone surrogate": (b'[{"\\ud800": 1, "loss": 0.5}]', "text that UTF-8 can write"),
+    "a header alone": (b"a,b,loss\n", "no rows"),
+    "gzip": (gzip.compress(b"a,loss\n1,2\n"), "got gzip"),
+    "a pickle": (pickle.dumps({"a": 1}), "got a pickle"),
+    "one array": (npy("(2,)", [1, 2]), "got a single array (.npy)"),
+    "a spreadsheet": (zipped(sheet="<xml/>"), "a zip archive without arrays"),
+    "NPZ of 2^40 numbers": (
+        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(1099511627776,)", [1, 2])),
+        "16 bytes for shape (1099511627776,)",
+    ),
+    "NPZ of True numbers": (
+        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(True,)", [1])),
+        "8 bytes for shape (True,)",
+    ),
+    "NPZ without columns": (
+        zipped(masks_npy=npy("(0, 1000000000000)", []), scores_npy=npy("(0,)", [])),
+        "must be of at most 1,048,576 columns",
+    ),
+    "NPZ of complex numbers": (
+        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(2,)", [1, 2], "<c16")),
+        "no numbers",
+    ),
+    "NPZ with other members": (zipped(masks_npy=MASKS_NPY, scores=b"hello"), "got none"),
+    "NPZ with one name": (
+        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(2,)", [1, 2]), task_names_npy=npy("()", 1)),
+        "got 0 dimensions",
+    ),
+    "NPZ packed in another way": (
+        zipped(masks_npy=MASKS_NPY).replace(b"\x08\x00", b"\x63\x00"),
+        "That compression method is not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_are_named(kind, tmp_path):
+    content, found = FOREIGN[kind]
+    path = tmp_path / "scores"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^`.*` must be .*, got .*\. [A-Z]") as caught:
+        read_scores(path)
+    assert found in str(caught.value)
+    assert str(path) in str(caught.value) or kind == "a lone surrogate"
+
+
+def test_npz_of_other_byte_orders_and_bytes_for_names(tmp_path):
+    names = {"task_names": np.array([name.encode() for name in "abcd"])}
+    numbers = {"masks": MASKS.numpy().astype(">f8"), "scores": SCORES.numpy().astype(">f4")}
+    np.savez(tmp_path / "x.npz", **numbers, **names)
+    table = read_scores(tmp_path / "x.npz")
+    assert table.masks.equal(MASKS) and table.task_names == ("a", "b", "c", "d")
+    assert table.scores.equal(SCORES.float().double())
+
+
+def test_parquet_of_other_kinds(tmp_path):
+    pytest.importorskip("pyarrow")
+    path, stamp = tmp_path / "x", pd.Timestamp("2026-01-01 00:00:00.000000001")
+    good = pd.DataFrame({"a": [1, 0], "loss": [decimal.Decimal("1.5"), decimal.Decimal("2")]})
+    good.to_parquet(path)
+    assert read_scores(path).scores.tolist() == [[1.5], [2.0]]
+    for column, found in (
+        ([["wiki"], ["code"]], "lists such as"),
+        ([b"\xff", b"x"], "text such as"),
+        ([{"q": 1}, {"q": 2}], "text such as"),
+        ([stamp, stamp], "text such as '2026-01-01"),
+    ):
+        good.assign(more=column).to_parquet(path)
+        with pytest.raises(ValueError, match=r"^`.*` must be .*, got .*\. [A-Z]") as caught:
+            read_scores(path)
+        assert found in str(caught.value)
+        assert read_scores(path, ignore="more").task_names == ("a",)
+    good.astype({"a": "Int64"}).assign(a=pd.array([1, None], dtype="Int64")).to_parquet(path)
+    with pytest.raises(
+        ValueError, match=r"`'a' of .*` must be a number in every row, got no number"
+    ):
+        read_scores(path)
+
+
+def test_what_is_not_needed_is_not_unpacked(tmp_path):
+    path, junk = tmp_path / "x.npz", np.zeros(2**24)
+    np.savez_compressed(path, masks=MASKS.numpy(), scores=SCORES.numpy(), junk=junk)
+    tracemalloc.start()
+    table = read_scores(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.masks.equal(MASKS) and peak < junk.nbytes / 50
+
+
+def test_one_file_does_not_decide_the_memory(tmp_path, monkeypatch):
+    scores, lists = tmp_path / "scores.json", tmp_path / "lists.json"
+    scores.write_text("[[1], [2]]")
+    lists.write_text("[[0, 1000000000], [1]]")
+    for n in (None, 10**9 + 1):
+        with pytest.raises(
+            ValueError, match=r"n is at most 1,048,576, .* got n = 1,000,000,001 for"
+        ):
+            read_scores(scores, lists, num_tasks=n)
+    monkeypatch.setattr("ksm_ext.tables.files.MAX_BYTES", 500)
+    np.savez_compressed(tmp_path / "x", masks=MASKS.numpy(), scores=np.zeros(100))
+    with pytest.raises(ValueError, match=r"x.npz` must be at most 500 bytes, got 1,"):
+        read_scores(tmp_path / "x.npz")
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"a": np.zeros(100)}).to_parquet(tmp_path / "x")
+    with pytest.raises(ValueError, match=r"must be at most 500 bytes, got 8\d\d"):
+        read_document(tmp_path / "x")
+
+
+def test_a_long_cell_does_not_widen_its_column(tmp_path):
+    """Text is not stored as wide as its longest cell: 1,000 rows of 100,000 characters."""
+    rows = [{"note": "x" * 100_000 if i == 0 else "", "a": i % 2, "loss": i} for i in range(1000)]
+    pd.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    for name in ("x.csv", "x.json"):
+        tracemalloc.start()
+        read_scores(tmp_path / name, ignore="note")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e6
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "x").write_text("a,loss\n1,2\n")
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(
+        PermissionError, match=r"/x` must be readable, got Permission denied\. Mind"
+    ):
+        read_scores(tmp_path / "x")
+
+
+def whole_files():
+    """Valid files of every kind, to be damaged."""
+    files = []
+    for kind, write in WRITERS.items():
+        if not kind.startswith("parquet") or importlib.util.find_spec("pyarrow"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "x.npz"
+                write(path)
+                files.append(path.read_bytes())
+    return files
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # NumPy's, of headers that Python 2 wrote
+@settings(derandomize=True, deadline=None, database=None, max_examples=400)
+@given(
+    content=st.one_of(st.binary(max_size=200), st.sampled_from(whole_files())),
+    damage=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=4),
+    keep=st.floats(0, 1),
+    two=st.booleans(),
+    weights=st.booleans(),
+)
+def test_readers_refuse_in_the_one_form(content, damage, keep, two, weights, tmp_path_factory):
+    """Any bytes, and whole files of which parts were exchanged, are read or refused."""
+    for place, other in damage:
+        cut = int(place * len(content))
+        content = content[:cut] + other + content[cut + len(other) :]
+    if not damage:
+        content = content[: int(keep * len(content))]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        table = read_scores(path, path if two else None, weights=weights)
+    except ValueError as error:
+        assert re.match(r"(?s)`.+` must be .+, got .+\. .+", str(error))
+    else:
+        assert len(table.masks) == len(table.scores) > 0 and not table.scores.isnan().any()
+        assert table.masks.shape[1] == len(set(table.task_names))
+        assert str(table) and table.role_table()
+
+
+# -- what is written ----------------------------------------------------------------------------
+
+TEXT = st.text(st.sampled_from("=+-@'a1 ,\"\t\r"), max_size=4)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@given(names=st.lists(TEXT, min_size=1, max_size=5), number=st.floats(-9, 9))
+def test_a_spreadsheet_runs_no_name(names, number, tmp_path_factory):
+    """No text begins a formula; numbers stay numbers; JSON and readers see no apostrophe."""
+    path = tmp_path_factory.getbasetemp() / "written"
+    write_columns({"=head": names, "value": [number] * len(names)}, str(path), "csv")
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert not [cell for row in rows for cell in row[:1] if cell[:1] in "=+-@\t\r" and cell]
+    assert all(float(row[1]) == number for row in rows[1:])
+    if all(name.strip() == name for name in names):
+        again = read_document(path)
+        assert list(again) == ["=head", "value"] and (again["value"] == number).all()
+        if again["=head"].dtype == object:
+            assert again["=head"].tolist() == names
+    write_columns({"=head": names}, str(path), "json")
+    assert json.loads(path.read_text()) == [{"=head": name} for name in names]
+
+
+def test_a_terminal_obeys_no_name():
+    assert printable("\x1b[31mred\x07\n") == "\\x1b[31mred\\x07\n"
+    assert printable("naïve, 数据\u202e\x9b\ud800") == "naïve, 数据\\u202e\\x9b\\ud800"
