@@ -36,6 +36,7 @@ every_figure = pytest.mark.parametrize("draw", CALLS.values(), ids=CALLS)
 
 @pytest.fixture(autouse=True)
 def no_figure_is_left():
+    plt.close("all")  # those of other tests
     yield
     plt.close("all")
 

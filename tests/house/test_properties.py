@@ -875,6 +875,7 @@ ELSEWHERE = {
     "top_samples": "attribution/test_trak",
     "trak_scores": "attribution/test_trak",
     "flatten": "network/test_hessian",
+    "task_hessian": "attribution/test_task_hessian",
     "signs": "network/test_spectrum",
 }
 
