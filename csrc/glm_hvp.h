@@ -20,7 +20,6 @@
 #include <vector>
 
 #include "gemm.h"
-#include "task_blocks.h"
 
 namespace ksm {
 

@@ -1,185 +1,70 @@
-// Random projections x P; cpu/project*.cpp and cuda/project.cu share this contract.
+// Random projections x P; cpu/project.cpp and cuda/project*.cu share this contract.
 //
-//     y[i, r] += sum over j of x[i, j] P[offset + j, r]        x: (b, p)   P: (p_total, k)   y: (b, k)
-//     x[i, j]  = sum over r of y[i, r] P[offset + j, r]        the adjoint
+//     project_:         y[i, r] += sum over j of x[i, j] P[offset + j, r]
+//     project_adjoint:  x[i, j]  = sum over r of y[i, r] P[offset + j, r]
 //
-// E[P Pᵀ] = I: squared norms and inner products keep their expectation. P is never stored: an entry is
-// a pure function of (seed, kind, k, sparsity, coordinate, output), and so the same number on every
-// device, for every split of rows, coordinates and parameters. With scale 1/√s or 1/√k, entries are
+// x: (b, p)   y: (b, k)   P: (coordinates of all parameters, k)
 //
-// sbp         signed block permutation. Outputs are split into s segments of q = k / s, coordinates
-//             into blocks of q. In each segment every block is permuted and given signs, so that a
-//             coordinate meets one output of each segment, two coordinates of one block never meet,
-//             and two of different blocks do so with probability 1 / q. With `hadamard`, a block is
-//             first given signs of its own and rotated by a Walsh-Hadamard matrix.
-// sjlt        s nonzeros, one in each segment, at an independent position (Kane & Nelson 2014).
-// rademacher  ±1/√k. gaussian  N(0, 1/k), by Box and Muller in float32.
-//
-// Philox counters are {index, index >> 32, group, tag}; key: the seed.
+// P is never stored: its entries (projection.h) are drawn where they are used.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
+#include <torch/csrc/stable/ops.h>
 
-#include "philox.h"
+#include "checks.h"
+#include "projection.h"
 
 namespace ksm {
 
-enum class Kind : int64_t { kSbp = 0, kRademacher = 1, kGaussian = 2, kSjlt = 3 };
-
-struct Projection {
-  Kind kind;
-  uint64_t seed;
-  int64_t k;         // outputs
-  int64_t sparsity;  // s: nonzeros per coordinate of sbp and sjlt; divides k
-  bool hadamard;     // sbp only
-};
-
-KSM_HOST_DEVICE static inline bool is_sparse(Kind kind) {
-  return kind == Kind::kSbp || kind == Kind::kSjlt;
+inline Projection checked_projection(int64_t k, int64_t kind, int64_t seed, int64_t sparsity,
+                                     bool hadamard) {
+  STD_TORCH_CHECK(k >= 1 && k < (int64_t{1} << 31), "dim must be between 1 and 2^31 - 1, got ", k,
+                  ". Choose fewer outputs.");
+  STD_TORCH_CHECK(kind >= 0 && kind <= 3, "kind must be one of 0, 1, 2, 3, got ", kind,
+                  ". Use ksm_ext.ops.project.");
+  STD_TORCH_CHECK(sparsity >= 1 && sparsity < kHadamardReplicate && k % sparsity == 0,
+                  "sparsity must be a divisor of dim ", k, " below 65535, got ", sparsity,
+                  ". Choose one, such as 1.");
+  return {static_cast<Kind>(kind), static_cast<uint64_t>(seed), k, sparsity, hadamard};
 }
 
-KSM_HOST_DEVICE static inline int64_t segment_of(const Projection& projection) {
-  return projection.k / projection.sparsity;
+inline void check_offset(int64_t offset, int64_t count) {
+  STD_TORCH_CHECK(offset >= 0 && offset <= INT64_MAX - count - kSignBlock,
+                  "offset must be at least 0 and leave room for the coordinates, got ", offset,
+                  ". Count coordinates from 0.");
 }
 
-KSM_HOST_DEVICE static inline double scale_of(const Projection& projection) {
-  const int64_t terms = is_sparse(projection.kind) ? projection.sparsity : projection.k;
-  return 1.0 / sqrt(static_cast<double>(terms));
+// y (b, k) float32 or float64 accumulates x (b, p) of the same or a shorter dtype, with unit stride
+// along p.
+inline void check_projected(const Tensor& y, const Tensor& x, int64_t k, int64_t offset) {
+  check_contiguous(y, "out", 2);
+  STD_TORCH_CHECK(x.dim() == 2, "x must be 2-dimensional, got ", x.dim(),
+                  " dimensions. Flatten all but the first.");
+  STD_TORCH_CHECK(x.size(1) <= 1 || x.stride(1) == 1,
+                  "x must be contiguous along its coordinates, got a strided tensor. "
+                  "Call .contiguous() on it.");
+  check_same_device(y, "out", x);
+  STD_TORCH_CHECK(y.size(0) == x.size(0) && y.size(1) == k, "out must be of shape (", x.size(0),
+                  ", ", k, "), got (", y.size(0), ", ", y.size(1), "). Allocate it anew.");
+  const ScalarType from = x.scalar_type(), to = y.scalar_type();
+  const bool real = from == ScalarType::Double && to == ScalarType::Double;
+  const bool single =
+      to == ScalarType::Float &&
+      (from == ScalarType::Float || from == ScalarType::Half || from == ScalarType::BFloat16);
+  STD_TORCH_CHECK(real || single,
+                  "x must be float32, bfloat16 or float16 with a float32 out, or float64 with a "
+                  "float64 one, got other dtypes. Convert it.");
+  check_offset(offset, x.size(1));
 }
 
-constexpr uint32_t kStreamVersion = 1;
-constexpr uint32_t kHadamardReplicate = 0xffff;  // the signs before the rotation
-
-KSM_HOST_DEVICE static inline Words counter_of(Kind kind, int64_t index, uint32_t group,
-                                               uint32_t replicate) {
-  const uint32_t tag = kStreamVersion << 24 | static_cast<uint32_t>(kind) << 16 | replicate;
-  return {{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), group, tag}};
-}
-
-// ---- sbp -------------------------------------------------------------------------------------
-
-// Coordinates move in vectors of up to 16 neighbours, as wide as an AVX-512 register of float32.
-KSM_HOST_DEVICE static inline int64_t vector_length(int64_t segment) {
-  int64_t length = 1;
-  while (length < 16 && segment % (2 * length) == 0) length *= 2;
-  return length;
-}
-
-// The Walsh-Hadamard rotation acts on runs of this many coordinates, a power of two.
-KSM_HOST_DEVICE static inline int64_t hadamard_length(int64_t segment) {
-  int64_t length = 1;
-  while (length < 4096 && segment % (2 * length) == 0) length *= 2;
-  return length;
-}
-
-// Vector v goes to (multiplier * v + shift) mod vectors, and its lane l to l ^ flip.
-struct BlockPermutation {
-  uint32_t multiplier, shift, flip;
-};
-
-KSM_HOST_DEVICE static inline BlockPermutation block_permutation(uint64_t seed, int64_t block,
-                                                                 uint32_t replicate,
-                                                                 int64_t vectors, int64_t length) {
-  const Words random = philox(seed, counter_of(Kind::kSbp, block, 0, replicate));
-  const auto count = static_cast<uint32_t>(vectors);
-  uint32_t multiplier = below(random.word[0], count) + 1;
-  for (;; multiplier = multiplier % count + 1) {  // on to one that is coprime to the count
-    uint32_t a = multiplier, b = count;
-    while (b) {
-      const uint32_t rest = a % b;
-      a = b;
-      b = rest;
-    }
-    if (a == 1) break;
-  }
-  return {multiplier % count, below(random.word[1], count),
-          random.word[2] & static_cast<uint32_t>(length - 1)};
-}
-
-// 128 signs of a block: coordinate u of it is negative where bit u % 128 is set.
-KSM_HOST_DEVICE static inline Words block_signs(uint64_t seed, int64_t block, uint32_t replicate,
-                                                int64_t u) {
-  return philox(seed, counter_of(Kind::kSbp, block, 1 + static_cast<uint32_t>(u / 128), replicate));
-}
-
-// ---- sjlt ------------------------------------------------------------------------------------
-
-struct Nonzero {
-  uint32_t output;  // within the segment
-  bool negative;
-};
-
-KSM_HOST_DEVICE static inline Nonzero nonzero_of(uint32_t word, int64_t segment) {
-  const auto bound = static_cast<uint32_t>(segment);
-  return {static_cast<uint32_t>(uint64_t{word >> 1} * bound >> 31), (word & 1) != 0};
-}
-
-KSM_HOST_DEVICE static inline Words sjlt_words(uint64_t seed, int64_t coordinate,
-                                               int64_t replicate) {
-  return philox(seed, counter_of(Kind::kSjlt, coordinate, static_cast<uint32_t>(replicate / 4), 0));
-}
-
-// ---- dense kinds -----------------------------------------------------------------------------
-
-// 128 signs of an output. The order suits both the fragments of tensor cores and, as four
-// neighbouring bits are coordinates 8 apart, lookups of sums of four.
-constexpr int64_t kSignBlock = 128;
-
-KSM_HOST_DEVICE static inline Words rademacher_words(uint64_t seed, int64_t block, int64_t output) {
-  return philox(seed, counter_of(Kind::kRademacher, block, static_cast<uint32_t>(output), 0));
-}
-
-// Coordinate j of a block of 128 is negative where bit sign_bit(j) of word sign_word(j) is set.
-KSM_HOST_DEVICE static constexpr int sign_word(int j) { return j % 8 / 2; }
-KSM_HOST_DEVICE static constexpr int sign_bit(int j) { return j / 8 + 16 * (j % 2); }
-
-struct NormalPair {
-  float first, second;
-};
-
-// Box and Muller with polynomials of float32 products and sums, each rounded once: the same bits
-// wherever IEEE arithmetic is not contracted.
-KSM_HOST_DEVICE static inline NormalPair normals_of(uint32_t radius_word, uint32_t angle_word) {
-  // u in (0, 1) with 23 bits; u = m 2^e with m in [0.75, 1.5).
-  const float u = (static_cast<float>(radius_word >> 9) + 0.5f) * 0x1p-23f;
-  int exponent = 0;
-  float m = u;
-  while (m < 0.75f) {
-    m *= 2.0f;
-    --exponent;
-  }
-  const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
-  const float series =
-      1.0f + s2 * (0.333333333f + s2 * (0.2f + s2 * (0.142857143f + s2 * 0.111111111f)));
-  const float log_u = static_cast<float>(exponent) * 0.693147181f + 2.0f * s * series;
-  const float radius = sqrtf(-2.0f * log_u);
-  // A quarter turn by two bits, and an angle within ±pi/4 by 23 bits.
-  const auto fraction = static_cast<float>((angle_word & 0x3fffffffu) >> 7);
-  const float angle = ((fraction + 0.5f) * 0x1p-23f - 0.5f) * 1.57079633f, a2 = angle * angle;
-  const float sine =
-      angle * (1.0f - a2 * (0.166666667f - a2 * (0.00833333333f - a2 * 0.000198412698f)));
-  const float cosine =
-      1.0f - a2 * (0.5f - a2 * (0.0416666667f - a2 * (0.00138888889f - a2 * 2.48015873e-05f)));
-  switch (angle_word >> 30) {
-    case 0: return {radius * cosine, radius * sine};
-    case 1: return {-(radius * sine), radius * cosine};
-    case 2: return {-(radius * cosine), -(radius * sine)};
-    default: return {radius * sine, -(radius * cosine)};
-  }
-}
-
-// Normals of four neighbouring coordinates, 4 * quad and on, of an output.
-KSM_HOST_DEVICE static inline void gaussian_quad(uint64_t seed, int64_t quad, int64_t output,
-                                                 float normals[4]) {
-  const Words random =
-      philox(seed, counter_of(Kind::kGaussian, quad, static_cast<uint32_t>(output), 0));
-  const NormalPair low = normals_of(random.word[0], random.word[1]);
-  const NormalPair high = normals_of(random.word[2], random.word[3]);
-  normals[0] = low.first;
-  normals[1] = low.second;
-  normals[2] = high.first;
-  normals[3] = high.second;
+inline void check_unprojected(const Tensor& y, int64_t k, int64_t count, int64_t offset) {
+  check_contiguous(y, "y", 2);
+  STD_TORCH_CHECK(y.size(1) == k, "y must be of ", k, " columns, got ", y.size(1),
+                  ". Pass what project returned.");
+  STD_TORCH_CHECK(y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::Double,
+                  "y must be of dtype float32 or float64, got another dtype. Convert it.");
+  STD_TORCH_CHECK(count >= 0, "num_coordinates must be at least 0, got ", count,
+                  ". Count coordinates from 0.");
+  check_offset(offset, count);
 }
 
 }  // namespace ksm

@@ -236,7 +236,7 @@ def philox(seed, counter):
 
 
 def projection_row(coordinate, dim, kind, seed, sparsity=1, hadamard=False):
-    """Row of P for one coordinate, (dim,) float64, entry by entry from csrc/project.h."""
+    """Row of P for one coordinate, (dim,) float64, entry by entry from csrc/projection.h."""
 
     def words(index, group, replicate):
         tag = 1 << 24 | ("sbp", "rademacher", "gaussian", "sjlt").index(kind) << 16 | replicate

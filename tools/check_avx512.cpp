@@ -1,10 +1,10 @@
-// Compares the AVX-512 tiles with the portable ones on random masks; see check_avx512.sh.
+// Compares the AVX-512 loops with the portable ones: tiles of random masks, and projections; see
+// check_avx512.sh.
 #include <cstdio>
 #include <random>
-#include <type_traits>
 #include <vector>
 
-#include "cpu/tile.h"
+#include "cpu/kernels.h"
 
 namespace {
 
@@ -16,15 +16,16 @@ bool same_counts(int64_t rows, int64_t columns, int64_t words, Count what) {
   std::vector<uint64_t> x(rows * words), y(columns * words);
   for (uint64_t& word : x) word = random_bits();
   for (uint64_t& word : y) word = random_bits();
-  const auto counts_by = [&](const TileKernels& tile) {
-    std::vector<uint8_t> block(tile.block_bytes(words));
+  const auto counts_by = [&](const CpuKernels& kernels) {
+    const MaskKernels& masks = kernels.masks;
+    std::vector<uint8_t> block(masks.block_bytes(words));
     std::vector<uint32_t> counts(kRowGroup * kBlockColumns, 0);
-    tile.lay_out_block(y.data(), columns, words, block.data());
-    tile.count_tile(x.data(), rows, words, block.data(), what, counts.data());
+    masks.lay_out_block(y.data(), columns, words, block.data());
+    masks.count_tile(x.data(), rows, words, block.data(), what, counts.data());
     counts.resize(rows * kBlockColumns);
     return counts;
   };
-  return counts_by(kAvx512Tile) == counts_by(kPortableTile);
+  return counts_by(kAvx512Kernels) == counts_by(kPortableKernels);
 }
 
 template <typename T>
@@ -33,16 +34,31 @@ bool same_products(int64_t columns, int64_t t) {
   std::normal_distribution<T> normal;
   for (T& entry : gram) entry = normal(random_bits);
   for (T& entry : v) entry = normal(random_bits);
-  const auto product_by = [&](const TileKernels& tile) {
+  const auto product_by = [&](const CpuKernels& kernels) {
     std::vector<double> totals(t * kTileRows, 1.0);
-    if constexpr (std::is_same_v<T, float>) {
-      tile.multiply_tile_float(gram.data(), v.data(), columns, t, totals.data());
-    } else {
-      tile.multiply_tile_double(gram.data(), v.data(), columns, t, totals.data());
-    }
+    kernels.of<T>().multiply_tile(gram.data(), v.data(), columns, t, totals.data());
     return totals;
   };
-  return product_by(kAvx512Tile) == product_by(kPortableTile);
+  return product_by(kAvx512Kernels) == product_by(kPortableKernels);
+}
+
+// Sums of a few rows of one range of coordinates, and their way back.
+template <typename T>
+bool same_projections(const Projection& projection, Range coordinates, int64_t rows) {
+  const int64_t k = projection.k, p = coordinates.size();
+  std::vector<T> x(rows * p), y(rows * k);
+  std::normal_distribution<T> normal;
+  for (T& entry : x) entry = normal(random_bits);
+  for (T& entry : y) entry = normal(random_bits);
+  const auto results_by = [&](const CpuKernels& kernels) {
+    std::vector<T> sums = y, back(rows * p);
+    const RealKernels<T>& real = kernels.of<T>();
+    real.project(projection, coordinates, {0, k}, rows, x.data(), p, sums.data(), k);
+    real.project_back(projection, coordinates, rows, y.data(), back.data(), p);
+    sums.insert(sums.end(), back.begin(), back.end());
+    return sums;
+  };
+  return results_by(kAvx512Kernels) == results_by(kPortableKernels);
 }
 
 }  // namespace
@@ -64,6 +80,17 @@ int main() {
       expect(same_products<double>(columns, t));
     }
   }
-  std::printf("AVX-512 tiles, emulated: %d comparisons, %d differ\n", compared, different);
+  for (const Projection& projection :
+       {Projection{Kind::kSbp, 1, 96, 1, false}, Projection{Kind::kSbp, 2, 384, 4, true},
+        Projection{Kind::kSbp, 3, 30, 3, false}, Projection{Kind::kSjlt, 4, 60, 5, false},
+        Projection{Kind::kRademacher, 5, 70, 1, false},
+        Projection{Kind::kGaussian, 6, 70, 1, false}}) {
+    for (const Range coordinates :
+         {Range{0, 1}, Range{5, 700}, Range{(int64_t{1} << 32) - 9, (int64_t{1} << 32) + 300}}) {
+      expect(same_projections<float>(projection, coordinates, 5));
+      expect(same_projections<double>(projection, coordinates, 5));
+    }
+  }
+  std::printf("AVX-512 loops, emulated: %d comparisons, %d differ\n", compared, different);
   return different != 0;
 }

@@ -11,8 +11,8 @@ fi
 out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 flags=(-O1 -std=c++17 -ffp-contract=off -Icsrc -w -Wno-psabi)
-"${CXX:-c++}" "${flags[@]}" -c csrc/cpu/tile_avx512.cpp -o "$out/avx512.o" \
-  -DKSM_EMULATE_AVX512 -DSIMDE_ENABLE_NATIVE_ALIASES -include simde/x86/avx512.h
-"${CXX:-c++}" "${flags[@]}" tools/check_avx512.cpp csrc/cpu/tile_portable.cpp "$out/avx512.o" \
+"${CXX:-c++}" "${flags[@]}" -c csrc/cpu/kernels_avx512.cpp -o "$out/avx512.o" \
+  -DKSM_EMULATE_AVX512 -D__mmask16=simde__mmask16 -DSIMDE_ENABLE_NATIVE_ALIASES -include simde/x86/avx512.h
+"${CXX:-c++}" "${flags[@]}" tools/check_avx512.cpp csrc/cpu/kernels_portable.cpp "$out/avx512.o" \
   -o "$out/check"
 "$out/check"

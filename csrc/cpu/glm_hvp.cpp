@@ -10,8 +10,8 @@
 #include <memory>
 #include <tuple>
 
+#include "cpu/kernels.h"
 #include "cpu/large_output.h"
-#include "cpu/rows.h"
 
 namespace ksm {
 namespace {
@@ -141,7 +141,7 @@ Tensor glm_hvp_cpu(const Tensor& features, const Tensor& task_offsets, const Ten
   for_dtype(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Problem<T> problem(features, task_offsets, masks, ridge, sizes);
-    const RowKernels<T>& kernels = row_kernels<T>();
+    const RealKernels<T>& kernels = cpu_kernels().of<T>();
     const bool narrow = curvature && curvature->scalar_type() == ScalarType::BFloat16;
     const T* wide_rows = curvature && !narrow ? curvature->const_data_ptr<T>() : nullptr;
     const BFloat16* narrow_rows = narrow ? bfloat16_pointer(*curvature) : nullptr;
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> glm_gradient_cpu(const Tensor& features, cons
   for_dtype(features.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Problem<T> problem(features, task_offsets, masks, ridge, sizes);
-    const RowKernels<T>& kernels = row_kernels<T>();
+    const RealKernels<T>& kernels = cpu_kernels().of<T>();
     const T* h = margins.const_data_ptr<T>();
     const T* vectors = w.const_data_ptr<T>();
     double* objectives = objective.mutable_data_ptr<double>();

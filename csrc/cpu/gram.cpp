@@ -10,9 +10,8 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/large_output.h"
-#include "cpu/rows.h"
-#include "gram_args.h"
 
 namespace ksm {
 namespace {
@@ -190,7 +189,7 @@ std::vector<T> squares_of(const T* x, int64_t m, int64_t n) {
 }
 
 // Blocks of kernel values that are still in the L2 cache after their GEMM.
-constexpr int64_t kBlockRows = 128, kBlockColumns = 1024;
+constexpr int64_t kGemmRows = 128, kGemmColumns = 1024;
 
 template <typename T>
 class KernelBlocks {
@@ -211,10 +210,10 @@ class KernelBlocks {
     }
   }
 
-  // Rows [i, i + rows) from column `from` on. `transposed` is scratch of n * kBlockColumns.
+  // Rows [i, i + rows) from column `from` on. `transposed` is scratch of n * kGemmColumns.
   void fill(int64_t i, int64_t rows, int64_t from, T* transposed) const {
-    for (int64_t j = from; j < l_; j += kBlockColumns) {
-      const int64_t columns = std::min(kBlockColumns, l_ - j);
+    for (int64_t j = from; j < l_; j += kGemmColumns) {
+      const int64_t columns = std::min(kGemmColumns, l_ - j);
       if (kernel_.kind == KernelKind::kLaplace) {
         fill_distances(i, rows, j, columns, transposed);
       } else {
@@ -249,7 +248,7 @@ class KernelBlocks {
   }
 
   const Gemm gemm_;
-  const RowKernels<T>& kernels_ = row_kernels<T>();
+  const RealKernels<T>& kernels_ = cpu_kernels().of<T>();
   const KernelParameters kernel_;
   const T *const x_, *const y_;
   T* const out_;
@@ -270,15 +269,15 @@ Tensor kernel_gram_cpu(const Tensor& x, const std::optional<Tensor>& y, int64_t 
     T* values = out.mutable_data_ptr<T>();
     request_huge_pages(values, m * l * sizeof(T));
     const KernelBlocks<T> blocks(x, kernel, rows, m, y, l, n, values);
-    const int64_t scratch = kernel.kind == KernelKind::kLaplace ? n * kBlockColumns : 0;
+    const int64_t scratch = kernel.kind == KernelKind::kLaplace ? n * kGemmColumns : 0;
     const StripPairs pairs(m, rows_per_strip(m));
-    parallel_items(y ? (m + kBlockRows - 1) / kBlockRows : pairs.count(),
+    parallel_items(y ? (m + kGemmRows - 1) / kGemmRows : pairs.count(),
                    [&](int64_t begin, int64_t end) {
                      const std::unique_ptr<T[]> transposed(new T[scratch]);
                      for (int64_t item = begin; item < end; ++item) {
                        if (y) {
-                         const int64_t i = item * kBlockRows;
-                         blocks.fill(i, std::min(kBlockRows, m - i), 0, transposed.get());
+                         const int64_t i = item * kGemmRows;
+                         blocks.fill(i, std::min(kGemmRows, m - i), 0, transposed.get());
                          continue;
                        }
                        pairs.for_each(item, [&](int64_t first, int64_t count) {

@@ -1,4 +1,4 @@
-// Mask Gram matrices on the CPU: their tiles, written out or multiplied by v.
+// Packed masks and their Gram matrices on the CPU: tiles of these, written out or multiplied by v.
 //
 // Threads own rows of the result, and every row meets the columns in one order: no result depends
 // on the number of threads.
@@ -11,9 +11,8 @@
 #include <emmintrin.h>
 #endif
 
-#include "cpu/gram_tiles.h"
 #include "cpu/large_output.h"
-#include "mask_gram_args.h"
+#include "cpu/mask_gram_tiles.h"
 
 namespace ksm {
 namespace {
@@ -152,14 +151,15 @@ void mask_gram_matmul_kernel(const GramTiles<T>& gram, int64_t m, int64_t l,
 }
 
 // Calls body(a, b) once for every unordered pair of `count` items, those of an item with itself
-// included. Pairs come in the rounds of a tournament (all sit in a circle that turns by one seat):
-// in a round nothing meets two others, so its pairs run in parallel and may write to both items.
+// included. Pairs come in the rounds of a round-robin tournament: in a round every item is in at most
+// one pair, so that the pairs of a round run in parallel and may write to both of their items.
 template <typename Body>
 void parallel_pairs(int64_t count, int64_t grain, const Body& body) {
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; ++a) body(a, a);
   });
-  const int64_t circle = (count + 1) / 2 * 2 - 1;  // seats; one more stands in the middle
+  // One item (or, if the count is odd, none) stays; the others rotate by one place after each round.
+  const int64_t circle = (count + 1) / 2 * 2 - 1;
   for (int64_t round = 0; round < circle; ++round) {
     torch::stable::parallel_for(0, (circle + 1) / 2, grain, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
@@ -209,6 +209,26 @@ void mask_gram_matmul_symmetric_kernel(const GramTiles<T>& gram, int64_t m,
       for (int64_t c = 0; c < t; ++c) out[i * t + c] = static_cast<T>(total[c * kTileRows]);
     }
   });
+}
+
+Tensor pack_masks_cpu(const Tensor& masks) {
+  check_masks(masks);
+  const int64_t m = masks.size(0), n = masks.size(1), words = words_of(n);
+  Tensor out = torch::stable::new_empty(masks, {m, words}, ScalarType::Long);
+  const auto* in = reinterpret_cast<const uint8_t*>(masks.const_data_ptr<bool>());
+  int64_t* packed = out.mutable_data_ptr<int64_t>();
+  constexpr int64_t kTasksPerThread = 1 << 19;  // some 50 us of work
+  torch::stable::parallel_for(
+      0, m, std::max<int64_t>(1, kTasksPerThread / (n + 1)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          for (int64_t w = 0; w < words; ++w) {
+            const int64_t j = w * kBitsPerWord;
+            packed[i * words + w] =
+                static_cast<int64_t>(pack_word(in + i * n + j, std::min(kBitsPerWord, n - j)));
+          }
+        }
+      });
+  return out;
 }
 
 // Bits past n would be counted, and a table be read past its end. On the GPU they are not looked
@@ -277,6 +297,7 @@ Tensor mask_gram_matmul_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ksm_ext, CPU, m) {
+  m.impl("pack_masks", TORCH_BOX(&pack_masks_cpu));
   m.impl("mask_gram", TORCH_BOX(&mask_gram_cpu));
   m.impl("mask_gram_matmul", TORCH_BOX(&mask_gram_matmul_cpu));
 }

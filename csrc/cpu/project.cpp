@@ -13,30 +13,10 @@
 #include <memory>
 #include <type_traits>
 
-#include "cpu/isa.h"
-#include "cpu/project_kernels.h"
-#include "project_args.h"
+#include "cpu/kernels.h"
 
 namespace ksm {
 namespace {
-
-template <typename T>
-const ProjectKernels<T>& project_kernels() {
-  const auto& all = [&]() -> const AllProjectKernels& {
-    switch (cpu_isa()) {
-#if defined(__x86_64__)
-      case Isa::kAvx512: return kAvx512Project;
-      case Isa::kAvx2: return kAvx2Project;
-#endif
-      default: return kPortableProject;
-    }
-  }();
-  if constexpr (std::is_same_v<T, float>) {
-    return all.single;
-  } else {
-    return all.real;
-  }
-}
 
 constexpr int64_t divide_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
@@ -71,7 +51,7 @@ Pieces pieces_of(const Projection& projection, int64_t b, int64_t p) {
 template <typename From, typename T>
 void project_piece(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
                    const From* x, int64_t x_stride, T* y, int64_t y_stride) {
-  const auto& kernel = project_kernels<T>().project;
+  const auto kernel = cpu_kernels().of<T>().project;
   if constexpr (std::is_same_v<From, T>) {
     kernel(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
   } else {
@@ -142,7 +122,7 @@ void adjoint_all(const Projection& projection, int64_t offset, const T* y, int64
   torch::stable::parallel_for(0, row_groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t row = piece % row_groups * kRows, first = piece / row_groups * kCoordinates;
-      project_kernels<T>().adjoint(
+      cpu_kernels().of<T>().project_back(
           projection, {offset + first, offset + std::min(first + kCoordinates, p)},
           std::min(kRows, b - row), y + row * projection.k, x + row * p + first, p);
     }

@@ -1,10 +1,8 @@
-// The loops of rows.h, written for the compiler to vectorise.
-//
-// Included by each rows_<isa>.cpp behind its target: everything is in an anonymous namespace, so
-// that each instruction set keeps its own copy.
+// Passes over one row for Gram matrices, regressions and softmax, written for the compiler to
+// vectorise; see loops.h for how it is included.
 #pragma once
 
-#include "cpu/rows.h"
+#include "cpu/kernels.h"
 
 namespace ksm {
 namespace {
@@ -17,14 +15,14 @@ void scale(const C* curvature, int64_t count, T* __restrict u) {
 inline float root_of(float value) { return __builtin_sqrtf(value); }
 inline double root_of(double value) { return __builtin_sqrt(value); }
 
-constexpr int64_t kLanes = 8;  // partial sums, in float64: a fixed order of addition
+constexpr int64_t kLossLanes = 8;  // partial sums, in float64: a fixed order of addition
 
 template <typename T, typename C>
 double logistic(const T* __restrict h, int64_t count, T* __restrict u, C* __restrict curvature) {
   constexpr int64_t kStrip = 256;  // margins whose losses are stored before they are added
   T losses[kStrip];
   C unused[kStrip];
-  double lanes[kLanes] = {};
+  double lanes[kLossLanes] = {};
   for (int64_t first = 0; first < count; first += kStrip) {
     const int64_t strip = count - first < kStrip ? count - first : kStrip;
     C* __restrict target = curvature ? curvature + first : unused;
@@ -35,8 +33,8 @@ double logistic(const T* __restrict h, int64_t count, T* __restrict u, C* __rest
       target[j] = Stored<C>::of(entry.curvature);
     }
     int64_t j = 0;
-    for (; j + kLanes <= strip; j += kLanes) {
-      for (int64_t q = 0; q < kLanes; ++q) lanes[q] += static_cast<double>(losses[j + q]);
+    for (; j + kLossLanes <= strip; j += kLossLanes) {
+      for (int64_t q = 0; q < kLossLanes; ++q) lanes[q] += static_cast<double>(losses[j + q]);
     }
     for (; j < strip; ++j) lanes[0] += static_cast<double>(losses[j]);
   }
@@ -148,12 +146,6 @@ void centre(const T* p, const T* x, T weight, T mean, int64_t count, T* out) {
 #pragma GCC ivdep  // out is x itself, or elsewhere
   for (int64_t j = 0; j < count; ++j) out[j] = weight * p[j] * (x[j] - mean);
 }
-
-template <typename T>
-constexpr RowKernels<T> kRowKernels = {
-    scale<T, T>,      scale<T, BFloat16>,    logistic<T, T>, logistic<T, BFloat16>,
-    kernel_values<T>, absolute_distances<T>, softmax<T>,     dot<T>,
-    centre<T>};
 
 }  // namespace
 }  // namespace ksm

@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "cpu/kernels.h"
 #include "cpu/large_output.h"
-#include "cpu/rows.h"
 
 namespace ksm {
 namespace {
@@ -25,7 +25,7 @@ void multiply(const T* logits,    // (b, c)
               const T* weights,   // (b) or null
               SoftmaxSizes sizes, T* out) {
   const auto [s, b, c] = sizes;
-  const RowKernels<T>& kernels = row_kernels<T>();
+  const RealKernels<T>& kernels = cpu_kernels().of<T>();
   const int64_t groups = (s + kTangentsPerItem - 1) / kTangentsPerItem;
   const TileWriter<T> writer(out, s * b, c);
   torch::stable::parallel_for(0, b * groups, 1, [&](int64_t item, int64_t last) {

@@ -1,22 +1,10 @@
 // What regressions on many subsets do between their GEMMs, on CUDA. No atomics: a row of products
 // belongs to one block, and the launches of a stream follow each other.
-#include <cstring>
-
 #include "cuda/block_sum.cuh"
-#include "cuda/glm_hvp_kernels.h"
+#include "cuda/glm_hvp_launch.h"
 
 namespace ksm {
 namespace {
-
-struct Packet {
-  static constexpr int64_t kBytes = 4000;  // a kernel takes 4,096 bytes of parameters
-
-  uint8_t bytes[kBytes];
-};
-
-__global__ void write_packet_kernel(Packet packet, int count, uint8_t* __restrict__ to) {
-  for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) to[e] = packet.bytes[e];
-}
 
 template <typename T>
 __global__ void gather_rows_kernel(const T* __restrict__ from, const int64_t* __restrict__ rows,
@@ -145,18 +133,6 @@ __global__ void finish_subsets_kernel(SubsetSamples sets,
 }
 
 }  // namespace
-
-cudaError_t launch_write(const void* from, int64_t bytes, void* to, cudaStream_t stream) {
-  Packet packet;
-  for (int64_t first = 0; first < bytes; first += Packet::kBytes) {
-    const int64_t count = std::min(Packet::kBytes, bytes - first);
-    std::memcpy(packet.bytes, static_cast<const uint8_t*>(from) + first, count);
-    const cudaError_t status = launch(1, 0, stream, write_packet_kernel, packet,
-                                      static_cast<int>(count), static_cast<uint8_t*>(to) + first);
-    if (status != cudaSuccess) return status;
-  }
-  return cudaSuccess;
-}
 
 cudaError_t launch_tasks_of_samples(const int64_t* offsets, int64_t n, int64_t b, int32_t* task_of,
                                     cudaStream_t stream) {

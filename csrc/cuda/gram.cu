@@ -1,9 +1,21 @@
 // What Gram matrices of real features need beside GEMM, on CUDA.
+#include <cstring>
+
 #include "cuda/block_sum.cuh"
-#include "cuda/gram_kernels.h"
+#include "cuda/gram_launch.h"
 
 namespace ksm {
 namespace {
+
+struct Packet {
+  static constexpr int64_t kBytes = 4000;  // a kernel takes 4,096 bytes of parameters
+
+  uint8_t bytes[kBytes];
+};
+
+__global__ void write_packet_kernel(Packet packet, int count, uint8_t* __restrict__ to) {
+  for (int e = static_cast<int>(threadIdx.x); e < count; e += kThreads) to[e] = packet.bytes[e];
+}
 
 template <typename T>
 __global__ void weigh_rows_kernel(const T* __restrict__ x,        // (b, k)
@@ -184,6 +196,18 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
+
+cudaError_t launch_write(const void* from, int64_t bytes, void* to, cudaStream_t stream) {
+  Packet packet;
+  for (int64_t first = 0; first < bytes; first += Packet::kBytes) {
+    const int64_t count = std::min(Packet::kBytes, bytes - first);
+    std::memcpy(packet.bytes, static_cast<const uint8_t*>(from) + first, count);
+    const cudaError_t status = launch(1, 0, stream, write_packet_kernel, packet,
+                                      static_cast<int>(count), static_cast<uint8_t*>(to) + first);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
 
 template <typename T>
 cudaError_t launch_weigh_rows(const T* x, const T* weights, int64_t b, int64_t k, T* out,

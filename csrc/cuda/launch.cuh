@@ -15,12 +15,6 @@ __host__ __device__ constexpr int64_t divide_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit;
 }
 
-// Two neighbours that are stored at once.
-template <typename T>
-struct alignas(2 * sizeof(T)) Two {
-  T first, second;
-};
-
 // Blocks for a grid-stride loop over `work` items: enough to fill any GPU several times over, and
 // below the grid's limit for any int64 size.
 inline unsigned grid_for(int64_t work, int64_t per_block) {

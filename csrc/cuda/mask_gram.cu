@@ -1,12 +1,42 @@
-// Mask Gram matrices on CUDA: bit counts on the tensor cores, tables in shared memory.
+// Packed masks and their Gram matrices on CUDA: bit counts on the tensor cores, tables in shared memory.
 //
 // One block computes one tile of 128 x 128 pairs. Of a symmetric result it computes the tiles on and
 // above the diagonal, and writes them twice: neighbouring rows, too, are a sector of memory. Nearly
 // all tiles lie in the result entirely; of these a thread's sizes stay in registers.
-#include "cuda/gram_tile.cuh"
+#include "cuda/mask_gram_tile.cuh"
 
 namespace ksm {
 namespace {
+
+// ---- packing ----------------------------------------------------------------------------------
+
+// One warp per word, two ballots of 32 tasks each.
+__global__ void pack_masks_kernel(const uint8_t* __restrict__ masks,  // (m, n)
+                                  uint64_t* __restrict__ out,         // (m, words)
+                                  int64_t m, int64_t n, int64_t words) {
+  const int lane = threadIdx.x % 32;
+  const int64_t first = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  for (int64_t k = first; k < m * words; k += int64_t{gridDim.x} * kWarps) {
+    const int64_t i = k / words, j = k % words * kBitsPerWord + lane;
+    const uint8_t* row = masks + i * n;
+    const unsigned low = __ballot_sync(~0u, j < n && row[j]);
+    const unsigned high = __ballot_sync(~0u, j + 32 < n && row[j + 32]);
+    if (lane == 0) out[k] = uint64_t{high} << 32 | low;
+  }
+}
+
+__global__ void mask_sizes_kernel(const uint64_t* __restrict__ masks,  // (m, words)
+                                  int32_t* __restrict__ sizes,         // (m)
+                                  int64_t m, int64_t words) {
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t i = first; i < m; i += int64_t{gridDim.x} * kThreads) {
+    int32_t size = 0;
+    for (int64_t w = 0; w < words; ++w) size += __popcll(masks[i * words + w]);
+    sizes[i] = size;
+  }
+}
+
+// ---- Gram matrices ----------------------------------------------------------------------------
 
 using Tile = OverlapTile<2, 8>;
 
@@ -109,6 +139,17 @@ __global__ void __launch_bounds__(kThreads, kFit && sizeof(T) == 4 ? 2 : 1)
 }
 
 }  // namespace
+
+cudaError_t launch_pack_masks(const uint8_t* masks, int64_t m, int64_t n, uint64_t* out,
+                              cudaStream_t stream) {
+  const int64_t words = words_of(n);
+  return launch(grid_for(m * words, kWarps), 0, stream, pack_masks_kernel, masks, out, m, n, words);
+}
+
+cudaError_t launch_mask_sizes(const uint64_t* masks, int64_t m, int64_t words, int32_t* sizes,
+                              cudaStream_t stream) {
+  return launch_threads(m, stream, mask_sizes_kernel, masks, sizes, m, words);
+}
 
 template <typename T>
 cudaError_t launch_mask_gram(MaskSet x, MaskSet y, bool symmetric, int64_t n, Tables<T> tables,

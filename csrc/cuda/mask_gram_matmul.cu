@@ -3,7 +3,7 @@
 // A block owns 64 rows, 8 or 16 targets and a range of columns, which it visits in order; a thread
 // multiplies a row by every target for a quarter of the columns. The quarters' sums are added in
 // order, those of the ranges by a second kernel. No atomics: the result is the same in every run.
-#include "cuda/gram_tile.cuh"
+#include "cuda/mask_gram_tile.cuh"
 
 namespace ksm {
 namespace {

@@ -5,7 +5,7 @@
 // tangent is read by its dot product and again, from that cache, by the pass that writes.
 #include "cuda/block_sum.cuh"
 #include "cuda/intrinsics.cuh"
-#include "cuda/softmax_hvp_kernels.h"
+#include "cuda/softmax_hvp_launch.h"
 #include "series.h"
 
 namespace ksm {

@@ -1,9 +1,9 @@
 """The only door to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
 
 Every function here runs on the CPU and on CUDA, gives the same bits for any number of threads, and
-raises before it computes. Derivatives go through ``torch.autograd.Function`` inside
-``allow_in_graph``: an operator with ``register_autograd`` alone has silently zero tangents under
-``torch.func.jvp``, and so has a plain ``autograd.Function`` under ``torch.compile``.
+raises before it computes. Derivatives go through ``torch.autograd.Function`` that compiled graphs
+call whole (``_library.in_graph``): an operator with ``register_autograd`` alone has silently zero
+tangents under ``torch.func.jvp``, and so has a plain ``autograd.Function`` under ``torch.compile``.
 """
 
 from ksm_ext.ops._library import BUILT_WITH_CUDA as BUILT_WITH_CUDA

@@ -1,8 +1,11 @@
 """What every operator's module needs: the native libraries, checks of tensors, a loop for vmap."""
 
 import importlib.util
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +24,53 @@ from ksm_ext.checks import message
 BUILT_WITH_CUDA = importlib.util.find_spec("ksm_ext._C_cuda") is not None
 if torch.version.cuda is not None and BUILT_WITH_CUDA:
     from ksm_ext import _C_cuda  # noqa: F401  registers the CUDA kernels
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _CompilerFinder:
+    """Finds torch's compiler when something imports it, and tells it of our functions.
+
+    ``torch.compiler.allow_in_graph`` would import it at once, which takes as long as the rest of
+    torch; this waits for another's import, which comes before anything is compiled.
+    """
+
+    MODULE = "torch._dynamo"
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == self.MODULE else None
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path.remove(self)
+            for function in self.functions:
+                torch.compiler.allow_in_graph(function)
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+_compiler_finder = _CompilerFinder()
+if _CompilerFinder.MODULE not in sys.modules:
+    sys.meta_path.insert(0, _compiler_finder)
+
+
+def in_graph(function: Function) -> Function:
+    """Let ``torch.compile`` put calls of a function into its graphs whole, untraced.
+
+    A graph then meets the ``autograd.Function`` inside as eager code does, with all of its rules.
+    """
+    if _compiler_finder in sys.meta_path:
+        _compiler_finder.functions.append(function)
+    else:
+        torch.compiler.allow_in_graph(function)
+    return function
 
 
 def check_ndim(name: str, tensor: Tensor, ndim: int) -> None:

@@ -32,6 +32,7 @@ from ksm_ext.ops._library import (
     check_floating,
     check_ndim,
     check_task_offsets,
+    in_graph,
     one_by_one,
     refuse_gradients,
     refuse_tangents,
@@ -223,23 +224,24 @@ class _GlmHvp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return (None,) * 6
-        *constants, ridge = ctx.saved_tensors
-        return None, None, None, None, _glm_hvp(*constants, grad.contiguous(), ridge), None
+        features, task_offsets, masks, curvature, ridge = ctx.saved_tensors
+        grad_v = _glm_hvp(features, task_offsets, masks, curvature, grad.contiguous(), ridge)
+        return None, None, None, None, grad_v, None
 
     @staticmethod
     def jvp(
         ctx: Any, features: Any, offsets: None, masks: None, curvature: Any, v: Any, ridge: Any
     ) -> Tensor:
         refuse_tangents(features=features, curvature=curvature, ridge=ridge)
-        *constants, saved_ridge = ctx.saved_tensors
-        return _glm_hvp(*constants, v.contiguous(), saved_ridge)
+        saved, task_offsets, subsets, saved_curvature, saved_ridge = ctx.saved_tensors
+        return _glm_hvp(saved, task_offsets, subsets, saved_curvature, v.contiguous(), saved_ridge)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         return one_by_one(_glm_hvp, info, in_dims, args), 0
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _glm_hvp(
     features: Tensor,
     task_offsets: Tensor,
@@ -252,7 +254,7 @@ def _glm_hvp(
     return _GlmHvp.apply(features, task_offsets, masks, curvature, v, ridge)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _glm_gradient(
     features: Tensor,
     margins: Tensor,

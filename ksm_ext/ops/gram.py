@@ -37,12 +37,13 @@ from ksm_ext.ops._library import (
     check_ndim,
     check_one_tangent,
     check_task_offsets,
+    in_graph,
     one_by_one,
     without_derivatives,
 )
 
 KINDS = ("linear", "polynomial", "rbf", "laplace", "exponential")
-"""Names of the kernels of :func:`kernel_gram`, in the order of ``csrc/gram.h``."""
+"""Names of the kernels of :func:`kernel_gram`, in the order of ``csrc/kernel_value.h``."""
 
 
 def gram_update(gram: Tensor, features: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -168,13 +169,13 @@ def kernel_gram(
     return _kernel_gram(x.contiguous(), y, KINDS.index(kind), gamma, coef0, degree)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _gram_update(gram: Tensor, features: Tensor, weights: Tensor | None) -> None:
     operator = torch.ops.ksm_ext.gram_update.default
     without_derivatives(operator, gram=gram, features=features, weights=weights)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _task_gram(
     features: Tensor, task_offsets: Tensor, other: Tensor | None, weights: Tensor | None
 ) -> Tensor:
@@ -286,7 +287,7 @@ def _columns(columns: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(columns, dim=1) if columns else torch.zeros_like(like)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _kernel_gram(
     x: Tensor, y: Tensor | None, kind: int, gamma: float, coef0: float, degree: int
 ) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from ksm_ext.checks import message
-from ksm_ext.ops._library import check_device, check_ndim, one_by_one
+from ksm_ext.ops._library import check_device, check_ndim, in_graph, one_by_one
 
 BITS_PER_WORD = 64
 
@@ -292,12 +292,12 @@ class _MaskGramMatmul(torch.autograd.Function):
         return flat.reshape(len(flat), *v.shape[1:]), 1
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _mask_gram(*args: Any) -> Tensor:
     return _MaskGram.apply(*args)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _mask_gram_matmul(*args: Any) -> Tensor:
     return _MaskGramMatmul.apply(*args)
 

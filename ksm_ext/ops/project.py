@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import check_choice, check_positive_int, message
-from ksm_ext.ops._library import check_device, check_ndim
+from ksm_ext.ops._library import check_device, check_ndim, in_graph
 
 KINDS = ("sbp", "rademacher", "gaussian", "sjlt")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -306,12 +306,12 @@ class _ProjectAdjoint(torch.autograd.Function):
         return flat.reshape(*y.shape[:2], -1), 0
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _project(*args: Any) -> Tensor:
     return _Project.apply(*args)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _project_adjoint(*args: Any) -> Tensor:
     return _ProjectAdjoint.apply(*args)
 

@@ -23,6 +23,7 @@ from ksm_ext.ops._library import (
     check_device,
     check_floating,
     check_ndim,
+    in_graph,
     refuse_gradients,
     refuse_tangents,
     without_derivatives,
@@ -134,13 +135,13 @@ class _SoftmaxHvp(torch.autograd.Function):
         return out.reshape(s, size, b, c), 1
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _softmax_hvp(logits: Tensor, tangents: Tensor, weights: Tensor | None) -> Tensor:
     refuse_gradients(logits=logits, weights=weights)
     return _SoftmaxHvp.apply(logits, tangents, weights)
 
 
-@torch.compiler.allow_in_graph
+@in_graph
 def _softmax_hvp_in_place(tangents: Tensor, logits: Tensor, weights: Tensor | None) -> None:
     without_derivatives(
         torch.ops.ksm_ext.softmax_hvp_.default, tangents=tangents, logits=logits, weights=weights

@@ -1,5 +1,8 @@
 """What holds for every operator: compiled whole, captured in graphs, on any stream and device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from operators import SIZES, calls
@@ -41,6 +44,28 @@ def test_compiles_without_a_graph_break(operator, device):
     found = compiled(*call.tensors)
     found = [found] if isinstance(found, torch.Tensor) else [x for x in found if x is not None]
     same_bits(found, expected)
+
+
+TANGENT_IN_A_GRAPH = """
+from ksm_ext import ops
+x = ops.pack_masks(torch.eye(3, dtype=torch.bool))
+table, v = torch.arange(4.0), torch.ones(3, 1)
+product = lambda v: ops.mask_gram_matmul(x, None, 3, v, overlap_table=table)
+tangent = lambda v: torch.func.jvp(product, (v,), (v,))[1]
+assert torch.equal(torch.compile(tangent, backend="aot_eager", fullgraph=True)(v), v)
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import ksm_ext, sys, torch; assert 'torch._dynamo' not in sys.modules",
+        "import torch._dynamo, ksm_ext",
+    ],
+)
+def test_graphs_keep_tangents_whenever_the_compiler_is_imported(imports):
+    """It takes as long as the rest of torch: importing ksm_ext leaves it alone."""
+    subprocess.run([sys.executable, "-c", imports + TANGENT_IN_A_GRAPH], check=True)
 
 
 @pytest.mark.cuda

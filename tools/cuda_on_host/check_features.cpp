@@ -2,10 +2,10 @@
 #include <numeric>
 
 #include "check.h"
-#include "cuda/glm_hvp_kernels.h"
-#include "cuda/gram_kernels.h"
-#include "cuda/kernels.h"
-#include "cuda/softmax_hvp_kernels.h"
+#include "cuda/glm_hvp_launch.h"
+#include "cuda/gram_launch.h"
+#include "cuda/mask_gram_launch.h"
+#include "cuda/softmax_hvp_launch.h"
 
 namespace {
 

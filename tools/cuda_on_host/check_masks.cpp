@@ -1,6 +1,6 @@
 // The kernels of masks against loops over tasks: the tables' own values bit for bit.
 #include "check.h"
-#include "cuda/kernels.h"
+#include "cuda/mask_gram_launch.h"
 
 namespace {
 

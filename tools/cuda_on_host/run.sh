@@ -18,7 +18,7 @@ compile() {
 }
 build() { compile -x c++ -c "$1" -o "$out/$(basename "$1").o"; }
 check() {
-  compile "$here/check_$1.cpp" csrc/cpu/project_portable.cpp "$out"/*.o -o "$out/$1"
+  compile "$here/check_$1.cpp" csrc/cpu/kernels_portable.cpp "$out"/*.o -o "$out/$1"
   "$out/$1"
 }
 export here out

@@ -1,0 +1,188 @@
+// Products with dense signs and normals on CUDA, drawn a tile at a time; signs in float32 have a faster
+// way in project_rademacher.cu.
+#include "cuda/project_kinds.cuh"
+
+namespace ksm {
+namespace {
+
+// A block multiplies tiles of rows by tiles of P that it draws, 32 deep and 64 wide; a thread owns
+// 4 columns of kPerThread rows. Rows are padded by one against bank conflicts.
+constexpr int kDepth = 32;
+constexpr int kColumns = 64;
+constexpr int kSide = 16;  // 16 x 16 threads
+constexpr int kThreadColumns = kColumns / kSide;
+
+template <typename T, int kPerThread>
+struct DenseTile {
+  static constexpr int kRows = kSide * kPerThread;
+
+  T rows[kDepth][kRows + 1];
+  T entries[kDepth][kColumns + 1];
+
+  __device__ void multiply(T (&sums)[kPerThread][kThreadColumns]) const {
+    const int column = static_cast<int>(threadIdx.x) % kSide;
+    const int row = static_cast<int>(threadIdx.x) / kSide;
+    for (int d = 0; d < kDepth; ++d) {
+      for (int r = 0; r < kPerThread; ++r) {
+        const T value = rows[d][row + r * kSide];
+        for (int c = 0; c < kThreadColumns; ++c) {
+          sums[r][c] = fma(value, entries[d][column + c * kSide], sums[r][c]);
+        }
+      }
+    }
+  }
+
+  // Calls body(row, column, sum) for the sums of this thread.
+  template <typename Body>
+  __device__ static void for_each(const T (&sums)[kPerThread][kThreadColumns], const Body& body) {
+    const int column = static_cast<int>(threadIdx.x) % kSide;
+    const int row = static_cast<int>(threadIdx.x) / kSide;
+    for (int r = 0; r < kPerThread; ++r) {
+      for (int c = 0; c < kThreadColumns; ++c) {
+        body(row + r * kSide, column + c * kSide, sums[r][c]);
+      }
+    }
+  }
+};
+
+// Calls set(j, entry) for the coordinates j = 8 m + 2 q and its neighbour, m in `first` to
+// `first + 4`, of a block of 128; `word` is word q of an output.
+template <typename Set>
+__device__ void for_signs(uint32_t word, int q, int first, const Set& set) {
+  for (int m = first; m < first + 4; ++m) {
+    for (int n = 0; n < 2; ++n) {
+      const int j = 8 * m + 2 * q + n;
+      set(j, word >> sign_bit(j) & 1 ? -1 : 1);
+    }
+  }
+}
+
+template <typename From, typename T, int kPerThread>
+__global__ void __launch_bounds__(kThreads)
+    project_dense_kernel(Projection projection, T scale, Slab<const From> x, Sums<T> sums) {
+  using Tile = DenseTile<T, kPerThread>;
+  __shared__ Tile tile;
+  const int64_t k = projection.k;
+  const bool gaussian = projection.kind == Kind::kGaussian;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int column = thread % kColumns, q = thread / kColumns;  // each of 4 words of 64 outputs
+  const int64_t column_tiles = divide_up(k, kColumns), row_tiles = divide_up(x.rows, Tile::kRows);
+  for (int64_t item = blockIdx.x; item < column_tiles * row_tiles * sums.splits;
+       item += gridDim.x) {
+    const int64_t output = item % column_tiles * kColumns;
+    const int64_t row = item / column_tiles % row_tiles * Tile::kRows;
+    const int64_t split = item / column_tiles / row_tiles;
+    T totals[kPerThread][kThreadColumns] = {};
+    for (int64_t block = sums.begin(split); block < sums.end(split); ++block) {
+      uint32_t word = 0;
+      if (!gaussian) word = word_of(rademacher_words(projection.seed, block, output + column), q);
+      for (int part = 0; part < kSignBlock / kDepth; ++part) {
+        const int64_t first = block * kSignBlock + part * kDepth;
+        __syncthreads();  // the tile before has been read
+        for (int e = thread; e < kDepth * Tile::kRows; e += kThreads) {
+          const int d = e % kDepth, r = e / kDepth;
+          tile.rows[d][r] = x.template value_or_zero<T>(row + r, first + d);
+        }
+        if (gaussian) {
+          for (int quad = q; quad < kDepth / 4; quad += kThreads / kColumns) {
+            float normals[4];
+            gaussian_quad(projection.seed, first / 4 + quad, output + column, normals);
+            for (int j = 0; j < 4; ++j) tile.entries[4 * quad + j][column] = normals[j];
+          }
+        } else {
+          for_signs(word, q, 4 * part, [&](int j, int sign) {
+            tile.entries[j - part * kDepth][column] = static_cast<T>(sign);
+          });
+        }
+        __syncthreads();
+        tile.multiply(totals);
+      }
+    }
+    Tile::for_each(totals, [&](int r, int c, T sum) {
+      if (row + r < x.rows && output + c < k) sums.add(split, row + r, output + c, sum * scale);
+    });
+  }
+}
+
+template <typename T, int kPerThread>
+__global__ void __launch_bounds__(kThreads)
+    adjoint_dense_kernel(Projection projection, T scale, const T* __restrict__ y, Slab<T> x) {
+  using Tile = DenseTile<T, kPerThread>;
+  static_assert(kSignBlock == 2 * kColumns, "a tile is one half of a block of signs");
+  __shared__ Tile tile;
+  const int64_t k = projection.k;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int depth = thread % kDepth, part = thread / kDepth;  // each of 8 parts of 32 outputs
+  const int64_t column_tiles = x.stretches(kColumns), row_tiles = divide_up(x.rows, Tile::kRows);
+  for (int64_t item = blockIdx.x; item < column_tiles * row_tiles; item += gridDim.x) {
+    const int64_t first = (x.first_stretch(kColumns) + item % column_tiles) * kColumns;
+    const int64_t row = item / column_tiles * Tile::kRows;
+    const auto half = static_cast<int>(first % kSignBlock);  // where the tile starts in its block
+    T totals[kPerThread][kThreadColumns] = {};
+    for (int64_t output = 0; output < k; output += kDepth) {
+      __syncthreads();  // the tile before has been read
+      for (int e = thread; e < kDepth * Tile::kRows; e += kThreads) {
+        const int d = e % kDepth, r = e / kDepth;
+        const bool inside = row + r < x.rows && output + d < k;
+        tile.rows[d][r] = inside ? y[(row + r) * k + output + d] : T(0);
+      }
+      if (projection.kind == Kind::kGaussian) {
+        for (int quad = part; quad < kColumns / 4; quad += kThreads / kDepth) {
+          float normals[4];
+          gaussian_quad(projection.seed, first / 4 + quad, output + depth, normals);
+          for (int j = 0; j < 4; ++j) tile.entries[depth][4 * quad + j] = normals[j];
+        }
+      } else {
+        const int q = part % 4;
+        const Words random = rademacher_words(projection.seed, first / kSignBlock, output + depth);
+        for_signs(word_of(random, q), q, half / 8 + part / 4 * 4,
+                  [&](int j, int sign) { tile.entries[depth][j - half] = static_cast<T>(sign); });
+      }
+      __syncthreads();
+      tile.multiply(totals);
+    }
+    Tile::for_each(totals, [&](int r, int c, T sum) {
+      if (row + r < x.rows && x.holds(first + c)) *x.at(row + r, first + c) = sum * scale;
+    });
+  }
+}
+
+}  // namespace
+
+Cut dense_cut(const Projection& projection, int64_t rows) {
+  return {kSignBlock, divide_up(projection.k, kColumns) * divide_up(rows, 4 * kSide)};
+}
+
+template <typename From, typename T>
+cudaError_t launch_dense(const Projection& projection, T scale, Slab<const From> x, Sums<T> sums,
+                         cudaStream_t stream) {
+  if (x.rows <= kSide) {
+    return launch_over(divide_up(sums.k, kColumns) * sums.splits, stream,
+                       project_dense_kernel<From, T, 1>, projection, scale, x, sums);
+  }
+  return launch_over(divide_up(sums.k, kColumns) * divide_up(x.rows, 4 * kSide) * sums.splits,
+                     stream, project_dense_kernel<From, T, 4>, projection, scale, x, sums);
+}
+
+template <typename T>
+cudaError_t launch_dense_adjoint(const Projection& projection, T scale, const T* y, Slab<T> x,
+                                 cudaStream_t stream) {
+  if (x.rows <= kSide) {
+    return launch_over(x.stretches(kColumns), stream, adjoint_dense_kernel<T, 1>, projection, scale,
+                       y, x);
+  }
+  return launch_over(x.stretches(kColumns) * divide_up(x.rows, 4 * kSide), stream,
+                     adjoint_dense_kernel<T, 4>, projection, scale, y, x);
+}
+
+#define KSM_INSTANTIATE(From, T) \
+  template cudaError_t launch_dense(const Projection&, T, Slab<const From>, Sums<T>, cudaStream_t);
+KSM_FOR_PROJECTED_TYPES(KSM_INSTANTIATE)
+#undef KSM_INSTANTIATE
+
+template cudaError_t launch_dense_adjoint(const Projection&, float, const float*, Slab<float>,
+                                          cudaStream_t);
+template cudaError_t launch_dense_adjoint(const Projection&, double, const double*, Slab<double>,
+                                          cudaStream_t);
+
+}  // namespace ksm
