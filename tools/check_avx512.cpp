@@ -53,8 +53,8 @@ bool same_projections(const Projection& projection, Range coordinates, int64_t r
   const auto results_by = [&](const CpuKernels& kernels) {
     std::vector<T> sums = y, back(rows * p);
     const RealKernels<T>& real = kernels.of<T>();
-    real.project(projection, coordinates, {0, k}, rows, x.data(), p, sums.data(), k);
-    real.project_back(projection, coordinates, rows, y.data(), back.data(), p);
+    real.project_rows(projection, coordinates, {0, k}, rows, x.data(), p, sums.data(), k);
+    real.project_rows_back(projection, coordinates, rows, y.data(), back.data(), p);
     sums.insert(sums.end(), back.begin(), back.end());
     return sums;
   };

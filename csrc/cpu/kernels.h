@@ -61,17 +61,17 @@ struct RealKernels {
 
   // y[i, r] += sum over j of x[i, j] P[j, r], for coordinates j and (dense kinds only) outputs r in
   // their ranges; the sparse kinds fill all outputs.
-  void (*project)(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
-                  const T* x,  // (rows, coordinates), row i at x + i * x_stride
-                  int64_t x_stride,
-                  T* y,  // (rows, k), row i at y + i * y_stride
-                  int64_t y_stride);
+  void (*project_rows)(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
+                       const T* x,  // (rows, coordinates), row i at x + i * x_stride
+                       int64_t x_stride,
+                       T* y,  // (rows, k), row i at y + i * y_stride
+                       int64_t y_stride);
 
   // x[i, j] = sum over r of y[i, r] P[j, r].
-  void (*project_back)(const Projection& projection, Range coordinates, int64_t rows,
-                       const T* y,  // (rows, k)
-                       T* x,        // (rows, coordinates), row i at x + i * x_stride
-                       int64_t x_stride);
+  void (*project_rows_back)(const Projection& projection, Range coordinates, int64_t rows,
+                            const T* y,  // (rows, k)
+                            T* x,        // (rows, coordinates), row i at x + i * x_stride
+                            int64_t x_stride);
 
   // u[j] *= curvature[j]
   void (*scale)(const T* curvature, int64_t count, T* u);

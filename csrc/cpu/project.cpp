@@ -51,7 +51,7 @@ Pieces pieces_of(const Projection& projection, int64_t b, int64_t p) {
 template <typename From, typename T>
 void project_piece(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
                    const From* x, int64_t x_stride, T* y, int64_t y_stride) {
-  const auto kernel = cpu_kernels().of<T>().project;
+  const auto kernel = cpu_kernels().of<T>().project_rows;
   if constexpr (std::is_same_v<From, T>) {
     kernel(projection, coordinates, outputs, rows, x, x_stride, y, y_stride);
   } else {
@@ -122,7 +122,7 @@ void adjoint_all(const Projection& projection, int64_t offset, const T* y, int64
   torch::stable::parallel_for(0, row_groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t row = piece % row_groups * kRows, first = piece / row_groups * kCoordinates;
-      cpu_kernels().of<T>().project_back(
+      cpu_kernels().of<T>().project_rows_back(
           projection, {offset + first, offset + std::min(first + kCoordinates, p)},
           std::min(kRows, b - row), y + row * projection.k, x + row * p + first, p);
     }

@@ -71,8 +71,9 @@ void check_matrix(const Projection& projection, int64_t offset, int64_t p) {
   std::vector<T> expected = zeros<T>(p * k), transposed = zeros<T>(k * p);
   const std::vector<T> x = eye<T>(p), y = eye<T>(k);
   const Range range = {offset, offset + p};
-  kPortableKernels.of<T>().project(projection, range, {0, k}, p, x.data(), p, expected.data(), k);
-  kPortableKernels.of<T>().project_back(projection, range, k, y.data(), transposed.data(), p);
+  kPortableKernels.of<T>().project_rows(projection, range, {0, k}, p, x.data(), p, expected.data(),
+                                        k);
+  kPortableKernels.of<T>().project_rows_back(projection, range, k, y.data(), transposed.data(), p);
   expect_of(projection, offset, p, p,
             project<T, T>(projection, offset, x, p, p, p, zeros<T>(p * k)) == expected, "P");
   expect_of(projection, offset, k, p, adjoint<T>(projection, offset, y, k, p) == transposed,
@@ -112,14 +113,14 @@ void check_products(const Projection& projection, int64_t offset, int64_t b, int
   for (T& value : y) value = draw();
   expected = y;
   const Range range = {offset, offset + p};
-  kPortableKernels.of<T>().project(projection, range, {0, k}, b, converted.data(), stride,
-                                   expected.data(), k);
+  kPortableKernels.of<T>().project_rows(projection, range, {0, k}, b, converted.data(), stride,
+                                        expected.data(), k);
   const std::vector<T> result = in_any_order(
       "product", [&] { return project<From, T>(projection, offset, x, stride, b, p, y); });
   expect_of(projection, offset, b, p, near_sums(result, expected), "product");
 
   std::vector<T> unprojected = zeros<T>(b * p);
-  kPortableKernels.of<T>().project_back(projection, range, b, y.data(), unprojected.data(), p);
+  kPortableKernels.of<T>().project_rows_back(projection, range, b, y.data(), unprojected.data(), p);
   const std::vector<T> back =
       in_any_order("adjoint product", [&] { return adjoint<T>(projection, offset, y, b, p); });
   expect_of(projection, offset, b, p, near_sums(back, unprojected), "adjoint product");
@@ -133,8 +134,8 @@ void check_extremes(const Projection& projection) {
     const std::vector<float> result =
         project<float, float>(projection, 3, {value}, 1, 1, 1, zeros<float>(projection.k));
     std::vector<float> expected = zeros<float>(projection.k);
-    kPortableKernels.of<float>().project(projection, {3, 4}, {0, projection.k}, 1, &value, 1,
-                                         expected.data(), projection.k);
+    kPortableKernels.of<float>().project_rows(projection, {3, 4}, {0, projection.k}, 1, &value, 1,
+                                              expected.data(), projection.k);
     for (int64_t j = 0; j < projection.k; ++j) {
       const bool same = result[j] == expected[j] || (std::isnan(result[j]) && std::isnan(value));
       expect_of(projection, 3, 1, 1, same, "extreme value");
