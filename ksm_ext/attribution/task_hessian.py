@@ -83,7 +83,7 @@ def task_hessian(
         ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
         interactions: Whether to compute mixed derivatives too, or those by one task alone, which
             leaving it out needs, from n third derivatives.
-        solver: See :func:`ksm_ext.attribution.influence`; of the Hessian with the ridge.
+        solver: Solves with the Hessian and its ridge, see :func:`ksm_ext.attribution.influence`.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
@@ -95,6 +95,7 @@ def task_hessian(
 
     Raises:
         ValueError: If there is no task or target, or the ridge is not positive.
+        TypeError: If ``solver`` is none.
         RuntimeError: If the Hessian with its ridge is not positive definite.
     """
     named = datasets_by_name(targets)
@@ -103,6 +104,7 @@ def task_hessian(
             raise ValueError(message(name, "one data set or more", "none", "Pass some."))
     if not ridge > 0:
         raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
+    solve = as_solver(solver).solve
     common: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     options = common | {"vectors_per_pass": vectors_per_pass}
     datasets = [as_dataset(task) for task in tasks]
@@ -112,7 +114,7 @@ def task_hessian(
     of_tasks = loss_gradients(model, datasets, loss, **common) / b  # (n, p)
     of_targets = torch.stack([query.gradient() for query in queries])  # (t, p)
     rhs = -torch.cat([of_tasks, of_targets])
-    solution = as_solver(solver).solve(whole, rhs, damping=ridge, progress=progress)
+    solution = solve(whole, rhs, damping=ridge, progress=progress)
     moves, adjoints = solution.x[:n], solution.x[n:]  # W_a (n, p), lambda (t, p)
     second = torch.stack([query(moves) @ moves.T for query in queries])  # (t, n, n)
     for a, data in enumerate(datasets):

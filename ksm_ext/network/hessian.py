@@ -42,8 +42,8 @@ Product = Callable[[list[Tensor]], Sequence[Tensor]]
 """From a vector, as one tensor for each parameter, to its product."""
 
 # Tangents of parameters and activations of a pass, on a CPU and on a GPU, unless vectors_per_pass
-# says otherwise. A vector that takes more than the caches alone gains nothing from company: page
-# faults of fresh memory cost it more than the overhead that is shared, so it goes alone.
+# says otherwise. A vector that alone takes more than the caches is multiplied alone: with others,
+# page faults of fresh memory would cost more than the overhead that they share.
 BYTES_OF_PASS = {"cpu": 2**27, "cuda": 2**28}
 BYTES_ALONE = {"cpu": 2**23, "cuda": 2**26}
 MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
