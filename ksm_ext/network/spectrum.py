@@ -215,10 +215,8 @@ def spectral_density(
     num_probes = check_positive_int("num_probes", num_probes)
     probes = signs(operator, dim, num_probes, seed)
     diagonal, off_diagonal, _ = lanczos(operator, probes, num_steps)
-    matrix = torch.diag_embed(diagonal.double())
-    matrix += torch.diag_embed(off_diagonal.double(), 1) + torch.diag_embed(
-        off_diagonal.double(), -1
-    )
+    upper = torch.diag_embed(off_diagonal.double(), 1)
+    matrix = torch.diag_embed(diagonal.double()) + (upper + upper.mT)
     nodes, vectors = torch.linalg.eigh(matrix)
     return SpectralDensity(nodes, vectors[:, 0].square(), probes.shape[1])
 
