@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from ksm_ext.network.hessian import ggn, hessian
+from ksm_ext.network.hessian import GaussNewton, Hessian
 
 WIDTH, HEADS, CLASSES, NUM_VECTORS = 128, 4, 512, 64
 SIZES = {"8 x 64 tokens": (8, 64), "1 x 16 tokens": (1, 16)}
@@ -58,12 +58,12 @@ Multiply = Callable[[], Tensor]
 
 
 def of_ksm_ext(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Multiply:
-    operator = hessian(model, (tokens, labels))
+    operator = Hessian(model, (tokens, labels))
     return lambda: operator(v)
 
 
 def of_ksm_ext_ggn(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Multiply:
-    operator = ggn(model, (tokens, labels))
+    operator = GaussNewton(model, (tokens, labels))
     return lambda: operator(v)
 
 

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ksm_ext.attribution.influence import sample_influence
 from ksm_ext.correlation import spearman
+from ksm_ext.network.hessian import Hessian
+from ksm_ext.network.solvers import BlockConjugateGradients
 
 DAMPING, NUM_STEPS = 0.01, 10
 Data = tuple[Tensor, Tensor]
@@ -68,14 +70,9 @@ def exact() -> Tensor:
 def of_ksm_ext(tolerance: float, max_steps: int) -> Callable[[], Tensor]:
     def run() -> Tensor:
         model, train, queries = problem()
+        solver = BlockConjugateGradients(tolerance, max_steps)
         return sample_influence(
-            model,
-            train,
-            queries,
-            damping=DAMPING,
-            curvature="hessian",
-            tolerance=tolerance,
-            max_steps=max_steps,
+            model, train, queries, damping=DAMPING, curvature=Hessian, solver=solver
         ).values
 
     return run

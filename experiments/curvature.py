@@ -16,7 +16,7 @@ from experiments.bounds import pac_bayes_bound
 from experiments.common import one_thread, write_json
 from experiments.experiment import Experiment
 from experiments.truth import models
-from ksm_ext.network.hessian import hessian
+from ksm_ext.network.hessian import Hessian
 from ksm_ext.network.spectrum import (
     hutch_pp_trace,
     per_sample_traces,
@@ -52,9 +52,9 @@ def curvature_of(
     experiment: Experiment, network: nn.Module, *, with_density: bool
 ) -> dict[str, Any]:
     """Trace, eigenvalue, per-sample traces and bound of one network."""
-    data, num_probes = experiment.data(), experiment.settings.methods.num_probes
-    operator = hessian(network, (data.inputs, data.labels))
-    trace = hutch_pp_trace(operator, num_probes=num_probes, seed=0)
+    data, num_products = experiment.data(), experiment.settings.methods.num_probes
+    operator = Hessian(network, (data.inputs, data.labels))
+    trace = hutch_pp_trace(operator, num_products=num_products, seed=0)
     largest, _ = top_eigenpairs(operator, 1, tolerance=1e-2)
     per_sample, _ = per_sample_traces(
         operator.per_sample_quadratic,

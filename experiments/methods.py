@@ -23,11 +23,12 @@ from experiments.experiment import Experiment
 from experiments.folds import from_the_others, split
 from experiments.settings import Settings, Training
 from ksm_ext import GradientEstimator, Projector, fit_surrogate
-from ksm_ext.attribution.influence import influence
+from ksm_ext.attribution.influence import influence, projected_influence
 from ksm_ext.attribution.task_hessian import task_hessian
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network.hessian import ggn, hessian
+from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian
+from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA
 from ksm_ext.network.spectrum import top_eigenpairs
 from ksm_ext.subsets import bernoulli, leave_one_out
 
@@ -164,10 +165,12 @@ def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Prob
     return torch.stack([attribute(model, problem) for model in problem.models]).mean(0)
 
 
-def by_conjugate_gradients(model: nn.Module, problem: Problem, *, curvature: str) -> Tensor:
+def by_conjugate_gradients(
+    model: nn.Module, problem: Problem, *, curvature: type[CurvatureOperator]
+) -> Tensor:
     methods = problem.settings.methods
     damping = methods.damping
-    if curvature == "hessian":
+    if curvature is Hessian:
         damping = shifted(damping, model, problem)
     return influence(
         model,
@@ -175,8 +178,7 @@ def by_conjugate_gradients(model: nn.Module, problem: Problem, *, curvature: str
         problem.targets,
         curvature=curvature,
         damping=damping,
-        max_steps=methods.num_steps,
-        tolerance=1e-3,
+        solver=BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps),
     ).values
 
 
@@ -186,33 +188,24 @@ def shifted(damping: float, model: nn.Module, problem: Problem) -> float:
     Twice the most negative eigenvalue: no direction is then amplified by more than those of the
     same curvature upwards.
     """
-    operator = hessian(model, problem.samples)
+    operator = Hessian(model, problem.samples)
     lowest, _ = top_eigenpairs(operator, 1, which="smallest", tolerance=1e-2)
     return damping + 2 * max(0.0, -float(lowest[0]))
 
 
 def by_lissa(model: nn.Module, problem: Problem) -> Tensor:
     methods = problem.settings.methods
-    largest, _ = top_eigenpairs(ggn(model, problem.samples), 1, tolerance=1e-2)
+    largest, _ = top_eigenpairs(GaussNewton(model, problem.samples), 1, tolerance=1e-2)
+    solver = LiSSA(1.1 * (float(largest[0]) + methods.damping), num_steps=methods.num_steps)
     return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        solver="lissa",
-        damping=methods.damping,
-        scale=1.1 * (float(largest[0]) + methods.damping),
-        max_steps=methods.num_steps,
+        model, problem.tasks, problem.targets, damping=methods.damping, solver=solver
     ).values
 
 
 def by_projection(model: nn.Module, problem: Problem) -> Tensor:
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        solver="projected",
-        damping=problem.settings.methods.damping,
-        projector=problem.projector,
+    damping = problem.settings.methods.damping
+    return projected_influence(
+        model, problem.tasks, problem.targets, problem.projector, damping=damping
     ).values
 
 
@@ -278,8 +271,7 @@ def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
         problem.targets,
         ridge=shifted(methods.hessian_ridge, model, problem),
         interactions=False,
-        max_steps=methods.num_steps,
-        tolerance=1e-3,
+        solver=BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps),
     )
     return expansion.gradient - expansion.hessian.diagonal(dim1=1, dim2=2).T / 2
 
@@ -293,10 +285,10 @@ METHODS: dict[str, Method] = {
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
     "influence, CG on GGN": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature="ggn"))
+        additive, partial(over_models, partial(by_conjugate_gradients, curvature=GaussNewton))
     ),
     "influence, CG on Hessian": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature="hessian"))
+        additive, partial(over_models, partial(by_conjugate_gradients, curvature=Hessian))
     ),
     "influence, LiSSA": partial(additive, partial(over_models, by_lissa)),
     "influence, projected": partial(additive, partial(over_models, by_projection)),

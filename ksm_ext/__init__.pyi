@@ -17,8 +17,8 @@ from .build_info import build_info as build_info
 from .network.features import Features as Features
 from .network.features import load_features as load_features
 from .network.gradients import collect_features as collect_features
-from .network.hessian import ggn as ggn
-from .network.hessian import hessian as hessian
+from .network.hessian import GaussNewton as GaussNewton
+from .network.hessian import Hessian as Hessian
 from .network.spectrum import hutch_pp_trace as hutch_pp_trace
 from .network.spectrum import spectral_density as spectral_density
 from .network.spectrum import top_eigenpairs as top_eigenpairs

@@ -26,9 +26,9 @@ from ksm_ext.attribution.trak import trak_scores
 from ksm_ext.evaluation import lds
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import collect_features
-from ksm_ext.network.hessian import ggn, loss_gradients
+from ksm_ext.network.hessian import GaussNewton, loss_gradients
 from ksm_ext.network.outputs import log_odds
-from ksm_ext.network.solvers import conjugate_gradient, lissa
+from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA
 
 
 def lissa_on_batches(
@@ -44,10 +44,12 @@ def lissa_on_batches(
 
     def curved(h: Tensor) -> Tensor:
         rows = torch.randint(len(labels), (settings.batch_size,), generator=generator)
-        return ggn(model, (inputs[rows], labels[rows]))(h)
+        return GaussNewton(model, (inputs[rows], labels[rows]))(h)
 
-    options = {"damping": settings.damping, "scale": settings.scale, "num_steps": settings.depth}
-    solutions = [lissa(curved, rhs, **options).x for _ in range(settings.num_averages)]
+    solver = LiSSA(settings.scale, num_steps=settings.depth)
+    solutions = [
+        solver.solve(curved, rhs, damping=settings.damping).x for _ in range(settings.num_averages)
+    ]
     return torch.stack(solutions).mean(0)
 
 
@@ -61,7 +63,7 @@ def lissa_by_sample(problem: Problem) -> Tensor:
         gradients = loss_gradients(model, targets)
         rhs = gradients / sizes.to(gradients)[:, None]
         solved = lissa_on_batches(model, problem.samples, rhs, settings.lissa, seed)
-        slopes = ggn(model, problem.samples).per_sample_slopes(solved)  # (t, b)
+        slopes = GaussNewton(model, problem.samples).per_sample_slopes(solved)  # (t, b)
         answers.append(-slopes.T.cpu() / slopes.shape[1])
     return torch.stack(answers).mean(0)
 
@@ -80,11 +82,11 @@ def by_conjugate_gradients(model: nn.Module, problem: Problem) -> Tensor:
     inputs, labels = problem.samples
     generator = torch.Generator().manual_seed(problem.settings.truth.seed)
     rows = torch.randperm(len(labels), generator=generator)[:count]
-    curvature = ggn(model, (inputs[rows], labels[rows]))
+    curvature = GaussNewton(model, (inputs[rows], labels[rows]))
 
     def solve(rhs: Tensor) -> Tensor:
-        options = {"damping": methods.damping, "max_steps": methods.num_steps, "tolerance": 1e-3}
-        return conjugate_gradient(curvature, rhs, **options).x
+        solver = BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps)
+        return solver.solve(curvature, rhs, damping=methods.damping).x
 
     return influence(
         model, problem.tasks, problem.targets, damping=methods.damping, solver=solve

@@ -1,4 +1,5 @@
 from .influence import influence as influence
+from .influence import projected_influence as projected_influence
 from .influence import sample_influence as sample_influence
 from .task_hessian import task_hessian as task_hessian
 from .tracin import gradient_cosine as gradient_cosine

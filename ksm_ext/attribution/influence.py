@@ -15,25 +15,24 @@ Shapes: n tasks of b samples together, t targets, τ (n, t), p parameters.
 References: *Koh & Liang 2017, arXiv:1703.04730*; *Bae et al. 2022, arXiv:2209.05364*.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import check_choice, message
+from ksm_ext.checks import message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.gradients import AnyProjector, collect_features
-from ksm_ext.network.hessian import CurvatureOperator, ggn, hessian, loss_gradients
+from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.losses import Loss
 from ksm_ext.network.outputs import log_odds
-from ksm_ext.network.solvers import Solution, conjugate_gradient, lissa
+from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
 
-Curvature = Literal["ggn", "hessian"]
-Solver = Literal["cg", "lissa", "projected"] | Callable[[Tensor], Tensor]
-CURVATURES = {"ggn": ggn, "hessian": hessian}
+SOLVER = BlockConjugateGradients(tolerance=1e-4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +58,8 @@ def influence(
     loss: str | Loss = "cross_entropy",
     *,
     damping: float,
-    curvature: Curvature = "ggn",
-    solver: Solver = "cg",
-    max_steps: int = 100,
-    tolerance: float = 1e-4,
-    scale: float | None = None,
-    projector: AnyProjector | None = None,
+    curvature: type[CurvatureOperator] = GaussNewton,
+    solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
@@ -76,19 +71,14 @@ def influence(
         model: The network trained on all tasks.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.network.hessian.hessian`.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is
             indefinite where training has not ended: λ must then exceed its most negative
             eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds.
-        curvature: ``"ggn"`` or ``"hessian"``.
-        solver: ``"cg"``; ``"lissa"``; ``"projected"``, where the Gauss-Newton matrix of projected
-            gradients is inverted; or a function from right-hand sides (s, p) to solutions (s, p),
-            such as an inverse of ``curvlinops``.
-        max_steps: Of ``"cg"`` and ``"lissa"``. Look at the residuals for what they achieved.
-        tolerance: Of ``"cg"``, relative.
-        scale: Of ``"lissa"``: the largest eigenvalue of the damped curvature.
-        projector: Of ``"projected"``, such as :class:`ksm_ext.Projector`; its loss is
-            cross-entropy.
+        curvature: :class:`ksm_ext.GaussNewton` or :class:`ksm_ext.Hessian`.
+        solver: :class:`ksm_ext.network.solvers.BlockConjugateGradients` or ``LiSSA``, whose
+            residuals say what they achieved; or a function from right-hand sides (s, p) to
+            solutions (s, p), such as an inverse of ``curvlinops``, which knows its damping.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
@@ -98,23 +88,19 @@ def influence(
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
 
     Raises:
-        ValueError: If an argument is out of its range or missing.
+        ValueError: If an argument is out of its range, or there is no task or target.
+        TypeError: If ``curvature`` or ``solver`` is none.
         RuntimeError: If the damped curvature is not positive definite.
     """
     named = _check_datasets(tasks, targets)
     _check_damping(damping)
+    _check_curvature(curvature)
     datasets = [as_dataset(task) for task in tasks]
     counts = torch.tensor([len(data) for data in datasets])
-    everything: Any = ConcatDataset(datasets)
-    if solver == "projected":
-        return _projected(
-            model, everything, counts, named, damping, loss, projector, parameters, batch_size
-        )
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     products: dict[str, Any] = {"vectors_per_pass": vectors_per_pass, "progress": progress}
-    check_choice("curvature", curvature, tuple(CURVATURES))
-    operator = CURVATURES[curvature](model, everything, loss, **options, **products)
-    solve = _solver(operator, solver, damping, max_steps, tolerance, scale, progress)
+    operator = curvature(model, ConcatDataset(datasets), loss, **options, **products)
+    solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
     num_targets = torch.tensor([len(as_dataset(data)) for data in named.values()])
     if len(named) <= len(datasets):
         gradients = loss_gradients(model, list(named.values()), loss, **options)
@@ -123,7 +109,7 @@ def influence(
         values = _sums(slopes, counts).T
     else:
         solution = solve(loss_gradients(model, datasets, loss, **options))  # (n, p)
-        query = hessian(model, ConcatDataset(map(as_dataset, named.values())), loss, **options)
+        query = Hessian(model, ConcatDataset(map(as_dataset, named.values())), loss, **options)
         slopes = query.per_sample_slopes(solution.x)  # (n, target samples)
         values = _sums(slopes, num_targets) / num_targets.to(slopes)
     return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
@@ -136,11 +122,8 @@ def sample_influence(
     loss: str | Loss = "cross_entropy",
     *,
     damping: float,
-    curvature: Curvature = "ggn",
-    solver: Solver = "cg",
-    max_steps: int = 100,
-    tolerance: float = 1e-4,
-    scale: float | None = None,
+    curvature: type[CurvatureOperator] = GaussNewton,
+    solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
@@ -155,10 +138,7 @@ def sample_influence(
         loss: See :func:`influence`.
         damping: See :func:`influence`.
         curvature: See :func:`influence`.
-        solver: ``"cg"``, ``"lissa"`` or a function, see :func:`influence`.
-        max_steps: See :func:`influence`.
-        tolerance: See :func:`influence`.
-        scale: See :func:`influence`.
+        solver: See :func:`influence`.
         parameters: See :func:`influence`.
         batch_size: See :func:`influence`.
         vectors_per_pass: See :func:`influence`.
@@ -168,95 +148,66 @@ def sample_influence(
         ``values`` (b, t): the loss of query j less what it would be without sample i.
     """
     _check_damping(damping)
-    check_choice("curvature", curvature, tuple(CURVATURES))
+    _check_curvature(curvature)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
         "vectors_per_pass": vectors_per_pass,
         "progress": progress,
     }
-    operator = CURVATURES[curvature](model, data, loss, **options)
-    solve = _solver(operator, solver, damping, max_steps, tolerance, scale, progress)
-    solution = solve(hessian(model, queries, loss, **options).per_sample_gradients())
+    operator = curvature(model, data, loss, **options)
+    solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
+    solution = solve(Hessian(model, queries, loss, **options).per_sample_gradients())
     values = operator.per_sample_slopes(solution.x).T  # (b, t)
     return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
 
 
-def _solver(
-    operator: CurvatureOperator,
-    solver: Solver,
-    damping: float,
-    max_steps: int,
-    tolerance: float,
-    scale: float | None,
-    progress: bool,
-) -> Callable[[Tensor], Solution]:
-    """From right-hand sides (s, p) to their solution."""
-
-    def solve(rhs: Tensor) -> Solution:
-        if solver == "cg":
-            return conjugate_gradient(
-                operator,
-                rhs,
-                damping=damping,
-                tolerance=tolerance,
-                max_steps=max_steps,
-                progress=progress,
-            )
-        if solver == "lissa":
-            if scale is None:
-                remedy = "Pass the largest eigenvalue of the damped curvature."
-                raise ValueError(message("scale", "a number for LiSSA", "None", remedy))
-            return lissa(operator, rhs, damping=damping, scale=scale, num_steps=max_steps)
-        if not callable(solver):
-            check_choice("solver", solver, ("cg", "lissa", "projected"), "Or pass a function.")
-            raise AssertionError
-        done = torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
-        return Solution(solver(rhs), torch.zeros_like(rhs[:, 0]), 0, done)
-
-    return solve
-
-
-def _projected(
+def projected_influence(
     model: nn.Module,
-    everything: Any,
-    counts: Tensor,
-    named: dict[str, Any],
+    tasks: Sequence[Any],
+    targets: Mapping[str, Any] | Any,
+    projector: AnyProjector,
+    *,
     damping: float,
-    loss: str | Loss,
-    projector: AnyProjector | None,
-    parameters: str | Sequence[str] | None,
-    batch_size: int | None,
+    parameters: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
 ) -> Influence:
-    """Influence in the projected space, where the curvature is a matrix (k, k).
+    """Influence on the mean cross-entropy in a projected space, whose curvature is (k, k).
 
     Cross-entropy is ``softplus(-h)`` of the log-odds h, of slope -(1 - q) and curvature q (1 - q)
-    for the right answer's probability q.
+    for the right answer's probability q: the curvature is the Gauss-Newton matrix of the log-odds.
+
+    Args:
+        model: See :func:`influence`.
+        tasks: See :func:`influence`.
+        targets: See :func:`influence`.
+        projector: Takes gradients to k dimensions, such as :class:`ksm_ext.Projector` to some
+            hundred.
+        damping: See :func:`influence`.
+        parameters: See :func:`influence`.
+        batch_size: Samples whose gradients are held at a time.
+
+    Returns:
+        The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
     """
-    if loss != "cross_entropy":
-        remedy = "Use solver='cg' for other losses."
-        raise ValueError(message("loss", "'cross_entropy' where projected", repr(loss), remedy))
-    if projector is None:
-        remedy = "Pass a `ksm_ext.Projector` of some hundred dimensions."
-        raise ValueError(message("projector", "given to be projected", "None", remedy))
+    named = _check_datasets(tasks, targets)
+    _check_damping(damping)
+    datasets = [as_dataset(task) for task in tasks]
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "progress": False,
+    }
 
     def features(data: Any) -> tuple[Tensor, Tensor, Tensor]:
-        found = collect_features(
-            model,
-            data,
-            log_odds,
-            projector,
-            parameters=parameters,
-            batch_size=batch_size,
-            progress=False,
-        )
+        found = collect_features(model, data, log_odds, projector, **options)
         right = found.values.sigmoid()
         return found.gradients, -(1 - right)[:, None] * found.gradients, right * (1 - right)
 
-    phi, slopes, weight = features(everything)
+    phi, slopes, weight = features(ConcatDataset(datasets))
     matrix = phi.T @ (weight[:, None] * phi) / len(phi)
     matrix.diagonal().add_(damping)
-    of_tasks = _sums(slopes.T, counts)  # (k, n)
+    of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
     means = torch.stack([features(as_dataset(data))[1].mean(0) for data in named.values()])
     factor = torch.linalg.cholesky(matrix)
     values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
@@ -274,11 +225,16 @@ def _check_damping(damping: float) -> None:
         raise ValueError(message("damping", "positive", str(damping), remedy))
 
 
+def _check_curvature(curvature: object) -> None:
+    if not (isinstance(curvature, type) and issubclass(curvature, CurvatureOperator)):
+        expected = "ksm_ext.GaussNewton or ksm_ext.Hessian"
+        raise TypeError(message("curvature", expected, repr(curvature), "Pass the class itself."))
+
+
 def _check_datasets(tasks: Sequence[Any], targets: Any) -> dict[str, Any]:
     """The targets by name; there is a task and a target."""
-    if len(tasks) == 0:
-        raise ValueError(message("tasks", "one data set or more", "none", "Pass some."))
     named = datasets_by_name(targets)
-    if not named:
-        raise ValueError(message("targets", "one data set or more", "none", "Pass some."))
+    for name, given in (("tasks", tasks), ("targets", named)):
+        if len(given) == 0:
+            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
     return named

@@ -32,9 +32,11 @@ from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
-from ksm_ext.network.hessian import hessian, loss_gradients
+from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.losses import Loss
-from ksm_ext.network.solvers import conjugate_gradient
+from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
+
+SOLVER = BlockConjugateGradients(tolerance=1e-6, max_steps=200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +62,7 @@ def task_hessian(
     *,
     ridge: float,
     interactions: bool = True,
-    max_steps: int = 200,
-    tolerance: float = 1e-6,
+    solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
@@ -77,12 +78,12 @@ def task_hessian(
         model: The network trained on all tasks.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.network.hessian.hessian`; three times differentiable.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,);
+            three times differentiable.
         ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
         interactions: Whether to compute mixed derivatives too, or those by one task alone, which
             leaving it out needs, from n third derivatives.
-        max_steps: Of conjugate gradients.
-        tolerance: Of conjugate gradients.
+        solver: Solves with the Hessian and its ridge, see :func:`ksm_ext.attribution.influence`.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
@@ -94,6 +95,7 @@ def task_hessian(
 
     Raises:
         ValueError: If there is no task or target, or the ridge is not positive.
+        TypeError: If ``solver`` is none.
         RuntimeError: If the Hessian with its ridge is not positive definite.
     """
     named = datasets_by_name(targets)
@@ -102,48 +104,42 @@ def task_hessian(
             raise ValueError(message(name, "one data set or more", "none", "Pass some."))
     if not ridge > 0:
         raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
-    options: dict[str, Any] = {
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "vectors_per_pass": vectors_per_pass,
-    }
-    gradients: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    solve = as_solver(solver).solve
+    common: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    options = common | {"vectors_per_pass": vectors_per_pass}
     datasets = [as_dataset(task) for task in tasks]
-    queries = [hessian(model, data, loss, **options) for data in named.values()]
-    whole = hessian(model, ConcatDataset(datasets), loss, progress=progress, **options)
+    queries = [Hessian(model, data, loss, **options) for data in named.values()]
+    whole = Hessian(model, ConcatDataset(datasets), loss, progress=progress, **options)
     b, n = whole.num_samples, len(datasets)
-    pulls = loss_gradients(model, datasets, loss, **gradients) / b  # (n, p)
-    wishes = torch.stack([query.gradient() for query in queries])  # (t, p)
-    solution = conjugate_gradient(
-        whole,
-        -torch.cat([pulls, wishes]),
-        damping=ridge,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        progress=progress,
-    )
+    of_tasks = loss_gradients(model, datasets, loss, **common) / b  # (n, p)
+    of_targets = torch.stack([query.gradient() for query in queries])  # (t, p)
+    rhs = -torch.cat([of_tasks, of_targets])
+    solution = solve(whole, rhs, damping=ridge, progress=progress)
     moves, adjoints = solution.x[:n], solution.x[n:]  # W_a (n, p), lambda (t, p)
     second = torch.stack([query(moves) @ moves.T for query in queries])  # (t, n, n)
     for a, data in enumerate(datasets):
         share = len(data) / b
-        cross = share * hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
+        cross = share * Hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
         second[:, a] += cross
         second[:, :, a] += cross
-    if not interactions:
-        bent = whole.third(moves, moves) @ adjoints.T  # (n, t)
-        own = second.diagonal(dim1=1, dim2=2) + bent.T
+    if interactions:
+        second += _third(whole, moves, adjoints)
+        second = (second + second.transpose(1, 2)) / 2  # rounding alone
+    else:
+        own = second.diagonal(dim1=1, dim2=2) + (whole.third(moves, moves) @ adjoints.T).T
         second = torch.full_like(second, math.nan)
         second.diagonal(dim1=1, dim2=2).copy_(own)
-        return TaskHessian(moves @ wishes.T, second, solution.residuals)
-    if 2 * len(queries) <= n + 1:
-        pairs = torch.cartesian_prod(torch.arange(len(queries)), torch.arange(n))
-        bent = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
-        second += (bent @ moves.T).reshape(second.shape)
-    else:
-        rows, columns = torch.triu_indices(n, n)
-        bent = whole.third(moves[rows], moves[columns]) @ adjoints.T  # (pairs, t)
-        upper = torch.zeros_like(second)
-        upper[:, rows, columns] = bent.T
-        second += upper + upper.triu(1).transpose(1, 2)
-    second = (second + second.transpose(1, 2)) / 2  # rounding alone
-    return TaskHessian(moves @ wishes.T, second, solution.residuals)
+    return TaskHessian(moves @ of_targets.T, second, solution.residuals)
+
+
+def _third(whole: Hessian, moves: Tensor, adjoints: Tensor) -> Tensor:
+    """The term of third derivatives, (t, n, n), from fewer of them: of targets or of pairs."""
+    t, n = len(adjoints), len(moves)
+    if 2 * t <= n + 1:
+        pairs = torch.cartesian_prod(torch.arange(t), torch.arange(n))
+        third = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
+        return (third @ moves.T).reshape(t, n, n)
+    rows, columns = torch.triu_indices(n, n)
+    upper = moves.new_zeros(t, n, n)
+    upper[:, rows, columns] = (whole.third(moves[rows], moves[columns]) @ adjoints.T).T
+    return upper + upper.triu(1).transpose(1, 2)

@@ -42,7 +42,7 @@ def tracin(
         learning_rates: One for each checkpoint, times the number of steps that it stands for.
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
-        loss: See :func:`ksm_ext.network.hessian.hessian`.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
 

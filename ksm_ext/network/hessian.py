@@ -15,11 +15,12 @@ Shapes: p parameters flattened one after the other in the model's order, vectors
 References: *Pearlmutter 1994*; *Schraudolph 2002*.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,58 +38,76 @@ from ksm_ext.network.losses import Loss, cross_entropy, outputs_and_labels, squa
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 Weights = dict[str, Tensor]
-Product = Callable[[Batch, Tensor], Tensor]
+Product = Callable[[list[Tensor]], Sequence[Tensor]]
+"""From a vector, as one tensor for each parameter, to its product."""
 
 # Tangents of parameters and activations of a pass, on a CPU and on a GPU, unless vectors_per_pass
-# says otherwise. A vector that takes more than the caches alone gains nothing from company: page
-# faults of fresh memory cost it more than the overhead that is shared, so it goes alone.
+# says otherwise. A vector that alone takes more than the caches is multiplied alone: with others,
+# page faults of fresh memory would cost more than the overhead that they share.
 BYTES_OF_PASS = {"cpu": 2**27, "cuda": 2**28}
 BYTES_ALONE = {"cpu": 2**23, "cuda": 2**26}
 MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
 
 
-class CurvatureOperator:
-    """A symmetric linear operator on the parameters; made by :func:`hessian` and :func:`ggn`.
+class CurvatureOperator(ABC):
+    """A symmetric linear operator on the parameters: :class:`Hessian` or :class:`GaussNewton`.
 
     ``operator(v)`` multiplies rows, (s, p) -> (s, p) or (p,) -> (p,); ``operator @ x`` is the
-    convention of linear algebra, (p,) or (p, s); :meth:`linear_operator` is SciPy's.
+    convention of linear algebra, (p,) or (p, s); :meth:`linear_operator` is SciPy's. Products are
+    in the parameters' dtype: float64 parameters give them to 1e-12.
+
+    Args:
+        model: The network; used in evaluation mode and left as it was. Its parameters are read
+            when the operator is made.
+        data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
+            in the labels; or dicts with ``labels``, see :mod:`.losses`. Kept on the device.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
+        parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
+            The others are constants.
+        batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
+        vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
+            gradient. 1: one by one, by differentiating the gradient's own graph, which all of them
+            share. None: as many as have 128 MiB of parameters and layers' outputs together (256
+            on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
+        progress: Whether to show a bar over passes.
 
     Attributes:
         shape: (p, p).
-        dtype: Of the parameters and of the vectors.
+        dtype: The parameters', and so that of the vectors.
         device: Where they live.
         num_samples: b.
         parameter_shapes: Shape of each parameter by name, in the order in which they are flattened.
         batch_size: Samples of a pass.
-        vectors_per_pass: Vectors multiplied together; memory grows with their number. 1: one by
-            one, by differentiating the gradient's own graph, which all of them share.
+        vectors_per_pass: Vectors multiplied together.
+
+    Raises:
+        ValueError: If data or labels do not fit the model.
+        TypeError: If ``data`` is no data set, or parameters differ in dtype.
     """
 
     def __init__(
         self,
         model: nn.Module,
         data: Any,
-        loss: str | Loss,
-        kind: Literal["hessian", "ggn"],
+        loss: str | Loss = "cross_entropy",
         *,
-        parameters: str | Sequence[str] | None,
-        batch_size: int | None,
-        vectors_per_pass: int | None,
-        progress: bool,
+        parameters: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        vectors_per_pass: int | None = None,
+        progress: bool = False,
     ) -> None:
         names = parameter_names(model, parameters)
         own = dict(model.named_parameters())
         self._weights: Weights = {name: own[name].detach() for name in names}
-        self._model, self._loss, self._kind = model, _loss(loss), kind
-        self._progress = progress
+        self._model, self._loss, self._progress = model, _loss(loss), progress
         if vectors_per_pass is not None:
             vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
-        some = self._weights[names[0]]
+        first = self._weights[names[0]]
         _check_one_dtype(self._weights)
         self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
         num_parameters = sum(weight.numel() for weight in self._weights.values())
         self.shape = (num_parameters, num_parameters)
-        self.dtype, self.device = some.dtype, some.device
+        self.dtype, self.device = first.dtype, first.device
         batch_size = MAX_SAMPLES if batch_size is None else batch_size
         self.batch_size = check_positive_int("batch_size", batch_size)
         loader = ordered_loader(data, self.batch_size)
@@ -99,19 +118,24 @@ class CurvatureOperator:
         self.num_samples = sum(num_rows(batch) for batch in self._batches)
         self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
 
+    @abstractmethod
+    def _products(self, batch: Batch, vectors: Weights) -> Weights:
+        """Products with the sum of a batch's losses: stacks (s, *shape) to stacks (s, *shape)."""
+
+    @abstractmethod
+    def _graph_product(self, batch: Batch, weights: Weights) -> Product:
+        """The same for single vectors, through a graph of the weights that they share."""
+
+    @abstractmethod
+    def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
+        """Curvature of each sample's own loss along a vector of tensors (*shape): (samples,)."""
+
     def __call__(self, v: Tensor) -> Tensor:
         """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
         rows = self._checked(v)
-        product = self._hessian_rows if self._kind == "hessian" else self._ggn_rows
-        out = torch.empty_like(rows)
         if self.vectors_per_pass == 1 or len(rows) == 1:
-            return self._one_by_one(rows, out).reshape(v.shape)
-        with self._exact():
-            for some in self._in_turn(self._passes(len(rows))):
-                for number, batch in enumerate(self._batches):
-                    found = product(batch, rows[some])
-                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
-        return out.reshape(v.shape)
+            return self._one_by_one(rows).reshape(v.shape)
+        return self._together(self._products, rows).reshape(v.shape)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
@@ -145,20 +169,12 @@ class CurvatureOperator:
         By forward differentiation: the gradients of samples are never formed.
         """
         rows = self._checked(v)
-        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
-        with self._exact():
-            for some in self._in_turn(self._passes(len(rows))):
-                tangents, done = self.unflatten(rows[some]), 0
-                for batch in self._batches:
-                    losses = self._losses(batch)
 
-                    def slopes(tangent: Weights, losses: Any = losses) -> Tensor:
-                        return jvp(losses, (self._weights,), (tangent,))[1]
+        def slopes(batch: Batch, vectors: Weights) -> Tensor:  # (vectors, samples)
+            losses = self._losses(batch)
+            return vmap(lambda vector: jvp(losses, (self._weights,), (vector,))[1])(vectors)
 
-                    part = vmap(slopes)(tangents)  # (vectors, samples)
-                    out[some, done : done + part.shape[1]] = part
-                    done += part.shape[1]
-        return out
+        return self._by_sample(slopes, rows, self._passes(len(rows)))
 
     def per_sample_gradients(self) -> Tensor:
         """Gradient of each sample's loss, (b, p)."""
@@ -169,40 +185,6 @@ class CurvatureOperator:
 
         with self._exact():
             return torch.cat([vmap(one)(batch) for batch in self._batches])
-
-    def third(self, u: Tensor, v: Tensor) -> Tensor:
-        r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
-
-        Args:
-            u: (s, p), in the dtype of the parameters.
-            v: (s, p). Row i goes with row i of ``u``.
-
-        Returns:
-            (s, p). Of the loss itself, for a Gauss-Newton operator too. Wrong, as PyTorch's third
-            derivatives are, for ``instance_norm``.
-        """
-        first, second = self._checked(u), self._checked(v)
-        out = torch.empty_like(first)
-
-        def product(batch: Batch, a: Weights, b: Weights) -> Weights:
-            def bend(weights: Weights) -> Tensor:  # a^T H b, by reverse mode: see _quadratics
-                def total(x: Tensor, y: Tensor) -> Tensor:
-                    return self._total(batch)(
-                        {n: w + x * a[n] + y * b[n] for n, w in weights.items()}
-                    )
-
-                zero = torch.zeros((), dtype=self.dtype, device=self.device)
-                return grad(lambda x: grad(lambda y: total(x, y))(zero))(zero)
-
-            return grad(bend)(self._weights)
-
-        with self._exact(), _LayerNormInParts():
-            for some in self._in_turn(self._passes(len(first))):
-                pair = self.unflatten(first[some]), self.unflatten(second[some])
-                for number, batch in enumerate(self._batches):
-                    found = vmap(partial(product, batch))(*pair)
-                    _add(found, out[some], weight=1 / self.num_samples, more=number > 0)
-        return out
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
@@ -217,15 +199,7 @@ class CurvatureOperator:
             (s, b), the samples in the order of the data.
         """
         rows = self._checked(v)
-        out = torch.empty(len(rows), self.num_samples, dtype=self.dtype, device=self.device)
-        with self._exact():
-            for some in self._in_turn(range(len(rows))):
-                tangent, done = self.unflatten(rows[some]), 0
-                for batch in self._batches:
-                    part = self._quadratics(batch, tangent)
-                    out[some, done : done + len(part)] = part
-                    done += len(part)
-        return out
+        return self._by_sample(self._quadratics, rows, range(len(rows)))
 
     def unflatten(self, v: Tensor) -> Weights:
         """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
@@ -236,79 +210,45 @@ class CurvatureOperator:
             for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
         }
 
-    # -- products with the sum of a pass's losses, as stacks (s, *shape) by name ----------------
+    # -- vectors and batches --------------------------------------------------------------------
 
-    def _one_by_one(self, v: Tensor, out: Tensor) -> Tensor:
-        """Products with all passes, by reverse mode over graphs that the vectors share."""
-        make = self._hessian_product if self._kind == "hessian" else self._ggn_product
+    def _together(self, product: Callable[..., Weights], *vectors: Tensor) -> Tensor:
+        """Mean over samples of what ``product(batch, *stacks)`` sums: rows (s, p) to (s, p)."""
+        out = torch.empty_like(vectors[0])
+        with self._exact():
+            for rows in self._in_turn(self._passes(len(out))):
+                stacks = [self.unflatten(v[rows]) for v in vectors]
+                for number, batch in enumerate(self._batches):
+                    found = product(batch, *stacks)
+                    _add(found, out[rows], weight=1 / self.num_samples, more=number > 0)
+        return out
+
+    def _one_by_one(self, v: Tensor) -> Tensor:
+        """Products with rows (s, p), by reverse mode over graphs that the vectors share."""
+        out = torch.empty_like(v)
         for number, batch in enumerate(self._batches):
             with self._exact(), torch.enable_grad():
                 weights = {n: w.detach().requires_grad_() for n, w in self._weights.items()}
-                product = make(batch, weights)
+                product = self._graph_product(batch, weights)
             for row, into in zip(self._in_turn(v), out, strict=True):
                 found = product([*self.unflatten(row).values()])
                 stacks = {n: part[None] for n, part in zip(weights, found, strict=True)}
                 _add(stacks, into[None], weight=1 / self.num_samples, more=number > 0)
         return out
 
-    def _hessian_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
-        """From a vector to the derivative of its product with the gradient."""
-        slopes = _pull(self._total(batch)(weights), weights, None, create_graph=True)
-        bent = [i for i, slope in enumerate(slopes) if slope.requires_grad]
-        if not bent:  # the loss is linear in the weights
-            return lambda vector: [torch.zeros_like(part) for part in vector]
-        some = [slopes[i] for i in bent]
-        return lambda vector: _pull(some, weights, [vector[i] for i in bent])
-
-    def _ggn_product(self, batch: Batch, weights: Weights) -> Callable[[list[Tensor]], Any]:
-        """The Jacobian is the derivative of its transpose, which is linear in what it is given."""
-        outputs, labels = self._outputs(batch, weights)
-        moved = torch.zeros_like(outputs, requires_grad=True)
-        pulled = _pull(outputs, weights, moved, create_graph=True)
-        bent = [i for i, part in enumerate(pulled) if part.requires_grad]
-
-        def product(vector: list[Tensor]) -> Any:
-            some = [pulled[i] for i in bent], [vector[i] for i in bent]
-            (forward,) = torch.autograd.grad(some[0], moved, some[1], retain_graph=True)
-            return _pull(outputs, weights, self._curved(outputs.detach(), labels, forward))
-
-        return product
-
-    def _hessian_rows(self, batch: Batch, v: Tensor) -> Weights:
-        slope = grad(self._total(batch))
-
-        def product(tangent: Weights) -> Weights:
-            return jvp(slope, (self._weights,), (tangent,))[1]
-
-        return vmap(product)(self.unflatten(v))
-
-    def _ggn_rows(self, batch: Batch, v: Tensor) -> Weights:
-        outputs, labels, back = self._linearised(batch)
-
-        def product(tangent: Weights) -> Weights:
-            return back(self._curved(outputs, labels, self._forward(batch, tangent)))[0]
-
-        return vmap(product)(self.unflatten(v))
-
-    def _quadratics(self, batch: Batch, tangent: Weights) -> Tensor:
-        if self._kind == "ggn":
-            outputs, labels, _ = self._linearised(batch)
-            moved = self._forward(batch, tangent)
-            return (moved * self._curved(outputs, labels, moved)).flatten(1).sum(1)
-
-        def losses_at(step: Tensor) -> Tensor:
-            moved = {name: w + step * tangent[name] for name, w in self._weights.items()}
-            return self._losses(batch)(moved)
-
-        def curvature(counts: Tensor) -> Tensor:
-            """Second derivative of the weighted sum of losses along the tangent."""
-            slope = grad(lambda step: (counts * losses_at(step)).sum())
-            return grad(slope)(torch.zeros((), dtype=self.dtype, device=self.device))
-
-        # Its derivatives by the weights are the samples' own. Reverse mode only: PyTorch's forward
-        # derivative of layer_norm is right, and the derivative of that derivative is not.
-        ones = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
-        return grad(curvature)(ones)
+    def _by_sample(
+        self, values: Callable[[Batch, Weights], Tensor], v: Tensor, turns: Sequence[Any]
+    ) -> Tensor:
+        """What ``values`` has of each batch's samples, for the rows (s, p) of each turn: (s, b)."""
+        out = torch.empty(len(v), self.num_samples, dtype=self.dtype, device=self.device)
+        with self._exact():
+            for rows in self._in_turn(turns):
+                vectors, done = self.unflatten(v[rows]), 0
+                for batch in self._batches:
+                    part = values(batch, vectors)
+                    out[rows, done : done + part.shape[-1]] = part
+                    done += part.shape[-1]
+        return out
 
     # -- the model and its loss -----------------------------------------------------------------
 
@@ -317,31 +257,14 @@ class CurvatureOperator:
         return lambda weights: self._loss(*self._outputs(batch, weights))
 
     def _total(self, batch: Batch) -> Callable[[Weights], Tensor]:
+        """From weights to the sum of the losses, ()."""
         return lambda weights: self._losses(batch)(weights).sum()
 
     def _outputs(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Outputs (b, C) or (b, T, C), and labels."""
         return outputs_and_labels(
             lambda *a, **k: functional_call(self._model, weights, a, k), batch
         )
-
-    def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
-        """Outputs, labels, and the transposed Jacobian of the outputs."""
-        result: Any = vjp(
-            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
-        )
-        outputs, back, labels = result
-        return outputs, labels, back
-
-    def _forward(self, batch: Batch, tangent: Weights) -> Tensor:
-        """The Jacobian of the outputs times a tangent."""
-        return jvp(lambda weights: self._outputs(batch, weights)[0], (self._weights,), (tangent,))[
-            1
-        ]
-
-    def _curved(self, outputs: Tensor, labels: Tensor, moved: Tensor) -> Tensor:
-        """The loss's own Hessian over the outputs times a change of them."""
-        slope = grad(lambda outputs: self._loss(outputs, labels).sum())
-        return jvp(slope, (outputs,), (moved,))[1]
 
     # -- arguments ------------------------------------------------------------------------------
 
@@ -378,9 +301,9 @@ class CurvatureOperator:
         finally:
             for handle in handles:
                 handle.remove()
-        kind = "cpu" if self.device.type == "cpu" else "cuda"
+        budget = "cpu" if self.device.type == "cpu" else "cuda"
         each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
-        return 1 if each_bytes > BYTES_ALONE[kind] else int(BYTES_OF_PASS[kind] // each_bytes)
+        return 1 if each_bytes > BYTES_ALONE[budget] else int(BYTES_OF_PASS[budget] // each_bytes)
 
     def _passes(self, num_vectors: int) -> list[slice]:
         """Vectors of each pass, as many in one as in another."""
@@ -392,76 +315,124 @@ class CurvatureOperator:
         return tqdm(steps, unit=" passes", disable=not self._progress or len(steps) < 2)
 
 
-def hessian(
-    model: nn.Module,
-    data: Any,
-    loss: str | Loss = "cross_entropy",
-    *,
-    parameters: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    vectors_per_pass: int | None = None,
-    progress: bool = False,
-) -> CurvatureOperator:
+class Hessian(CurvatureOperator):
     """The Hessian of a model's mean loss over a data set; compare ``curvlinops``.
 
-    Args:
-        model: The network; used in evaluation mode and left as it was. Its parameters are read
-            when the operator is made.
-        data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
-            in the labels; or dicts with ``labels``, see :mod:`.losses`. Kept on the device.
-        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
-        parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
-            The others are constants.
-        batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
-        vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
-            gradient. None: as many as have 128 MiB of parameters and layers' outputs together (256
-            on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
-        progress: Whether to show a bar over passes.
-
-    Returns:
-        The operator, in the parameters' dtype: float64 parameters give products to 1e-12.
-
-    Raises:
-        ValueError: If data or labels do not fit the model.
-        TypeError: If ``data`` is no data set, or parameters differ in dtype.
+    Arguments and attributes are those of :class:`CurvatureOperator`.
     """
-    return CurvatureOperator(
-        model,
-        data,
-        loss,
-        "hessian",
-        parameters=parameters,
-        batch_size=batch_size,
-        vectors_per_pass=vectors_per_pass,
-        progress=progress,
-    )
+
+    def _products(self, batch: Batch, vectors: Weights) -> Weights:
+        gradient = grad(self._total(batch))
+        return vmap(lambda vector: jvp(gradient, (self._weights,), (vector,))[1])(vectors)
+
+    def _graph_product(self, batch: Batch, weights: Weights) -> Product:
+        """The derivative of a vector's product with the gradient."""
+        gradient = _vjp(self._total(batch)(weights), weights, None, create_graph=True)
+        dependent = [i for i, part in enumerate(gradient) if part.requires_grad]
+        if not dependent:  # the loss is linear in the weights
+            return lambda vector: [torch.zeros_like(part) for part in vector]
+        parts = [gradient[i] for i in dependent]
+        return lambda vector: _vjp(parts, weights, [vector[i] for i in dependent])
+
+    def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
+        def losses_at(step: Tensor) -> Tensor:
+            moved = {name: w + step * vector[name] for name, w in self._weights.items()}
+            return self._losses(batch)(moved)
+
+        def curvature(counts: Tensor) -> Tensor:
+            """Second derivative of the weighted sum of losses along the vector."""
+            slope = grad(lambda step: (counts * losses_at(step)).sum())
+            return grad(slope)(torch.zeros((), dtype=self.dtype, device=self.device))
+
+        # Its derivatives by the weights are the samples' own. Reverse mode only: PyTorch's forward
+        # derivative of layer_norm is right, and the derivative of that derivative is not.
+        ones = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
+        return grad(curvature)(ones)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
+
+        Args:
+            u: (s, p), in the dtype of the parameters.
+            v: (s, p). Row i goes with row i of ``u``.
+
+        Returns:
+            (s, p). Wrong, as PyTorch's third derivatives are, for ``instance_norm``.
+        """
+
+        def product(batch: Batch, a: Weights, b: Weights) -> Weights:
+            def curvature(weights: Weights) -> Tensor:  # a^T H b, by reverse mode: see _quadratics
+                def total(x: Tensor, y: Tensor) -> Tensor:
+                    return self._total(batch)(
+                        {n: w + x * a[n] + y * b[n] for n, w in weights.items()}
+                    )
+
+                zero = torch.zeros((), dtype=self.dtype, device=self.device)
+                return grad(lambda x: grad(lambda y: total(x, y))(zero))(zero)
+
+            return grad(curvature)(self._weights)
+
+        def products(batch: Batch, *stacks: Weights) -> Weights:
+            return vmap(partial(product, batch))(*stacks)
+
+        with _LayerNormInParts():
+            return self._together(products, self._checked(u), self._checked(v))
 
 
-def ggn(
-    model: nn.Module,
-    data: Any,
-    loss: str | Loss = "cross_entropy",
-    *,
-    parameters: str | Sequence[str] | None = None,
-    batch_size: int | None = None,
-    vectors_per_pass: int | None = None,
-    progress: bool = False,
-) -> CurvatureOperator:
-    """The generalised Gauss-Newton matrix of a model's mean loss; arguments of :func:`hessian`.
+class GaussNewton(CurvatureOperator):
+    """The generalised Gauss-Newton matrix of a model's mean loss over a data set.
 
     For cross-entropy it is the Fisher matrix. Positive semi-definite where the loss is convex in
-    the outputs, so that conjugate gradients with any positive damping converge.
+    the outputs, so that conjugate gradients with any positive damping converge. Arguments and
+    attributes are those of :class:`CurvatureOperator`.
     """
-    return CurvatureOperator(
-        model,
-        data,
-        loss,
-        "ggn",
-        parameters=parameters,
-        batch_size=batch_size,
-        vectors_per_pass=vectors_per_pass,
-        progress=progress,
-    )
+
+    def _products(self, batch: Batch, vectors: Weights) -> Weights:
+        outputs, labels, transposed = self._linearised(batch)
+
+        def product(vector: Weights) -> Weights:
+            change = self._change(batch, vector)
+            return transposed(self._loss_hessian(outputs, labels, change))[0]
+
+        return vmap(product)(vectors)
+
+    def _graph_product(self, batch: Batch, weights: Weights) -> Product:
+        """The Jacobian is the derivative of its transpose, which is linear in what it is given."""
+        outputs, labels = self._outputs(batch, weights)
+        given = torch.zeros_like(outputs, requires_grad=True)
+        transposed = _vjp(outputs, weights, given, create_graph=True)
+        dependent = [i for i, part in enumerate(transposed) if part.requires_grad]
+        parts = [transposed[i] for i in dependent]
+
+        def product(vector: list[Tensor]) -> Sequence[Tensor]:
+            chosen = [vector[i] for i in dependent]
+            (change,) = torch.autograd.grad(parts, given, chosen, retain_graph=True)
+            return _vjp(outputs, weights, self._loss_hessian(outputs.detach(), labels, change))
+
+        return product
+
+    def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
+        outputs, labels, _ = self._linearised(batch)
+        change = self._change(batch, vector)
+        return (change * self._loss_hessian(outputs, labels, change)).flatten(1).sum(1)
+
+    def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
+        """Outputs, labels, and the transposed Jacobian: like outputs to a tuple of weights."""
+        result: Any = vjp(
+            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
+        )
+        outputs, transposed, labels = result
+        return outputs, labels, transposed
+
+    def _change(self, batch: Batch, vector: Weights) -> Tensor:
+        """The Jacobian of the outputs times a vector: like the outputs."""
+        outputs = lambda weights: self._outputs(batch, weights)[0]  # noqa: E731
+        return jvp(outputs, (self._weights,), (vector,))[1]
+
+    def _loss_hessian(self, outputs: Tensor, labels: Tensor, change: Tensor) -> Tensor:
+        """The Hessian of the loss by the outputs, times a change of them: like the outputs."""
+        gradient = grad(lambda outputs: self._loss(outputs, labels).sum())
+        return jvp(gradient, (outputs,), (change,))[1]
 
 
 def loss_gradients(
@@ -475,15 +446,15 @@ def loss_gradients(
     """Gradients of the summed loss of each data set: (n, p).
 
     Args:
-        model: The network, as in :func:`hessian`.
+        model: The network, as for :class:`CurvatureOperator`.
         datasets: n data sets.
-        loss: See :func:`hessian`.
-        parameters: See :func:`hessian`.
+        loss: See :class:`CurvatureOperator`.
+        parameters: See :class:`CurvatureOperator`.
         batch_size: Samples of a pass.
     """
     gradients = []
     for data in datasets:
-        operator = hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
+        operator = Hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
 
@@ -515,7 +486,7 @@ def flatten(tensors: Weights) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
 
 
-def _pull(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
+def _vjp(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
     """The transposed Jacobian of ``outputs`` by the weights times v, through a graph that stays."""
     return torch.autograd.grad(
         outputs,

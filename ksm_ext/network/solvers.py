@@ -1,10 +1,11 @@
 r"""Linear systems of a symmetric operator that is only known by its products.
 
-:func:`conjugate_gradient` solves :math:`(A + \lambda I) X = B` for all right-hand sides in one
-Krylov space: after j products with s vectors each, every solution is the best of a space of up to
-j s dimensions, not of j. The residuals are kept as a product of orthonormal directions and a small
-factor, which stays stable when right-hand sides are dependent or have converged (BCGrQ).
-:func:`lissa` sums the Neumann series instead.
+:class:`BlockConjugateGradients` solves :math:`(A + \lambda I) X = B` for all right-hand sides in
+one Krylov space: after j products with s vectors each, every solution is the best of a space of up
+to j s dimensions, not of j. The residuals are kept as a product of orthonormal directions and a
+small factor, which stays stable when right-hand sides are dependent or have converged (BCGrQ).
+:class:`LiSSA` sums the Neumann series instead. A solver holds its own numbers and nothing else, so
+that one can be used for many systems; a function of right-hand sides is a solver too.
 
 Shapes: right-hand sides and solutions (s, p), one per row; operators map (s, p) to (s, p).
 
@@ -14,15 +15,18 @@ Hazan 2017, arXiv:1602.03943* (LiSSA).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message
+from ksm_ext.checks import check_finite, check_ndim, check_positive_int, check_real, message
 
 Operator = Callable[[Tensor], Tensor]
 """Symmetric: products (s, p) of the rows of a matrix (s, p)."""
+
+_LARGEST = "Pass the largest eigenvalue of the damped operator."
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,100 +46,143 @@ class Solution:
     converged: Tensor
 
 
-def conjugate_gradient(
-    operator: Operator,
-    rhs: Tensor,
-    *,
-    damping: float = 0.0,
-    tolerance: float = 1e-6,
-    max_steps: int = 100,
-    progress: bool = False,
-) -> Solution:
-    """Solve ``(A + damping I) x = rhs`` for every row of ``rhs`` by block conjugate gradients.
+@runtime_checkable
+class LinearSolver(Protocol):
+    """What is asked of a solver."""
 
-    Args:
-        operator: A, symmetric; with the damping, positive definite.
-        rhs: (s, p) float32 or float64. Rows may be zero or depend on each other, and s may exceed
-            p. Memory for about six more such matrices is needed.
-        damping: Added to the diagonal.
-        tolerance: Of the residual of each row, relative to its right-hand side.
-        max_steps: After which the solutions are given as they are.
-        progress: Whether to show a progress bar.
+    def solve(
+        self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
+    ) -> Solution:
+        """Solve ``(A + damping I) x = rhs`` for every row of ``rhs`` (s, p), float32 or float64.
 
-    Returns:
-        The solutions, with the residuals as the recurrence has them; look at ``converged``.
+        Raises:
+            ValueError: If ``rhs`` is not finite, or the damping is negative.
+            RuntimeError: If the operator is not one that the solver can solve with.
+        """
 
-    Raises:
-        ValueError: If ``rhs`` is not finite, or a number is out of its range.
-        RuntimeError: If the damped operator is not positive definite.
+
+Solver = LinearSolver | Callable[[Tensor], Tensor]
+"""An object that solves, or a function from right-hand sides (s, p) to solutions (s, p)."""
+
+
+@dataclass(frozen=True)
+class BlockConjugateGradients:
+    """Block conjugate gradients, for operators that are positive definite with their damping.
+
+    Memory for about six matrices like the right-hand sides is needed. Rows of those may be zero or
+    depend on each other, and there may be more of them than coordinates.
+
+    Attributes:
+        tolerance: Largest norm of a row's residual, as a share of the norm of its right-hand side.
+        max_steps: Products with the operator after which the solutions are given as they are; look
+            at ``converged``.
     """
-    _check(rhs, damping, max_steps)
-    scale = rhs.norm(dim=1)  # (s,)
-    x = torch.zeros_like(rhs)
-    if not rhs.any():
-        return Solution(x, torch.zeros_like(scale), 0, torch.ones_like(scale, dtype=torch.bool))
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    basis, factor = torch.linalg.qr((rhs * inverse[:, None]).T)  # residuals (p, s) = basis @ factor
-    directions = basis
-    num_steps = 0
-    residuals = factor.norm(dim=0)
-    with tqdm(total=max_steps, unit=" steps", disable=not progress) as bar:
-        while num_steps < max_steps and bool((residuals > tolerance).any()):
-            products = operator(directions.T.contiguous()).T + damping * directions
-            steps = _inverse(directions.T @ products)
-            x += (directions @ (steps @ factor)).T
-            basis, change = torch.linalg.qr(basis - products @ steps)
-            directions = basis + directions @ change.T
-            factor = change @ factor
-            residuals = factor.norm(dim=0)
-            num_steps += 1
-            bar.update()
-    return Solution(x * scale[:, None], residuals, num_steps, residuals <= tolerance)
+
+    tolerance: float = 1e-6
+    max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_positive_int("max_steps", self.max_steps)
+        if not check_real("tolerance", self.tolerance) >= 0:
+            found, remedy = str(self.tolerance), "1e-4 is enough for most uses."
+            raise ValueError(message("tolerance", "at least 0", found, remedy))
+
+    def solve(
+        self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
+    ) -> Solution:
+        """See :meth:`LinearSolver.solve`; the residuals are those of the recurrence."""
+        _check(rhs, damping)
+        scale = rhs.norm(dim=1)  # (s,)
+        x = torch.zeros_like(rhs)
+        if not rhs.any():
+            return Solution(x, torch.zeros_like(scale), 0, torch.ones_like(scale, dtype=torch.bool))
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        # residuals (p, s) = basis @ factor
+        basis, factor = torch.linalg.qr((rhs * inverse[:, None]).T)
+        directions = basis
+        num_steps = 0
+        residuals = factor.norm(dim=0)
+        with tqdm(total=self.max_steps, unit=" steps", disable=not progress) as bar:
+            while num_steps < self.max_steps and bool((residuals > self.tolerance).any()):
+                products = operator(directions.T.contiguous()).T + damping * directions
+                steps = _inverse(directions.T @ products)
+                x += (directions @ (steps @ factor)).T
+                basis, change = torch.linalg.qr(basis - products @ steps)
+                directions = basis + directions @ change.T
+                factor = change @ factor
+                residuals = factor.norm(dim=0)
+                num_steps += 1
+                bar.update()
+        return Solution(x * scale[:, None], residuals, num_steps, residuals <= self.tolerance)
 
 
-def lissa(
-    operator: Operator,
-    rhs: Tensor,
-    *,
-    damping: float,
-    scale: float,
-    num_steps: int,
-    progress: bool = False,
-) -> Solution:
-    r"""Solve ``(A + damping I) x = rhs`` by the Neumann series of LiSSA.
+@dataclass(frozen=True)
+class LiSSA:
+    r"""The Neumann series of LiSSA.
 
     .. math:: h \leftarrow v + (I - (A + \lambda I) / \sigma) h, \qquad x = h / \sigma,
 
     which converges like :math:`(1 - \lambda_\min / \sigma)^j` for σ above half of the largest
-    eigenvalue: slowly, where eigenvalues are far apart. :func:`conjugate_gradient` needs no scale
-    and fewer products; this is for comparison.
+    eigenvalue: slowly, where eigenvalues are far apart. :class:`BlockConjugateGradients` needs no
+    scale and fewer products; this is for comparison.
 
-    Args:
-        operator: A, see :func:`conjugate_gradient`.
-        rhs: (s, p).
-        damping: Added to the diagonal.
+    Attributes:
         scale: σ; the largest eigenvalue of the damped operator is a good choice.
-        num_steps: Products.
-        progress: Whether to show a progress bar.
+        num_steps: Products with the operator.
+    """
+
+    scale: float
+    num_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_steps", self.num_steps)
+        if not check_real("scale", self.scale) > 0:
+            raise ValueError(message("scale", "positive", str(self.scale), _LARGEST))
+
+    def solve(
+        self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
+    ) -> Solution:
+        """See :meth:`LinearSolver.solve`; ``RuntimeError`` where the series diverges."""
+        _check(rhs, damping)
+        length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
+        h, residual = rhs.clone(), rhs
+        for _ in tqdm(range(self.num_steps), unit=" steps", disable=not progress):
+            residual = rhs - (operator(h) + damping * h) / self.scale
+            h = h + residual
+            if not bool((residual.norm(dim=1) <= 1e3 * length).all()):
+                found = f"{self.scale:.3g}, with which the series diverges"
+                raise RuntimeError(message("scale", "large enough", found, _LARGEST))
+        residuals = residual.norm(dim=1) / length  # of the step before: one product less
+        return Solution(h / self.scale, residuals, self.num_steps, residuals <= 1e-6)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function from right-hand sides (s, p) to solutions: it knows its operator and damping."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def solve(
+        self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
+    ) -> Solution:
+        done = torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
+        return Solution(self.function(rhs), torch.zeros_like(rhs[:, 0]), 0, done)
+
+
+def as_solver(solver: Solver) -> LinearSolver:
+    """The object that solves; a function's residuals are counted as zero.
 
     Raises:
-        RuntimeError: If the series diverges.
+        TypeError: If ``solver`` is neither an object with ``solve`` nor a function.
     """
-    _check(rhs, damping, num_steps)
-    if not scale > 0:
-        remedy = "Pass the largest eigenvalue of the damped operator."
-        raise ValueError(message("scale", "positive", str(scale), remedy))
-    length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
-    h, residual = rhs.clone(), rhs
-    for _ in tqdm(range(num_steps), unit=" steps", disable=not progress):
-        residual = rhs - (operator(h) + damping * h) / scale
-        h = h + residual
-        if not bool((residual.norm(dim=1) <= 1e3 * length).all()):
-            found = f"{scale:.3g}, with which the series diverges"
-            remedy = "Pass the largest eigenvalue of the damped operator."
-            raise RuntimeError(message("scale", "large enough", found, remedy))
-    residuals = residual.norm(dim=1) / length  # of the step before: one product less
-    return Solution(h / scale, residuals, num_steps, residuals <= 1e-6)
+    if not isinstance(solver, type):
+        if isinstance(solver, LinearSolver):
+            return solver
+        if callable(solver):
+            return _Function(solver)
+    names = "BlockConjugateGradients() or LiSSA(scale) of ksm_ext.network.solvers"
+    remedy = f"Pass {names}; to project gradients, call ksm_ext.attribution.projected_influence."
+    raise TypeError(message("solver", "a solver or a function", repr(solver), remedy))
 
 
 def _inverse(gram: Tensor) -> Tensor:
@@ -149,13 +196,12 @@ def _inverse(gram: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _check(rhs: Tensor, damping: float, num_steps: int) -> None:
+def _check(rhs: Tensor, damping: float) -> None:
     check_ndim("rhs", rhs, 2, "(s, p): one right-hand side per row")
     if rhs.dtype not in (torch.float32, torch.float64):
         remedy = "Convert it to the operator's dtype."
         raise TypeError(message("rhs", "float32 or float64", str(rhs.dtype), remedy))
     check_finite("rhs", rhs, "Find out where it became so.")
-    check_positive_int("num_steps", num_steps)
     if not damping >= 0:
         remedy = "Pass a small positive number."
         raise ValueError(message("damping", "non-negative", str(damping), remedy))

@@ -83,7 +83,7 @@ def hutchinson_trace(
         operator: A, symmetric.
         dim: p; by default that of the operator's ``shape``.
         num_probes: s, vectors of random signs.
-        seed: Of the probes.
+        seed: Draws the probes.
     """
     num_probes = check_positive_int("num_probes", num_probes)
     probes = signs(operator, dim, num_probes, seed)
@@ -91,7 +91,7 @@ def hutchinson_trace(
 
 
 def hutch_pp_trace(
-    operator: Operator, dim: int | None = None, *, num_probes: int = 32, seed: int = 0
+    operator: Operator, dim: int | None = None, *, num_products: int = 32, seed: int = 0
 ) -> TraceEstimate:
     r"""Trace by Hutch++: exact on a random subspace, Hutchinson's estimate on the rest.
 
@@ -105,18 +105,19 @@ def hutch_pp_trace(
     Args:
         operator: A, symmetric.
         dim: p; by default that of the operator's ``shape``.
-        num_probes: Products in all, at least 3: a third each for S, for Q and for the rest.
-        seed: Of the probes.
+        num_products: Products with one vector in all, at least 3: a third each for S, for Q and
+            for the rest.
+        seed: Draws the probes.
     """
-    num_probes = check_positive_int("num_probes", num_probes, minimum=3)
-    third = num_probes // 3
-    probes = signs(operator, dim, num_probes - third, seed)
-    sketch, rest = probes[:third], probes[third : num_probes - third]
+    num_products = check_positive_int("num_products", num_products, minimum=3)
+    third = num_products // 3
+    probes = signs(operator, dim, num_products - third, seed)
+    sketch, rest = probes[:third], probes[third:]
     basis = torch.linalg.qr(operator(sketch).T)[0].T  # (third, p)
     inside = (basis * operator(basis)).sum()
     rest = rest - (rest @ basis.T) @ basis
-    outside = _mean((rest * operator(rest)).sum(1), num_probes)
-    return TraceEstimate(float(inside) + outside.value, outside.std_error, num_probes)
+    outside = _mean((rest * operator(rest)).sum(1), num_products)
+    return TraceEstimate(float(inside) + outside.value, outside.std_error, num_products)
 
 
 def per_sample_traces(
@@ -135,9 +136,9 @@ def per_sample_traces(
             :meth:`ksm_ext.network.hessian.CurvatureOperator.per_sample_quadratic`.
         dim: p.
         num_probes: s, at least 2.
-        seed: Of the probes.
-        dtype: Of the vectors.
-        device: Of the vectors.
+        seed: Draws the probes.
+        dtype: The vectors' dtype.
+        device: The vectors' device.
 
     Returns:
         Traces (b,) and their standard errors (b,).
@@ -169,12 +170,12 @@ def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, 
     if not bool((length > 0).all()):
         raise ValueError(message("start", "of rows that are not zero", "one that is", "Drop it."))
     basis = start.new_zeros(s, num_steps, p)
-    diagonal, beside = start.new_zeros(s, num_steps), start.new_zeros(s, num_steps - 1)
+    diagonal, off_diagonal = start.new_zeros(s, num_steps), start.new_zeros(s, num_steps - 1)
     basis[:, 0] = start / length[:, None]
-    reach = start.new_zeros(s)  # the largest product so far: what rounding is relative to
+    largest = start.new_zeros(s)  # the largest product so far: what rounding is relative to
     for step in range(num_steps):
         product = operator(basis[:, step].contiguous())
-        reach = torch.maximum(reach, product.norm(dim=1))
+        largest = torch.maximum(largest, product.norm(dim=1))
         diagonal[:, step] = (product * basis[:, step]).sum(1)
         if step + 1 == num_steps:
             break
@@ -184,11 +185,11 @@ def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, 
                 "sk,skp->sp", torch.einsum("skp,sp->sk", known, product), known
             )
         rest = product.norm(dim=1)
-        going_on = rest > 100 * torch.finfo(start.dtype).eps * reach
-        beside[:, step] = torch.where(going_on, rest, 0.0)
-        scale = torch.where(going_on, 1 / rest, 0.0)
+        goes_on = rest > 100 * torch.finfo(start.dtype).eps * largest
+        off_diagonal[:, step] = torch.where(goes_on, rest, 0.0)
+        scale = torch.where(goes_on, 1 / rest, 0.0)
         basis[:, step + 1] = product * scale[:, None]
-    return diagonal, beside, basis
+    return diagonal, off_diagonal, basis
 
 
 def spectral_density(
@@ -209,13 +210,13 @@ def spectral_density(
         dim: p; by default that of the operator's ``shape``.
         num_probes: s.
         num_steps: k.
-        seed: Of the probes.
+        seed: Draws the probes.
     """
     num_probes = check_positive_int("num_probes", num_probes)
     probes = signs(operator, dim, num_probes, seed)
-    diagonal, beside, _ = lanczos(operator, probes, num_steps)
-    matrix = torch.diag_embed(diagonal.double())
-    matrix += torch.diag_embed(beside.double(), 1) + torch.diag_embed(beside.double(), -1)
+    diagonal, off_diagonal, _ = lanczos(operator, probes, num_steps)
+    upper = torch.diag_embed(off_diagonal.double(), 1)
+    matrix = torch.diag_embed(diagonal.double()) + (upper + upper.mT)
     nodes, vectors = torch.linalg.eigh(matrix)
     return SpectralDensity(nodes, vectors[:, 0].square(), probes.shape[1])
 
@@ -240,7 +241,7 @@ def top_eigenpairs(
         dim: p; by default that of the operator's ``shape``.
         which: ``"largest"`` or ``"smallest"`` eigenvalues, or those of the largest absolute value.
         tolerance: Relative error of the eigenvalues.
-        seed: Of the first vector.
+        seed: Draws the first vector.
 
     Returns:
         Eigenvalues (num_pairs,), the most extreme first, and eigenvectors (num_pairs, p).

@@ -6,11 +6,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from ksm_ext import Projector
-from ksm_ext.attribution.influence import influence, sample_influence
+from ksm_ext.attribution import influence, projected_influence, sample_influence
 from ksm_ext.correlation import pearson, spearman
 from ksm_ext.network.gradients import collect_features
-from ksm_ext.network.hessian import ggn, hessian, loss_gradients
+from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA
+
+TO_THE_END = BlockConjugateGradients(tolerance=1e-12, max_steps=200)
 
 
 def problem(num_samples=40, num_tasks=5, seed=0):
@@ -34,16 +37,14 @@ def by_dense_algebra(model, tasks, targets, kind, damping):
     return -pulls @ torch.linalg.solve(matrix, means.T) / len(data[1])
 
 
-@pytest.mark.parametrize("curvature, damping", [("ggn", 0.01), ("hessian", 0.5)])
+@pytest.mark.parametrize("curvature, damping", [(GaussNewton, 0.01), (Hessian, 0.5)])
 @pytest.mark.parametrize("num_tasks", [1, 5, 10])
 def test_influence_is_dense_algebra(curvature, damping, num_tasks):
     model, tasks, targets, _ = problem(num_tasks=num_tasks)
     found = influence(
-        model, tasks, targets, curvature=curvature, damping=damping, tolerance=1e-12, max_steps=200
+        model, tasks, targets, curvature=curvature, damping=damping, solver=TO_THE_END
     )
-    exact = by_dense_algebra(
-        model, tasks, targets, {"ggn": ggn, "hessian": hessian}[curvature], damping
-    )
+    exact = by_dense_algebra(model, tasks, targets, curvature, damping)
     assert found.values.shape == (num_tasks, 2)
     torch.testing.assert_close(found.values, exact, rtol=1e-8, atol=1e-12)
     assert float(found.residuals.max()) <= 1e-12
@@ -51,13 +52,11 @@ def test_influence_is_dense_algebra(curvature, damping, num_tasks):
 
 def test_lissa_and_functions_agree_with_conjugate_gradients():
     model, tasks, targets, data = problem()
-    operator = ggn(model, data)
+    operator = GaussNewton(model, data)
     matrix = operator(torch.eye(operator.shape[0]).double())
-    exact = influence(model, tasks, targets, damping=0.1, tolerance=1e-12, max_steps=200).values
+    exact = influence(model, tasks, targets, damping=0.1, solver=TO_THE_END).values
     largest = float(torch.linalg.eigvalsh(matrix)[-1]) + 0.1
-    series = influence(
-        model, tasks, targets, damping=0.1, solver="lissa", scale=largest, max_steps=500
-    )
+    series = influence(model, tasks, targets, damping=0.1, solver=LiSSA(largest, num_steps=500))
     torch.testing.assert_close(series.values, exact, rtol=1e-6, atol=1e-12)
     matrix.diagonal().add_(0.1)
     own = influence(
@@ -76,9 +75,7 @@ def test_influence_in_all_dimensions_of_a_projection_is_influence():
             out[:, offset : offset + x.shape[1]] += x
             return out
 
-    found = influence(
-        model, tasks, targets, damping=0.01, solver="projected", projector=Identity()
-    ).values
+    found = projected_influence(model, tasks, targets, Identity(), damping=0.01).values
     # The log-odds' own Gauss-Newton matrix, which is not that of all logits
     features = collect_features(model, data, log_odds, progress=False)
     right = features.values.sigmoid()
@@ -87,9 +84,7 @@ def test_influence_in_all_dimensions_of_a_projection_is_influence():
     means = torch.stack([loss_gradients(model, [d])[0] / len(d[1]) for d in targets.values()])
     exact = -loss_gradients(model, tasks) @ torch.linalg.solve(matrix, means.T) / 40
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-10)
-    near = influence(
-        model, tasks, targets, damping=0.01, solver="projected", projector=Projector(32)
-    ).values
+    near = projected_influence(model, tasks, targets, Projector(32), damping=0.01).values
     assert float(pearson(near.T, exact.T).min()) > 0.8
 
 
@@ -105,7 +100,7 @@ def test_ekfac_of_curvlinops_as_the_solver():
     )
     inverse = curvlinops.KFACInverseLinearOperator(factored, damping=0.1, use_exact_damping=True)
     near = influence(model, tasks, targets, damping=0.1, solver=lambda v: (inverse @ v.T).T).values
-    exact = influence(model, tasks, targets, damping=0.1, tolerance=1e-10).values
+    exact = influence(model, tasks, targets, damping=0.1, solver=TO_THE_END).values
     assert float(pearson(near.T, exact.T).min()) > 0.8
 
 
@@ -114,7 +109,7 @@ def test_samples_are_tasks_of_one():
     queries = torch.randn(6, 4).double(), torch.randint(3, (6,))
     single = [tuple(c[i : i + 1] for c in data) for i in range(40)]
     targets = {str(j): tuple(c[j : j + 1] for c in queries) for j in range(6)}
-    options = {"damping": 0.05, "tolerance": 1e-12, "max_steps": 200}
+    options = {"damping": 0.05, "solver": TO_THE_END}
     of_samples = sample_influence(model, data, queries, **options)
     torch.testing.assert_close(
         of_samples.values, influence(model, single, targets, **options).values
@@ -154,14 +149,14 @@ def test_it_predicts_real_retraining_of_a_convex_problem():
     without = [retrain([j for j in range(30) if j != i]) for i in range(30)]
     full = retrain(range(30))
     truth = torch.tensor([full - score for score in without]).double()
-    said = influence(model, tasks, target, damping=ridge, tolerance=1e-10).values[:, 0]
+    said = influence(model, tasks, target, damping=ridge, solver=TO_THE_END).values[:, 0]
     assert float(pearson(said[None], truth[None])) > 0.99
     assert 0.8 < float((said @ truth) / (truth @ truth)) < 1.2  # in its units
 
 
 def test_nothing_depends_on_loaders_batches_or_threads():
     model, tasks, targets, data = problem()
-    options = {"damping": 0.05, "tolerance": 1e-12, "max_steps": 200}
+    options = {"damping": 0.05, "solver": TO_THE_END}
     whole = influence(model, tasks, targets, **options).values
     for size in (1, 7, 40):
         found = influence(model, tasks, targets, batch_size=size, vectors_per_pass=size, **options)
@@ -200,7 +195,7 @@ def test_dattri_agrees_at_full_batch():
             )
 
     ours = sample_influence(
-        model, data, queries, damping=0.5, curvature="hessian", tolerance=1e-12, max_steps=200
+        model, data, queries, damping=0.5, curvature=Hessian, solver=TO_THE_END
     ).values
     theirs = of(60).double()
     assert float(spearman(ours, -theirs).abs().min()) > 0.999
@@ -216,14 +211,15 @@ def test_bad_input():
         influence(model, [], targets, damping=0.1)
     with pytest.raises(ValueError, match="`targets` must be one data set or more"):
         influence(model, tasks, {}, damping=0.1)
-    with pytest.raises(ValueError, match="`solver` must be one of 'cg'"):
-        influence(model, tasks, targets, damping=0.1, solver="lu")
-    with pytest.raises(ValueError, match="`curvature` must be one of 'ggn'"):
-        influence(model, tasks, targets, damping=0.1, curvature="fisher")
-    with pytest.raises(ValueError, match="`scale` must be a number for LiSSA"):
-        influence(model, tasks, targets, damping=0.1, solver="lissa")
-    with pytest.raises(ValueError, match="`projector` must be given"):
+    with pytest.raises(
+        TypeError, match=r"`solver` must be .* got 'projected'.*projected_influence"
+    ):
         influence(model, tasks, targets, damping=0.1, solver="projected")
+    for curvature in ("hessian", nn.Linear, Hessian(model, tasks[0])):
+        with pytest.raises(TypeError, match=r"`curvature` must be ksm_ext\.GaussNewton or"):
+            influence(model, tasks, targets, damping=0.1, curvature=curvature)
     with pytest.raises(RuntimeError, match="positive definite with its damping"):
-        influence(model, tasks, targets, curvature="hessian", damping=1e-6)
+        influence(model, tasks, targets, curvature=Hessian, damping=1e-6)
+    with pytest.raises(ValueError, match="`damping` must be positive, got 0"):
+        projected_influence(model, tasks, targets, Projector(4), damping=0.0)
     assert np.isfinite(influence(model, tasks, targets, damping=1.0).values.numpy()).all()

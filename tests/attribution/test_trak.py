@@ -1,5 +1,3 @@
-from importlib import import_module
-
 import pytest
 import torch
 from torch import nn
@@ -70,8 +68,7 @@ def samples():
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("block_bytes", [1, 10**9])
 def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkeypatch):
-    module = import_module("ksm_ext.attribution.trak")  # the attribute is its function
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setitem(trak.__globals__, "_BLOCK_BYTES", block_bytes)
     train, queries = samples()
     scores = trak_scores(train, queries, ridge=0.1)
     found = top_samples(train, queries, 7, ridge=0.1, largest=largest)

@@ -32,7 +32,8 @@ from experiments.common import one_thread
 from experiments.settings import load_settings
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network.hessian import ggn
+from ksm_ext.network.hessian import GaussNewton
+from ksm_ext.network.solvers import BlockConjugateGradients
 
 NUM_TRAIN, NUM_TEST = 600, 300
 
@@ -282,7 +283,7 @@ def softmax_regression(seed=0):
 
 def test_lissa_on_batches_averages_to_the_solution():
     model, data, rhs = softmax_regression()
-    dense = ggn(model, data)(torch.eye(12, dtype=torch.float64))
+    dense = GaussNewton(model, data)(torch.eye(12, dtype=torch.float64))
     exact = torch.linalg.solve(dense + 0.5 * torch.eye(12), rhs.T).T
     settings = Lissa(depth=20, batch_size=40, damping=0.5, scale=2.0)
 
@@ -310,13 +311,10 @@ def test_conjugate_gradients_on_all_images_are_plain_influence(tiny, tmp_path):
     lissa = replace(tiny.settings.lissa, depth=3)
     tiny = Cifar(replace(tiny.settings, data=data, methods=methods, lissa=lissa))
     problem = problem_of(tiny, tmp_path)
+    solver = BlockConjugateGradients(1e-3, tiny.settings.methods.num_steps)
+    damping = tiny.settings.methods.damping
     plain = influence(
-        problem.models[0],
-        problem.tasks,
-        problem.targets,
-        damping=tiny.settings.methods.damping,
-        max_steps=tiny.settings.methods.num_steps,
-        tolerance=1e-3,
+        problem.models[0], problem.tasks, problem.targets, damping=damping, solver=solver
     ).values
     # The images come in another order, and three steps of float32 amplify what that rounds.
     found = by_conjugate_gradients(problem.models[0], problem)

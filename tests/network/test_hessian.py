@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.modular_arithmetic.model import Transformer
-from ksm_ext.network.hessian import flatten, ggn, hessian, loss_gradients
+from ksm_ext.network.hessian import GaussNewton, Hessian, flatten, loss_gradients
 
 
 def mlp(seed=0):
@@ -77,8 +77,8 @@ def dense_ggn(model, batch):
 def test_products_are_those_of_the_dense_matrices(make):
     model, batch = make()
     for operator, matrix in (
-        (hessian(model, batch), dense(model, batch)),
-        (ggn(model, batch), dense_ggn(model, batch)),
+        (Hessian(model, batch), dense(model, batch)),
+        (GaussNewton(model, batch), dense_ggn(model, batch)),
     ):
         assert operator.shape == tuple(matrix.shape) and operator.num_samples == len(batch[-1])
         eye = torch.eye(len(matrix), dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_gradients(make):
     model.eval()
     cross_entropy(model(*batch[:-1]), batch[-1]).backward()
     expected = torch.cat([weight.grad.flatten() for weight in model.parameters()])
-    torch.testing.assert_close(hessian(model, batch).gradient(), expected)
+    torch.testing.assert_close(Hessian(model, batch).gradient(), expected)
     parts = [tuple(column[rows] for column in batch) for rows in (slice(2), slice(2, None))]
     sums = loss_gradients(model, parts)
     torch.testing.assert_close(sums.sum(0), expected * len(batch[-1]))
@@ -104,7 +104,7 @@ def test_gradients(make):
 @every_model
 def test_slopes_and_gradients_of_each_sample(make):
     model, batch = make()
-    operator = hessian(model, batch, batch_size=4)
+    operator = Hessian(model, batch, batch_size=4)
     each = loss_gradients(
         model, [tuple(c[i : i + 1] for c in batch) for i in range(len(batch[-1]))]
     )
@@ -116,7 +116,7 @@ def test_slopes_and_gradients_of_each_sample(make):
 @every_model
 def test_third_derivatives_are_differences_of_hessians(make):
     model, batch = make()
-    operator = hessian(model, batch, batch_size=4, vectors_per_pass=2)
+    operator = Hessian(model, batch, batch_size=4, vectors_per_pass=2)
     u, v = torch.randn(2, 3, operator.shape[0], dtype=torch.float64)
     third = operator.third(u, v)
     torch.testing.assert_close(operator.third(v, u), third)
@@ -124,7 +124,7 @@ def test_third_derivatives_are_differences_of_hessians(make):
 
     def moved(step, i):
         torch.nn.utils.vector_to_parameters(start + step * u[i], model.parameters())
-        return hessian(model, batch)(v[i])
+        return Hessian(model, batch)(v[i])
 
     for i in range(3):
         difference = (moved(1e-4, i) - moved(-1e-4, i)) / 2e-4
@@ -135,8 +135,8 @@ def test_third_derivatives_are_differences_of_hessians(make):
 @every_model
 def test_curvature_of_each_sample(make):
     model, batch = make()
-    v = torch.randn(2, hessian(model, batch).shape[0], dtype=torch.float64)
-    for kind in (hessian, ggn):
+    v = torch.randn(2, Hessian(model, batch).shape[0], dtype=torch.float64)
+    for kind in (Hessian, GaussNewton):
         expected = torch.stack(
             [
                 ((v @ kind(model, tuple(c[i : i + 1] for c in batch)).__call__(v).T).diagonal())
@@ -150,7 +150,7 @@ def test_curvature_of_each_sample(make):
 def test_curvature_of_a_layer_norm_is_that_of_differences():
     """Differentiating torch's forward derivative of layer_norm gives another number."""
     model, batch = transformer()
-    operator = hessian(model, batch)
+    operator = Hessian(model, batch)
     v = torch.randn(operator.shape[0], dtype=torch.float64)
     start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
@@ -165,7 +165,7 @@ def test_curvature_of_a_layer_norm_is_that_of_differences():
     torch.testing.assert_close(operator(v) @ v, second.mean(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [hessian, ggn])
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
 def test_nothing_depends_on_batches_passes_or_threads(kind):
     model, batch = mlp()
     v = torch.randn(7, kind(model, batch).shape[0], dtype=torch.float64)
@@ -187,15 +187,15 @@ def test_nothing_depends_on_batches_passes_or_threads(kind):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["Hessian", "GGN"])
-def test_curvlinops_agrees(kind):
+@pytest.mark.parametrize("kind, peers", [(Hessian, "Hessian"), (GaussNewton, "GGN")])
+def test_curvlinops_agrees(kind, peers):
     curvlinops = pytest.importorskip("curvlinops")
     model, batch = mlp()
     model.eval()
-    peer = getattr(curvlinops, f"{kind}LinearOperator")(
+    peer = getattr(curvlinops, f"{peers}LinearOperator")(
         model, nn.CrossEntropyLoss(), list(model.parameters()), [batch]
     )
-    ours = hessian(model, batch) if kind == "Hessian" else ggn(model, batch)
+    ours = kind(model, batch)
     x = torch.randn(ours.shape[0], 3, dtype=torch.float64)
     torch.testing.assert_close(ours @ x, peer @ x, rtol=1e-10, atol=1e-12)
 
@@ -203,12 +203,12 @@ def test_curvlinops_agrees(kind):
 def test_chosen_parameters_are_a_block_of_the_matrix():
     model, batch = mlp()
     matrix = dense(model, batch)
-    head = hessian(model, batch, parameters="2.*")
+    head = Hessian(model, batch, parameters="2.*")
     assert list(head.parameter_shapes) == ["2.weight", "2.bias"]
     eye = torch.eye(18, dtype=torch.float64)
     torch.testing.assert_close(head(eye), matrix[-18:, -18:], rtol=1e-10, atol=1e-12)
     model[0].requires_grad_(False)
-    torch.testing.assert_close(hessian(model, batch)(eye), head(eye))
+    torch.testing.assert_close(Hessian(model, batch)(eye), head(eye))
 
 
 def test_a_shared_parameter_counts_once():
@@ -225,7 +225,7 @@ def test_a_shared_parameter_counts_once():
     torch.manual_seed(0)
     model = Tied().double()
     batch = torch.randint(5, (7, 2)), torch.randint(5, (7,))
-    operator = hessian(model, batch)
+    operator = Hessian(model, batch)
     assert operator.shape == (15, 15)
 
     def logits(w):
@@ -247,7 +247,7 @@ def test_squared_error_and_own_losses():
 
     eye = torch.eye(11, dtype=torch.float64)
     torch.testing.assert_close(
-        hessian(model, batch, "squared_error")(eye), dense(model, batch, squares)
+        Hessian(model, batch, "squared_error")(eye), dense(model, batch, squares)
     )
 
     def own(f, y):
@@ -256,8 +256,8 @@ def test_squared_error_and_own_losses():
     def mean(f, y):
         return own(f, y).mean()
 
-    torch.testing.assert_close(hessian(model, batch, own)(eye), dense(model, batch, mean))
-    curved = ggn(model, batch, own)(eye)
+    torch.testing.assert_close(Hessian(model, batch, own)(eye), dense(model, batch, mean))
+    curved = GaussNewton(model, batch, own)(eye)
     assert torch.linalg.eigvalsh(curved).min() > -1e-12  # convex: semi-definite
 
 
@@ -276,7 +276,7 @@ def test_language_models_and_labels_that_are_left_out():
     labels = ids.clone()
     labels[:, :3] = -100
     labels[2] = -100  # a sample without any
-    operator = hessian(
+    operator = Hessian(
         model, [dict(input_ids=i, labels=l) for i, l in zip(ids, labels, strict=True)]
     )
 
@@ -296,7 +296,7 @@ def test_language_models_and_labels_that_are_left_out():
 def test_scipy_takes_it():
     model, batch = mlp()
     matrix = dense(model, batch).numpy()
-    operator = hessian(model, batch).linear_operator()
+    operator = Hessian(model, batch).linear_operator()
     x = np.random.default_rng(0).standard_normal((len(matrix), 2))
     np.testing.assert_allclose(operator @ x, matrix @ x, atol=1e-12)
     np.testing.assert_allclose(operator.rmatvec(x[:, 0]), matrix @ x[:, 0], atol=1e-12)
@@ -307,9 +307,9 @@ def test_scipy_takes_it():
 
 def test_single_precision_is_near_double():
     model, batch = mlp()
-    exact = hessian(model, batch)
+    exact = Hessian(model, batch)
     v = torch.randn(3, exact.shape[0], dtype=torch.float64)
-    rounded = hessian(model.float(), (batch[0].float(), batch[1]))(v.float())
+    rounded = Hessian(model.float(), (batch[0].float(), batch[1]))(v.float())
     torch.testing.assert_close(rounded.double(), exact(v), rtol=1e-4, atol=1e-6)
 
 
@@ -318,7 +318,7 @@ def test_the_model_is_left_as_it_was():
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.zero_grad()
-    operator = hessian(model, batch)
+    operator = Hessian(model, batch)
     operator(torch.randn(2, operator.shape[0], dtype=torch.float64))
     assert model.training and model[1].training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -327,7 +327,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_bad_input():
     model, batch = mlp()
-    operator = hessian(model, batch)
+    operator = Hessian(model, batch)
     p = operator.shape[0]
     with pytest.raises(ValueError, match=rf"`v` must be of shape \(s, {p}\), got shape \(3, 2\)"):
         operator(torch.randn(3, 2).double())
@@ -336,13 +336,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match="`v` must be finite"):
         operator(torch.full((p,), torch.nan, dtype=torch.float64))
     with pytest.raises(ValueError, match="`loss` must be one of 'cross_entropy'"):
-        hessian(model, batch, "hinge")
+        Hessian(model, batch, "hinge")
     with pytest.raises(ValueError, match="`vectors_per_pass` must be at least 1"):
-        hessian(model, batch, vectors_per_pass=0)
+        Hessian(model, batch, vectors_per_pass=0)
     with pytest.raises(ValueError, match="in order"):
-        hessian(model, DataLoader(TensorDataset(*batch), shuffle=True))
+        Hessian(model, DataLoader(TensorDataset(*batch), shuffle=True))
     with pytest.raises(ValueError, match="`data` must be labelled"):
-        hessian(model, (batch[0], batch[1][:, None]))(torch.ones(p).double())
+        Hessian(model, (batch[0], batch[1][:, None]))(torch.ones(p).double())
     model[0].float()
     with pytest.raises(TypeError, match="of parameters of one dtype"):
-        hessian(model, batch)
+        Hessian(model, batch)

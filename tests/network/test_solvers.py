@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ksm_ext.network.solvers import conjugate_gradient, lissa
+from ksm_ext import ConjugateGradients
+from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
 
 
 def definite(p, condition=1e3, seed=0):
@@ -20,8 +21,8 @@ def vectors(s, p, seed=1):
 def test_solutions_are_those_of_dense_algebra(s, damping):
     p = 40
     matrix, rhs = definite(p), vectors(s, p)
-    found = conjugate_gradient(
-        lambda v: v @ matrix, rhs, damping=damping, tolerance=1e-11, max_steps=200
+    found = BlockConjugateGradients(tolerance=1e-11, max_steps=200).solve(
+        lambda v: v @ matrix, rhs, damping=damping
     )
     exact = torch.linalg.solve(matrix + damping * torch.eye(p).double(), rhs.T).T
     torch.testing.assert_close(found.x, exact, rtol=1e-7, atol=1e-9)
@@ -33,8 +34,9 @@ def test_solutions_are_those_of_dense_algebra(s, damping):
 def test_right_hand_sides_help_each_other():
     p = 200
     matrix, rhs = definite(p), vectors(20, p)
-    together = conjugate_gradient(lambda v: v @ matrix, rhs, tolerance=1e-8, max_steps=500)
-    alone = conjugate_gradient(lambda v: v @ matrix, rhs[:1], tolerance=1e-8, max_steps=500)
+    solver = BlockConjugateGradients(tolerance=1e-8, max_steps=500)
+    together = solver.solve(lambda v: v @ matrix, rhs)
+    alone = solver.solve(lambda v: v @ matrix, rhs[:1])
     assert together.num_steps < alone.num_steps / 4
 
 
@@ -46,10 +48,10 @@ def test_dependent_zero_and_finished_rows():
     rhs[2] = 0
     rhs[3] = rhs[4] + rhs[5]
     rhs[4] = torch.linalg.eigh(matrix)[1][:, 0] * 1e-8  # solved by a single step
-    found = conjugate_gradient(lambda v: v @ matrix, rhs, tolerance=1e-10, max_steps=100)
+    found = BlockConjugateGradients(tolerance=1e-10, max_steps=100).solve(lambda v: v @ matrix, rhs)
     torch.testing.assert_close(found.x, torch.linalg.solve(matrix, rhs.T).T, rtol=1e-6, atol=1e-9)
     assert found.x[2].norm() == 0
-    nothing = conjugate_gradient(lambda v: v @ matrix, torch.zeros(3, p))
+    nothing = BlockConjugateGradients().solve(lambda v: v @ matrix, torch.zeros(3, p))
     assert nothing.num_steps == 0 and bool(nothing.converged.all())
 
 
@@ -57,8 +59,8 @@ def test_nothing_breaks_past_convergence():
     """A peer's recurrence divides zero by zero once it has converged."""
     matrix = definite(5)
     for max_steps in (5, 20, 100):
-        found = conjugate_gradient(
-            lambda v: v @ matrix, vectors(1, 5), tolerance=0.0, max_steps=max_steps
+        found = BlockConjugateGradients(tolerance=0.0, max_steps=max_steps).solve(
+            lambda v: v @ matrix, vectors(1, 5)
         )
         exact = torch.linalg.solve(matrix, vectors(1, 5).T).T
         torch.testing.assert_close(found.x, exact, rtol=1e-9, atol=1e-12)
@@ -66,7 +68,7 @@ def test_nothing_breaks_past_convergence():
 
 def test_single_precision():
     matrix, rhs = definite(50, 100).float(), vectors(5, 50).float()
-    found = conjugate_gradient(lambda v: v @ matrix, rhs, tolerance=1e-5)
+    found = BlockConjugateGradients(tolerance=1e-5).solve(lambda v: v @ matrix, rhs)
     assert found.x.dtype == torch.float32 and bool(found.converged.all())
     exact = torch.linalg.solve(matrix.double(), rhs.double().T).T
     torch.testing.assert_close(found.x.double(), exact, rtol=1e-3, atol=1e-4)
@@ -74,7 +76,7 @@ def test_single_precision():
 
 def test_an_end_before_convergence_is_told():
     matrix, rhs = definite(100, 1e6), vectors(2, 100)
-    found = conjugate_gradient(lambda v: v @ matrix, rhs, tolerance=1e-10, max_steps=3)
+    found = BlockConjugateGradients(tolerance=1e-10, max_steps=3).solve(lambda v: v @ matrix, rhs)
     assert found.num_steps == 3 and not found.converged.any()
     true = (found.x @ matrix - rhs).norm(dim=1) / rhs.norm(dim=1)
     torch.testing.assert_close(found.residuals, true)
@@ -83,32 +85,52 @@ def test_an_end_before_convergence_is_told():
 def test_negative_curvature_is_an_error():
     matrix = definite(10) - 5 * torch.eye(10).double()
     with pytest.raises(RuntimeError, match="positive definite with its damping, got one of curv"):
-        conjugate_gradient(lambda v: v @ matrix, vectors(3, 10))
-    found = conjugate_gradient(lambda v: v @ matrix, vectors(3, 10), damping=5.0)
+        BlockConjugateGradients().solve(lambda v: v @ matrix, vectors(3, 10))
+    found = BlockConjugateGradients().solve(lambda v: v @ matrix, vectors(3, 10), damping=5.0)
     assert bool(found.converged.all())
 
 
 def test_lissa_converges_to_the_solution_itself():
     """A peer forgets to divide by the scale."""
     matrix, rhs = definite(20, 10), vectors(3, 20)
-    found = lissa(lambda v: v @ matrix, rhs, damping=1.0, scale=11.0, num_steps=300)
+    found = LiSSA(scale=11.0, num_steps=300).solve(lambda v: v @ matrix, rhs, damping=1.0)
     exact = torch.linalg.solve(matrix + torch.eye(20).double(), rhs.T).T
     torch.testing.assert_close(found.x, exact, rtol=1e-6, atol=1e-9)
     assert bool(found.converged.all())
-    short = lissa(lambda v: v @ matrix, rhs, damping=1.0, scale=11.0, num_steps=3)
+    short = LiSSA(scale=11.0, num_steps=3).solve(lambda v: v @ matrix, rhs, damping=1.0)
     assert not short.converged.any()
     with pytest.raises(RuntimeError, match="`scale` must be large enough, got 3, with which"):
-        lissa(lambda v: v @ matrix, rhs, damping=1.0, scale=3.0, num_steps=300)
+        LiSSA(scale=3.0, num_steps=300).solve(lambda v: v @ matrix, rhs, damping=1.0)
+
+
+def test_a_function_is_a_solver():
+    rhs = vectors(3, 4)
+    found = as_solver(lambda v: v / 2).solve(lambda v: 2 * v, rhs)
+    torch.testing.assert_close(found.x, rhs / 2)
+    assert found.num_steps == 0 and bool(found.converged.all())
+
+
+@pytest.mark.parametrize("solver", ["cg", "projected", None, LiSSA, ConjugateGradients()], ids=str)
+def test_what_is_no_solver_is_told_what_to_pass(solver):
+    remedy = r"Pass BlockConjugateGradients\(\) or LiSSA\(scale\) of ksm_ext\.network\.solvers"
+    with pytest.raises(TypeError, match=f"`solver` must be a solver or a function.*{remedy}"):
+        as_solver(solver)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"`rhs` must be 2-dimensional \(s, p\)"):
-        conjugate_gradient(lambda v: v, torch.ones(3))
+        BlockConjugateGradients().solve(lambda v: v, torch.ones(3))
     with pytest.raises(ValueError, match="`rhs` must be finite"):
-        conjugate_gradient(lambda v: v, torch.full((1, 3), torch.inf))
+        BlockConjugateGradients().solve(lambda v: v, torch.full((1, 3), torch.inf))
     with pytest.raises(ValueError, match="`damping` must be non-negative, got -1"):
-        conjugate_gradient(lambda v: v, torch.ones(1, 3), damping=-1.0)
+        BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3), damping=-1.0)
     with pytest.raises(TypeError, match="`rhs` must be float32 or float64"):
-        conjugate_gradient(lambda v: v, torch.ones(1, 3, dtype=torch.int64))
+        BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="`scale` must be positive"):
-        lissa(lambda v: v, torch.ones(1, 3), damping=0.0, scale=0.0, num_steps=1)
+        LiSSA(scale=0.0)
+    with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
+        LiSSA(scale=1.0, num_steps=0)
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1"):
+        BlockConjugateGradients(max_steps=0)
+    with pytest.raises(ValueError, match="`tolerance` must be at least 0, got nan"):
+        BlockConjugateGradients(tolerance=float("nan"))

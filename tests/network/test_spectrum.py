@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksm_ext.network.hessian import ggn, hessian
+from ksm_ext.network.hessian import GaussNewton, Hessian
 from ksm_ext.network.spectrum import (
     hutch_pp_trace,
     hutchinson_trace,
@@ -37,7 +37,7 @@ def network():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    operator = hessian(model, (x, y), vectors_per_pass=64)
+    operator = Hessian(model, (x, y), vectors_per_pass=64)
     matrix = operator(torch.eye(operator.shape[0], dtype=torch.float64))
     return model, (x, y), operator, matrix
 
@@ -51,7 +51,7 @@ def test_dense_matrix_of_the_network_is_symmetric_and_right(network):
 
     def gradient(step):
         torch.nn.utils.vector_to_parameters(start + step * v, model.parameters())
-        return hessian(model, (x, y)).gradient()
+        return Hessian(model, (x, y)).gradient()
 
     difference = (gradient(1e-5) - gradient(-1e-5)) / 2e-5
     torch.nn.utils.vector_to_parameters(start, model.parameters())
@@ -110,7 +110,7 @@ def test_traces_of_the_network_and_their_errors(network):
     assert found.value == pytest.approx(again.value) and found.num_products == 30
 
 
-@pytest.mark.parametrize("kind", [pytest.param(hessian, marks=pytest.mark.slow), ggn])
+@pytest.mark.parametrize("kind", [pytest.param(Hessian, marks=pytest.mark.slow), GaussNewton])
 def test_hutch_pp_needs_half_the_products(network, kind):
     """From about a hundred products on; below, its subspace is too small to matter."""
     model, data, *_ = network
@@ -118,20 +118,20 @@ def test_hutch_pp_needs_half_the_products(network, kind):
     matrix = operator(torch.eye(operator.shape[0], dtype=torch.float64))
     exact = float(matrix.trace())
 
-    def error(estimate, num_probes):
+    def error(estimate, **products):
         values = [
-            estimate(lambda v: v @ matrix, len(matrix), num_probes=num_probes, seed=seed).value
+            estimate(lambda v: v @ matrix, len(matrix), seed=seed, **products).value
             for seed in range(50)
         ]
         return float(np.sqrt(np.mean((np.array(values) - exact) ** 2)))
 
-    assert error(hutch_pp_trace, 120) < error(hutchinson_trace, 240)
+    assert error(hutch_pp_trace, num_products=120) < error(hutchinson_trace, num_probes=240)
 
 
 def test_hutch_pp_is_exact_on_few_dimensions():
     root = torch.randn(50, 4, dtype=torch.float64)
     matrix = root @ root.T
-    found = hutch_pp_trace(lambda v: v @ matrix, 50, num_probes=15)
+    found = hutch_pp_trace(lambda v: v @ matrix, 50, num_products=15)
     assert found.value == pytest.approx(float(matrix.trace()))
     assert found.num_products == 15
 
@@ -172,10 +172,10 @@ def test_moments_of_quadrature_are_exact_for_the_probes():
 def test_traces_of_samples(network):
     model, data, *_ = network
     few = tuple(column[:4] for column in data)
-    operator = hessian(model, few)
+    operator = Hessian(model, few)
     exact = torch.stack(
         [
-            hessian(model, tuple(c[i : i + 1] for c in few), vectors_per_pass=128)(
+            Hessian(model, tuple(c[i : i + 1] for c in few), vectors_per_pass=128)(
                 torch.eye(operator.shape[0], dtype=torch.float64)
             ).trace()
             for i in range(4)
@@ -197,8 +197,8 @@ def test_probes_depend_on_seed_and_number_only():
 def test_bad_input():
     with pytest.raises(TypeError, match="`dim` must be a number for a plain function"):
         hutchinson_trace(lambda v: v)
-    with pytest.raises(ValueError, match="`num_probes` must be at least 3"):
-        hutch_pp_trace(lambda v: v, 5, num_probes=2)
+    with pytest.raises(ValueError, match="`num_products` must be at least 3"):
+        hutch_pp_trace(lambda v: v, 5, num_products=2)
     with pytest.raises(ValueError, match="`num_pairs` must be below 5"):
         top_eigenpairs(lambda v: v, 5, 5)
     with pytest.raises(ValueError, match="`which` must be one of"):
