@@ -26,7 +26,7 @@ from torch import nn
 
 from ksm_ext import Projector
 from ksm_ext.identity import differences, fingerprint, identify
-from ksm_ext.network.gradients import log_odds, margin
+from ksm_ext.network.outputs import log_odds, margin
 
 SCALE = 1.0
 TABLE = {"layers": [8, 8], "rates": (0.1, 0.2)}

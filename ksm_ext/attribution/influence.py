@@ -27,8 +27,7 @@ from ksm_ext.checks import check_choice, message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.gradients import AnyProjector, collect_features
 from ksm_ext.network.hessian import CurvatureOperator, ggn, hessian, loss_gradients
-from ksm_ext.network.losses import Loss
-from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.outputs import Loss, log_odds
 from ksm_ext.network.solvers import Solution, conjugate_gradient, lissa
 
 Curvature = Literal["ggn", "hessian"]

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ksm_ext.identity import fingerprint
 from ksm_ext.network.batches import content_digests
 from ksm_ext.network.features import FeatureStore, load_features
-from ksm_ext.network.gradients import collect_features, log_odds, margin, per_sample_gradients
+from ksm_ext.network.gradients import collect_features, per_sample_gradients
+from ksm_ext.network.outputs import log_odds, margin
 from tests.network.test_gradients import Dense, mlp, table
 
 META = {"num_samples": 7, "dim": 3, "dtype": "float32", "projector": {"seed": 1, "kind": "signs"}}
@@ -263,7 +264,7 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
         "projector.seed = 1 where": lambda: collect(model, (x, y), tmp_path, projector=Dense(6, 1)),
         "dim = 5": lambda: collect(model, (x, y), tmp_path, projector=Dense(5)),
         "num_samples = 9": lambda: collect(model, (x[:9], y[:9]), tmp_path),
-        "output = '.*outputs.margin' where .* has '.*outputs.log_odds'": lambda: collect(
+        "output = 'ksm_ext.margin' where .* has 'ksm_ext.log_odds'": lambda: collect(
             model, (x, y), tmp_path, output=margin
         ),
         "model = ": lambda: collect(other, (x, y), tmp_path),
@@ -280,8 +281,8 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
 
 
 def output_with(scale):
-    def output(model, sample):
-        return scale * model(sample[0][None])[0, 0]
+    def output(model, batch):
+        return scale * model(batch[0])[:, 0]
 
     return output
 
@@ -330,10 +331,10 @@ def changes():
     row[7] += 1e-9
     label[23] = (label[23] + 1) % 3
     order[[11, 12]] = order[[12, 11]]
-    power = lambda m, z, k: m(z[0][None])[0, 0] ** k  # noqa: E731
+    power = lambda m, z, k: m(z[0])[:, 0] ** k  # noqa: E731
     yield "network.1", base | {"model": tanh}, base | {"model": relu}
     yield "network.model", base | {"model": one}, base | {"model": nine}
-    outputs = [lambda m, z: m(z[0][None])[0, 0], lambda m, z: m(z[0][None])[0, 1]]
+    outputs = [lambda m, z: m(z[0])[:, 0], lambda m, z: m(z[0])[:, 1]]
     yield "output.code", *(base | {"output": output} for output in outputs)
     yield "output.closure.scale", *(base | {"output": output_with(s)} for s in (1.0, 5.0))
     outputs = [partial(power, k=k) for k in (1, 2)]
@@ -440,8 +441,8 @@ def test_what_has_no_identity_is_told_and_found_by_its_features(tmp_path, dtype)
     assert one.unidentified == ()
     path, opaque = tmp_path / "opaque", Opaque(2.0)
 
-    def output(model, sample):
-        return opaque.factor * model(sample[0][None])[0, 0]
+    def output(model, batch):
+        return opaque.factor * model(batch[0])[:, 0]
 
     first = collect(model, batch, path, output)
     assert first.unidentified == (f"output.closure.opaque ({__name__}.Opaque)",)
