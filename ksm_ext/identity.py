@@ -377,7 +377,7 @@ class _Walk:
 def _without_module(name: Any) -> Any:
     """``ksm_ext.Projector`` for ``ksm_ext.ops.project.Projector``; others as they are."""
     own = isinstance(name, str) and name.startswith("ksm_ext.")
-    return re.sub(r"^ksm_ext\.([a-z0-9_]+\.)+", "ksm_ext.", name) if own else name
+    return re.sub(r"^ksm_ext\.([a-z0-9_]+\.(?!<))+", "ksm_ext.", name) if own else name
 
 
 def _is_plain(thing: Any) -> bool:

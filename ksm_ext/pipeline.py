@@ -133,24 +133,17 @@ def attribute_tasks(
         group=group,
         task_names=task_names,
     )
-    exhaustive = False
-    if masks is None:
+    drawn = masks is None
+    if drawn:
         sizes = range(max(1, n // 2), max(n, 3))  # of two tasks the pair too: a fit takes three
         masks = mixed_sizes(n, num_subsets, sizes, seed=seed, allow_fewer=True)
-        exhaustive = len(masks) < num_subsets
-    else:
-        known = {"task": estimator.task_names}
-        (masks,) = aligned({"masks": (masks, "subset", "task")}, known)
+    (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": estimator.task_names})
     estimator.fit()
     if retrained is not None:
         estimator.calibrate(*retrained)
     scores = estimator.predict(masks)
-    surrogate = fit_surrogate(
-        masks,
-        scores,
-        kernel=kernel,
-        task_names=task_names,
-        target_names=estimator.target_names,
-    )
+    names: dict[str, Any] = {"task_names": task_names, "target_names": estimator.target_names}
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, **names)
     values, std = surrogate.attribute(readout, return_std=True)
+    exhaustive = drawn and len(masks) < num_subsets
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)

@@ -149,9 +149,7 @@ def per_sample_gradients(
         if value.shape != (1,):
             expected = "a function (model, batch) -> (b,)"
             found = f"{shape_text(value)} for a batch of one sample"
-            remedy = (
-                "Return one number for each sample of the batch, which has all columns (b, ...)."
-            )
+            remedy = "Return one number for each of the b samples, whose columns are (b, ...)."
             raise ValueError(message("output", expected, found, remedy))
         return value[0]
 
@@ -338,7 +336,7 @@ class _Collection:
         group, rows = self.group, self.rows
         # Of one rank: in others, functions may well refer to another device, or another log file.
         things = {"output": self.output, "projector": self.projector, "network": self.model}
-        facts |= first(identify(**things), group)
+        facts = facts | first(identify(**things), group)
         shown = self.progress and not place(group)[0]
         digests, samples = content_digests(self.loader, self.batch_size, rows, _some(rows), shown)
         digests = gathered(digests, -(-self.num_samples // self.batch_size), group)

@@ -169,7 +169,8 @@ class CurvatureOperator:
             per_sample_gradients(self._model, output, batch, parameters=[*self._weights])[1]
             for batch in self._batches
         ]
-        return torch.cat([torch.cat([w.flatten(1) for w in p.values()], 1) for p in parts])
+        rows = [torch.cat([w.flatten(1) for w in part.values()], dim=1) for part in parts]
+        return torch.cat(rows)
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.

@@ -20,6 +20,7 @@ from numpy.lib.format import open_memmap
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ksm_ext import Projector
 from ksm_ext.identity import fingerprint
 from ksm_ext.network.batches import content_digests
 from ksm_ext.network.features import FeatureStore, load_features
@@ -28,6 +29,7 @@ from ksm_ext.network.outputs import log_odds, margin
 from tests.network.test_gradients import Dense, mlp, table
 
 META = {"num_samples": 7, "dim": 3, "dtype": "float32", "projector": {"seed": 1, "kind": "signs"}}
+FORMER = ("ksm_ext.outputs.log_odds", "ksm_ext.projection.Projector")
 VALUES, GRADIENTS = torch.arange(7.0), torch.arange(21.0).reshape(7, 3)
 
 
@@ -492,6 +494,30 @@ def test_a_folder_of_the_first_format_is_loaded_and_not_gone_on_with(tmp_path):
         ValueError, match=r"got format = 'ksm_ext\.features\.2' where .*delete this"
     ):
         collect(model, batch, tmp_path)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_folder_that_names_former_modules_is_gone_on_with(tmp_path, is_complete):
+    """``ksm_ext.outputs.log_odds`` and ``ksm_ext.projection.Projector``, before they moved."""
+    model, batch, projector = mlp(), table(40), Projector(6)
+    expected = collect(model, batch, tmp_path / "new", projector=projector)
+    path = tmp_path / "old"
+    if is_complete:
+        collect(model, batch, path, projector=projector)
+    else:
+        with interrupted_after(2), pytest.raises(KeyboardInterrupt):
+            collect(model, batch, path, projector=projector)
+    meta = json.loads((path / "meta.json").read_text())
+    assert (meta["output"], meta["projector"]["class"]) == ("ksm_ext.log_odds", "ksm_ext.Projector")
+    meta["output"], meta["projector"]["class"] = FORMER
+    (path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(
+        ValueError, match=r"got output = 'ksm_ext\.margin' where .* has .*log_odds'"
+    ):
+        collect(model, batch, path, margin, projector)
+    again = collect(model, batch, path, projector=projector)
+    assert torch.equal(again.gradients, expected.gradients)
+    assert torch.equal(again.values, expected.values)
 
 
 @pytest.mark.parametrize("path, error", [("", ValueError), (3, TypeError)])

@@ -174,7 +174,7 @@ def test_an_output_that_is_not_one_number_for_each_sample(output, vectorize):
     form = (
         r"`output` must be a function \(model, batch\) -> \(b,\), got shape .* for a batch of one "
     )
-    with pytest.raises(ValueError, match=form + "sample. Return one number for each sample"):
+    with pytest.raises(ValueError, match=form + "sample. Return one number for each of the b sam"):
         per_sample_gradients(mlp(), output, table(), vectorize=vectorize)
 
 
@@ -380,6 +380,11 @@ def loader(**how):
         (3, TypeError, "`data` must be samples by number, got int. Pass a DataLoader, a Dat"),
         ([], ValueError, "`data` must be at least one sample, got none. Check"),
         (table()[:1] + table(b=3)[1:], ValueError, r"per sample, got shape \(11, 4\) and shape"),
+        (
+            {"x": torch.zeros(3), "y": torch.zeros(4)},
+            ValueError,
+            r"per sample, got shape \(3\) and",
+        ),
         ([torch.zeros(4)], TypeError, "batches that are tuples or dicts, got Tensor. Collate"),
         ([{"x": torch.zeros(4), "text": "a"}], TypeError, "batches of tensors, got list in text"),
     ],

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ksm_ext.network.outputs import (
     LOSSES,
@@ -48,31 +50,32 @@ def test_outputs_are_their_closed_forms():
     assert of_sample(squared_error, two, two - torch.tensor([1.0, 2.0])).item() == 5.0
 
 
-def every_batch():
-    """Logits and labels of classifications and of sequences, some labels left out."""
-    torch.manual_seed(0)
-    yield torch.randn(6, 4, dtype=f64), torch.randint(4, (6,))
-    labels = torch.randint(4, (6, 5)).where(torch.rand(6, 5) < 0.7, -100)
-    labels[:, 2] = 1
-    yield 9 * torch.randn(6, 5, 4, dtype=f64), labels
-
-
-@pytest.mark.parametrize("output", [log_odds, cross_entropy, margin, logit])
-def test_outputs_of_a_batch_are_those_of_its_samples(output):
-    for logits, labels in every_batch():
-        whole = output(lambda _, logits=logits: logits, (X, labels))
-        assert whole.shape == (6,)
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(
+    b=st.integers(1, 5),
+    length=st.integers(0, 6),
+    classes=st.integers(2, 5),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_outputs_of_a_batch_are_those_of_its_samples(b, length, classes, scale, seed):
+    """Of classifications, which have no length, and of sequences with labels that are left out."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (b, length) if length else (b,)
+    logits = scale * torch.randn(*shape, classes, generator=draw, dtype=f64)
+    labels = torch.randint(classes, shape, generator=draw)
+    if length:
+        labels[:, 1:] = labels[:, 1:].where(labels[:, 1:] > 0, -100)
+    for output in (log_odds, cross_entropy, margin, logit):
+        whole = output(lambda _: logits, (X, labels))
         each = [of_sample(output, *pair) for pair in zip(logits, labels, strict=True)]
-        torch.testing.assert_close(whole, torch.stack(each), rtol=1e-14, atol=0)
-
-
-def test_the_loss_for_curvature_is_the_output_of_its_name():
-    for logits, labels in every_batch():
-        expected = cross_entropy(lambda _, logits=logits: logits, (X, labels))
-        torch.testing.assert_close(LOSSES["cross_entropy"](logits, labels), expected)
-    outputs, labels = torch.randn(2, 6, 3, dtype=f64)
-    expected = squared_error(lambda _: outputs, (X, labels))
-    assert torch.equal(LOSSES["squared_error"](outputs, labels), expected)
+        assert whole.shape == (b,)
+        torch.testing.assert_close(whole, torch.stack(each), rtol=1e-13, atol=0)
+    expected = cross_entropy(lambda _: logits, (X, labels))
+    loss = LOSSES["cross_entropy"](logits, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12 * scale)
+    expected = squared_error(lambda _: logits, (X, logits.flip(0)))
+    assert torch.equal(LOSSES["squared_error"](logits, logits.flip(0)), expected)
 
 
 @pytest.mark.parametrize("scale", [1, 30, 700, 1e4, 1e6])

@@ -15,6 +15,7 @@ import ksm_ext
 from ksm_ext import GradientEstimator, Projector, attribute_tasks, subsets
 from ksm_ext.network.gradients import parameter_names
 from ksm_ext.network.outputs import cross_entropy, prediction
+from ksm_ext.selection import Predictor, exact, under_budget
 from ksm_ext.subsets import all_subsets, bernoulli
 
 SIZES = (5, 9, 4, 7)
@@ -260,6 +261,26 @@ def test_few_tasks_have_all_their_subsets(n):
     assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
     assert result.exhaustive and len(result.masks) == len(every) < 1000
     assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
+
+
+@pytest.mark.parametrize("ask", [lambda fitted: fitted, lambda fitted: fitted.predict])
+def test_tasks_are_chosen_by_the_estimate_itself(ask):
+    names = list("abcd")
+    fitted = estimator(task_names=names).fit()
+    assert isinstance(fitted, Predictor)
+    predict = ask(fitted)
+    means = fitted.predict(MASKS).mean(1)
+    best = int(means.masked_fill(MASKS.sum(1) != 2, torch.inf).argmin())
+    found = exact(predict, 4, 2, maximize=False)
+    assert found.tasks == tuple(MASKS[best].nonzero()[:, 0].tolist())
+    assert found.score == pytest.approx(float(means[best]), rel=1e-12)
+    weights = pd.Series({"old": 1.0, "new": 0.0})  # in another order than the targets
+    weighed = exact(predict, 4, 2, maximize=False, target_weights=weights)
+    old = fitted.predict(MASKS)[:, 1].masked_fill(MASKS.sum(1) != 2, torch.inf)
+    assert weighed.score == pytest.approx(float(old.min()), rel=1e-12)
+    costs = pd.Series([4.0, 3.0, 2.0, 1.0], index=names[::-1])
+    expected = under_budget(fitted.predict, [1.0, 2.0, 3.0, 4.0], 5, maximize=False)
+    assert under_budget(predict, costs, 5, maximize=False) == expected
 
 
 def test_a_single_data_set_has_no_name_that_scores_must_have():
