@@ -68,7 +68,7 @@ def samples():
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("block_bytes", [1, 10**9])
 def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkeypatch):
-    monkeypatch.setitem(top_samples.__globals__, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setitem(trak.__globals__, "_BLOCK_BYTES", block_bytes)
     train, queries = samples()
     scores = trak_scores(train, queries, relative_ridge=0.1)
     found = top_samples(train, queries, 7, relative_ridge=0.1, largest=largest)
