@@ -94,7 +94,7 @@ def main() -> None:
         projector = Projector(arguments.dim)
         estimator = GradientEstimator(model, tasks, target, projector=projector, progress=False)
         _, of_features = timed(estimator.fit, device)
-        return estimator.scores(masks), of_features
+        return estimator.predict(masks), of_features
 
     (scores, of_features), end_to_end = timed(estimate, device)
     assert bool(torch.isfinite(torch.as_tensor(scores)).all())

@@ -33,7 +33,7 @@ def measure(p: int, k: int, n: int) -> dict[str, float]:
     from torch import nn
 
     from ksm_ext import Projector, collect_features, ops
-    from ksm_ext.network.gradients import log_odds
+    from ksm_ext.network.outputs import log_odds
 
     torch.manual_seed(0)
     width = max(1, (p - CLASSES) // (INPUTS + CLASSES + 1))

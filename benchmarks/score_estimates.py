@@ -205,10 +205,10 @@ def report(name: str, output: Path) -> None:
                 progress=False,
             ).fit()
             label = f"{steps} steps, {solver}"
-            row(f"{label}, ridge 0.01", mean[NUM_CALIBRATION:], estimator.scores(rest))
+            row(f"{label}, ridge 0.01", mean[NUM_CALIBRATION:], estimator.predict(rest))
             estimator.calibrate(few, mean[:NUM_CALIBRATION])
             label = f"{label}, calibrated to ridge {estimator.ridge:.2g}"
-            row(label, mean[NUM_CALIBRATION:], estimator.scores(rest))
+            row(label, mean[NUM_CALIBRATION:], estimator.predict(rest))
     started = time.perf_counter()
     attribute_tasks(
         models[0], problem.tasks(), problem.target, projector=Projector(256), progress=False

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 from ksm_ext import Projector, collect_features
 from ksm_ext.identity import fingerprint, identify
 from ksm_ext.network.batches import content_digests, ordered_loader
-from ksm_ext.network.gradients import log_odds, per_sample_gradients
+from ksm_ext.network.gradients import per_sample_gradients
+from ksm_ext.network.outputs import log_odds
 
 
 class Compressed(Dataset[tuple[Tensor, Tensor]]):

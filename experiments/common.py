@@ -2,8 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +11,10 @@ import joblib
 import torch
 
 from ksm_ext.atomic_write import write_whole
+from ksm_ext.scores.retraining import one_thread as one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a problem gains nothing from a second thread, and would sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def environment(*packages: str) -> dict[str, str]:

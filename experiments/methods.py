@@ -148,7 +148,7 @@ def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Ten
         ]
     )
     masks = masks.unique(dim=0)
-    return masks, estimator.scores(masks)
+    return masks, estimator.predict(masks)
 
 
 # -- gradients ----------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def by_trak(problem: Problem) -> Tensor:
         problem.tasks,
         problem.targets,
         projector=problem.projector,
-        ridge=problem.settings.methods.trak_ridge,
+        relative_ridge=problem.settings.methods.trak_ridge,
     )
 
 

@@ -11,9 +11,10 @@ line numbers or comments. What is the user's is followed to the end:
   functions and objects, parameters and buffers too.
 
 What is the standard library's, or lies among installed packages, is its name and the version of the
-package. Bytecode compares within one version of Python. What has no state that can be read, such as
-a lock, an open file or a compiled function of one's own, is a name only, and is listed. What a
-function reads from files, the environment or the network is not seen.
+package; of this package it is the name without the module, which may move. Bytecode compares within
+one version of Python. What has no state that can be read, such as a lock, an open file or a
+compiled function of one's own, is a name only, and is listed. What a function reads from files, the
+environment or the network is not seen.
 
 No package does this: joblib hashes a function's name, and the bytes of cloudpickle, dill and what
 is built on them change with line numbers, the order of sets and the process.
@@ -27,6 +28,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import types
 from collections import Counter, deque
@@ -95,10 +97,14 @@ def identify(**things: Any) -> dict[str, Any]:
 
 
 def differences(facts: Any, others: Any, field: str = "") -> list[tuple[str, Any, Any]]:
-    """Names of the fields in which two records differ, with the value in each, or None."""
+    """Names of the fields in which two records differ, with the value in each, or None.
+
+    Records of before this package's names lost their modules are read without these.
+    """
     if not (isinstance(facts, Mapping) and isinstance(others, Mapping)):
         # As text: 1 is not True, 0.0 not -0.0, and a NaN is itself.
-        return [(field, facts, others)] if json.dumps(facts) != json.dumps(others) else []
+        texts = (json.dumps(_without_module(value)) for value in (facts, others))
+        return [(field, facts, others)] if len({*texts}) > 1 else []
     return [
         difference
         for name in dict.fromkeys([*facts, *others])
@@ -269,7 +275,7 @@ class _Walk:
             name = f"{module}.{getattr(thing, '__qualname__', thing.__name__)}"
         else:
             return None
-        return name if self.library(module) else None
+        return _without_module(name) if self.library(module) else None
 
     def library(self, module: str) -> bool:
         """Whether a module is a library's, whose version then counts."""
@@ -313,7 +319,7 @@ class _Walk:
         last = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
         named = dict(zip(last, defaults, strict=True)) | (function.__kwdefaults__ or {})
         return [
-            ("code", code if own else name),
+            ("code", code if own else _without_module(name)),
             *_under("defaults", named),
             *((f"closure.{name}", _content(cell)) for name, cell in cells),
             *_under("globals", _references(code, function.__globals__) if own else {}),
@@ -366,6 +372,12 @@ class _Walk:
         pairs += _own(thing, state) if type(state) is dict else [("state", state)]
         contents = [*(items or ()), *(entries or ())]
         return [*pairs, *((str(number), value) for number, value in enumerate(contents))]
+
+
+def _without_module(name: Any) -> Any:
+    """``ksm_ext.Projector`` for ``ksm_ext.ops.project.Projector``; others as they are."""
+    own = isinstance(name, str) and name.startswith("ksm_ext.")
+    return re.sub(r"^ksm_ext\.([a-z0-9_]+\.(?!<))+", "ksm_ext.", name) if own else name
 
 
 def _is_plain(thing: Any) -> bool:

@@ -7,12 +7,13 @@ surrogate fitted to them (:mod:`ksm_ext.surrogates`) and its attributions read o
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import check_choice, message
+from ksm_ext.network.distributed import Group
 from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
@@ -68,10 +69,14 @@ def attribute_tasks(
     output: Output = log_odds,
     projector: Projector | None = None,
     parameters: str | Sequence[str] | None = None,
+    loss: Literal["logistic", "squared"] = "logistic",
     ridge: float = 1e-2,
+    solver: Literal["exact", "step"] = "exact",
     store: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    vectorize: bool = True,
     progress: bool = True,
-    **options: Any,
+    group: Group = None,
 ) -> TaskAttributions:
     """Attribute the scores of a model to the tasks it was trained on.
 
@@ -84,17 +89,21 @@ def attribute_tasks(
             holds near the model it expands, which has seen all tasks. Up to ten tasks there are
             fewer than 1000 such subsets: then all of them (``exhaustive`` says so).
         masks: (m, n) bool. Subsets to use instead.
-        seed: Of the subsets.
+        seed: Seed of the subsets that are drawn.
         retrained: Masks and scores of a few really retrained subsets, to calibrate with.
-        kernel: Of the surrogate, see :func:`ksm_ext.fit_surrogate`.
+        kernel: Kernel of the surrogate, see :func:`ksm_ext.fit_surrogate`.
         task_names: n names.
-        output: Of a sample, see :mod:`ksm_ext.network.outputs`.
-        projector: See :class:`GradientEstimator`; likewise the rest.
+        output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
+        projector: See :class:`GradientEstimator`.
         parameters: Names or patterns of the parameters that training moves.
+        loss: See :class:`GradientEstimator`.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
+        solver: See :class:`GradientEstimator`.
         store: A folder for the features, from which a killed run goes on.
+        batch_size: See :class:`GradientEstimator`.
+        vectorize: See :class:`GradientEstimator`.
         progress: Whether to show progress bars.
-        **options: Further arguments of :class:`GradientEstimator`.
+        group: See :class:`GradientEstimator`.
 
     Returns:
         Attributions (n, t) with the estimator and the surrogate behind them.
@@ -114,30 +123,27 @@ def attribute_tasks(
         output=output,
         projector=projector,
         parameters=parameters,
+        loss=loss,
         ridge=ridge,
+        solver=solver,
         store=store,
+        batch_size=batch_size,
+        vectorize=vectorize,
         progress=progress,
+        group=group,
         task_names=task_names,
-        **options,
     )
-    exhaustive = False
-    if masks is None:
+    drawn = masks is None
+    if drawn:
         sizes = range(max(1, n // 2), max(n, 3))  # of two tasks the pair too: a fit takes three
         masks = mixed_sizes(n, num_subsets, sizes, seed=seed, allow_fewer=True)
-        exhaustive = len(masks) < num_subsets
-    else:
-        known = {"task": estimator.task_names}
-        (masks,) = aligned({"masks": (masks, "subset", "task")}, known)
+    (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": estimator.task_names})
     estimator.fit()
     if retrained is not None:
         estimator.calibrate(*retrained)
-    scores = estimator.scores(masks)
-    surrogate = fit_surrogate(
-        masks,
-        scores,
-        kernel=kernel,
-        task_names=task_names,
-        target_names=estimator.target_names,
-    )
+    scores = estimator.predict(masks)
+    names: dict[str, Any] = {"task_names": task_names, "target_names": estimator.target_names}
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, **names)
     values, std = surrogate.attribute(readout, return_std=True)
+    exhaustive = drawn and len(masks) < num_subsets
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)

@@ -48,7 +48,10 @@ _CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Anything fitted that predicts scores of subsets."""
+    """Anything fitted that predicts scores of subsets: a surrogate, or a gradient estimator.
+
+    One that has ``task_names`` and ``target_names`` says what costs and weights go by.
+    """
 
     def predict(self, masks: Tensor, /) -> Any:
         """Scores (l,) or (l, t) of masks (l, n) bool."""
@@ -356,8 +359,8 @@ class _Objective:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked about subsets."""
-        surrogate = _surrogate_of(self.predict)
-        if surrogate is not None and not surrogate.masks.binary:
+        fitted = _fitted(self.predict)
+        if isinstance(fitted, Surrogate) and not fitted.masks.binary:
             expected = "of tasks that are in or out to select some"
             remedy = "Draw mixtures like the fitted ones, `.predict` them, and keep the best."
             raise ValueError(message("predict", expected, "a surrogate of real weights", remedy))
@@ -365,10 +368,10 @@ class _Objective:
     @property
     def names(self) -> Mapping[str, Sequence[str]]:
         """What tasks and targets are called, as far as the predictor says."""
-        surrogate = _surrogate_of(self.predict)
-        if surrogate is None:
+        fitted = _fitted(self.predict)
+        if not (hasattr(fitted, "task_names") and hasattr(fitted, "target_names")):
             return {}
-        return {"task": surrogate.task_names, "target": surrogate.target_names}
+        return {"task": fitted.task_names, "target": fitted.target_names}
 
     def scores(self, chunks: Iterable[Tensor]) -> Tensor:
         """Predicted scores (l,) float64 on the CPU, in the caller's sign, of all masks."""
@@ -407,12 +410,11 @@ class _Objective:
         return after - before if self.maximize else before - after
 
 
-def _surrogate_of(predict: Predict) -> Surrogate | None:
-    """The surrogate that predicts: as itself, by its method, or within a regressor."""
+def _fitted(predict: Predict) -> Any:
+    """What predicts: as itself, by its method, or as the surrogate within a regressor."""
     function = getattr(predict, "func", predict)  # of functools.partial
     owner = getattr(function, "__self__", function)
-    surrogate = getattr(owner, "surrogate_", owner)
-    return surrogate if isinstance(surrogate, Surrogate) else None
+    return getattr(owner, "surrogate_", owner)
 
 
 def _average_targets(

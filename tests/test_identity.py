@@ -1,5 +1,6 @@
 """Identities: another one for everything that decides numbers, and the same wherever it runs."""
 
+import ast
 import collections
 import copy
 import dataclasses
@@ -24,9 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ksm_ext import Projector
+import ksm_ext
+from ksm_ext import Projector, evaluation
+from ksm_ext.evaluation import _mean_of_rows
 from ksm_ext.identity import differences, fingerprint, identify
-from ksm_ext.network.gradients import log_odds, margin
+from ksm_ext.network.outputs import log_odds, margin
+from ksm_ext.network.spectrum import signs
+from ksm_ext.selection import _Objective
 
 SCALE = 1.0
 TABLE = {"layers": [8, 8], "rates": (0.1, 0.2)}
@@ -475,6 +480,53 @@ def test_attributes_of_modules_are_followed(own_module):
     assert [name for name, *_ in differences(identify(it=function), before)] == [
         "it.globals.module.weight"
     ]
+
+
+# -- names of this package's own ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "thing, name, former",
+    [
+        (log_odds, "ksm_ext.log_odds", "ksm_ext.outputs.log_odds"),
+        (Projector, "ksm_ext.Projector", "ksm_ext.projection.Projector"),
+        (Projector.adjoint, "ksm_ext.Projector.adjoint", "ksm_ext.ops.x_1.Projector.adjoint"),
+        (_Objective, "ksm_ext._Objective", "ksm_ext._choice.selection._Objective"),
+        (signs, "ksm_ext.signs", "ksm_ext.spectrum.signs"),
+        (F.relu, "torch.nn.functional.relu", "torch.nn.functional.relu"),
+    ],
+)
+def test_a_name_of_this_package_has_no_module(thing, name, former):
+    facts = identify(it=thing)
+    assert facts["it"] == name
+    assert not differences(facts, facts | {"it": former})
+    other = former.replace(name.rpartition(".")[2], "other")
+    assert differences(facts, facts | {"it": other}) == [("it", name, other)]
+
+
+def test_a_function_made_by_one_of_this_package_keeps_the_name_of_that():
+    facts = identify(it=_mean_of_rows(evaluation.lds, [], {}))
+    names = {"former": "ksm_ext.x._mean_of_rows.<locals>.statistic"}
+    assert facts["it"]["code"] == "ksm_ext._mean_of_rows.<locals>.statistic"
+    assert not differences({"former": facts["it"]["code"]}, names)
+
+
+def test_an_instance_is_known_by_its_class_and_state_alone():
+    facts = identify(it=Projector(3, seed=1))
+    former = facts["it"] | {"class": "ksm_ext.projection.Projector"}
+    assert not differences(facts, facts | {"it": former})
+    assert [name for name, *_ in differences(facts, identify(it=Projector(3)))] == ["it.seed"]
+
+
+def test_no_two_public_names_of_this_package_are_the_same():
+    """But for the sum of :func:`task_gram` over processes."""
+    counts = collections.Counter(
+        node.name
+        for path in pathlib.Path(ksm_ext.__file__).parent.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    )
+    assert {name for name, count in counts.items() if count > 1} <= {"task_gram", "check_ndim"}
 
 
 # -- what has no identity -----------------------------------------------------------------------

@@ -13,7 +13,8 @@ from torch.utils.data import ConcatDataset, Subset
 
 from ksm_ext import RBF, GradientEstimator, Linear, collect_features, fit_surrogate
 from ksm_ext.interop import scores_of_game, to_interaction_values
-from ksm_ext.network.gradients import log_odds, parameter_names
+from ksm_ext.network.gradients import parameter_names
+from ksm_ext.network.outputs import log_odds
 from ksm_ext.subsets import all_subsets, bernoulli
 
 INDICES = [("SV", 1), ("SII", 2), ("k-SII", 2), ("BV", 1), ("BII", 2)]
@@ -267,7 +268,7 @@ def test_a_trainers_model_and_data_are_tasks(transformers, sentences, tmp_path):
     odds, gradients = odds.numpy(), gradients.numpy()
     members = [range(3), range(3, 7), range(7, 9)]
     masks = all_subsets(3)
-    for mask, score in zip(masks, estimator.scores(masks), strict=True):
+    for mask, score in zip(masks, estimator.predict(masks), strict=True):
         rows = [row for task in mask.nonzero()[:, 0] for row in members[task]]
 
         z = np.zeros(gradients.shape[1])

@@ -107,7 +107,9 @@ def trak_by_sample(problem: Problem) -> Tensor:
             torch.stack([held.values[some].mean() for some in rows]),
             torch.stack([held.gradients[some].mean(0) for some in rows]),
         )
-        answers.append(trak_scores(train, targets, ridge=problem.settings.methods.trak_ridge))
+        answers.append(
+            trak_scores(train, targets, relative_ridge=problem.settings.methods.trak_ridge)
+        )
     return torch.stack(answers).mean(0)
 
 

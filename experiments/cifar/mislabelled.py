@@ -64,7 +64,7 @@ def by_loss(model: nn.Module, problem: Problem) -> Tensor:
 
 def by_self_influence(model: nn.Module, problem: Problem) -> Tensor:
     train = collect_features(model, problem.samples, log_odds, problem.projector, progress=False)
-    return self_influence(train, ridge=problem.settings.methods.trak_ridge).cpu()
+    return self_influence(train, relative_ridge=problem.settings.methods.trak_ridge).cpu()
 
 
 SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {

@@ -28,8 +28,7 @@ from ksm_ext.checks import message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.gradients import AnyProjector, collect_features
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
-from ksm_ext.network.losses import Loss
-from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.outputs import Loss, log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
 
 SOLVER = BlockConjugateGradients(tolerance=1e-4)

@@ -33,7 +33,7 @@ from torch.utils.data import ConcatDataset
 from ksm_ext.checks import message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.hessian import Hessian, loss_gradients
-from ksm_ext.network.losses import Loss
+from ksm_ext.network.outputs import Loss
 from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
 
 SOLVER = BlockConjugateGradients(tolerance=1e-6, max_steps=200)

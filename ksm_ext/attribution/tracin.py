@@ -1,4 +1,4 @@
-r"""TracIn and the cosine of gradients: whether a task pulls the way a target wants to go.
+r"""TracIn and the cosine of gradients: whether a task's gradient points as a target's.
 
 While gradient descent with learning rate η takes steps on the mean loss of b samples, task a alone
 changes a target's loss F at each step by about
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ksm_ext.checks import check_real, message
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.hessian import loss_gradients
-from ksm_ext.network.losses import Loss
+from ksm_ext.network.outputs import Loss
 
 
 def tracin(
@@ -63,8 +63,8 @@ def tracin(
     num_samples = sum(len(as_dataset(task)) for task in tasks)
     total = torch.zeros(())
     for network, rate in zip(networks, rates, strict=True):
-        pulls, wishes = _gradients(network, tasks, targets, loss, parameters, batch_size)
-        total = total.to(pulls) - rate / num_samples * (pulls @ wishes.T)
+        of_tasks, of_targets = _gradients(network, tasks, targets, loss, parameters, batch_size)
+        total = total.to(of_tasks) - rate / num_samples * (of_tasks @ of_targets.T)
     return total
 
 
@@ -80,12 +80,12 @@ def gradient_cosine(
     """Minus the cosine of each task's and each target's gradient; arguments of :func:`tracin`.
 
     Returns:
-        (n, t) in [-1, 1], without units: -1 where a task pulls exactly where the target's loss
-        falls, 0 where one of the gradients vanishes.
+        (n, t) in [-1, 1], without units: -1 where a task's own steps lower the target's loss
+        as steeply as can be, 0 where one of the gradients vanishes.
     """
-    pulls, wishes = _gradients(model, tasks, targets, loss, parameters, batch_size)
-    lengths = pulls.norm(dim=1)[:, None] * wishes.norm(dim=1)
-    return torch.where(lengths > 0, -(pulls @ wishes.T) / lengths, 0.0)
+    of_tasks, of_targets = _gradients(model, tasks, targets, loss, parameters, batch_size)
+    lengths = of_tasks.norm(dim=1)[:, None] * of_targets.norm(dim=1)
+    return torch.where(lengths > 0, -(of_tasks @ of_targets.T) / lengths, 0.0)
 
 
 def _gradients(
@@ -102,6 +102,6 @@ def _gradients(
         if len(given) == 0:
             raise ValueError(message(name, "one data set or more", "none", "Pass some."))
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
-    wishes = loss_gradients(model, list(named.values()), loss, **options)
-    counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(wishes)
-    return loss_gradients(model, tasks, loss, **options), wishes / counts[:, None]
+    of_targets = loss_gradients(model, list(named.values()), loss, **options)
+    counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(of_targets)
+    return loss_gradients(model, tasks, loss, **options), of_targets / counts[:, None]

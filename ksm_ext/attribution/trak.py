@@ -42,7 +42,7 @@ def trak(
     targets: Mapping[str, Any] | Any,
     *,
     projector: AnyProjector,
-    ridge: float = 0.0,
+    relative_ridge: float = 0.0,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -55,7 +55,8 @@ def trak(
         tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
         targets: Data sets by name, or one.
         projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b.
-        ridge: ρ, in units of the mean diagonal entry of Φ^T Φ.
+        relative_ridge: ρ as a share of the mean diagonal entry of Φ^T Φ, which differs between
+            networks and projections as their gradients do.
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
         progress: Whether to show progress bars.
@@ -92,22 +93,24 @@ def trak(
         slopes = -(1 - query.values.sigmoid())[:, None] * query.gradients
         parts = slopes.split([len(data) for data in queries])
         means = torch.stack([part.mean(0) for part in parts])  # (t, k)
-        answers.append(by_task @ torch.cholesky_solve(means.T, _factor(train, ridge, group)))
+        answers.append(
+            by_task @ torch.cholesky_solve(means.T, _factor(train, relative_ridge, group))
+        )
     return torch.stack(answers).mean(0)
 
 
-def trak_scores(train: Features, queries: Features, *, ridge: float = 0.0) -> Tensor:
+def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0.0) -> Tensor:
     """The original scores of one network: how much each sample raises each query's log-odds.
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: Of t samples.
-        ridge: See :func:`trak`.
+        queries: The same of t samples.
+        relative_ridge: See :func:`trak`.
 
     Returns:
         (b, t). Positive: the sample helps, whereas a positive :func:`trak` raises a loss.
     """
-    solved = torch.cholesky_solve(queries.gradients.T, _factor(train, ridge))
+    solved = torch.cholesky_solve(queries.gradients.T, _factor(train, relative_ridge))
     return (1 - train.values.sigmoid())[:, None] * (train.gradients @ solved)
 
 
@@ -125,7 +128,12 @@ class TopSamples:
 
 
 def top_samples(
-    train: Features, queries: Features, count: int, *, ridge: float = 0.0, largest: bool = True
+    train: Features,
+    queries: Features,
+    count: int,
+    *,
+    relative_ridge: float = 0.0,
+    largest: bool = True,
 ) -> TopSamples:
     """The ``count`` best of :func:`trak_scores` for each query, without the table of all.
 
@@ -134,9 +142,9 @@ def top_samples(
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: Of t samples.
+        queries: The same of t samples.
         count: At most b.
-        ridge: See :func:`trak`.
+        relative_ridge: See :func:`trak`.
         largest: False for the most harmful samples, whose scores are the least.
 
     Raises:
@@ -145,7 +153,7 @@ def top_samples(
     if not 1 <= count <= len(train):
         expected = f"between 1 and {len(train)}, the training samples"
         raise ValueError(message("count", expected, str(count), "Ask for fewer."))
-    solved = torch.cholesky_solve(queries.gradients.T, _factor(train, ridge))  # (k, t)
+    solved = torch.cholesky_solve(queries.gradients.T, _factor(train, relative_ridge))  # (k, t)
     sign = 1 if largest else -1
     best = solved.new_empty(0, len(queries))
     numbers = torch.empty(0, len(queries), dtype=torch.int64, device=solved.device)
@@ -160,7 +168,7 @@ def top_samples(
     return TopSamples(sign * best, numbers)
 
 
-def self_influence(train: Features, *, ridge: float = 0.0) -> Tensor:
+def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
     r"""What each training sample does to itself; large where a label may be wrong.
 
     .. math:: (1 - q_i)^2 \, \phi_i^\top (\Phi^\top \Phi + \rho I)^{-1} \phi_i
@@ -170,12 +178,12 @@ def self_influence(train: Features, *, ridge: float = 0.0) -> Tensor:
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        ridge: See :func:`trak`.
+        relative_ridge: See :func:`trak`.
 
     Returns:
         (b,), not negative.
     """
-    factor = _factor(train, ridge)
+    factor = _factor(train, relative_ridge)
     wrong = 1 - train.values.sigmoid()
     whitened = torch.linalg.solve_triangular(factor, train.gradients.T, upper=False)  # (k, b)
     return wrong.square() * whitened.square().sum(0)
@@ -187,18 +195,21 @@ def _sums(train: Features, counts: list[int]) -> Tensor:
     return torch.stack([part.sum(0) for part in steps.split(counts)])
 
 
-def _factor(train: Features, ridge: float, group: Group = None) -> Tensor:
+def _factor(train: Features, relative_ridge: float, group: Group = None) -> Tensor:
     """Cholesky factor (k, k) of the Gram matrix with its ridge."""
-    if not ridge >= 0:
-        raise ValueError(message("ridge", "non-negative", str(ridge), "Pass 0 or a small share."))
+    if not relative_ridge >= 0:
+        remedy = "Pass 0 or a small share."
+        raise ValueError(message("relative_ridge", "non-negative", str(relative_ridge), remedy))
     matrix = gram(train.gradients, group)
     mean = float(matrix.diagonal().mean())
-    matrix.diagonal().add_(ridge * mean)
+    matrix.diagonal().add_(relative_ridge * mean)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     smallest = float(factor.diagonal().abs().min()) ** 2 if not int(failed) else 0.0
     if smallest <= len(matrix) * torch.finfo(matrix.dtype).eps * mean:
         b, k = train.gradients.shape
         found = f"a singular one of {b} samples in {k} dimensions"
-        remedy = "Pass a `ridge` such as 0.01, or project to fewer dimensions than samples."
+        remedy = (
+            "Pass a `relative_ridge` such as 0.01, or project to fewer dimensions than samples."
+        )
         raise RuntimeError(message("gram", "an invertible matrix", found, remedy))
     return factor

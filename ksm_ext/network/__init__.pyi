@@ -3,7 +3,6 @@ from . import distributed as distributed
 from . import features as features
 from . import gradients as gradients
 from . import hessian as hessian
-from . import losses as losses
 from . import outputs as outputs
 from . import solvers as solvers
 from . import spectrum as spectrum

@@ -5,7 +5,6 @@ A batch is a tuple of tensors (b, ...) or a dict of them by name; a sample is on
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     SequentialSampler,
+    StackDataset,
     TensorDataset,
     default_collate,
 )
@@ -68,25 +67,12 @@ def num_rows(batch: Batch) -> int:
     return len(columns(batch)[0][1])
 
 
-class NamedTensors(Dataset[Batch]):
-    """Tensors (b, ...) by name as a data set of b samples, which are dicts of their rows."""
-
-    def __init__(self, batch: Mapping[str, Tensor]) -> None:
-        self.batch = as_batch(batch)
-
-    def __len__(self) -> int:
-        return num_rows(self.batch)
-
-    def __getitem__(self, row: int) -> Batch:
-        return each(itemgetter(row), self.batch)
-
-
 def as_dataset(data: Any) -> Any:
     """Tensors, in a tuple or by name, as a data set of them; anything else as it is."""
     if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
         return TensorDataset(*as_batch(data))
     if isinstance(data, Mapping) and any(isinstance(column, Tensor) for column in data.values()):
-        return NamedTensors(data)
+        return StackDataset(**as_batch(data))  # type: ignore[arg-type]
     return data
 
 

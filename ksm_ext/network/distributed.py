@@ -62,7 +62,13 @@ def world() -> "dist.ProcessGroup":
 
 
 def place(group: Group) -> tuple[int, int]:
-    """This process's rank in the group, and the number of ranks.
+    """This process's place among the others.
+
+    Args:
+        group: The ranks, or None.
+
+    Returns:
+        Its rank, and the number of ranks; (0, 1) without a group.
 
     Raises:
         ValueError: If this process is not of the group.
@@ -77,7 +83,16 @@ def place(group: Group) -> tuple[int, int]:
 
 
 def shard(num_rows: int, group: Group, unit: int = 1) -> range:
-    """The rows of this rank: contiguous, in the order of ranks, in whole units but for the last."""
+    """The rows of this rank: contiguous, in the order of ranks, in whole units but for the last.
+
+    Args:
+        num_rows: Rows of all ranks together.
+        group: The ranks, or None.
+        unit: Rows that stay together.
+
+    Returns:
+        Numbers of some rows out of ``range(num_rows)``; all of them without a group.
+    """
     return _shard_of(*place(group), num_rows, unit)
 
 

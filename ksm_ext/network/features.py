@@ -15,7 +15,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -48,8 +48,8 @@ class Features:
     Attributes:
         values: (b,) float32 or float64. The output of each sample at the model's parameters.
         gradients: (b, k), same dtype. Its projected gradient φ; k is p without a projection.
-        unidentified: Of features in a store: what they depend on and could have changed without
-            being noticed, such as ``"output.closure.lock (_thread.lock)"``.
+        unidentified: What features in a store depend on and could have changed without being
+            noticed, such as ``"output.closure.lock (_thread.lock)"``.
     """
 
     values: Tensor
@@ -158,7 +158,7 @@ class FeatureStore:
                     if part[0] == 0:
                         path.mkdir(parents=True, exist_ok=True)
                     _check_writers(path, part[1])
-                    stack.enter_context(_locked(path, f"lock{suffix}"))
+                    stack.enter_context(_lock(path, f"lock{suffix}"))
                     for partial in path.glob(".*.partial") if part[0] == 0 else ():
                         partial.unlink()  # of a run killed while writing it
                 if not (path / progress).exists():
@@ -339,23 +339,20 @@ def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-@contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock of the folder, which ends with the process, however that ends.
+def _lock(path: Path, name: str) -> AbstractContextManager[Any]:
+    """A lock of the folder, which ends with the process, however that ends.
 
     Raises:
         RuntimeError: If another process, or another store of this one, holds it.
     """
-    import fcntl  # absent on Windows, where everything but stores works
+    import filelock  # slow to import, and of no use without a store
 
-    with (path / name).open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            remedy = "Wait for it to finish, or choose another folder."
-            found = f"{path} that another run is writing to"
-            raise RuntimeError(message("store", "a folder of its own", found, remedy)) from error
-        yield
+    try:
+        return filelock.FileLock(path / name).acquire(timeout=0)
+    except filelock.Timeout as error:
+        remedy = "Wait for it to finish, or choose another folder."
+        found = f"{path} that another run is writing to"
+        raise RuntimeError(message("store", "a folder of its own", found, remedy)) from error
 
 
 @contextmanager

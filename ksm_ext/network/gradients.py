@@ -1,4 +1,4 @@
-"""Per-sample gradients of any scalar output, and the features that they are projected to.
+"""Per-sample gradients of any output, and the features that they are projected to.
 
 For an output h (:mod:`.outputs`) at parameters W, sample i has the value h_i(W) and the
 feature φ_i = Pᵀ ∇h_i(W), so that near W
@@ -12,8 +12,9 @@ matrix of the data. A sample's feature is its own: the same up to rounding whate
 Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from operator import itemgetter
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ksm_ext.atomic_write import checked_path
@@ -42,12 +44,6 @@ from ksm_ext.network.batches import (
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
-from ksm_ext.network.outputs import cross_entropy as cross_entropy
-from ksm_ext.network.outputs import log_odds as log_odds
-from ksm_ext.network.outputs import logit as logit
-from ksm_ext.network.outputs import margin as margin
-from ksm_ext.network.outputs import prediction as prediction
-from ksm_ext.network.outputs import squared_error as squared_error
 
 # Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
@@ -125,7 +121,8 @@ def per_sample_gradients(
 
     Args:
         model: The network, on any device; the batch is moved there.
-        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
+        output: ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`; it is given
+            batches of one sample.
         batch: Tensors (b, ...), in a tuple or by name.
         parameters: Which to differentiate by, see :func:`parameter_names`.
         chunk_size: Samples computed together; None: all.
@@ -137,7 +134,8 @@ def per_sample_gradients(
         values (b,), and gradients (b, ...) by name, in the dtypes of output and parameters.
 
     Raises:
-        ValueError: If the output is not a scalar, or a pattern in ``parameters`` is unknown.
+        ValueError: If the output is not one number for each sample, or a pattern in
+            ``parameters`` is unknown.
         TypeError: If the batch holds anything but tensors.
         RuntimeError: If the model cannot be vectorised.
     """
@@ -146,11 +144,14 @@ def per_sample_gradients(
     batch = as_batch(batch, next(iter(weights.values())).device)
 
     def scalar(weights: dict[str, Tensor], sample: Batch) -> Tensor:
-        value = output(lambda *a, **k: functional_call(model, weights, a, k), sample)
-        if value.shape != ():
-            remedy = "Reduce it to one number for the one sample it is given."
-            raise ValueError(message("output", "a scalar", shape_text(value), remedy))
-        return value
+        one = each(lambda column: column[None], sample)
+        value = output(lambda *a, **k: functional_call(model, weights, a, k), one)
+        if value.shape != (1,):
+            expected = "a function (model, batch) -> (b,)"
+            found = f"{shape_text(value)} for a batch of one sample"
+            remedy = "Return one number for each of the b samples, whose columns are (b, ...)."
+            raise ValueError(message("output", expected, found, remedy))
+        return value[0]
 
     # The graph of parameters outside `names` would be kept otherwise; the transform's own is not
     # touched. Other attention kernels have no batching rule, or sum in an order of their own.
@@ -174,36 +175,6 @@ def per_sample_gradients(
     return values, gradients
 
 
-def per_sample_outputs(
-    model: nn.Module,
-    output: Output,
-    batch: Batch,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    vectorize: bool = True,
-) -> Tensor:
-    """Values of an output on every sample of a batch, without gradients.
-
-    Args:
-        model: The network, see :func:`per_sample_gradients`.
-        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
-        batch: Tensors (b, ...), in a tuple or by name.
-        weights: Parameters to use in place of the model's, by name.
-        vectorize: See :func:`per_sample_gradients`.
-
-    Returns:
-        (b,), in the dtype of the output.
-    """
-
-    def scalar(sample: Batch) -> Tensor:
-        return output(lambda *a, **k: functional_call(model, dict(weights or {}), a, k), sample)
-
-    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        if vectorize:
-            return vmap(scalar)(batch)
-        return torch.stack([scalar(each(itemgetter(row), batch)) for row in range(num_rows(batch))])
-
-
 def collect_features(
     model: nn.Module,
     data: Any,
@@ -225,7 +196,7 @@ def collect_features(
         data: A DataLoader that does not shuffle, a Dataset, or tensors (b, ...), in a
             tuple or by name.
             Batches are tuples of tensors or dicts of tensors by name.
-        output: ``output(model, sample) -> ()``, see :mod:`ksm_ext.network.outputs`.
+        output: ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: The projection, from p numbers to ``projector.dim``; None keeps all p.
         parameters: Which to differentiate by, see :func:`parameter_names`.
         store: A folder to write to, see :mod:`.features`. A run that was interrupted goes
@@ -254,95 +225,130 @@ def collect_features(
         RuntimeError: If another process writes to the store, or the model cannot be vectorised.
         OSError: If the store cannot be written to; what was done before is kept.
     """
-    import ksm_ext  # not above: the package imports this module
-
     store = None if store is None else checked_path("store", store)
     names = parameter_names(model, parameters)
     weights = _named(model, names)
-    device = next(iter(weights.values())).device
-    num_parameters = sum(weight.numel() for weight in weights.values())
     if batch_size is None:
         bytes_each = sum(weight.nbytes for weight in weights.values())
-        budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
+        on_cpu = next(iter(weights.values())).device.type == "cpu"
+        budget = CPU_BYTES if on_cpu else GPU_BYTES
         batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
-    num_samples = len(loader.dataset)  # type: ignore[arg-type]
-    dim = num_parameters if projector is None else projector.dim
-    double = any(weight.dtype == torch.float64 for weight in weights.values())
-    dtype = torch.float64 if double else torch.float32
+    work = _Collection(
+        model, weights, loader, output, projector, batch_size, vectorize, progress, group
+    )
+    if store is None and place(group)[1] == 1:
+        return work.in_memory()
+    facts = work.facts()
+    seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
+    check_same({**facts, **seen}, group)
+    if store is not None:
+        return work.in_store(store, facts)
+    own, num_samples = work.in_memory(), work.num_samples
+    values = gathered(own.values, num_samples, group, batch_size)
+    return Features(values, gathered(own.gradients, num_samples, group, batch_size))
 
-    rank, num_ranks = place(group)
-    rows = shard(num_samples, group, batch_size)
 
-    def features_of(batch: Batch) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Collection:
+    """What features are of, and how this rank's rows of them are computed."""
+
+    model: nn.Module
+    weights: dict[str, Tensor]
+    loader: DataLoader[Any]
+    output: Output
+    projector: AnyProjector | None
+    batch_size: int
+    vectorize: bool
+    progress: bool
+    group: Group
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> range:
+        return shard(self.num_samples, self.group, self.batch_size)
+
+    @property
+    def dim(self) -> int:
+        num_parameters = sum(weight.numel() for weight in self.weights.values())
+        return num_parameters if self.projector is None else self.projector.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        double = any(weight.dtype == torch.float64 for weight in self.weights.values())
+        return torch.float64 if double else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
+
+    def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
         values, gradients = per_sample_gradients(
-            model, output, batch, parameters=names, vectorize=vectorize
+            self.model, self.output, batch, parameters=[*self.weights], vectorize=self.vectorize
         )
-        return values.to(dtype), _projected(gradients, projector, dtype)
+        return values.to(self.dtype), _projected(gradients, self.projector, self.dtype)
 
-    def blocks(num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those of this rank's samples, without the first ones."""
-        done = rows.start + num_done
-        hidden = not progress or rank > 0
+    def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The features of this rank's samples, chunk by chunk, without the first ones."""
+        rows, done = self.rows, self.rows.start + num_done
+        hidden = not self.progress or place(self.group)[0] > 0
         with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
-            for chunk in chunks(loader, batch_size, done, rows.stop):
-                values, features = features_of(chunk)
+            for chunk in chunks(self.loader, self.batch_size, done, rows.stop):
+                values, features = self.features_of(chunk)
                 _check_rows(values, features, done)
                 yield values, features
                 done += len(values)
                 bar.update(len(values))
 
-    if store is None and num_ranks == 1:
-        return _in_memory(blocks(0), num_samples, dim, dtype, device)
-    facts = {
-        "version": ksm_ext.__version__,
-        "num_samples": num_samples,
-        "dim": dim,
-        "dtype": str(dtype).removeprefix("torch."),
-        "parameters": {name: list(weight.shape) for name, weight in weights.items()},
-        "model": fingerprint([*model.named_parameters(), *model.named_buffers()]),
-        "precision": _precision(device),
-        "batch_size": batch_size,
-        "vectorize": vectorize,
-    }
-    seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
-    check_same({**facts, **seen}, group)
-    if store is None:
-        own = _in_memory(blocks(0), len(rows), dim, dtype, device)
-        tables = (own.values, own.gradients)
-        values, gradients = (gathered(x, num_samples, group, batch_size) for x in tables)
+    def in_memory(self) -> Features:
+        """The features of this rank's samples."""
+        values = torch.empty(len(self.rows), dtype=self.dtype, device=self.device)
+        gradients = values.new_empty(len(self.rows), self.dim)
+        start = 0
+        for block in self.blocks(0):
+            rows = slice(start, start := start + len(block[0]))
+            values[rows], gradients[rows] = block
         return Features(values, gradients)
-    # Of one rank: in others, functions may well refer to another device, or log to another file.
-    facts |= first(identify(output=output, projector=projector, network=model), group)
-    digests, samples = content_digests(loader, batch_size, rows, _some(rows), progress and not rank)
-    digests = gathered(digests, -(-num_samples // batch_size), group)
-    facts["data"] = fingerprint([("blocks", digests)])
-    with _shared_store(store, facts, rows, group) as file:
-        _check_stored(file, samples, features_of, _tolerance(model, device), group)
-        if file.num_done < len(rows):
-            for block in blocks(file.num_done):
-                file.append(*block)
-    wait(group)  # until every rank's rows are there
-    return load_features(store)
 
+    def facts(self) -> dict[str, Any]:
+        """What decides the features and is cheap to tell, as JSON holds it."""
+        import ksm_ext  # not above: the package imports this module
 
-def _in_memory(
-    blocks: Iterable[tuple[Tensor, Tensor]],
-    num_rows: int,
-    dim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Features:
-    """The rows of all blocks, one behind the other."""
-    values = torch.empty(num_rows, dtype=dtype, device=device)
-    gradients = torch.empty(num_rows, dim, dtype=dtype, device=device)
-    start = 0
-    for block in blocks:
-        rows = slice(start, start := start + len(block[0]))
-        values[rows], gradients[rows] = block
-    return Features(values, gradients)
+        return {
+            "version": ksm_ext.__version__,
+            "num_samples": self.num_samples,
+            "dim": self.dim,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": {name: list(weight.shape) for name, weight in self.weights.items()},
+            "model": fingerprint([*self.model.named_parameters(), *self.model.named_buffers()]),
+            "precision": _precision(self.device),
+            "batch_size": self.batch_size,
+            "vectorize": self.vectorize,
+        }
+
+    def in_store(self, store: Path, facts: dict[str, Any]) -> Features:
+        """The features of all ranks' samples, of which this rank writes its own."""
+        group, rows = self.group, self.rows
+        # Of one rank: in others, functions may well refer to another device, or another log file.
+        things = {"output": self.output, "projector": self.projector, "network": self.model}
+        facts = facts | first(identify(**things), group)
+        shown = self.progress and not place(group)[0]
+        digests, samples = content_digests(self.loader, self.batch_size, rows, _some(rows), shown)
+        digests = gathered(digests, -(-self.num_samples // self.batch_size), group)
+        facts["data"] = fingerprint([("blocks", digests)])
+        with _shared_store(store, facts, rows, group) as file:
+            tolerance = _tolerance(self.model, self.device)
+            _check_stored(file, samples, self.features_of, tolerance, group)
+            if file.num_done < len(rows):
+                for block in self.blocks(file.num_done):
+                    file.append(*block)
+        wait(group)  # until every rank's rows are there
+        return load_features(store)
 
 
 def _some(rows: range) -> list[int]:

@@ -32,11 +32,10 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
-from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
-from ksm_ext.network.gradients import evaluating, parameter_names
-from ksm_ext.network.losses import Loss, cross_entropy, outputs_and_labels, squared_error
+from ksm_ext.network.batches import Batch, as_batch, chunks, num_rows, ordered_loader
+from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
+from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 Weights = dict[str, Tensor]
 Product = Callable[[list[Tensor]], Sequence[Tensor]]
 """From a vector, as one tensor for each parameter, to its product."""
@@ -60,7 +59,7 @@ class CurvatureOperator(ABC):
         model: The network; used in evaluation mode and left as it was. Its parameters are read
             when the operator is made.
         data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
-            in the labels; or dicts with ``labels``, see :mod:`.losses`. Kept on the device.
+            in the labels; or dicts with ``labels``, see :mod:`.outputs`. Kept on the device.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
             The others are constants.
@@ -179,12 +178,15 @@ class CurvatureOperator(ABC):
     def per_sample_gradients(self) -> Tensor:
         """Gradient of each sample's loss, (b, p)."""
 
-        def one(sample: Batch) -> Tensor:
-            batch = each(lambda column: column[None], sample)
-            return flatten(grad(self._total(batch))(self._weights))
+        def output(model: Any, batch: Batch) -> Tensor:
+            return self._loss(*outputs_and_labels(model, batch))
 
-        with self._exact():
-            return torch.cat([vmap(one)(batch) for batch in self._batches])
+        parts = [
+            per_sample_gradients(self._model, output, batch, parameters=[*self._weights])[1]
+            for batch in self._batches
+        ]
+        rows = [torch.cat([w.flatten(1) for w in part.values()], dim=1) for part in parts]
+        return torch.cat(rows)
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.

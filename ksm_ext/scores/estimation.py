@@ -42,18 +42,15 @@ from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
-from ksm_ext.network.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
+from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import collect_features, parameter_names, per_sample_outputs
+from ksm_ext.network.gradients import collect_features, parameter_names
 from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
 from ksm_ext.scores.logistic import fit_logistic
 from ksm_ext.subsets import as_masks
 
-Loss = Literal["logistic", "squared"]
-Mode = Literal["linearised", "weights"]
-Solver = Literal["exact", "step"]
 RIDGES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
 """The penalties that :meth:`GradientEstimator.calibrate` tries: 1e-4 to 10."""
 
@@ -98,11 +95,9 @@ class GradientEstimator:
         output: Output = log_odds,
         projector: Projector | None = None,
         parameters: str | Sequence[str] | None = None,
-        loss: Loss = "logistic",
-        metric: Literal["loss", "output"] = "loss",
+        loss: Literal["logistic", "squared"] = "logistic",
         ridge: float = 1e-2,
-        solver: Solver = "exact",
-        mode: Mode = "linearised",
+        solver: Literal["exact", "step"] = "exact",
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         vectorize: bool = True,
@@ -116,21 +111,19 @@ class GradientEstimator:
             models: The network trained on all tasks, or several (seeds, checkpoints) whose
                 estimates are averaged.
             tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
-            targets: Data sets by name whose mean ``metric`` is a score, or one data set.
-            output: Of a sample, see :mod:`.outputs`: ``log_odds`` for classifiers and
-                language models; for the squared loss, a residual.
-            projector: To k dimensions. None: a signed block permutation to 1024, or no projection
-                where there are fewer parameters.
+            targets: Data sets by name whose mean loss is a score, or one data set.
+            output: The function ``output(model, batch) -> (b,)`` to linearise, see
+                :mod:`ksm_ext.network.outputs`: ``log_odds`` for classifiers and language models;
+                for the squared loss, a residual.
+            projector: The projection to k dimensions. None: a signed block permutation to 1024,
+                or no projection where there are fewer parameters.
             parameters: Names or patterns of the parameters that training moves; None: all.
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
-            metric: ``"loss"``: the score is a target's mean loss; ``"output"``: its mean output.
             ridge: ρ > 0, the penalty of moving away from the models.
             solver: ``"exact"`` solves the convex problem of every subset, which is right for models
                 that are nearly linear. ``"step"`` takes one step of unit curvature from the full
                 set, whose score it keeps: better for deep networks, above all where they have
                 memorised their tasks. Its sizes need :meth:`calibrate`.
-            mode: ``"linearised"`` reads scores off linearised outputs; ``"weights"`` puts the
-                moved parameters into the network and runs it, once for each subset.
             store: A folder for the features, from which a killed :meth:`fit` goes on.
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
             vectorize: See ``collect_features``.
@@ -150,9 +143,7 @@ class GradientEstimator:
         if len(tasks) == 0:
             raise ValueError(message("tasks", "one data set or more", "none", "Pass some."))
         check_choice("loss", loss, ("logistic", "squared"))
-        check_choice("metric", metric, ("loss", "output"))
         check_choice("solver", solver, ("exact", "step"))
-        check_choice("mode", mode, ("linearised", "weights"))
         self.ridge = _check_ridge(ridge)
         named = datasets_by_name(targets)
         if not named:
@@ -163,8 +154,7 @@ class GradientEstimator:
         self.calibration: Calibration | None = None
         self._task_data = [as_dataset(task) for task in tasks]
         self._target_data = [as_dataset(target) for target in named.values()]
-        self._output, self._parameters = output, parameters
-        self._loss, self._metric, self._solver, self._mode = loss, metric, solver, mode
+        self._output, self._loss, self._solver = output, loss, solver
         self._store = None if store is None else Path(store)
         self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
         self._group = group
@@ -212,7 +202,7 @@ class GradientEstimator:
             self._features.append((pair[0], pair[1]))
         return self
 
-    def scores(self, masks: ArrayLike) -> Any:
+    def predict(self, masks: ArrayLike) -> Any:
         """Estimated scores of subsets, as the kind of ``masks``.
 
         Args:
@@ -220,7 +210,7 @@ class GradientEstimator:
                 are ordered by ``task_names``, where these were given.
 
         Returns:
-            (m, t) float64, in the units of the metric; corrected if there is a calibration.
+            (m, t) float64, in the units of the loss; corrected if there is a calibration.
 
         Raises:
             ValueError: If ``masks`` has other columns.
@@ -317,9 +307,7 @@ class GradientEstimator:
         own = masks[rows.start : rows.stop]
         total = torch.zeros(len(own), len(self.target_names), dtype=torch.float64)
         for number in range(len(self._models)):
-            z = self._solve(number, own, ridge)
-            read = self._linearised if self._mode == "linearised" else self._in_the_network
-            total += read(number, z)
+            total += self._linearised(number, self._solve(number, own, ridge))
         return gathered(total / len(self._models), len(masks), self._group)
 
     def _solve(self, number: int, masks: Tensor, ridge: float) -> Tensor:
@@ -368,44 +356,10 @@ class GradientEstimator:
         rows = max(1, _BLOCK_BYTES // (features.values.element_size() * len(features)))
         for block in torch.arange(len(z)).split(rows):
             outputs = features.values + z[block.to(z.device)] @ features.gradients.T
-            means[block] = self._means(outputs).cpu()
+            losses = softplus(-outputs) if self._loss == "logistic" else outputs.square() / 2
+            parts = losses.split(self._target_offsets.diff().tolist(), dim=1)
+            means[block] = torch.stack([part.double().mean(1) for part in parts], dim=1).cpu()
         return means
-
-    def _means(self, outputs: Tensor) -> Tensor:
-        """The metric (m, t) of outputs (m, b) of the targets' samples."""
-        if self._metric == "loss":
-            outputs = softplus(-outputs) if self._loss == "logistic" else outputs.square() / 2
-        sizes = self._target_offsets.diff().tolist()
-        return torch.stack([part.double().mean(1) for part in outputs.split(sizes, 1)], 1)
-
-    def _in_the_network(self, number: int, z: Tensor) -> Tensor:
-        """Scores (m, t) of the network with parameters ``W + P z``."""
-        model = self._models[number]
-        weights = {name: weight.detach() for name, weight in model.named_parameters()}
-        names = self._names
-        loader = ordered_loader(ConcatDataset(self._target_data), self._batch_size or 1024)
-        device = weights[names[0]].device
-        batches = [as_batch(batch, device) for batch in chunks(loader, 1024, 0)]
-        scores = []
-        for row in tqdm(z, unit=" subsets", disable=not self._progress):
-            moved, offset = {}, 0
-            for name in names:
-                size = weights[name].numel()
-                change = (
-                    row[offset : offset + size]
-                    if self.projector is None
-                    else self.projector.adjoint(row[None], size, offset=offset)[0]
-                )
-                moved[name] = weights[name] + change.reshape(weights[name].shape).to(weights[name])
-                offset += size
-            outputs = [
-                per_sample_outputs(
-                    model, self._output, batch, weights=moved, vectorize=self._vectorize
-                )
-                for batch in batches
-            ]
-            scores.append(self._means(torch.cat(outputs)[None])[0].cpu())
-        return torch.stack(scores) if scores else torch.zeros(0, len(self.target_names)).double()
 
 
 def _check_ridge(ridge: object) -> float:

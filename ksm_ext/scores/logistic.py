@@ -62,7 +62,7 @@ def fit_logistic(
         task_offsets: (n + 1,) int64. First sample of each task, then b.
         masks: (m, n) bool. An empty subset has zero weights.
         ridge: Positive.
-        tolerance: Of the objective.
+        tolerance: How far above its minimum an objective may end, about.
         max_steps: Newton steps at most; what they leave is in ``decrement``.
         progress: Whether to show a progress bar over subsets.
     """

@@ -356,7 +356,7 @@ def _run(train: Train, subset: str, seed: int, caller: int) -> _Run:
     mask = torch.tensor([bit == "1" for bit in subset])
     start = perf_counter()
     try:
-        with _one_thread():
+        with one_thread():
             scores = _as_scores(train(mask, seed))
     except (Exception, SystemExit) as error:  # to be told to the caller: other runs go on
         summary = f"{type(error).__qualname__}: {error}".splitlines()[0]
@@ -376,7 +376,7 @@ def _as_scores(result: Any) -> np.ndarray:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums in one order, whatever the number of cores and of runs beside this one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

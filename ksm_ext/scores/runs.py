@@ -198,7 +198,7 @@ class RunStore:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say in the house's form what SQLite reports."""
+        """Raise what SQLite reports as errors that say what to do."""
         try:
             yield
         except sqlite3.OperationalError as error:

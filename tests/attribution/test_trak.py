@@ -27,7 +27,7 @@ def features(model, data, projector):
 def test_trak_is_its_formula_sample_by_sample():
     models, tasks, targets = problem()
     projector = Projector(12)
-    found = trak(models, tasks, targets, projector=projector, ridge=0.1)
+    found = trak(models, tasks, targets, projector=projector, relative_ridge=0.1)
     exact = torch.zeros(3, 2).double()
     for model in models:
         train = [features(model, task, projector) for task in tasks]
@@ -70,8 +70,8 @@ def samples():
 def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkeypatch):
     monkeypatch.setitem(trak.__globals__, "_BLOCK_BYTES", block_bytes)
     train, queries = samples()
-    scores = trak_scores(train, queries, ridge=0.1)
-    found = top_samples(train, queries, 7, ridge=0.1, largest=largest)
+    scores = trak_scores(train, queries, relative_ridge=0.1)
+    found = top_samples(train, queries, 7, relative_ridge=0.1, largest=largest)
     expected = scores.topk(7, dim=0, largest=largest)
     torch.testing.assert_close(found.scores, expected.values)
     assert torch.equal(found.samples, expected.indices)
@@ -82,9 +82,9 @@ def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkey
 
 def test_self_influence_is_the_diagonal_of_all_scores():
     train, _ = samples()
-    own = trak_scores(train, train, ridge=0.1).diagonal()
+    own = trak_scores(train, train, relative_ridge=0.1).diagonal()
     wrong = 1 - train.values.sigmoid()
-    torch.testing.assert_close(self_influence(train, ridge=0.1), own * wrong)
+    torch.testing.assert_close(self_influence(train, relative_ridge=0.1), own * wrong)
 
 
 def test_traker_agrees_given_the_same_projection(tmp_path):
@@ -161,7 +161,7 @@ def test_trak_knows_what_retraining_does():
     without = [retrain([j for j in range(15) if j != i]) for i in range(15)]
     full = retrain(range(15))
     truth = torch.tensor([full - score for score in without]).double()
-    said = trak(model, tasks, target, projector=Projector(6, kind="gaussian"), ridge=1e-3)
+    said = trak(model, tasks, target, projector=Projector(6, kind="gaussian"), relative_ridge=1e-3)
     assert float(pearson(said.T, truth[None])) > 0.7
 
 
@@ -169,10 +169,10 @@ def test_singular_grams_are_errors_and_not_garbage():
     (model, _), tasks, targets = problem()
     with pytest.raises(RuntimeError, match="`gram` must be an invertible matrix, got a singular"):
         trak(model, tasks[:1], targets, projector=Projector(20))
-    found = trak(model, tasks[:1], targets, projector=Projector(20), ridge=0.01)
+    found = trak(model, tasks[:1], targets, projector=Projector(20), relative_ridge=0.01)
     assert bool(found.isfinite().all())
-    with pytest.raises(ValueError, match="`ridge` must be non-negative"):
-        trak(model, tasks, targets, projector=Projector(4), ridge=-1.0)
+    with pytest.raises(ValueError, match="`relative_ridge` must be non-negative"):
+        trak(model, tasks, targets, projector=Projector(4), relative_ridge=-1.0)
     with pytest.raises(ValueError, match="`models` must be one or more"):
         trak([], tasks, targets, projector=Projector(4))
 

@@ -338,7 +338,9 @@ def test_trak_of_images_adds_up_to_that_of_groups(tiny, tmp_path):
     )
     model, ridge = problem.models[0], tiny.settings.methods.trak_ridge
     one = {"a": (data.held_inputs[query : query + 1], data.held_labels[query : query + 1])}
-    by_group = trak(model, problem.tasks, one, projector=problem.projector, ridge=ridge)[:, 0]
+    by_group = trak(model, problem.tasks, one, projector=problem.projector, relative_ridge=ridge)[
+        :, 0
+    ]
 
     class Other(Cifar):
         def data(self):

@@ -222,7 +222,7 @@ DOORS = {
     ),
     "scores": (
         {"masks": (MASKS, "subset", "task")},
-        lambda masks: estimator().scores(masks),
+        lambda masks: estimator().predict(masks),
         [("masks", "task")],
     ),
     "calibrate": (

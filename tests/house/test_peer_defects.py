@@ -19,7 +19,7 @@ from ksm_ext.attribution.influence import influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
 from ksm_ext.network import gradients
-from ksm_ext.network.gradients import log_odds
+from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients
 
 
@@ -89,9 +89,11 @@ def test_a_call_changes_no_default_of_the_next():
         gradients.per_sample_gradients,
     )
     before = [repr(inspect.signature(function)) for function in functions]
-    first = trak(model, tasks, target, projector=Projector(6), ridge=0.1)
-    trak(model, tasks, target, projector=Projector(3, seed=5), ridge=0.2)
-    assert torch.equal(trak(model, tasks, target, projector=Projector(6), ridge=0.1), first)
+    first = trak(model, tasks, target, projector=Projector(6), relative_ridge=0.1)
+    trak(model, tasks, target, projector=Projector(3, seed=5), relative_ridge=0.2)
+    assert torch.equal(
+        trak(model, tasks, target, projector=Projector(6), relative_ridge=0.1), first
+    )
     scores = torch.randn(12, 2).double()
     fitted = fit_surrogate(masks, scores).predict(masks)
     fit_surrogate(masks, scores, kernel="rbf", ridge=3.0, center=False, share_ridge=False)
@@ -110,7 +112,7 @@ def test_a_diverged_sample_is_an_error_and_not_a_zero():
         collect_features(model, (x, y), log_odds, Projector(4), progress=False)
     broken = [(x[i::4], y[i::4]) for i in range(4)]
     for method in (
-        lambda: trak(model, broken, target, projector=Projector(4), ridge=0.1),
+        lambda: trak(model, broken, target, projector=Projector(4), relative_ridge=0.1),
         lambda: influence(model, broken, target, damping=0.1),
     ):
         with pytest.raises((ValueError, RuntimeError), match="must be"):
@@ -163,7 +165,7 @@ def test_answers_keep_no_graph_and_use_every_batch():
     options = {"damping": 0.1, "solver": solver}
     answers = [
         influence(model, tasks, target, **options).values,
-        trak(model, tasks, target, projector=Projector(4), ridge=0.1),
+        trak(model, tasks, target, projector=Projector(4), relative_ridge=0.1),
         tracin(model, 0.1, tasks, target),
         gradient_cosine(model, tasks, target),
     ]

@@ -40,14 +40,9 @@ from ksm_ext.arrays import Kind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, projected_influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network.gradients import (
-    evaluating,
-    log_odds,
-    parameter_names,
-    per_sample_gradients,
-    per_sample_outputs,
-)
+from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
 from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
+from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
 from ksm_ext.network.spectrum import (
     hutch_pp_trace,
@@ -725,7 +720,7 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
         assert not model.training
     assert model.training
     values, gradients = per_sample_gradients(model, log_odds, (x, y))
-    close(per_sample_outputs(model, log_odds, (x, y)), values, 1e-12)
+    close(log_odds(model, (x, y)).detach(), values, 1e-12)
     others = per_sample_gradients(model, log_odds, (x[order], y[order]))[1]
     for name in parameter_names(model):
         close(others[name], gradients[name][order], 1e-11)
@@ -766,7 +761,7 @@ def test_attributions_do_not_know_the_order_of_tasks(seed):
         ),
         "tracin": lambda tasks: tracin(model, 0.1, tasks, target),
         "cosine": lambda tasks: gradient_cosine(model, tasks, target),
-        "trak": lambda tasks: trak(model, tasks, target, projector=projector, ridge=0.1),
+        "trak": lambda tasks: trak(model, tasks, target, projector=projector, relative_ridge=0.1),
     }
     for method in methods.values():
         close(method([tasks[i] for i in order]), method(tasks)[order], 1e-6)
@@ -808,7 +803,7 @@ def test_a_store_never_answers_for_another_problem(b, part, at, seed, tmp_path_f
                 model.network[1] = nn.Sigmoid()
             elif other == "order":
                 x, y = x.roll(1, 0), y.roll(1)
-        output = lambda network, sample: log_odds(network, sample) ** power  # noqa: E731
+        output = lambda network, batch: log_odds(network, batch) ** power  # noqa: E731
         projector = Projector(4, seed=seed + (other == "projector"))
         options = {"batch_size": 3, "progress": False}
         return collect_features(model, (x, y), output, projector, store=store, **options)

@@ -18,7 +18,8 @@ from ksm_ext import GradientEstimator, Projector, collect_features, load_feature
 from ksm_ext.attribution.trak import trak
 from ksm_ext.network import distributed
 from ksm_ext.network.batches import chunks
-from ksm_ext.network.gradients import _some, log_odds
+from ksm_ext.network.gradients import _some
+from ksm_ext.network.outputs import log_odds
 
 NUM_RANKS, BATCH, SAMPLES, DIM = 2, 4, 37, 16
 OPTIONS = {"batch_size": BATCH, "progress": False}
@@ -42,9 +43,9 @@ def tasks_of(data, sizes=(5, 0, 20, 12)):
     return [part for part in parts if len(part[0])]
 
 
-def residual(model, sample):
-    x, _ = sample
-    return model(x[None])[0, 0] - x.sum()
+def residual(model, batch):
+    x, _ = batch
+    return model(x)[:, 0] - x.sum(1)
 
 
 def estimates(folder, group):
@@ -68,16 +69,21 @@ def estimates(folder, group):
             f"gram {dtype}": distributed.gram(kept.gradients, group),
             f"task_gram {dtype}": distributed.task_gram(kept.gradients, offsets, group=group),
             f"moments {dtype}": moments,
-            f"scores {dtype}": estimator.scores(masks),
-            f"one score {dtype}": estimator.scores(masks[:1]),
+            f"scores {dtype}": estimator.predict(masks),
+            f"one score {dtype}": estimator.predict(masks[:1]),
             f"trak {dtype}": trak(
-                model, tasks_of(data), data, projector=Projector(DIM), ridge=0.1, group=group
+                model,
+                tasks_of(data),
+                data,
+                projector=Projector(DIM),
+                relative_ridge=0.1,
+                group=group,
             ),
         }
     squared = GradientEstimator(
         model, tasks_of(data), data, output=residual, loss="squared", group=group, **OPTIONS
     ).fit()
-    return found | {"squared torch.float64": squared.scores(masks)}
+    return found | {"squared torch.float64": squared.predict(masks)}
 
 
 def refusals(folder, group):
@@ -108,13 +114,13 @@ def killed(folder, group, die):
     if die and dist.get_rank(group) == 1:
         deadly.touch()
 
-    def output(model, sample):
+    def output(model, batch):
         with log.open("a") as file:
             file.write("x")
         if deadly.exists() and dist.get_rank(group) == 1 and len(log.read_text()) == 3:
             deadly.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return log_odds(model, sample)
+        return log_odds(model, batch)
 
     features = collect_features(
         model, data, output, Projector(DIM), store=folder / "store", group=group, **OPTIONS

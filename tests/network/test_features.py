@@ -20,13 +20,16 @@ from numpy.lib.format import open_memmap
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ksm_ext import Projector
 from ksm_ext.identity import fingerprint
 from ksm_ext.network.batches import content_digests
 from ksm_ext.network.features import FeatureStore, load_features
-from ksm_ext.network.gradients import collect_features, log_odds, margin, per_sample_gradients
+from ksm_ext.network.gradients import collect_features, per_sample_gradients
+from ksm_ext.network.outputs import log_odds, margin
 from tests.network.test_gradients import Dense, mlp, table
 
 META = {"num_samples": 7, "dim": 3, "dtype": "float32", "projector": {"seed": 1, "kind": "signs"}}
+FORMER = ("ksm_ext.outputs.log_odds", "ksm_ext.projection.Projector")
 VALUES, GRADIENTS = torch.arange(7.0), torch.arange(21.0).reshape(7, 3)
 
 
@@ -263,7 +266,7 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
         "projector.seed = 1 where": lambda: collect(model, (x, y), tmp_path, projector=Dense(6, 1)),
         "dim = 5": lambda: collect(model, (x, y), tmp_path, projector=Dense(5)),
         "num_samples = 9": lambda: collect(model, (x[:9], y[:9]), tmp_path),
-        "output = '.*outputs.margin' where .* has '.*outputs.log_odds'": lambda: collect(
+        "output = 'ksm_ext.margin' where .* has 'ksm_ext.log_odds'": lambda: collect(
             model, (x, y), tmp_path, output=margin
         ),
         "model = ": lambda: collect(other, (x, y), tmp_path),
@@ -280,8 +283,8 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
 
 
 def output_with(scale):
-    def output(model, sample):
-        return scale * model(sample[0][None])[0, 0]
+    def output(model, batch):
+        return scale * model(batch[0])[:, 0]
 
     return output
 
@@ -330,10 +333,10 @@ def changes():
     row[7] += 1e-9
     label[23] = (label[23] + 1) % 3
     order[[11, 12]] = order[[12, 11]]
-    power = lambda m, z, k: m(z[0][None])[0, 0] ** k  # noqa: E731
+    power = lambda m, z, k: m(z[0])[:, 0] ** k  # noqa: E731
     yield "network.1", base | {"model": tanh}, base | {"model": relu}
     yield "network.model", base | {"model": one}, base | {"model": nine}
-    outputs = [lambda m, z: m(z[0][None])[0, 0], lambda m, z: m(z[0][None])[0, 1]]
+    outputs = [lambda m, z: m(z[0])[:, 0], lambda m, z: m(z[0])[:, 1]]
     yield "output.code", *(base | {"output": output} for output in outputs)
     yield "output.closure.scale", *(base | {"output": output_with(s)} for s in (1.0, 5.0))
     outputs = [partial(power, k=k) for k in (1, 2)]
@@ -440,8 +443,8 @@ def test_what_has_no_identity_is_told_and_found_by_its_features(tmp_path, dtype)
     assert one.unidentified == ()
     path, opaque = tmp_path / "opaque", Opaque(2.0)
 
-    def output(model, sample):
-        return opaque.factor * model(sample[0][None])[0, 0]
+    def output(model, batch):
+        return opaque.factor * model(batch[0])[:, 0]
 
     first = collect(model, batch, path, output)
     assert first.unidentified == (f"output.closure.opaque ({__name__}.Opaque)",)
@@ -491,6 +494,30 @@ def test_a_folder_of_the_first_format_is_loaded_and_not_gone_on_with(tmp_path):
         ValueError, match=r"got format = 'ksm_ext\.features\.2' where .*delete this"
     ):
         collect(model, batch, tmp_path)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_folder_that_names_former_modules_is_gone_on_with(tmp_path, is_complete):
+    """``ksm_ext.outputs.log_odds`` and ``ksm_ext.projection.Projector``, before they moved."""
+    model, batch, projector = mlp(), table(40), Projector(6)
+    expected = collect(model, batch, tmp_path / "new", projector=projector)
+    path = tmp_path / "old"
+    if is_complete:
+        collect(model, batch, path, projector=projector)
+    else:
+        with interrupted_after(2), pytest.raises(KeyboardInterrupt):
+            collect(model, batch, path, projector=projector)
+    meta = json.loads((path / "meta.json").read_text())
+    assert (meta["output"], meta["projector"]["class"]) == ("ksm_ext.log_odds", "ksm_ext.Projector")
+    meta["output"], meta["projector"]["class"] = FORMER
+    (path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(
+        ValueError, match=r"got output = 'ksm_ext\.margin' where .* has .*log_odds'"
+    ):
+        collect(model, batch, path, margin, projector)
+    again = collect(model, batch, path, projector=projector)
+    assert torch.equal(again.gradients, expected.gradients)
+    assert torch.equal(again.values, expected.values)
 
 
 @pytest.mark.parametrize("path, error", [("", ValueError), (3, TypeError)])

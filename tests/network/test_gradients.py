@@ -1,4 +1,4 @@
-"""Outputs against closed forms, per-sample gradients against loops of autograd, features whole."""
+"""Per-sample gradients against loops of autograd, and features whole."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
-from ksm_ext.network.gradients import (
-    collect_features,
+from ksm_ext.network.gradients import collect_features, parameter_names, per_sample_gradients
+from ksm_ext.network.outputs import (
     cross_entropy,
     log_odds,
     logit,
     margin,
-    parameter_names,
-    per_sample_gradients,
     prediction,
     squared_error,
 )
@@ -85,7 +83,7 @@ def loop(model, output, batch, names=None):
     weights = dict(model.named_parameters())
     values, rows = [], []
     for row in range(len(batch[0])):
-        value = output(model, tuple(column[row] for column in batch))
+        value = output(model, tuple(column[row : row + 1] for column in batch))[0]
         grads = torch.autograd.grad(value, [weights[name] for name in names])
         rows.append(torch.cat([g.reshape(-1) for g in grads]))
         values.append(value.detach())
@@ -94,125 +92,6 @@ def loop(model, output, batch, names=None):
 
 def flat(gradients):
     return torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
-
-
-def fixed(logits):
-    """A model with the given logits (C,) or (T, C), and no parameters."""
-    return lambda *inputs, **named: logits[None]
-
-
-X = torch.zeros(1)
-
-
-# Outputs
-
-
-def test_outputs_are_their_closed_forms():
-    logits, y = torch.tensor([0.3, -1.2, 2.0], dtype=f64), torch.tensor(1)
-    p = logits.softmax(0)[1]
-    sample = (X, y)
-    assert torch.isclose(log_odds(fixed(logits), sample), (p / (1 - p)).log(), rtol=1e-14)
-    assert torch.isclose(cross_entropy(fixed(logits), sample), -p.log(), rtol=1e-14)
-    assert margin(fixed(logits), sample).item() == pytest.approx(-3.2, abs=1e-15)
-    assert logit(fixed(logits), sample).item() == -1.2
-    one, y = torch.tensor([0.7], dtype=f64), torch.tensor(0.2, dtype=f64)
-    assert prediction(fixed(one), (X, y)).item() == 0.7
-    assert squared_error(fixed(one), (X, y)).item() == pytest.approx(0.25, abs=1e-15)
-    assert squared_error(fixed(one), {"x": X, "labels": y}).item() == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("scale", [1, 30, 700, 1e4, 1e6])
-def test_cross_entropy_is_softplus_of_minus_log_odds_at_any_logits(scale):
-    for logits in scale * torch.randn(20, 5, dtype=f64):
-        for y in range(5):
-            sample = (X, torch.tensor(y))
-            h = log_odds(fixed(logits), sample)
-            loss = cross_entropy(fixed(logits), sample)
-            # torch's own softplus is linear from 20 on; logaddexp is not
-            assert torch.isclose(loss, torch.logaddexp(-h, h.new_zeros(())), rtol=1e-12, atol=1e-12)
-            assert torch.isclose(
-                loss, F.cross_entropy(logits, sample[1]), rtol=1e-12, atol=1e-12 * scale
-            )
-            assert torch.isfinite(h)
-
-
-@pytest.mark.parametrize("gap", [-1e4, -50, 0, 20, 36, 50, 800, 1e4])
-def test_log_odds_keep_their_value_and_gradient_where_p_is_0_or_1(gap):
-    logits = torch.tensor([gap, 0.0], dtype=f64, requires_grad=True)
-    h = log_odds(fixed(logits), (X, torch.tensor(0)))
-    assert h.item() == gap
-    assert torch.equal(torch.autograd.grad(h, logits)[0], torch.tensor([1.0, -1.0], dtype=f64))
-
-
-@pytest.mark.parametrize("scale", [0.1, 1, 10, 40, 1e3])
-def test_outputs_of_a_sequence_are_those_of_the_whole_answer(scale):
-    logits = scale * torch.randn(6, 4, dtype=f64)
-    labels = torch.tensor([-100, 1, 3, -100, 0, 2])
-    kept = labels != -100
-    sample = (X, labels)
-    tokens = [(X, label) for label in labels[kept]]
-    losses = torch.stack(
-        [cross_entropy(fixed(l), s) for l, s in zip(logits[kept], tokens, strict=True)]
-    )
-    h, loss = log_odds(fixed(logits), sample), cross_entropy(fixed(logits), sample)
-    assert torch.isclose(loss, losses.sum(), rtol=1e-14)
-    assert torch.isclose(loss, torch.logaddexp(-h, h.new_zeros(())), rtol=1e-12, atol=1e-12)
-    gaps = [margin(fixed(l), s) for l, s in zip(logits[kept], tokens, strict=True)]
-    assert margin(fixed(logits), sample) == min(gaps)
-    right = logits[kept].gather(1, labels[kept][:, None])
-    assert torch.isclose(logit(fixed(logits), sample), right.sum())
-
-
-@pytest.mark.parametrize("gap", [-1e3, -5.0, 0.0, 5.0, 7.6, 29.9, 30.1, 600.0, 2e3])
-@pytest.mark.parametrize("dtype", [torch.float32, f64])
-def test_log_odds_of_two_equal_tokens(gap, dtype):
-    """p = s² with s = sigmoid(gap): dh/dgap = 2 (1 - s) / (1 - s²) = 2 / (1 + s)."""
-    x = torch.tensor(gap, dtype=dtype, requires_grad=True)
-    logits = torch.stack([x, torch.zeros_like(x)]).expand(2, 2)
-    h = log_odds(fixed(logits), (X, torch.zeros(2, dtype=torch.long)))
-    s = 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
-    # s² / (1 - s²) = e^gap s / (1 + s)
-    log_s = gap if gap < -700 else -math.log1p(math.exp(-gap))
-    tolerance = {"rel": 1e-12 if dtype == f64 else 2e-6, "abs": 1e-12 if dtype == f64 else 2e-6}
-    assert h.item() == pytest.approx(gap + log_s - math.log1p(s), **tolerance)
-    (slope,) = torch.autograd.grad(h, x)
-    assert slope.item() == pytest.approx(2 / (1 + s), **tolerance)
-
-
-def test_labels_of_a_dict_are_shifted_and_those_of_a_tuple_are_not():
-    logits, labels = torch.randn(5, 4, dtype=f64), torch.tensor([0, 1, 2, 3, 0])
-    shifted = log_odds(fixed(logits), {"input_ids": labels, "labels": labels})
-    assert torch.equal(shifted, log_odds(fixed(logits[:-1]), (X, labels[1:])))
-
-
-def test_half_precision_logits_are_widened():
-    logits = torch.tensor([9.0, 0.0], dtype=torch.bfloat16)
-    loss = cross_entropy(fixed(logits), (X, torch.tensor(0)))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(math.log1p(math.exp(-9)), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("logits", "sample", "error", "form"),
-    [
-        (torch.zeros(3), {"x": X}, ValueError, r"`sample` must be a dict with `labels`, got `x`"),
-        (torch.zeros(3), (X, torch.tensor(1.0)), TypeError, "`labels` must be whole numbers, got"),
-        (torch.zeros(3), (X, torch.ones(2).long()), ValueError, r"logits of shape \(3\) for label"),
-        (torch.zeros(4, 3), (X, torch.tensor(1)), ValueError, r"labels of shape \(\)\. Give one"),
-        (torch.zeros(2, 4, 3), (X, torch.ones(2, 4).long()), ValueError, "as its logits are laid"),
-        (torch.zeros(1), (X, torch.tensor(0)), ValueError, "`model` must be a classifier, got one"),
-    ],
-)
-def test_what_a_classification_output_refuses(logits, sample, error, form):
-    for output in (log_odds, cross_entropy, margin, logit):
-        with pytest.raises(error, match=form):
-            output(fixed(logits), sample)
-
-
-def test_a_regression_has_one_number():
-    for output in (prediction, squared_error):
-        with pytest.raises(ValueError, match=r"`model` must be a scalar regression, got shape \(2"):
-            output(fixed(torch.zeros(2)), (X, X))
 
 
 # Per-sample gradients
@@ -248,9 +127,8 @@ def test_an_output_of_ones_own_and_several_inputs():
     bilinear = Bilinear(3, 4).double()
     batch = torch.randn(5, 3, dtype=f64), torch.randn(5, 4, dtype=f64)
 
-    def energy(model, sample):
-        left, right = sample
-        return model(left[None], right[None]).square().sum()
+    def energy(model, batch):
+        return model(*batch).square()
 
     values, gradients = per_sample_gradients(bilinear, energy, batch)
     expected = loop(bilinear, energy, batch)
@@ -277,9 +155,27 @@ def test_evaluation_mode_while_it_lasts_and_nothing_changed_after():
 
 def test_flags_come_back_after_an_error():
     model = mlp().train()
-    with pytest.raises(ValueError, match=r"`output` must be a scalar, got shape \(1, 3\)"):
-        per_sample_gradients(model, lambda model, sample: model(sample[0][None]), table())
+    with pytest.raises(ValueError, match=r"-> \(b,\), got shape \(1, 3\) for a batch of one"):
+        per_sample_gradients(model, lambda model, batch: model(batch[0]), table())
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda model, sample: model(sample[0][None])[0, 0],  # of a sample, without the b
+        lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),  # the mean of a batch
+        lambda model, batch: model(batch[0])[:, :1],
+        lambda model, batch: model(batch[0]).sum(),
+    ],
+)
+def test_an_output_that_is_not_one_number_for_each_sample(output, vectorize):
+    form = (
+        r"`output` must be a function \(model, batch\) -> \(b,\), got shape .* for a batch of one "
+    )
+    with pytest.raises(ValueError, match=form + "sample. Return one number for each of the b sam"):
+        per_sample_gradients(mlp(), output, table(), vectorize=vectorize)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 11, 50])
@@ -484,6 +380,11 @@ def loader(**how):
         (3, TypeError, "`data` must be samples by number, got int. Pass a DataLoader, a Dat"),
         ([], ValueError, "`data` must be at least one sample, got none. Check"),
         (table()[:1] + table(b=3)[1:], ValueError, r"per sample, got shape \(11, 4\) and shape"),
+        (
+            {"x": torch.zeros(3), "y": torch.zeros(4)},
+            ValueError,
+            r"per sample, got shape \(3\) and",
+        ),
         ([torch.zeros(4)], TypeError, "batches that are tuples or dicts, got Tensor. Collate"),
         ([{"x": torch.zeros(4), "text": "a"}], TypeError, "batches of tensors, got list in text"),
     ],
@@ -536,8 +437,8 @@ def named_loop(model, output, batch, names):
     """:func:`loop` for samples that are dicts."""
     keys = list(batch)
 
-    def of_tuple(model, sample):
-        return output(model, dict(zip(keys, sample, strict=True)))
+    def of_tuple(model, batch):
+        return output(model, dict(zip(keys, batch, strict=True)))
 
     return loop(model.eval(), of_tuple, tuple(batch.values()), names)
 

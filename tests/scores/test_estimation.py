@@ -1,16 +1,21 @@
 """GradientEstimator where its linearisation is exact, and the pipeline around it."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.functional import softplus
 from torch.utils.data import TensorDataset
 
 import ksm_ext
 from ksm_ext import GradientEstimator, Projector, attribute_tasks, subsets
-from ksm_ext.network.gradients import prediction
+from ksm_ext.network.gradients import parameter_names
+from ksm_ext.network.outputs import cross_entropy, prediction
+from ksm_ext.selection import Predictor, exact, under_budget
 from ksm_ext.subsets import all_subsets, bernoulli
 
 SIZES = (5, 9, 4, 7)
@@ -70,7 +75,7 @@ def by_hand(model, mask, ridge, target):
 
 def test_where_outputs_are_linear_it_is_the_retrained_model():
     fitted = estimator().fit()
-    scores = fitted.scores(MASKS)
+    scores = fitted.predict(MASKS)
     assert scores.shape == (16, 2) and scores.dtype == torch.float64
     for row, mask in enumerate(MASKS):
         for column, target in enumerate((data((20,), seed=1)[0], data()[0])):
@@ -78,21 +83,33 @@ def test_where_outputs_are_linear_it_is_the_retrained_model():
             assert abs(float(scores[row, column]) - expected) < 1e-4
 
 
-def test_moved_parameters_in_the_network_agree_where_outputs_are_linear():
-    linearised = estimator().fit().scores(MASKS)
-    weights = estimator(mode="weights").fit().scores(MASKS)
-    torch.testing.assert_close(weights, linearised, rtol=1e-10, atol=1e-10)
+def in_the_network(fitted, model, masks, target, parameters="*"):
+    """(m,): the loss on a target of the network itself with parameters ``W + P z``."""
+    losses = []
+    for z in fitted._solve(0, masks, fitted.ridge):
+        moved, offset = dict(model.named_parameters()), 0
+        for name in parameter_names(model, parameters):
+            size = moved[name].numel()
+            change = (
+                z[offset : offset + size]
+                if fitted.projector is None
+                else fitted.projector.adjoint(z[None], size, offset=offset)[0]
+            )
+            moved[name], offset = moved[name] + change.view_as(moved[name]), offset + size
+        call = partial(functional_call, model, moved)
+        losses.append(cross_entropy(lambda *a, **k: call(a, k), target).mean())  # noqa: B023
+    return torch.stack(losses).detach()
 
 
-def test_the_network_runs_with_projected_parameters():
-    projector = Projector(4, kind="rademacher", seed=3)
-    linearised = estimator(projector=projector).fit().scores(MASKS)
-    weights = estimator(projector=projector, mode="weights").fit().scores(MASKS)
-    torch.testing.assert_close(weights, linearised, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("projector", [None, Projector(4, kind="rademacher", seed=3)])
+def test_moved_parameters_in_the_network_agree_where_outputs_are_linear(projector):
+    fitted = estimator(projector=projector).fit()
+    expected = in_the_network(fitted, linear(), MASKS, data()[0])
+    torch.testing.assert_close(fitted.predict(MASKS)[:, 1], expected, rtol=1e-10, atol=1e-10)
 
 
-def residual(model, sample):
-    return prediction(model, sample) - sample[-1]
+def residual(model, batch):
+    return prediction(model, batch) - batch[-1]
 
 
 def test_squared_loss_is_ridge_regression():
@@ -101,7 +118,7 @@ def test_squared_loss_is_ridge_regression():
     fitted = estimator(
         models=model, tasks=tasks, targets=tasks[0], output=residual, loss="squared"
     ).fit()
-    scores = fitted.scores(MASKS)
+    scores = fitted.predict(MASKS)
     x, y = (torch.cat(part) for part in zip(*tasks, strict=True))
     with_one = torch.cat([x, torch.ones(len(x), 1)], 1).double()
     start = torch.cat([model.weight[0], model.bias]).detach()
@@ -116,7 +133,7 @@ def test_squared_loss_is_ridge_regression():
 
 def test_one_step_of_unit_curvature_from_the_full_set():
     model = linear()
-    scores = estimator(solver="step").fit().scores(MASKS)
+    scores = estimator(solver="step").fit().predict(MASKS)
     x, y = (torch.cat(part) for part in zip(*data(), strict=True))
     new, labels = data((20,), seed=1)[0]
 
@@ -149,14 +166,14 @@ def test_one_step_is_exact_for_the_squared_loss_at_its_minimum():
     model.load_state_dict({"weight": best[None, :3], "bias": best[3:]})
     options = {"models": model, "tasks": tasks, "targets": tasks[0], "output": residual}
     exact, step = (
-        estimator(**options, loss="squared", solver=solver).fit().scores(MASKS)
+        estimator(**options, loss="squared", solver=solver).fit().predict(MASKS)
         for solver in ("exact", "step")
     )
     torch.testing.assert_close(step, exact, rtol=1e-10, atol=1e-10)
 
 
 def test_an_empty_subset_keeps_the_model():
-    scores = estimator().fit().scores(torch.zeros(1, 4, dtype=torch.bool))
+    scores = estimator().fit().predict(torch.zeros(1, 4, dtype=torch.bool))
     x, y = data()[0]
     loss = torch.nn.functional.cross_entropy(linear()(x), y).detach()
     assert abs(float(scores[0, 1]) - float(loss)) < 1e-12
@@ -164,58 +181,49 @@ def test_an_empty_subset_keeps_the_model():
 
 def test_models_are_averaged():
     models = [linear(seed=seed) for seed in (0, 1)]
-    together = estimator(models=models).fit().scores(MASKS)
-    each = [estimator(models=model).fit().scores(MASKS) for model in models]
+    together = estimator(models=models).fit().predict(MASKS)
+    each = [estimator(models=model).fit().predict(MASKS) for model in models]
     torch.testing.assert_close(together, (each[0] + each[1]) / 2)
 
 
-def test_outputs_can_be_the_score():
-    fitted = estimator(metric="output").fit()
-    empty = fitted.scores(torch.zeros(1, 4, dtype=torch.bool))
-    x, y = data()[0]
-    logits = linear()(x)
-    odds = ((logits[:, 1] - logits[:, 0]) * (2 * y - 1)).detach()
-    assert abs(float(empty[0, 1]) - float(odds.mean())) < 1e-12
-
-
 def test_a_store_gives_the_same_scores(tmp_path):
-    plain = estimator().fit().scores(MASKS)
+    plain = estimator().fit().predict(MASKS)
     for _ in range(2):  # the second time from the store
-        assert torch.equal(estimator(store=tmp_path / "features").fit().scores(MASKS), plain)
+        assert torch.equal(estimator(store=tmp_path / "features").fit().predict(MASKS), plain)
     assert (tmp_path / "features" / "model_0" / "tasks" / "gradients.npy").exists()
 
 
 def test_answers_have_the_kind_of_the_masks():
     fitted = estimator().fit()
-    expected = fitted.scores(MASKS)
-    assert isinstance(fitted.scores(MASKS.numpy()), np.ndarray)
+    expected = fitted.predict(MASKS)
+    assert isinstance(fitted.predict(MASKS.numpy()), np.ndarray)
     frame = pytest.importorskip("pandas").DataFrame(MASKS.numpy())
-    assert list(fitted.scores(frame).columns) == ["new", "old"]
-    np.testing.assert_array_equal(fitted.scores(frame).to_numpy(), expected.numpy())
+    assert list(fitted.predict(frame).columns) == ["new", "old"]
+    np.testing.assert_array_equal(fitted.predict(frame).to_numpy(), expected.numpy())
 
 
 def test_tasks_may_be_datasets():
     tasks = [TensorDataset(*task) for task in data()]
     torch.testing.assert_close(
-        estimator(tasks=tasks).fit().scores(MASKS), estimator().fit().scores(MASKS)
+        estimator(tasks=tasks).fit().predict(MASKS), estimator().fit().predict(MASKS)
     )
 
 
 def test_calibration_finds_ridge_and_scale():
-    truth = 3.0 + 2.0 * estimator(ridge=1.0).fit().scores(MASKS)
+    truth = 3.0 + 2.0 * estimator(ridge=1.0).fit().predict(MASKS)
     fitted = estimator().fit().calibrate(MASKS[:10], truth[:10], ridges=[0.01, 1.0, 10.0])
     assert fitted.ridge == 1.0
     torch.testing.assert_close(fitted.calibration.slope, torch.full((2,), 2.0).double())
-    torch.testing.assert_close(fitted.scores(MASKS), truth)
+    torch.testing.assert_close(fitted.predict(MASKS), truth)
     assert len(fitted.calibration.errors) == 12
     assert min(fitted.calibration.errors.values()) < 1e-20
 
 
 def test_calibration_leaves_what_is_right():
-    truth = estimator().fit().scores(MASKS)
+    truth = estimator().fit().predict(MASKS)
     fitted = estimator().fit().calibrate(MASKS[:6], truth[:6], ridges=[0.1])
     assert fitted.calibration.errors[0.1, "none"] < 1e-24
-    torch.testing.assert_close(fitted.scores(MASKS), truth, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fitted.predict(MASKS), truth, rtol=1e-10, atol=1e-10)
 
 
 def test_attributions_in_one_call():
@@ -253,6 +261,26 @@ def test_few_tasks_have_all_their_subsets(n):
     assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
     assert result.exhaustive and len(result.masks) == len(every) < 1000
     assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
+
+
+@pytest.mark.parametrize("ask", [lambda fitted: fitted, lambda fitted: fitted.predict])
+def test_tasks_are_chosen_by_the_estimate_itself(ask):
+    names = list("abcd")
+    fitted = estimator(task_names=names).fit()
+    assert isinstance(fitted, Predictor)
+    predict = ask(fitted)
+    means = fitted.predict(MASKS).mean(1)
+    best = int(means.masked_fill(MASKS.sum(1) != 2, torch.inf).argmin())
+    found = exact(predict, 4, 2, maximize=False)
+    assert found.tasks == tuple(MASKS[best].nonzero()[:, 0].tolist())
+    assert found.score == pytest.approx(float(means[best]), rel=1e-12)
+    weights = pd.Series({"old": 1.0, "new": 0.0})  # in another order than the targets
+    weighed = exact(predict, 4, 2, maximize=False, target_weights=weights)
+    old = fitted.predict(MASKS)[:, 1].masked_fill(MASKS.sum(1) != 2, torch.inf)
+    assert weighed.score == pytest.approx(float(old.min()), rel=1e-12)
+    costs = pd.Series([4.0, 3.0, 2.0, 1.0], index=names[::-1])
+    expected = under_budget(fitted.predict, [1.0, 2.0, 3.0, 4.0], 5, maximize=False)
+    assert under_budget(predict, costs, 5, maximize=False) == expected
 
 
 def test_a_single_data_set_has_no_name_that_scores_must_have():
@@ -296,20 +324,17 @@ def test_language_models_with_chosen_parameters():
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double()
     tasks = [Prompts(3, seed) for seed in range(3)]
     options = {"parameters": "*.mlp.*", "projector": Projector(32), "ridge": 100.0}
-    both = [
-        GradientEstimator(model, tasks, Prompts(4, 9), mode=mode, progress=False, **options)
-        .fit()
-        .scores(all_subsets(3))
-        for mode in ("linearised", "weights")
-    ]
+    fitted = GradientEstimator(model, tasks, Prompts(4, 9), progress=False, **options).fit()
     with torch.no_grad():
         tokens = Prompts(4, 9).tokens
         chances = model.eval()(tokens).logits[:, :-1].log_softmax(-1)
         loss = -chances.gather(2, tokens[:, 1:, None])[..., 0].sum(1).mean()
     empty = int((~all_subsets(3)).all(1).nonzero())
-    for scores in both:  # a sequence's loss is the sum over its tokens
-        assert abs(float(scores[empty, 0] - loss)) < 1e-10
-    torch.testing.assert_close(both[0], both[1], rtol=1e-2, atol=0)
+    scores = fitted.predict(all_subsets(3))[:, 0]
+    assert abs(float(scores[empty] - loss)) < 1e-10  # of a sequence, the sum over its tokens
+    batch = {"input_ids": tokens, "labels": tokens}
+    moved = in_the_network(fitted, model, all_subsets(3), batch, "*.mlp.*")
+    torch.testing.assert_close(scores, moved, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -320,14 +345,12 @@ def test_language_models_with_chosen_parameters():
         (ValueError, r"`targets` must be one data set", lambda: estimator(targets={})),
         (ValueError, r"`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
         (ValueError, r"`loss` must be one of", lambda: estimator(loss="hinge")),
-        (ValueError, r"`mode` must be one of", lambda: estimator(mode="exact")),
         (ValueError, r"`solver` must be one of", lambda: estimator(solver="newton")),
-        (ValueError, r"`metric` must be one of", lambda: estimator(metric="auc")),
-        (RuntimeError, r"`estimator` must be fitted", lambda: estimator().scores(MASKS)),
+        (RuntimeError, r"`estimator` must be fitted", lambda: estimator().predict(MASKS)),
         (
             ValueError,
             r"`masks` must be of 4 columns like the tasks, got shape \(16, 3\)",
-            lambda: estimator().fit().scores(MASKS[:, :3]),
+            lambda: estimator().fit().predict(MASKS[:, :3]),
         ),
         (
             ValueError,
@@ -359,6 +382,11 @@ def test_language_models_with_chosen_parameters():
             ValueError,
             r"`readout` must be one of",
             lambda: attribute_tasks(linear(), data(), data()[0], readout="owen"),
+        ),
+        (
+            TypeError,
+            r"attribute_tasks\(\) got an unexpected keyword argument 'batchsize'",
+            lambda: attribute_tasks(linear(), data(), data()[0], batchsize=4),
         ),
     ],
 )
@@ -400,5 +428,5 @@ def test_estimates_follow_really_retrained_networks():
     truth = ksm_ext.retrain_scores(score, masks, seeds=(0, 1), progress=False).mean
     model = train(torch.ones(10, dtype=torch.bool), 5)
     fitted = GradientEstimator(model, tasks, target, projector=Projector(512), progress=False).fit()
-    correlation = ksm_ext.evaluation.lds(truth, fitted.scores(masks))
+    correlation = ksm_ext.evaluation.lds(truth, fitted.predict(masks))
     assert float(correlation) > 0.9
