@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.experiment import Experiment
-from experiments.folds import from_the_others, split
-from experiments.settings import Settings, Training
+from experiments.folds import held_out, split
+from experiments.settings import TrainedSettings, Training
+from experiments.trained import TrainedExperiment
 from ksm_ext import GradientEstimator, Projector, fit_surrogate
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.task_hessian import task_hessian
@@ -46,7 +46,7 @@ class Problem:
         calibration_scores: (c, t) their retrained scores.
     """
 
-    experiment: Experiment
+    experiment: TrainedExperiment
     networks: list[list[nn.Module]]
     masks: Tensor
     scores: Tensor
@@ -55,7 +55,7 @@ class Problem:
     calibration_scores: Tensor
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TrainedSettings:
         return self.experiment.settings
 
     @cached_property
@@ -91,7 +91,7 @@ class Answer:
     Attributes:
         attributions: (n, t).
         predictions: (m, t) scores of the problem's subsets.
-        by_sample: (b, t) attributions of single samples, of methods that have them on their way.
+        by_sample: (b, t) attributions of single samples, where a method has them on its way.
     """
 
     attributions: Tensor
@@ -108,14 +108,9 @@ Method = Callable[[Problem], Answer]
 def retrained_surrogate(problem: Problem, **options: Any) -> Answer:
     """A surrogate of the retrained scores; ``options`` go to :func:`ksm_ext.fit_surrogate`."""
     masks, scores = problem.masks, problem.scores
-
-    def predict(others: Tensor, fold: Tensor) -> Tensor:
-        said: Tensor = fit_surrogate(masks[others], scores[others], **options).predict(masks[fold])
-        return said
-
     folds = split(len(masks), problem.settings.truth.num_folds)
     attributions = fit_surrogate(masks, scores, **options).attribute("loo")
-    return Answer(attributions, from_the_others(folds, predict))
+    return Answer(attributions, held_out(masks, scores, folds, **options))
 
 
 def estimated_surrogate(problem: Problem, *, calibrated: bool, **options: Any) -> Answer:
@@ -140,13 +135,9 @@ def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Ten
     ).fit()
     if calibrated:
         estimator.calibrate(problem.calibration, problem.calibration_scores)
-    masks = torch.cat(
-        [
-            leave_one_out(num_tasks, include_full=True),
-            bernoulli(num_tasks, methods.num_estimated, truth.inclusion, seed=truth.seed),
-        ]
-    )
-    masks = masks.unique(dim=0)
+    nearest = leave_one_out(num_tasks, include_full=True)
+    others = bernoulli(num_tasks, methods.num_estimated, truth.inclusion, seed=truth.seed)
+    masks = torch.cat([nearest, others]).unique(dim=0)
     return masks, estimator.scores(masks)
 
 
@@ -159,25 +150,28 @@ def additive(attribute: Callable[[Problem], Tensor], problem: Problem) -> Answer
     return Answer(values, problem.full_score - (~problem.masks).double() @ values)
 
 
-def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Tensor:
-    """Mean over seeds of what a method says of one network."""
+def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Answer:
+    """The answer of a method that gives attributions for one network: their mean over seeds."""
+    return additive(lambda problem: mean_of(attribute, problem), problem)
+
+
+def mean_of(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Tensor:
+    """Mean over seeds of what a function says of one network."""
     return torch.stack([attribute(model, problem) for model in problem.models]).mean(0)
+
+
+def influence_of(model: nn.Module, problem: Problem, **options: Any) -> Tensor:
+    """Influence at the damping of the settings, unless ``options`` say otherwise."""
+    options = {"damping": problem.settings.methods.damping} | options
+    return influence(model, problem.tasks, problem.targets, **options).values
 
 
 def by_conjugate_gradients(model: nn.Module, problem: Problem, *, curvature: str) -> Tensor:
     methods = problem.settings.methods
-    damping = methods.damping
-    if curvature == "hessian":
-        damping = shifted(damping, model, problem)
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        curvature=curvature,
-        damping=damping,
-        max_steps=methods.num_steps,
-        tolerance=1e-3,
-    ).values
+    definite = curvature == "ggn"
+    damping = methods.damping if definite else shifted(methods.damping, model, problem)
+    options = {"curvature": curvature, "damping": damping, "tolerance": 1e-3}
+    return influence_of(model, problem, max_steps=methods.num_steps, **options)
 
 
 def shifted(damping: float, model: nn.Module, problem: Problem) -> float:
@@ -194,26 +188,12 @@ def shifted(damping: float, model: nn.Module, problem: Problem) -> float:
 def by_lissa(model: nn.Module, problem: Problem) -> Tensor:
     methods = problem.settings.methods
     largest, _ = top_eigenpairs(ggn(model, problem.samples), 1, tolerance=1e-2)
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        solver="lissa",
-        damping=methods.damping,
-        scale=1.1 * (float(largest[0]) + methods.damping),
-        max_steps=methods.num_steps,
-    ).values
+    scale = 1.1 * (float(largest[0]) + methods.damping)
+    return influence_of(model, problem, solver="lissa", scale=scale, max_steps=methods.num_steps)
 
 
 def by_projection(model: nn.Module, problem: Problem) -> Tensor:
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        solver="projected",
-        damping=problem.settings.methods.damping,
-        projector=problem.projector,
-    ).values
+    return influence_of(model, problem, solver="projected", projector=problem.projector)
 
 
 def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
@@ -233,24 +213,13 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
     )
     damping = problem.settings.methods.damping
     inverse = KFACInverseLinearOperator(factored, damping=damping, use_exact_damping=True)
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        parameters=list(weights),
-        damping=damping,
-        solver=lambda rhs: (inverse @ rhs.T).T,
-    ).values
+    solver = lambda rhs: (inverse @ rhs.T).T  # noqa: E731
+    return influence_of(model, problem, parameters=list(weights), solver=solver)
 
 
 def by_trak(problem: Problem) -> Tensor:
-    return trak(
-        problem.models,
-        problem.tasks,
-        problem.targets,
-        projector=problem.projector,
-        ridge=problem.settings.methods.trak_ridge,
-    )
+    options = {"projector": problem.projector, "ridge": problem.settings.methods.trak_ridge}
+    return trak(problem.models, problem.tasks, problem.targets, **options)
 
 
 def by_tracin(problem: Problem) -> Tensor:
@@ -292,19 +261,17 @@ METHODS: dict[str, Method] = {
     "surrogate of its own choice": retrained_surrogate,
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
-    "influence, CG on GGN": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature="ggn"))
-    ),
+    "influence, CG on GGN": partial(over_models, partial(by_conjugate_gradients, curvature="ggn")),
     "influence, CG on Hessian": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature="hessian"))
+        over_models, partial(by_conjugate_gradients, curvature="hessian")
     ),
-    "influence, LiSSA": partial(additive, partial(over_models, by_lissa)),
-    "influence, projected": partial(additive, partial(over_models, by_projection)),
-    "influence, EK-FAC": partial(additive, partial(over_models, by_ekfac)),
+    "influence, LiSSA": partial(over_models, by_lissa),
+    "influence, projected": partial(over_models, by_projection),
+    "influence, EK-FAC": partial(over_models, by_ekfac),
     "TRAK": partial(additive, by_trak),
     "TracIn": partial(additive, by_tracin),
-    "gradient cosine": partial(additive, partial(over_models, by_cosine)),
-    "task Hessian": partial(additive, partial(over_models, by_task_hessian)),
+    "gradient cosine": partial(over_models, by_cosine),
+    "task Hessian": partial(over_models, by_task_hessian),
 }
 
 RETRAINED = (

@@ -1,6 +1,6 @@
 """How well scores are estimated without retraining, against really retrained networks.
 
-    python benchmarks/score_estimates.py [--output runs/score_estimates] [--only digits,addition]
+    python -m experiments.studies.score_estimates [--output DIR] [--only digits,addition]
 
 Two problems, 25 tasks, 100 subsets, two seeds each: a perceptron on scikit-learn's digits with five
 spoilt groups, and a transformer of two layers on addition mod 25, its tasks the 5 x 5 grid of the

@@ -1,6 +1,6 @@
 """How time and memory grow with p, k and n: the tables of docs/scale.md, in a few minutes.
 
-    python benchmarks/growth.py
+    python -m experiments.studies.growth
 
 Each line is a process of its own, of one thread. It collects the projected gradients of 64 samples
 of a perceptron (p parameters), adds up the Gram matrices of their n tasks in k dimensions, and does
