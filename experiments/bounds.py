@@ -61,7 +61,7 @@ def pac_bayes_bound(
     """The bound of the module's head at its best σ of :data:`SIGMAS`.
 
     Args:
-        trace: Of the Hessian of the mean training loss at ``final``, non-negative.
+        trace: Trace of the Hessian of the mean training loss at ``final``, non-negative.
         initial: (p,). Weights before training, which must not depend on the samples.
         final: (p,). Weights after it, in memory of their own.
         num_samples: b.
@@ -95,7 +95,7 @@ def hessian_distance(trace: float, initial: Tensor, final: Tensor, num_samples: 
     network of smaller measure can be expected to generalise better, and no more is claimed.
 
     Args:
-        trace: See :func:`pac_bayes_bound`.
+        trace: Trace of the Hessian, as in :func:`pac_bayes_bound`.
         initial: (p,).
         final: (p,).
         num_samples: b.

@@ -16,14 +16,7 @@ from experiments.experiment import Command, Run
 from experiments.folds import split
 from experiments.methods import RETRAINED, Answer, Method, Problem
 from experiments.settings import as_dict
-from experiments.truth import (
-    calibration_subsets,
-    growing,
-    left_out,
-    models,
-    retrained,
-    subsets,
-)
+from experiments.truth import calibration_subsets, growing, left_out, models, retrained, subsets
 
 Methods = Mapping[str, Method]
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
@@ -134,13 +127,15 @@ def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
     answers = answer(run, methods, methods)
     results, truth = results_of(run), run.settings.truth
     rows = []
-    for name, (said, seconds) in answers.items():
+    for name, (result, seconds) in answers.items():
         needs = run.settings.methods.num_models
         if name in RETRAINED:
             needs = truth.num_subsets * truth.subset_seeds
         elif name.endswith("calibrated"):
             needs += run.settings.methods.num_calibrated * truth.subset_seeds
-        rows.append(table.judge(name, results, said.attributions, said.predictions, needs, seconds))
+        rows.append(
+            table.judge(name, results, result.attributions, result.predictions, needs, seconds)
+        )
     effects, ranks = table.ceiling(results)
     note = (
         f"Ceiling, half of the seeds against the other half: leave-one-out {effects:.2f}, "
@@ -148,7 +143,7 @@ def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
         f"{len(results.loo)} trainings."
     )
     table.write(rows, note, run.output)
-    return {name: said for name, (said, _) in answers.items()}
+    return {name: result for name, (result, _) in answers.items()}
 
 
 def make_figures(run: Run, methods: Methods) -> None:

@@ -37,7 +37,7 @@ class Problem:
     """What the methods may look at.
 
     Attributes:
-        experiment: Its samples and settings.
+        experiment: Samples and settings.
         networks: Trained on all tasks, a list of checkpoints for each seed.
         masks: (m, n) bool. The subsets.
         scores: (m, t) their retrained scores, for methods that learn from them.

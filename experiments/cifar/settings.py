@@ -16,8 +16,8 @@ class Data(Section):
             or a packed ``.npz`` file, see :mod:`experiments.cifar.data`.
         num_groups: n.
         group_size: Training images in each.
-        concentration: Of the Dirichlet distribution that the classes' shares in a group are drawn
-            from; ``None`` draws groups at random, as published. Random groups are all alike: what
+        concentration: Parameter of the Dirichlet distribution of the classes' shares in a group;
+            ``None`` draws groups at random, as published. Random groups are all alike: what
             leaving out one of them does is less than what another seed does, and needs dozens of
             trainings to be seen. Below 1, a group has few classes, and effects of its own.
         targets: ``"class"``, or ``"random"`` groups of held-out images as published.
@@ -118,9 +118,9 @@ class CifarSettings(TrainedSettings):
     """What every experiment depends on, and what this one adds.
 
     Attributes:
-        lissa: See :class:`Lissa`.
+        lissa: Influence by mini-batch LiSSA.
         curvature_images: Training images whose curvature conjugate gradients solve with.
-        mislabelled: See :class:`Mislabelled`.
+        mislabelled: The search for groups with flipped labels.
     """
 
     lissa: Lissa = field(default_factory=Lissa)

@@ -29,7 +29,7 @@ class Example:
 
     Attributes:
         input: The text.
-        output: Its right completion.
+        output: The right completion.
         options: All completions to choose from.
         kind: What decides which hidden rule it obeys.
     """

@@ -50,7 +50,7 @@ class InContext(Experiment):
         return pool_of(self.settings.data, self.settings.prompts.seed + repetition)
 
     def prompts(self, repetition: int) -> list[list[int]]:
-        """Its random prompts; those of the first have the published seed."""
+        """Random prompts of a repetition; those of the first have the published seed."""
         some, n = self.settings.prompts, self.settings.data.num_demonstrations
         return draw_prompts(n, some.size, some.count, some.seed + repetition)
 
@@ -115,8 +115,7 @@ def _held_out(
 ) -> Tensor:
     """(m, t): losses of each fold's prompts as a fit to the others predicts them."""
     return from_the_others(
-        folds,
-        lambda others, fold: recipe.fit(prompts[others], losses[others], n)(prompts[fold]),
+        folds, lambda others, fold: recipe.fit(prompts[others], losses[others], n)(prompts[fold])
     )
 
 

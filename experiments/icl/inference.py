@@ -180,10 +180,7 @@ class LanguageModel:
             cached = self._keeping(_repeated(prefix, len(rows), self.model.config))
             mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
         logits = self.model(
-            inputs,
-            attention_mask=mask,
-            position_ids=places.expand(len(rows), -1),
-            **cached,
+            inputs, attention_mask=mask, position_ids=places.expand(len(rows), -1), **cached
         ).logits
         ends = torch.tensor([len(tail) - 1 for tail in tails])
         return logits[torch.arange(len(rows)), ends].float().cpu()

@@ -50,8 +50,8 @@ class Model(Section):
         name: A folder or hub name of a causal language model; empty trains a small GPT.
         four_bit: Load it in 4 bit (nf4), which needs ``bitsandbytes`` and a GPU.
         width: Width of the GPT that is trained here.
-        num_layers: Its layers.
-        num_heads: Its attention heads.
+        num_layers: Layers of the GPT.
+        num_heads: Attention heads of a layer.
         learning_rate: The highest of its training.
         batch_size: Prompts in a step.
         num_steps: Steps of its training.
@@ -160,7 +160,7 @@ SMALL = PromptSettings(
         num_validation=64,
         num_test=64,
         mislabelled=0.2,
-    ),
+    )
 )
 SMOKE = replace(
     SMALL,

@@ -53,9 +53,7 @@ OPERATIONS = {
         lambda p, a, b: torch.where(b % 2 == 1, a * inverse(b, p), a - b), divides=True
     ),
     "quad3": Operation(
-        lambda p, a, b, c: a**2 + b**2 + c**2 + a * b + b * c + c * a,
-        num_operands=3,
-        commutes=True,
+        lambda p, a, b, c: a**2 + b**2 + c**2 + a * b + b * c + c * a, num_operands=3, commutes=True
     ),
 }
 

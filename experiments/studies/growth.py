@@ -20,11 +20,7 @@ from typing import Any
 
 SAMPLES, INPUTS, CLASSES = 64, 64, 10
 SMALL = {"p": 10_000, "k": 256, "n": 16}
-SIZES = {
-    "p": (100_000, 1_000_000, 10_000_000),
-    "k": (256, 1024, 4096),
-    "n": (16, 64),
-}
+SIZES = {"p": (100_000, 1_000_000, 10_000_000), "k": (256, 1024, 4096), "n": (16, 64)}
 
 
 def measure(p: int, k: int, n: int) -> dict[str, float]:
@@ -52,8 +48,7 @@ def measure(p: int, k: int, n: int) -> dict[str, float]:
         return result
 
     features = timed(
-        "features",
-        lambda: collect_features(model, data, log_odds, Projector(k), progress=False),
+        "features", lambda: collect_features(model, data, log_odds, Projector(k), progress=False)
     )
     timed("Gram", lambda: ops.task_gram(features.gradients, offsets))
     return found
