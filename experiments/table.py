@@ -125,17 +125,14 @@ def ceiling(results: Results) -> tuple[float, float]:
     The reliability of a mean over half of the seeds. Methods look at networks of the truth's own
     seeds, so they may exceed it.
     """
-    halves = len(results.loo) // 2
-    first, second = results.loo[:halves].mean(0), results.loo[halves : 2 * halves].mean(0)
-    effects = float(loo_correlation(first, second).mean())
-    halves = len(results.scores) // 2
-    if not halves:
-        return effects, float("nan")
-    first, second = (
-        centred_ranks(part.mean(0), results.folds)
-        for part in (results.scores[:halves], results.scores[halves : 2 * halves])
-    )
-    return effects, lds(first, second)
+
+    def halves(runs: Tensor) -> list[Tensor]:
+        count = len(runs) // 2
+        return [part.mean(0) for part in runs[: 2 * count].chunk(2)] if count else []
+
+    effects = float(loo_correlation(*halves(results.loo)).mean())
+    ranks = [centred_ranks(part, results.folds) for part in halves(results.scores)]
+    return effects, lds(*ranks) if ranks else float("nan")
 
 
 def markdown(rows: list[Row], unit: str = "trainings") -> str:

@@ -42,6 +42,12 @@ class Digits(Experiment):
         """The images in their groups."""
         return grouped(self.settings.data, self.settings.seed)
 
+    def subsets(self) -> Tensor:
+        """(m, n) bool: random halves of the groups and their complements; README.md says why."""
+        settings = self.settings
+        n = settings.data.num_tasks
+        return paired(n, settings.num_subsets, probability=0.5, seed=settings.seed)
+
     def score(self, mask: Tensor, repeat: int) -> tuple[float, float]:
         """Train on the groups of ``mask``, and test.
 
@@ -71,12 +77,14 @@ class Findings:
     """What the scores of the subsets tell.
 
     Attributes:
+        scores: The scores.
         surrogate: Fitted to the mean scores of the subsets; target 0 is the test loss.
         attributions: (n, t) Shapley values.
         std: (n, t) their posterior standard deviations.
         found: Groups that were named, the most harmful first.
     """
 
+    scores: RetrainedScores
     surrogate: Surrogate
     attributions: Tensor
     std: Tensor
@@ -104,8 +112,8 @@ def retrained(run: Run, masks: Tensor) -> RetrainedScores:
     )
 
 
-def train_subsets(run: Run) -> RetrainedScores:
-    """Train on half of the groups each, with the complement: see README.md, "The design"."""
+def train_subsets(run: Run) -> None:
+    """Train on each subset, several times."""
     settings, data = run.settings, run.settings.data
     print(
         f"Digits: {data.num_tasks} groups of {data.group_size} images, "
@@ -113,26 +121,20 @@ def train_subsets(run: Run) -> RetrainedScores:
         f"Which? Train on {settings.num_subsets} subsets of the groups, "
         f"{settings.num_repeats} times each."
     )
-    return retrained(run, _subsets(settings))
-
-
-def _subsets(settings: DigitsSettings) -> Tensor:
-    num_tasks = settings.data.num_tasks
-    return paired(num_tasks, settings.num_subsets, probability=0.5, seed=settings.seed)
+    retrained(run, run.experiment.subsets())
 
 
 @lru_cache(maxsize=1)  # of the run in hand
 def findings(run: Run) -> Findings:
     """Fit, attribute, and name the bad groups."""
-    masks = _subsets(run.settings)
-    scores = retrained(run, masks).mean
+    masks = run.experiment.subsets()
+    scores = retrained(run, masks)
     names = [f"task {task:02d}" for task in range(masks.shape[1])]
+    options = {"kernel": KERNELS, "task_names": names, "target_names": TARGETS}
     with one_thread():
-        surrogate = fit_surrogate(
-            masks, scores, kernel=KERNELS, task_names=names, target_names=TARGETS
-        )
+        surrogate = fit_surrogate(masks, scores.mean, **options)
         values, std = surrogate.attribute("shapley", return_std=True)  # (n, t)
-    return Findings(surrogate, values, std, name_bad(values[:, 0], std[:, 0]))
+    return Findings(scores, surrogate, values, std, name_bad(values[:, 0], std[:, 0]))
 
 
 def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
@@ -144,7 +146,7 @@ def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
 def attribute(run: Run) -> None:
     """The table, the surrogate, the figure and the page."""
     told = findings(run)
-    print_table(told, retrained(run, _subsets(run.settings)))
+    print_table(told)
     with one_thread():
         told.surrogate.save(run.output / "surrogate.safetensors")
         draw(told, run)
@@ -181,9 +183,9 @@ def check(run: Run) -> Tensor:
 # -- what is shown ------------------------------------------------------------------------------
 
 
-def print_table(told: Findings, scores: RetrainedScores) -> None:
+def print_table(told: Findings) -> None:
     """Quality of the fit, then one line per task, the most harmful first."""
-    values, std = told.attributions, told.std
+    values, std, scores = told.attributions, told.std, told.scores
     share = scores.noise_std**2 / len(scores.seeds) / scores.mean.var(0)
     print(told.surrogate)
     print(f"\n{'':14}{'leave-one-out error':>22}{'of which noise':>18}")

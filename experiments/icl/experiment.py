@@ -130,22 +130,23 @@ def compare(run: Run) -> None:
     context = contexts(n, some.size, NUM_CONTEXTS, 7)
     exchanged, which = exchanges(context, n, 7)
     rows, answers = [], {}
+
+    def judge(name: str, predicted: Tensor, seconds: float) -> None:
+        rows.append(table.judge(name, results, answers[name], predicted, len(prompts), seconds))
+
     for name, recipe in RECIPES.items():
         start = perf_counter()
         predicted = _held_out(recipe, prompts, losses, n, folds)
         predict = recipe.fit(prompts, losses, n)
         answers[name] = effects(predict(exchanged), which, n, len(context))
-        seconds = perf_counter() - start
-        rows.append(table.judge(name, results, answers[name], predicted, len(prompts), seconds))
+        judge(name, predicted, perf_counter() - start)
 
     def ensemble(others: Tensor, fold: Tensor) -> Tensor:
         added = random_ensemble(prompts[others], losses[others], n)[prompts[fold]].sum(1)
         return losses[others].mean(0) + added
 
-    predicted = from_the_others(folds, ensemble)
-    name = "random ensemble"
-    answers[name] = random_ensemble(prompts, losses, n)
-    rows.append(table.judge(name, results, answers[name], predicted, len(prompts), 0.0))
+    answers["random ensemble"] = random_ensemble(prompts, losses, n)
+    judge("random ensemble", from_the_others(folds, ensemble), 0.0)
     ceiling, _ = table.ceiling(results)
     note = f"Ceiling, half of the contexts against the other half: leave-one-out {ceiling:.2f}."
     table.write(rows, note, run.output, unit="prompts")
