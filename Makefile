@@ -5,7 +5,7 @@ VENV   ?= .venv
 # Which torch to install, such as torch==2.13.0. An environment that has a torch keeps it.
 TORCH  ?= torch
 # What `make demo` runs.
-DEMO   ?= -m experiments.digits.run
+DEMO   ?= -m experiments.digits run
 # How long `make fuzz` looks at each of its targets.
 FUZZ_SECONDS ?= 60
 

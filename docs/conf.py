@@ -1,6 +1,11 @@
 """Sphinx: ``make docs`` builds these pages, and any warning is an error."""
 
+import sys
+from pathlib import Path
+
 from ksm_ext import __version__
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments, which are not installed
 
 project = "ksm_ext"
 author = "The ksm_ext authors"

@@ -61,7 +61,7 @@ def pac_bayes_bound(
     """The bound of the module's head at its best σ of :data:`SIGMAS`.
 
     Args:
-        trace: Of the Hessian of the mean training loss at ``final``, non-negative.
+        trace: Trace of the Hessian of the mean training loss at ``final``, non-negative.
         initial: (p,). Weights before training, which must not depend on the samples.
         final: (p,). Weights after it, in memory of their own.
         num_samples: b.
@@ -73,9 +73,9 @@ def pac_bayes_bound(
         ValueError: If a number is out of its range, or the weights share memory.
     """
     distance = _distance(initial, final)
-    _check_range("trace", trace, 0, math.inf)
-    _check_range("training_loss", training_loss, 0, loss_bound)
-    _check_range("delta", delta, 0, 1, open_ends=True)
+    _check_range("trace", trace, math.inf)
+    _check_range("training_loss", training_loss, loss_bound)
+    _check_range("delta", delta, 1, open_ends=True)
     num_samples = check_positive_int("num_samples", num_samples)
     confidence = math.log(2 * math.sqrt(num_samples) * len(SIGMAS) / delta)
     bounds = []
@@ -95,12 +95,12 @@ def hessian_distance(trace: float, initial: Tensor, final: Tensor, num_samples: 
     network of smaller measure can be expected to generalise better, and no more is claimed.
 
     Args:
-        trace: See :func:`pac_bayes_bound`.
+        trace: Trace of the Hessian, as in :func:`pac_bayes_bound`.
         initial: (p,).
         final: (p,).
         num_samples: b.
     """
-    _check_range("trace", trace, 0, math.inf)
+    _check_range("trace", trace, math.inf)
     num_samples = check_positive_int("num_samples", num_samples)
     return math.sqrt(trace / num_samples) * _distance(initial, final)
 
@@ -108,21 +108,17 @@ def hessian_distance(trace: float, initial: Tensor, final: Tensor, num_samples: 
 def _distance(initial: Tensor, final: Tensor) -> float:
     if initial.shape != final.shape:
         found = f"{shape_text(initial)} and {shape_text(final)}"
-        raise ValueError(
-            message("initial", "of the shape of `final`", found, "Flatten both alike.")
-        )
-    check_finite("initial", initial, "Check the weights.")
-    check_finite("final", final, "Check the weights.")
+        remedy = "Flatten both alike."
+        raise ValueError(message("initial", "of the shape of `final`", found, remedy))
+    for name, weights in (("initial", initial), ("final", final)):
+        check_finite(name, weights, "Check the weights.")
     if initial.data_ptr() == final.data_ptr():
         remedy = "Clone the weights before training: a state_dict is a view of the live ones."
         raise ValueError(message("initial", "a copy", "the memory of `final`", remedy))
     return float(torch.linalg.vector_norm(final.double() - initial.double()))
 
 
-def _check_range(
-    name: str, value: float, low: float, high: float, *, open_ends: bool = False
-) -> None:
-    inside = low < value < high if open_ends else low <= value <= high
-    if not inside:
+def _check_range(name: str, value: float, high: float, *, open_ends: bool = False) -> None:
+    if not (0 < value < high if open_ends else 0 <= value <= high):
         remedy = "Check where it comes from."
-        raise ValueError(message(name, f"between {low} and {high}", str(value), remedy))
+        raise ValueError(message(name, f"between 0 and {high}", str(value), remedy))

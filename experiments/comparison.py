@@ -1,36 +1,24 @@
 """The commands of an experiment that trains networks: every method against the truth."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from time import perf_counter
+from typing import Any
 
 import joblib
 import torch
-import yaml
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from experiments import curvature, figures, table
-from experiments.common import one_thread, write_json
-from experiments.experiment import Experiment
+from experiments.common import one_thread, read_tensors, write_json, write_tensors
+from experiments.experiment import Command, Run
 from experiments.folds import split
-from experiments.methods import METHODS, RETRAINED, Answer, Method, Problem
-from experiments.runner import Command
-from experiments.settings import Settings, as_dict
-from experiments.truth import (
-    calibration_subsets,
-    growing,
-    left_out,
-    models,
-    retrained,
-    subsets,
-)
-from ksm_ext.atomic_write import write_whole
+from experiments.methods import RETRAINED, Answer, Method, Problem
+from experiments.settings import as_dict
+from experiments.truth import calibration_subsets, growing, left_out, models, retrained, subsets
 
+Methods = Mapping[str, Method]
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 SHOWN = (
     "kernel surrogate",
@@ -40,52 +28,37 @@ SHOWN = (
     "TracIn",
 )
 
-
-@dataclass(frozen=True)
-class Run:
-    """An experiment and the folder of its results."""
-
-    experiment: Experiment
-    output: Path
-
-    @property
-    def settings(self) -> Settings:
-        return self.experiment.settings
-
-
 # -- the truth ----------------------------------------------------------------------------------
 
 
 def train_all(run: Run) -> None:
     """Train on all tasks, in each way of training."""
     for variant in ("main", *run.settings.variants):
-        models(run.experiment, run.output, variant)
+        models(run, variant)
 
 
 def train_subsets(run: Run) -> None:
     """Train on each subset: several times in the main way, once in the others."""
     masks = subsets(run.experiment)
     both = torch.cat([masks, calibration_subsets(run.experiment)])
-    retrained(run.experiment, run.output, both, run.settings.truth.subset_seeds)
-    some = masks[: run.settings.truth.variant_subsets]
+    retrained(run, both, run.settings.truth.subset_seeds)
     for variant in run.settings.variants:
-        retrained(run.experiment, run.output, some, 1, variant)
+        retrained(run, masks[: run.settings.truth.variant_subsets], 1, variant)
 
 
 def leave_one_out(run: Run) -> None:
     """Train without each task, and on all of them."""
-    retrained(run.experiment, run.output, left_out(run.experiment), run.settings.truth.loo_seeds)
+    retrained(run, left_out(run.experiment), run.settings.truth.loo_seeds)
 
 
 def results_of(run: Run) -> table.Results:
     """The truth that methods are compared with."""
-    truth = run.settings.truth
-    alone = retrained(run.experiment, run.output, left_out(run.experiment), truth.loo_seeds)
+    truth, masks = run.settings.truth, subsets(run.experiment)
+    alone = retrained(run, left_out(run.experiment), truth.loo_seeds)
     alone = alone[:, :, truth.checkpoint]  # (num_seeds, n + 1, t)
-    masks = subsets(run.experiment)
-    scores = retrained(run.experiment, run.output, masks, truth.subset_seeds)
+    scores = retrained(run, masks, truth.subset_seeds)[:, :, truth.checkpoint]
     loo: Tensor = alone[:, -1:] - alone[:, :-1]
-    return table.Results(loo, scores[:, :, truth.checkpoint], split(len(masks), truth.num_folds))
+    return table.Results(loo, scores, split(len(masks), truth.num_folds))
 
 
 # -- the methods --------------------------------------------------------------------------------
@@ -94,47 +67,41 @@ def results_of(run: Run) -> table.Results:
 @lru_cache(maxsize=1)  # of the command that runs
 def problem_of(run: Run) -> Problem:
     """What the methods look at; trains what is missing."""
-    experiment, settings = run.experiment, run.settings
-    masks, others = subsets(experiment), calibration_subsets(experiment)
-    seeds, checkpoint = settings.truth.subset_seeds, settings.truth.checkpoint
-    runs, other_runs = (retrained(experiment, run.output, x, seeds) for x in (masks, others))
+    settings = run.settings
+    masks, others = subsets(run.experiment), calibration_subsets(run.experiment)
     everything = torch.ones(1, masks.shape[1], dtype=torch.bool)
-    full = retrained(experiment, run.output, everything, settings.methods.num_models)
-    return Problem(
-        experiment,
-        models(experiment, run.output),
-        masks,
-        runs.mean(0)[:, checkpoint],
-        full.mean(0)[0, checkpoint],
-        others,
-        other_runs.mean(0)[:, checkpoint],
-    )
+
+    def mean_scores(masks: Tensor, num_seeds: int) -> Tensor:
+        return retrained(run, masks, num_seeds).mean(0)[:, settings.truth.checkpoint]
+
+    scores, other_scores = (mean_scores(x, settings.truth.subset_seeds) for x in (masks, others))
+    (full,) = mean_scores(everything, settings.methods.num_models)
+    return Problem(run.experiment, models(run), masks, scores, full, others, other_scores)
 
 
-def answer(run: Run, *names: str) -> dict[str, tuple[Answer, float]]:
+def answer(run: Run, methods: Methods, names: Iterable[str]) -> dict[str, tuple[Answer, float]]:
     """What methods say, with their seconds: from the disk, or by running them side by side."""
-    folder = run.output / "methods"
+    folder, settings = run.output / "methods", as_dict(run.settings)
     folder.mkdir(parents=True, exist_ok=True)
-    spelled = yaml.safe_dump(as_dict(run.settings))
     paths = {
         name: folder / f"{name.replace(', ', '-').replace(' ', '_')}.safetensors" for name in names
     }
-    missing = [name for name, path in paths.items() if _read(path, spelled) is None]
+    missing = [name for name, path in paths.items() if read_tensors(path, settings) is None]
     if missing:
-        methods = METHODS | run.experiment.own_methods
         problem = problem_of(run)
-        n_jobs = None if torch.cuda.is_available() else -1
-        parallel = joblib.Parallel(n_jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
+        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs")
         for name, result, seconds in parallel(
             joblib.delayed(_timed)(name, methods[name], problem) for name in missing
         ):
-            tensors = {k: x.contiguous() for k, x in vars(result).items() if x is not None}
-            facts = {"settings": spelled, "seconds": str(seconds)}
-            content = save(tensors, metadata=facts)
-            write_whole(paths[name], content)
+            tensors = {k: x for k, x in vars(result).items() if x is not None}
+            write_tensors(paths[name], tensors, settings, seconds=str(seconds))
             print(f"{name}: {seconds:.1f} s", flush=True)
-    found = {name: _read(path, spelled) for name, path in paths.items()}
-    return {name: kept for name, kept in found.items() if kept is not None}
+    found = {name: read_tensors(path, settings) for name, path in paths.items()}
+    return {
+        name: (Answer(**kept[0]), float(kept[1]["seconds"]))
+        for name, kept in found.items()
+        if kept is not None
+    }
 
 
 def _timed(name: str, method: Method, problem: Problem) -> tuple[str, Answer, float]:
@@ -145,80 +112,57 @@ def _timed(name: str, method: Method, problem: Problem) -> tuple[str, Answer, fl
     return name, result, perf_counter() - start
 
 
-def _read(path: Path, settings: str) -> tuple[Answer, float] | None:
-    """An answer on disk, if it is one to these settings."""
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-        if facts["settings"] != settings:
-            return None
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Answer(**tensors), float(facts["seconds"])
-
-
-def _says(belongs: Callable[[str], bool]) -> Callable[[Run], None]:
-    """The command that runs some of the experiment's methods."""
-
-    def command(run: Run) -> None:
-        answer(run, *filter(belongs, run.experiment.methods))
-
-    return command
-
-
-def hessian(run: Run) -> None:
+def hessian(run: Run, methods: Methods) -> None:
     """Traces, eigenvalues and densities, and the second order in the tasks' weights."""
     if not (run.output / "curvature.json").exists():
-        curvature.measure(run.experiment, run.output)
-    answer(run, *filter(lambda name: "Hessian" in name, run.experiment.methods))
+        curvature.measure(run)
+    answer(run, methods, [name for name in methods if "Hessian" in name])
 
 
 # -- the comparison -----------------------------------------------------------------------------
 
 
-def write_table(run: Run) -> dict[str, Answer]:
+def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
     """The table of all methods, on the terminal and as JSON and text."""
-    answers = answer(run, *run.experiment.methods)
+    answers = answer(run, methods, methods)
     results, truth = results_of(run), run.settings.truth
     rows = []
-    for name, (said, seconds) in answers.items():
+    for name, (result, seconds) in answers.items():
         needs = run.settings.methods.num_models
         if name in RETRAINED:
             needs = truth.num_subsets * truth.subset_seeds
         elif name.endswith("calibrated"):
             needs += run.settings.methods.num_calibrated * truth.subset_seeds
-        rows.append(table.judge(name, results, said.attributions, said.predictions, needs, seconds))
+        rows.append(
+            table.judge(name, results, result.attributions, result.predictions, needs, seconds)
+        )
     effects, ranks = table.ceiling(results)
-    text = table.markdown(rows) + (
-        f"\n\nCeiling, half of the seeds against the other half: leave-one-out {effects:.2f}, "
+    note = (
+        f"Ceiling, half of the seeds against the other half: leave-one-out {effects:.2f}, "
         f"LDS {ranks:.2f}. Leave-one-out itself: {results.loo.shape[1] + 1} x "
-        f"{len(results.loo)} trainings.\n"
+        f"{len(results.loo)} trainings."
     )
-    print(f"\n{text}")
-    write_whole(run.output / "table.md", text.encode())
-    table.write(rows, run.output / "table.json")
-    return {name: said for name, (said, _) in answers.items()}
+    table.write(rows, note, run.output)
+    return {name: result for name, (result, _) in answers.items()}
 
 
-def make_figures(run: Run) -> None:
+def make_figures(run: Run, methods: Methods) -> None:
     """The table, and the figures."""
-    answers, results, masks = write_table(run), results_of(run), subsets(run.experiment)
+    answers, results, masks = write_table(run, methods), results_of(run), subsets(run.experiment)
     checkpoint, output = run.settings.truth.checkpoint, run.output
     with one_thread():
         grown = growing(run.experiment)
-        measured = retrained(run.experiment, output, grown, 1)[0, :, checkpoint].mean(1)  # (n,)
+        measured = retrained(run, grown, 1)[0, :, checkpoint].mean(1)  # (n,)
         scores = results.scores[0].mean(1)  # (m,) of one seed too
         path = output / "linear_and_kernel.png"
         figures.linear_and_kernel(masks, scores, grown, measured, path, xlabel="tasks trained on")
         path = output / "sample_complexity.png"
-        found = {
-            "sample complexity": figures.sample_complexity(masks, results.scores.mean(0), path)
-        }
-        shown = {name: answers[name].attributions for name in SHOWN if name in answers}
+        errors = figures.sample_complexity(masks, results.scores.mean(0), path)
+        found: dict[str, Any] = {"sample complexity": errors}
         special, meaning = run.experiment.special()
         figures.attributions_and_truth(
             results.loo.mean(0),
-            shown,
+            {name: answers[name].attributions for name in SHOWN if name in answers},
             output / "attributions_and_truth.png",
             special=special,
             meaning=meaning,
@@ -228,7 +172,7 @@ def make_figures(run: Run) -> None:
     write_json(output / "figures.json", found)
 
 
-def _curvature_figures(run: Run) -> dict:
+def _curvature_figures(run: Run) -> dict[str, Any]:
     """What the way of training does to surrogates and to the Hessian."""
     truth = run.settings.truth
     masks = subsets(run.experiment)[: truth.variant_subsets]
@@ -238,7 +182,7 @@ def _curvature_figures(run: Run) -> dict:
     names = {"main": main} | {variant: variant for variant in run.settings.variants}
     scores = {}
     for variant, name in names.items():
-        runs = retrained(run.experiment, run.output, masks, 1, variant)[0]  # one run, for all alike
+        runs = retrained(run, masks, 1, variant)[0]  # one run, for all alike
         scores[name] = run.settings.variant(variant).stops(), runs.transpose(0, 1)
     path = run.output / "over_training.png"
     quality = figures.over_training(masks, folds, scores, path)
@@ -253,24 +197,20 @@ def _curvature_figures(run: Run) -> dict:
     return {"over training": quality, "rank correlation of trace and error": correlation}
 
 
-COMMANDS: dict[str, Callable[[Run], None]] = {
-    "train-all": train_all,
-    "leave-one-out": leave_one_out,
-    "train-subsets": train_subsets,
-    "datamodels": _says(lambda name: "datamodel" in name or name == "least squares"),
-    "influence": _says(lambda name: name.startswith("influence") or name == "task Hessian"),
-    "trak": _says(lambda name: name in ("TRAK", "TracIn", "gradient cosine")),
-    "kernel-surrogate": _says(lambda name: "surrogate" in name),
-    "hessian": hessian,
-    "figures": make_figures,
-}
+def commands(methods: Methods) -> dict[str, Command]:
+    """The commands by name, of an experiment that compares these methods."""
 
+    def answers(belongs: Callable[[str], bool]) -> Command:
+        return lambda run: answer(run, methods, filter(belongs, methods))
 
-def commands(kind: type[Experiment], *names: str) -> dict[str, Command]:
-    """Commands of an experiment, all of them or some by name."""
-    wanted = names or tuple(COMMANDS)
-
-    def bound(command: Callable[[Run], None]) -> Command:
-        return lambda settings, output: command(Run(kind(settings), output))
-
-    return {name: bound(COMMANDS[name]) for name in wanted}
+    return {
+        "train-all": train_all,
+        "leave-one-out": leave_one_out,
+        "train-subsets": train_subsets,
+        "datamodels": answers(lambda name: "datamodel" in name or name == "least squares"),
+        "influence": answers(lambda name: name.startswith("influence") or name == "task Hessian"),
+        "trak": answers(lambda name: name in ("TRAK", "TracIn", "gradient cosine")),
+        "kernel-surrogate": answers(lambda name: "surrogate" in name),
+        "hessian": partial(hessian, methods=methods),
+        "figures": partial(make_figures, methods=methods),
+    }

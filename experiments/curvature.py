@@ -4,17 +4,16 @@ The trace and the largest eigenvalue of the Hessian of the mean training loss, i
 at the main networks, and what a bound makes of the trace.
 """
 
-from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from experiments.bounds import pac_bayes_bound
+from experiments.bounds import hessian_distance, pac_bayes_bound
 from experiments.common import one_thread, write_json
-from experiments.experiment import Experiment
+from experiments.experiment import Run
+from experiments.trained import TrainedExperiment
 from experiments.truth import models
 from ksm_ext.network.hessian import Hessian
 from ksm_ext.network.spectrum import (
@@ -27,29 +26,27 @@ from ksm_ext.network.spectrum import (
 DELTA = 0.05  # the probability that the bound fails
 
 
-def measure(experiment: Experiment, output: Path) -> None:
+def measure(run: Run) -> None:
     """Write ``curvature.json`` for every variant, and the densities of the main one."""
     todo = []
-    for variant in ("main", *experiment.settings.variants):
-        path = models(experiment, output, variant)[0]
-        steps = experiment.settings.variant(variant).stops()
+    for variant in ("main", *run.settings.variants):
+        path = models(run, variant)[0]
+        steps = run.settings.variant(variant).stops()
         todo += [(variant, *pair) for pair in enumerate(zip(path, steps, strict=True))]
-    n_jobs = None if torch.cuda.is_available() else -1
-    parallel = joblib.Parallel(n_jobs, return_as="generator")
-    measured = parallel(
-        joblib.delayed(curvature_of)(experiment, network, with_density=variant == "main")
+    measured = joblib.Parallel(return_as="generator")(
+        joblib.delayed(curvature_of)(run.experiment, network, with_density=variant == "main")
         for variant, _, (network, _) in todo
     )
     facts = {}
     for (variant, number, (_, step)), found in zip(todo, measured, strict=True):
         facts[f"{variant}, step {step}"] = {"variant": variant, "checkpoint": number, **found}
         print(f"{variant}, step {step}: trace {found['trace']:.4g}", flush=True)
-    write_json(output / "curvature.json", facts)
+    write_json(run.output / "curvature.json", facts)
 
 
 @one_thread()
 def curvature_of(
-    experiment: Experiment, network: nn.Module, *, with_density: bool
+    experiment: TrainedExperiment, network: nn.Module, *, with_density: bool
 ) -> dict[str, Any]:
     """Trace, eigenvalue, per-sample traces and bound of one network."""
     data, num_products = experiment.data(), experiment.settings.methods.num_probes
@@ -67,11 +64,9 @@ def curvature_of(
         parameters_to_vector(net.parameters()).detach().cpu()
         for net in (experiment.initial_model(0), network)
     )
+    flatness = max(trace.value, 0.0), start, end, len(data.labels)
     bound = pac_bayes_bound(
-        max(trace.value, 0.0),
-        start,
-        end,
-        len(data.labels),
+        *flatness,
         training_loss=0.0,  # what is left is a bound of the gap, in units of the largest loss
         delta=DELTA,
     )
@@ -81,6 +76,7 @@ def curvature_of(
         "largest_eigenvalue": float(largest[0]),
         "largest_per_sample_trace": float(per_sample.max()),
         "distance": float((end - start).norm()),
+        "hessian_distance": hessian_distance(*flatness),
         "gap_bound": bound.value,
     }
     if with_density:

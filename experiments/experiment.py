@@ -1,154 +1,42 @@
-"""What an experiment that trains networks says of itself: samples in groups, a network, settings.
+"""What every experiment is: settings and what they mean; and a run of it, with its results."""
 
-A task is a group of training samples; a target is a group of held-out ones, and its score F(S) is
-their mean loss under the network trained on the tasks of S.
-
-Shapes: b training samples in n tasks, held-out samples in t targets, masks (n,) bool.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
-from experiments.settings import Settings
-from experiments.training import train
+from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, eq=False)
-class Grouped:
-    """Samples for training and held-out ones.
+class Experiment:
+    """Settings, and what they mean; travels to the processes that train.
 
-    Attributes:
-        inputs: (b, ...) of the training samples, with ``labels`` (b,) and ``tasks`` (b,), the
-            number of each sample's task.
-        labels: (b,) int64.
-        tasks: (b,) int64.
-        held_inputs: Of the held-out samples likewise, with ``held_labels`` and ``held_targets``.
-        held_labels: int64.
-        held_targets: int64.
-        task_names: n names.
-        target_names: t names.
-        num_classes: Of the labels.
+    A store of scores knows by which code they came about, this class and all that it refers to: so
+    methods and commands, which scores do not depend on, are no part of it.
     """
 
-    inputs: Tensor
-    labels: Tensor
-    tasks: Tensor
-    held_inputs: Tensor
-    held_labels: Tensor
-    held_targets: Tensor
-    task_names: tuple[str, ...]
-    target_names: tuple[str, ...]
-    num_classes: int
-
-    def by_task(self) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and labels of each task."""
-        return [
-            (self.inputs[self.tasks == task], self.labels[self.tasks == task])
-            for task in range(len(self.task_names))
-        ]
-
-    def by_target(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Held-out inputs and labels of each target, by its name."""
-        rows = [self.held_targets == target for target in range(len(self.target_names))]
-        return {
-            name: (self.held_inputs[some], self.held_labels[some])
-            for name, some in zip(self.target_names, rows, strict=True)
-        }
+    settings: Any
 
 
-class Experiment(ABC):
-    """Settings, and what they mean; travels to the processes that train."""
+@dataclass(frozen=True)
+class Run:
+    """An experiment and the folder of its results.
 
-    presets: ClassVar[Mapping[str, Settings]]
-    methods: ClassVar[tuple[str, ...]]
-    """Names in :data:`experiments.methods.METHODS`, or ``own_methods``, of what is compared."""
-    own_methods: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """Methods that this experiment adds, by name."""
+    Attributes:
+        experiment: The experiment.
+        output: The folder.
+        on_change: Whether :func:`ksm_ext.retrain_scores` refuses scores in the folder that came of
+            other code (``"raise"``), or takes them over (``"keep"``).
+    """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    @abstractmethod
-    def data(self) -> Grouped:
-        """The samples; read or made once per process."""
-
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """A network at its start, drawn from the global random state."""
-
-    def augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """What a step sees of a batch of inputs."""
-        return inputs
-
-    def special(self) -> tuple[Tensor | None, str]:
-        """Pairs of a task and a target (n, t) bool that figures show apart, and what they are."""
-        return None, ""
+    experiment: Any
+    output: Path
+    on_change: Literal["raise", "keep"] = "raise"
 
     @property
-    def num_tasks(self) -> int:
-        """How many tasks there are, n."""
-        return len(self.data().task_names)
-
-    def initial_model(self, seed: int) -> nn.Module:
-        """The network that training with a seed starts from."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.network()
-
-    def train(self, variant: str, mask: Tensor, seed: int) -> Iterator[nn.Module]:
-        """Train on the tasks of ``mask``, and yield the network at each checkpoint."""
-        data = self.data()
-        return train(
-            self.initial_model(seed),
-            data.inputs,
-            data.labels,
-            mask[data.tasks],
-            self.settings.variant(variant),
-            torch.Generator().manual_seed(seed),
-            self.augmented,
-        )
-
-    @torch.no_grad()
-    def score(self, network: nn.Module) -> Tensor:
-        """(t,) float64: the mean loss on the held-out samples of each target."""
-        data = self.data()
-        logits = outputs(network, data.held_inputs)
-        losses = cross_entropy(logits, data.held_labels, reduction="none")
-        sums = torch.zeros(len(data.target_names), dtype=torch.float64)
-        sums.index_add_(0, data.held_targets, losses.double())
-        return sums / data.held_targets.bincount(minlength=len(sums))
-
-    @torch.no_grad()
-    def accuracy(self, network: nn.Module) -> tuple[float, float]:
-        """Share of right answers on the training and on the held-out samples."""
-        data = self.data()
-        pairs = (data.inputs, data.labels), (data.held_inputs, data.held_labels)
-        seen, held = (float((outputs(network, x).argmax(1) == y).double().mean()) for x, y in pairs)
-        return seen, held
-
-    def depends_on(self, variant: str) -> dict[str, Any]:
-        """What a score depends on beside subset and seed."""
-        settings = self.settings
-        return {
-            "data": settings.data,
-            "model": settings.model,
-            "training": settings.variant(variant),
-        }
+    def settings(self) -> Any:
+        """Settings of the experiment."""
+        return self.experiment.settings
 
 
-def outputs(network: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
-    """Logits (b, C) on the CPU, by the network as it is used, not as it is trained."""
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    try:
-        parts = [network(part.to(device)).float().cpu() for part in inputs.split(batch_size)]
-    finally:
-        network.train(was_training)
-    return torch.cat(parts)
+Command = Callable[[Run], Any]
+"""Leaves its results in the folder of a run, and does nothing twice."""

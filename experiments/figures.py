@@ -5,16 +5,17 @@ All errors and ranks are of held-out subsets: what a fit says of subsets that it
 Shapes: masks (m, n), scores (m, t), attributions (n, t).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
-from experiments.common import new_figure, save_figure
-from experiments.folds import centred_ranks, from_the_others, lds
+from experiments.common import saved_figure
+from experiments.folds import centred_ranks, held_out, lds
 from ksm_ext import fit_surrogate
 from ksm_ext.evaluation import residual_error
 from ksm_ext.network.spectrum import SpectralDensity
@@ -27,15 +28,9 @@ NUM_SPLITS = 20
 
 def quality(masks: Tensor, scores: Tensor, folds: list[Tensor], kernel: str) -> tuple[float, float]:
     """Pooled residual error and LDS of a surrogate, each fold predicted from the others."""
-
-    def predict(others: Tensor, fold: Tensor) -> Tensor:
-        fitted = fit_surrogate(masks[others], scores[others], kernel=kernel)
-        said: Tensor = fitted.predict(masks[fold])
-        return said
-
-    said = from_the_others(folds, predict)
-    ranks = lds(centred_ranks(scores, folds), centred_ranks(said, folds))
-    return float(residual_error(scores, said, pooled=True)), ranks
+    predicted = held_out(masks, scores, folds, kernel=kernel)
+    ranks = lds(centred_ranks(scores, folds), centred_ranks(predicted, folds))
+    return float(residual_error(scores, predicted, pooled=True)), ranks
 
 
 def linear_and_kernel(
@@ -48,45 +43,47 @@ def linear_and_kernel(
         scores: (m,).
         grown: (l, n), one task more in each row.
         measured: (l,) their scores.
-        path: Of the figure.
+        path: Where the figure goes.
         xlabel: What the number of tasks is.
     """
-    figure = new_figure(5.4, 3.6)
-    axes = figure.subplots()
     sizes = grown.sum(1).numpy()
-    axes.plot(sizes, measured.numpy(), "ko", markersize=4, label="measured, not fitted to")
-    for kernel in ("linear", "rbf"):
-        said = fit_surrogate(masks, scores, kernel=kernel).predict(grown)
-        axes.plot(sizes, said.numpy(), color=COLOURS[kernel], label=NAMES[kernel])
-    axes.axvspan(*np.quantile(masks.sum(1).numpy(), [0, 1]), color="#eeeeee", zorder=0)
-    axes.set(xlabel=f"{xlabel} (grey: sizes fitted to)", ylabel="mean loss on held-out samples")
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    with saved_figure(path, 5.4, 3.6) as figure:
+        axes = figure.subplots()
+        axes.plot(sizes, measured.numpy(), "ko", markersize=4, label="measured, not fitted to")
+        for kernel in ("linear", "rbf"):
+            predicted = fit_surrogate(masks, scores, kernel=kernel).predict(grown)
+            axes.plot(sizes, predicted.numpy(), color=COLOURS[kernel], label=NAMES[kernel])
+        axes.axvspan(*np.quantile(masks.sum(1).numpy(), [0, 1]), color="#eeeeee", zorder=0)
+        axes.set(xlabel=f"{xlabel} (grey: sizes fitted to)", ylabel="mean loss on held-out samples")
+        axes.legend(frameon=False)
 
 
 def sample_complexity(masks: Tensor, scores: Tensor, path: Path) -> dict[str, Any]:
     """Held-out error of fits to 20, 40, 60 and 80 % of the subsets."""
     sizes = [round(share * len(masks)) for share in (0.2, 0.4, 0.6, 0.8)]
-    figure = new_figure(5.4, 3.6)
-    axes = figure.subplots()
+    orders = [
+        torch.randperm(len(masks), generator=torch.Generator().manual_seed(number))
+        for number in range(NUM_SPLITS)
+    ]
+
+    def error(order: Tensor, size: int, kernel: str) -> float:
+        fit, held = order[:size], order[max(sizes) :]
+        predicted = fit_surrogate(masks[fit], scores[fit], kernel=kernel).predict(masks[held])
+        return float(residual_error(scores[held], predicted, pooled=True))
+
     found = {}
-    for kernel, name in NAMES.items():
-        errors = np.empty((NUM_SPLITS, len(sizes)))
-        for number in range(NUM_SPLITS):
-            order = torch.randperm(len(masks), generator=torch.Generator().manual_seed(number))
-            held = order[max(sizes) :]
-            for column, size in enumerate(sizes):
-                fitted = fit_surrogate(masks[order[:size]], scores[order[:size]], kernel=kernel)
-                said = fitted.predict(masks[held])
-                errors[number, column] = float(residual_error(scores[held], said, pooled=True))
-        middle, spread = np.median(errors, axis=0), np.quantile(errors, [0.25, 0.75], axis=0)
-        axes.plot(sizes, middle, "o-", color=COLOURS[kernel], label=name)
-        axes.fill_between(sizes, *spread, color=COLOURS[kernel], alpha=0.15, linewidth=0)
-        found[name] = {"sizes": sizes, "median error": middle.tolist()}
-    axes.set(xlabel="subsets fitted to", ylabel="residual error on held-out subsets", yscale="log")
-    axes.axhline(1, color="#cccccc", linewidth=0.8)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    with saved_figure(path, 5.4, 3.6) as figure:
+        axes = figure.subplots()
+        for kernel, name in NAMES.items():
+            errors = np.array([[error(x, size, kernel) for size in sizes] for x in orders])
+            middle, spread = np.median(errors, axis=0), np.quantile(errors, [0.25, 0.75], axis=0)
+            axes.plot(sizes, middle, "o-", color=COLOURS[kernel], label=name)
+            axes.fill_between(sizes, *spread, color=COLOURS[kernel], alpha=0.15, linewidth=0)
+            found[name] = {"sizes": sizes, "median error": middle.tolist()}
+        axes.set(xlabel="subsets fitted to", ylabel="residual error on held-out subsets")
+        axes.set_yscale("log")
+        axes.axhline(1, color="#cccccc", linewidth=0.8)
+        axes.legend(frameon=False)
     return found
 
 
@@ -102,63 +99,57 @@ def over_training(
         masks: (m, n).
         folds: Rows of each fold.
         scores: For each way, the steps of its checkpoints and the scores there, (c, m, t).
-        path: Of the figure.
+        path: Where the figure goes.
     """
-    figure = new_figure(8.6, 3.6)
-    errors, ranks = figure.subplots(1, 2)
     found = {}
-    for colour, (name, (steps, runs)) in zip(VARIANTS, scores.items(), strict=False):
-        for kernel, line in (("rbf", "o-"), ("linear", "x--")):
-            pairs = [quality(masks, part, folds, kernel) for part in runs]
-            label = name if kernel == "rbf" else None
-            errors.plot(steps, [error for error, _ in pairs], line, color=colour, label=label)
-            ranks.plot(steps, [lds for _, lds in pairs], line, color=colour, label=label)
-            found[f"{name}, {NAMES[kernel]}"] = {"steps": list(steps), "error and LDS": pairs}
-    errors.set(xlabel="steps of training", ylabel="residual error on held-out subsets")
-    ranks.set(xlabel="steps of training", ylabel="LDS")
-    errors.legend(frameon=False, title="kernel solid, ridge dashed")
-    save_figure(figure, path)
+    with saved_figure(path, 8.6, 3.6) as figure:
+        errors, ranks = figure.subplots(1, 2)
+        for colour, (name, (steps, runs)) in zip(VARIANTS, scores.items(), strict=False):
+            for kernel, line in (("rbf", "o-"), ("linear", "x--")):
+                pairs = [quality(masks, part, folds, kernel) for part in runs]
+                label = name if kernel == "rbf" else None
+                errors.plot(steps, [error for error, _ in pairs], line, color=colour, label=label)
+                ranks.plot(steps, [lds for _, lds in pairs], line, color=colour, label=label)
+                found[f"{name}, {NAMES[kernel]}"] = {"steps": list(steps), "error and LDS": pairs}
+        errors.set(xlabel="steps of training", ylabel="residual error on held-out subsets")
+        ranks.set(xlabel="steps of training", ylabel="LDS")
+        errors.legend(frameon=False, title="kernel solid, ridge dashed")
     return found
 
 
-def trace_and_error(points: Mapping[str, Iterable[tuple[float, float]]], path: Path) -> float:
+def trace_and_error(points: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> float:
     """Error of a surrogate against the Hessian's trace; answers their rank correlation.
 
     Args:
         points: Traces and errors of each way of training.
-        path: Of the figure.
+        path: Where the figure goes.
     """
-    from scipy.stats import spearmanr
-
-    figure = new_figure(5.4, 3.6)
-    axes = figure.subplots()
-    everything = []
-    for colour, (name, pairs) in zip(VARIANTS, points.items(), strict=False):
-        everything += pairs
-        axes.plot(*zip(*pairs, strict=True), "o", color=colour, label=name)
-    axes.set(
-        xlabel="trace of the Hessian of the training loss",
-        ylabel="residual error of the ridge surrogate",
-        xscale="symlog",
-    )
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    everything = [pair for pairs in points.values() for pair in pairs]
+    with saved_figure(path, 5.4, 3.6) as figure:
+        axes = figure.subplots()
+        for colour, (name, pairs) in zip(VARIANTS, points.items(), strict=False):
+            axes.plot(*zip(*pairs, strict=True), "o", color=colour, label=name)
+        axes.set(
+            xlabel="trace of the Hessian of the training loss",
+            ylabel="residual error of the ridge surrogate",
+            xscale="symlog",
+        )
+        axes.legend(frameon=False)
     return float(spearmanr(*zip(*everything, strict=True)).statistic)
 
 
 def density(facts: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Spectral densities by name, from their Ritz values and weights (num_probes, k)."""
-    figure = new_figure(5.4, 3.6)
-    axes = figure.subplots()
-    for colour, (name, fact) in zip(VARIANTS, facts.items(), strict=False):
-        points = SpectralDensity(torch.tensor(fact["nodes"]), torch.tensor(fact["weights"]), 1)
-        low, high = float(points.nodes.min()), float(points.nodes.max())
-        reach = max(-low, high)
-        grid = torch.linspace(low - 0.05 * reach, high + 0.05 * reach, 1000)
-        axes.semilogy(grid, points.density(grid, 0.01 * reach), color=colour, label=name)
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7, None))
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    with saved_figure(path, 5.4, 3.6) as figure:
+        axes = figure.subplots()
+        for colour, (name, fact) in zip(VARIANTS, facts.items(), strict=False):
+            points = SpectralDensity(torch.tensor(fact["nodes"]), torch.tensor(fact["weights"]), 1)
+            low, high = float(points.nodes.min()), float(points.nodes.max())
+            reach = max(-low, high)
+            grid = torch.linspace(low - 0.05 * reach, high + 0.05 * reach, 1000)
+            axes.semilogy(grid, points.density(grid, 0.01 * reach), color=colour, label=name)
+        axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7, None))
+        axes.legend(frameon=False)
 
 
 def attributions_and_truth(
@@ -174,17 +165,18 @@ def attributions_and_truth(
     Args:
         effects: (n, t).
         answers: (n, t) of each method.
-        path: Of the figure.
+        path: Where the figure goes.
         special: (n, t) bool, what is drawn in orange.
-        meaning: Of the orange points.
+        meaning: What the orange points are.
     """
-    figure = new_figure(2.7 * len(answers), 2.9)
     orange = torch.zeros(effects.shape, dtype=torch.bool) if special is None else special
-    for axes, (name, values) in zip(figure.subplots(1, len(answers)), answers.items(), strict=True):
-        axes.plot(effects[~orange], values[~orange], ".", color="#0072b2", markersize=3, alpha=0.4)
-        axes.plot(effects[orange], values[orange], ".", color="#d55e00", markersize=4)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("leave-one-out effect")
-    label = f"attribution (orange: {meaning})" if meaning else "attribution"
-    figure.supylabel(label, fontsize=9)
-    save_figure(figure, path)
+    with saved_figure(path, 2.7 * len(answers), 2.9) as figure:
+        panels = figure.subplots(1, len(answers))
+        for axes, (name, values) in zip(panels, answers.items(), strict=True):
+            blue = {"color": "#0072b2", "markersize": 3, "alpha": 0.4}
+            axes.plot(effects[~orange], values[~orange], ".", **blue)
+            axes.plot(effects[orange], values[orange], ".", color="#d55e00", markersize=4)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("leave-one-out effect")
+        label = f"attribution (orange: {meaning})" if meaning else "attribution"
+        figure.supylabel(label, fontsize=9)

@@ -4,10 +4,13 @@ Shapes: tables (m, t), folds the numbers of their rows.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+
+from ksm_ext import fit_surrogate
 
 
 def split(num_rows: int, num_folds: int) -> list[Tensor]:
@@ -20,6 +23,15 @@ def from_the_others(folds: list[Tensor], predict: Callable[[Tensor, Tensor], Ten
     rows = torch.cat(folds)
     parts = [predict(rows[~torch.isin(rows, fold)], fold) for fold in folds]
     return torch.cat(parts)[rows.argsort()]
+
+
+def held_out(masks: Tensor, scores: Tensor, folds: list[Tensor], **options: Any) -> Tensor:
+    """(m, t): scores of each fold as a surrogate of the others predicts them."""
+
+    def predict(others: Tensor, fold: Tensor) -> Any:
+        return fit_surrogate(masks[others], scores[others], **options).predict(masks[fold])
+
+    return from_the_others(folds, predict)
 
 
 def centred_ranks(table: Tensor, folds: list[Tensor]) -> Tensor:

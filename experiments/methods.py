@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.experiment import Experiment
-from experiments.folds import from_the_others, split
-from experiments.settings import Settings, Training
+from experiments.folds import held_out, split
+from experiments.settings import TrainedSettings, Training
+from experiments.trained import TrainedExperiment
 from ksm_ext import GradientEstimator, Projector, fit_surrogate
 from ksm_ext.attribution.influence import influence, projected_influence
 from ksm_ext.attribution.task_hessian import task_hessian
@@ -38,7 +38,7 @@ class Problem:
     """What the methods may look at.
 
     Attributes:
-        experiment: Its samples and settings.
+        experiment: Samples and settings.
         networks: Trained on all tasks, a list of checkpoints for each seed.
         masks: (m, n) bool. The subsets.
         scores: (m, t) their retrained scores, for methods that learn from them.
@@ -47,7 +47,7 @@ class Problem:
         calibration_scores: (c, t) their retrained scores.
     """
 
-    experiment: Experiment
+    experiment: TrainedExperiment
     networks: list[list[nn.Module]]
     masks: Tensor
     scores: Tensor
@@ -56,7 +56,7 @@ class Problem:
     calibration_scores: Tensor
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TrainedSettings:
         return self.experiment.settings
 
     @cached_property
@@ -92,7 +92,7 @@ class Answer:
     Attributes:
         attributions: (n, t).
         predictions: (m, t) scores of the problem's subsets.
-        by_sample: (b, t) attributions of single samples, of methods that have them on their way.
+        by_sample: (b, t) attributions of single samples, where a method has them on its way.
     """
 
     attributions: Tensor
@@ -109,14 +109,9 @@ Method = Callable[[Problem], Answer]
 def retrained_surrogate(problem: Problem, **options: Any) -> Answer:
     """A surrogate of the retrained scores; ``options`` go to :func:`ksm_ext.fit_surrogate`."""
     masks, scores = problem.masks, problem.scores
-
-    def predict(others: Tensor, fold: Tensor) -> Tensor:
-        said: Tensor = fit_surrogate(masks[others], scores[others], **options).predict(masks[fold])
-        return said
-
     folds = split(len(masks), problem.settings.truth.num_folds)
     attributions = fit_surrogate(masks, scores, **options).attribute("loo")
-    return Answer(attributions, from_the_others(folds, predict))
+    return Answer(attributions, held_out(masks, scores, folds, **options))
 
 
 def estimated_surrogate(problem: Problem, *, calibrated: bool, **options: Any) -> Answer:
@@ -141,13 +136,9 @@ def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Ten
     ).fit()
     if calibrated:
         estimator.calibrate(problem.calibration, problem.calibration_scores)
-    masks = torch.cat(
-        [
-            leave_one_out(num_tasks, include_full=True),
-            bernoulli(num_tasks, methods.num_estimated, truth.inclusion, seed=truth.seed),
-        ]
-    )
-    masks = masks.unique(dim=0)
+    nearest = leave_one_out(num_tasks, include_full=True)
+    others = bernoulli(num_tasks, methods.num_estimated, truth.inclusion, seed=truth.seed)
+    masks = torch.cat([nearest, others]).unique(dim=0)
     return masks, estimator.predict(masks)
 
 
@@ -160,26 +151,30 @@ def additive(attribute: Callable[[Problem], Tensor], problem: Problem) -> Answer
     return Answer(values, problem.full_score - (~problem.masks).double() @ values)
 
 
-def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Tensor:
-    """Mean over seeds of what a method says of one network."""
+def over_models(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Answer:
+    """The answer of a method that gives attributions for one network: their mean over seeds."""
+    return additive(lambda problem: mean_of(attribute, problem), problem)
+
+
+def mean_of(attribute: Callable[[nn.Module, Problem], Tensor], problem: Problem) -> Tensor:
+    """Mean over seeds of what a function says of one network."""
     return torch.stack([attribute(model, problem) for model in problem.models]).mean(0)
+
+
+def influence_of(model: nn.Module, problem: Problem, **options: Any) -> Tensor:
+    """Influence at the damping of the settings, unless ``options`` say otherwise."""
+    options = {"damping": problem.settings.methods.damping} | options
+    return influence(model, problem.tasks, problem.targets, **options).values
 
 
 def by_conjugate_gradients(
     model: nn.Module, problem: Problem, *, curvature: type[CurvatureOperator]
 ) -> Tensor:
     methods = problem.settings.methods
-    damping = methods.damping
-    if curvature is Hessian:
-        damping = shifted(damping, model, problem)
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        curvature=curvature,
-        damping=damping,
-        solver=BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps),
-    ).values
+    definite = curvature is GaussNewton
+    damping = methods.damping if definite else shifted(methods.damping, model, problem)
+    solver = BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps)
+    return influence_of(model, problem, curvature=curvature, damping=damping, solver=solver)
 
 
 def shifted(damping: float, model: nn.Module, problem: Problem) -> float:
@@ -197,16 +192,13 @@ def by_lissa(model: nn.Module, problem: Problem) -> Tensor:
     methods = problem.settings.methods
     largest, _ = top_eigenpairs(GaussNewton(model, problem.samples), 1, tolerance=1e-2)
     solver = LiSSA(1.1 * (float(largest[0]) + methods.damping), num_steps=methods.num_steps)
-    return influence(
-        model, problem.tasks, problem.targets, damping=methods.damping, solver=solver
-    ).values
+    return influence_of(model, problem, solver=solver)
 
 
 def by_projection(model: nn.Module, problem: Problem) -> Tensor:
     damping = problem.settings.methods.damping
-    return projected_influence(
-        model, problem.tasks, problem.targets, problem.projector, damping=damping
-    ).values
+    data = problem.tasks, problem.targets, problem.projector
+    return projected_influence(model, *data, damping=damping).values
 
 
 def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
@@ -226,24 +218,16 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
     )
     damping = problem.settings.methods.damping
     inverse = KFACInverseLinearOperator(factored, damping=damping, use_exact_damping=True)
-    return influence(
-        model,
-        problem.tasks,
-        problem.targets,
-        parameters=list(weights),
-        damping=damping,
-        solver=lambda rhs: (inverse @ rhs.T).T,
-    ).values
+    solver = lambda rhs: (inverse @ rhs.T).T  # noqa: E731
+    return influence_of(model, problem, parameters=list(weights), solver=solver)
 
 
 def by_trak(problem: Problem) -> Tensor:
-    return trak(
-        problem.models,
-        problem.tasks,
-        problem.targets,
-        projector=problem.projector,
-        relative_ridge=problem.settings.methods.trak_ridge,
-    )
+    options = {
+        "projector": problem.projector,
+        "relative_ridge": problem.settings.methods.trak_ridge,
+    }
+    return trak(problem.models, problem.tasks, problem.targets, **options)
 
 
 def by_tracin(problem: Problem) -> Tensor:
@@ -285,18 +269,18 @@ METHODS: dict[str, Method] = {
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
     "influence, CG on GGN": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature=GaussNewton))
+        over_models, partial(by_conjugate_gradients, curvature=GaussNewton)
     ),
     "influence, CG on Hessian": partial(
-        additive, partial(over_models, partial(by_conjugate_gradients, curvature=Hessian))
+        over_models, partial(by_conjugate_gradients, curvature=Hessian)
     ),
-    "influence, LiSSA": partial(additive, partial(over_models, by_lissa)),
-    "influence, projected": partial(additive, partial(over_models, by_projection)),
-    "influence, EK-FAC": partial(additive, partial(over_models, by_ekfac)),
+    "influence, LiSSA": partial(over_models, by_lissa),
+    "influence, projected": partial(over_models, by_projection),
+    "influence, EK-FAC": partial(over_models, by_ekfac),
     "TRAK": partial(additive, by_trak),
     "TracIn": partial(additive, by_tracin),
-    "gradient cosine": partial(additive, partial(over_models, by_cosine)),
-    "task Hessian": partial(additive, partial(over_models, by_task_hessian)),
+    "gradient cosine": partial(over_models, by_cosine),
+    "task Hessian": partial(over_models, by_task_hessian),
 }
 
 RETRAINED = (

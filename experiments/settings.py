@@ -1,21 +1,51 @@
-"""What experiments that train networks depend on, in presets and YAML files.
+"""What experiments depend on, in presets and YAML files.
 
 A setting's value is the preset's, unless the YAML file of ``--config`` or ``--set`` says otherwise.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+
+from ksm_ext.checks import check_choice, message
 
 Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
-class Training:
+class Section:
+    """Settings that belong together; those that are a ``Literal`` must be one of its choices."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                check_choice(name, getattr(self, name), get_args(kind))
+
+
+@dataclass(frozen=True)
+class Settings(Section):
+    """One experiment; a YAML file has the same shape, and only what differs from the preset.
+
+    Attributes:
+        data: Which samples there are, in the experiment's own terms.
+        model: Which network, likewise.
+    """
+
+    data: Any
+    model: Any
+
+
+# -- of experiments that train networks ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training(Section):
     """How a network is trained.
 
     Attributes:
@@ -23,14 +53,14 @@ class Training:
         learning_rate: The highest, reached in ``num_warmup`` steps.
         decay: ``"constant"`` from then on, or ``"linear"`` to zero at the last step.
         weight_decay: Decoupled for AdamW, in the gradient for SGD.
-        batch_size: Of the steps, before samples outside of the subset are left out.
-        num_steps: Of a training.
-        num_warmup: Steps.
+        batch_size: Samples in a step, before those outside of the subset are left out.
+        num_steps: Steps of a training.
+        num_warmup: Steps until the learning rate is reached.
         checkpoints: Where a network is scored and kept, as shares of ``num_steps``.
         perturbation: ``"none"``; ``"sam"``, the gradient at the worst weights at distance
             ``radius``; or ``"nso"``, its mean at weights with Gaussian noise of standard deviation
             ``radius`` added and subtracted.
-        radius: Of the perturbation.
+        radius: How far the perturbation goes.
         autocast: Whether networks are trained in bfloat16 where that is enough, on a GPU.
     """
 
@@ -60,19 +90,19 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(Section):
     """What is really retrained.
 
     Attributes:
         num_subsets: m, drawn without replacement.
         subset_size: Tasks in each; ``None`` draws every task with ``inclusion`` instead.
-        inclusion: Probability of a task to be in a subset.
+        inclusion: Probability that a task is in a subset.
         num_folds: Surrogates are fitted to the others and judged on each fold in turn.
         subset_seeds: Trainings of each subset.
         variant_subsets: How many of the subsets are also trained on in the other ways, once.
         loo_seeds: Trainings without each task, and on all of them.
         checkpoint: Which checkpoint of a training the methods explain.
-        seed: Of the draw of subsets.
+        seed: Draws the subsets.
     """
 
     num_subsets: int = 50
@@ -87,24 +117,24 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Section):
     """What the methods that do not retrain are given.
 
     Attributes:
         num_models: Networks trained on all tasks, to average over.
         checkpoint: At which checkpoint their gradients are taken.
-        proj_dim: Of projected gradients.
-        damping: Of influence functions.
-        num_steps: Of conjugate gradients and LiSSA.
-        trak_ridge: As a share of the mean diagonal of the Gram matrix of features.
+        proj_dim: Length of projected gradients.
+        damping: Added to the curvature of influence functions.
+        num_steps: The most steps of conjugate gradients and LiSSA.
+        trak_ridge: TRAK's ridge, as a share of the mean diagonal of the Gram matrix of features.
         num_estimated: Subsets whose scores are estimated from gradients.
         estimate_ridge: ρ of the estimate, where it is not calibrated.
-        estimate_solver: Of the estimate, ``"exact"`` or ``"step"``.
+        estimate_solver: How the estimate is solved, ``"exact"`` or in one ``"step"``.
         estimate_checkpoint: At which checkpoint its gradients are taken; ``None``: at that of the
             other methods.
         num_calibrated: Subsets beside those of the truth that are retrained to calibrate it.
-        num_probes: Of traces and densities.
-        hessian_ridge: Of the task Hessian's inner problem.
+        num_probes: Random vectors of traces and densities.
+        hessian_ridge: Ridge of the task Hessian's inner problem.
     """
 
     num_models: int = 3
@@ -123,18 +153,17 @@ class Methods:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One experiment; a YAML file has the same shape, and only what differs from the preset.
+class TrainedSettings(Settings):
+    """An experiment that compares methods with retrained networks.
 
     Attributes:
-        data: Which samples there are, in the experiment's own terms.
-        model: Which network, likewise.
+        training: How networks are trained.
+        truth: What is really retrained.
+        methods: What the methods are given.
         variants: Other trainings by name, to compare surrogates over training: what differs from
             ``training``.
     """
 
-    data: Any
-    model: Any
     training: Training = field(default_factory=Training)
     truth: Truth = field(default_factory=Truth)
     methods: Methods = field(default_factory=Methods)
@@ -145,6 +174,9 @@ class Settings:
         return self.training if name == "main" else replaced(self.training, self.variants[name])
 
 
+# -- from presets, files and the command line ----------------------------------------------------
+
+
 def load_settings(preset: Some, config: Path | None, changes: Sequence[str] = ()) -> Some:
     """A preset, then what a YAML file says, then ``section.name=value`` one by one.
 
@@ -153,14 +185,13 @@ def load_settings(preset: Some, config: Path | None, changes: Sequence[str] = ()
     """
     settings = preset
     if config is not None:
-        settings = replaced(settings, yaml.safe_load(config.read_text()) or {}, str(config))
+        settings = replaced(settings, _yaml(config.read_text(), str(config)) or {}, str(config))
     for change in changes:
         path, equals, value = change.partition("=")
         if not equals:
-            raise ValueError(
-                f"`--set` must be section.name=value, got {change!r}. Put an equals sign."
-            )
-        nested: Any = yaml.safe_load(value)
+            remedy = "Put an equals sign."
+            raise ValueError(message("--set", "section.name=value", repr(change), remedy))
+        nested = _yaml(value, f"--set {path}")
         for name in reversed(path.split(".")):
             nested = {name: nested}
         settings = replaced(settings, nested, "--set")
@@ -168,27 +199,46 @@ def load_settings(preset: Some, config: Path | None, changes: Sequence[str] = ()
 
 
 def replaced(settings: Some, changes: Mapping[str, Any], where: str = "settings") -> Some:
-    """A dataclass with some fields, or fields of fields, replaced; kinds stay what they are."""
-    known = {f.name: getattr(settings, f.name) for f in fields(settings)}  # type: ignore[arg-type]
+    """A dataclass with some fields, or fields of fields, replaced; kinds stay what they are.
+
+    Raises:
+        ValueError: If there is no such field, or it does not take the value.
+    """
+    if not isinstance(changes, Mapping):
+        raise ValueError(message(where, "names with values", repr(changes), "Name its settings."))
+    hints = get_type_hints(type(settings))
     values = {}
     for name, value in changes.items():
-        if name not in known:
-            raise ValueError(
-                f"`{where}` must have names among {', '.join(known)}, got {name!r}. Spell it so."
-            )
-        old = known[name]
+        check_choice(where, name, tuple(hints), "Spell it so.")
+        old, kinds = getattr(settings, name), _kinds(hints[name])
         if is_dataclass(old):
             value = replaced(old, value, f"{where}: {name}")
-        elif isinstance(old, tuple):
+        elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            kind = f"of type {formatannotation(hints[name])}"
+            raise ValueError(message(name, kind, repr(value), f"Correct {where}."))
+        elif isinstance(value, list):
             value = tuple(value)
-        elif isinstance(old, float):
+        elif float in kinds and value is not None:
             value = float(value)
-        elif old is not None and not isinstance(value, type(old)):
-            raise ValueError(
-                f"`{name}` must be of type {type(old).__name__}, got {value!r}. Correct {where}."
-            )
         values[name] = value
     return replace(settings, **values)  # type: ignore[type-var]
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of what YAML may hold for a field; a ``Literal`` checks its values itself."""
+    if isinstance(hint, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _kinds(part))
+    kind = get_origin(hint) or hint
+    lenient = {float: (float, int), tuple: (tuple, list), Literal: (object, bool)}
+    return lenient.get(kind, (kind,))
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        found = " ".join(str(error).split())
+        raise ValueError(message(where, "YAML", found, "Correct it.")) from error
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -13,18 +13,28 @@ would be ties.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common import write_json
+from experiments.common import write_json, write_text
 from experiments.folds import centred_ranks, lds
 from ksm_ext.evaluation import loo_correlation, relative_error, residual_error
 
 NUM_RESAMPLES, LEVEL = 400, 0.95
+COLUMNS = {
+    "correlation": ("correlation with leave-one-out", 1),
+    "rank_correlation": ("Spearman", 1),
+    "lds": ("LDS", 1),
+    "residual": ("residual error", 1),
+    "relative": ("relative error², %", 100),
+    "relative_absolute": ("relative error, %", 100),
+}
+"""What each metric is called in the table, and by how much it is multiplied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,27 +54,17 @@ class Results:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: each quality with the ends of its interval.
+    """One method.
 
     Attributes:
-        name: Of the method.
-        correlation: With true leave-one-out effects, Pearson.
-        rank_correlation: The same, Spearman.
-        lds: Within folds.
-        residual: Pooled squared error, 1 for the mean.
-        relative: Mean squared relative error.
-        relative_absolute: Mean absolute relative error.
+        name: What it is called.
+        metrics: Each of :data:`COLUMNS`, with the ends of its interval.
         num_trainings: Networks that the method needs.
-        seconds: Of the method beside these trainings.
+        seconds: What it takes beside these trainings.
     """
 
     name: str
-    correlation: tuple[float, float, float]
-    rank_correlation: tuple[float, float, float]
-    lds: tuple[float, float, float]
-    residual: tuple[float, float, float]
-    relative: tuple[float, float, float]
-    relative_absolute: tuple[float, float, float]
+    metrics: dict[str, tuple[float, float, float]]
     num_trainings: int
     seconds: float
 
@@ -78,40 +78,31 @@ def judge(
     seconds: float,
 ) -> Row:
     """One row of the table."""
-    folded, targets = torch.cat(results.folds), torch.arange(results.loo.shape[2])
+
+    def correlation(method: str, loo: Tensor, targets: Tensor) -> float:
+        return float(loo_correlation(attributions, loo, method=method)[targets].mean())
 
     def ranks(scores: Tensor, rows: Tensor) -> float:
-        true, said = (centred_ranks(table, results.folds)[rows] for table in (scores, predictions))
-        return lds(true, said)
+        true, ours = (centred_ranks(table, results.folds)[rows] for table in (scores, predictions))
+        return lds(true, ours)
 
     def pooled(scores: Tensor, rows: Tensor) -> float:
         return float(residual_error(scores[rows], predictions[rows], pooled=True))
 
-    def relative(definition: str) -> Callable[[Tensor, Tensor], float]:
-        def of(scores: Tensor, rows: Tensor) -> float:
-            errors = relative_error(scores[rows], predictions[rows], definition=definition)
-            return float(errors.mean())
+    def relative(definition: str, scores: Tensor, rows: Tensor) -> float:
+        errors = relative_error(scores[rows], predictions[rows], definition=definition)
+        return float(errors.mean())
 
-        return of
-
-    def correlation(method: str) -> Callable[[Tensor, Tensor], float]:
-        def of(loo: Tensor, targets: Tensor) -> float:
-            per_target = loo_correlation(attributions, loo, method=method)
-            return float(per_target[targets].mean())
-
-        return of
-
-    return Row(
-        name,
-        interval(correlation("pearson"), results.loo, targets),
-        interval(correlation("spearman"), results.loo, targets),
-        interval(ranks, results.scores, folded),
-        interval(pooled, results.scores, folded),
-        interval(relative("squared"), results.scores, folded),
-        interval(relative("absolute"), results.scores, folded),
-        num_trainings,
-        seconds,
-    )
+    targets, rows = torch.arange(results.loo.shape[2]), torch.cat(results.folds)
+    metrics = {
+        "correlation": interval(partial(correlation, "pearson"), results.loo, targets),
+        "rank_correlation": interval(partial(correlation, "spearman"), results.loo, targets),
+        "lds": interval(ranks, results.scores, rows),
+        "residual": interval(pooled, results.scores, rows),
+        "relative": interval(partial(relative, "squared"), results.scores, rows),
+        "relative_absolute": interval(partial(relative, "absolute"), results.scores, rows),
+    }
+    return Row(name, metrics, num_trainings, seconds)
 
 
 def interval(
@@ -134,38 +125,26 @@ def ceiling(results: Results) -> tuple[float, float]:
     The reliability of a mean over half of the seeds. Methods look at networks of the truth's own
     seeds, so they may exceed it.
     """
-    halves = len(results.loo) // 2
-    first, second = results.loo[:halves].mean(0), results.loo[halves : 2 * halves].mean(0)
-    effects = float(loo_correlation(first, second).mean())
-    halves = len(results.scores) // 2
-    if not halves:
-        return effects, float("nan")
-    first, second = (
-        centred_ranks(part.mean(0), results.folds)
-        for part in (results.scores[:halves], results.scores[halves : 2 * halves])
-    )
-    return effects, lds(first, second)
+
+    def halves(runs: Tensor) -> list[Tensor]:
+        count = len(runs) // 2
+        return [part.mean(0) for part in runs[: 2 * count].chunk(2)] if count else []
+
+    effects = float(loo_correlation(*halves(results.loo)).mean())
+    ranks = [centred_ranks(part, results.folds) for part in halves(results.scores)]
+    return effects, lds(*ranks) if ranks else float("nan")
 
 
-def markdown(rows: list[Row]) -> str:
-    """The table as text, the best correlation first."""
-    lines = [
-        "| method | correlation with leave-one-out | Spearman | LDS | residual error | "
-        "relative error², % | relative error, % | trainings | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: -row.correlation[0]):
-        cells = [
-            row.name,
-            spelled(row.correlation),
-            spelled(row.rank_correlation),
-            spelled(row.lds),
-            spelled(row.residual),
-            spelled(tuple(100 * value for value in row.relative)),
-            spelled(tuple(100 * value for value in row.relative_absolute)),
-            str(row.num_trainings),
-            f"{row.seconds:.1f}",
+def markdown(rows: list[Row], unit: str = "trainings") -> str:
+    """The table as text, the best correlation first; ``unit`` is what ``num_trainings`` counts."""
+    titles = ["method", *(title for title, _ in COLUMNS.values()), unit, "seconds"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in sorted(rows, key=lambda row: -row.metrics["correlation"][0]):
+        metrics = [
+            spelled(tuple(times * value for value in row.metrics[key]))
+            for key, (_, times) in COLUMNS.items()
         ]
+        cells = [row.name, *metrics, str(row.num_trainings), f"{row.seconds:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -177,6 +156,11 @@ def spelled(value: tuple[float, ...]) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """The table for machines."""
-    write_json(path, [asdict(row) for row in rows])
+def write(rows: list[Row], note: str, folder: Path, unit: str = "trainings") -> None:
+    """The table and what is to be said of it, on the terminal and in ``table.md``; and as JSON."""
+    write_text(folder / "table.md", f"{markdown(rows, unit)}\n\n{note}\n")
+    facts = [
+        {"name": x.name, **x.metrics, "num_trainings": x.num_trainings, "seconds": x.seconds}
+        for x in rows
+    ]
+    write_json(folder / "table.json", facts)

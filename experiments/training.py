@@ -39,7 +39,7 @@ def train(
         labels: (b,) int64.
         kept: (b,) bool.
         settings: How to train.
-        generator: Of the order of samples, of what ``augment`` draws, and of the noise.
+        generator: Draws the order of samples, what ``augment`` asks for, and the noise.
         augment: What a step sees of a whole batch, those samples included that are left out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cifar.settings import CifarSettings, Lissa
-from experiments.methods import Answer, Problem, additive
-from ksm_ext.attribution.influence import influence
+from experiments.methods import Answer, Problem, additive, influence_of
 from ksm_ext.attribution.trak import trak_scores
 from ksm_ext.evaluation import lds
 from ksm_ext.network.features import Features
@@ -69,7 +68,7 @@ def lissa_by_sample(problem: Problem) -> Tensor:
 
 
 def by_lissa(problem: Problem) -> Answer:
-    """Of each image, and the sums over each task's."""
+    """What each image does, and the sums over each task's images."""
     data, by_sample = problem.experiment.data(), lissa_by_sample(problem)
     sums = sums_by_task(by_sample, data.tasks, len(data.task_names))
     return replace(additive(lambda _: sums, problem), by_sample=by_sample)
@@ -88,9 +87,7 @@ def by_conjugate_gradients(model: nn.Module, problem: Problem) -> Tensor:
         solver = BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps)
         return solver.solve(curvature, rhs, damping=methods.damping).x
 
-    return influence(
-        model, problem.tasks, problem.targets, damping=methods.damping, solver=solve
-    ).values
+    return influence_of(model, problem, solver=solve)
 
 
 def trak_by_sample(problem: Problem) -> Tensor:
@@ -128,7 +125,6 @@ def subset_means(sums: Tensor, tasks: Tensor, masks: Tensor) -> Tensor:
 
 def trak_ranks(scores: Tensor, tasks: Tensor, masks: Tensor, true: Tensor) -> Tensor:
     """(t,) Spearman correlation over subsets of mean TRAK scores and true losses (m, t)."""
-    ranks: Tensor = lds(
-        true, subset_means(sums_by_task(scores, tasks, masks.shape[1]), tasks, masks)
-    )
+    means = subset_means(sums_by_task(scores, tasks, masks.shape[1]), tasks, masks)
+    ranks: Tensor = lds(true, means)
     return ranks

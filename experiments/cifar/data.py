@@ -19,19 +19,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from experiments.cifar.settings import Data
-from experiments.experiment import Grouped
+from experiments.trained import Grouped
+from ksm_ext.checks import message
 
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+CLASSES = tuple(
+    "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 )
 MEANS, DEVIATIONS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -74,7 +66,7 @@ def grouped(data: Data) -> Images:
     groups = draw_groups(train.labels, data, random)  # (n, g)
     held = random.permutation(len(test.labels))[: data.num_held]
     if len(held) < data.num_held:
-        _refuse(data, f"{data.num_held} test images", f"{len(held)} of them")
+        raise _too_few(data, f"{data.num_held} test images", len(held))
     rows = groups.ravel()
     tasks = torch.arange(data.num_groups).repeat_interleave(data.group_size)
     labels, flipped, noisy = flip_labels(train.labels[rows], data, random)
@@ -107,7 +99,7 @@ def draw_groups(labels: np.ndarray, data: Data, random: np.random.Generator) -> 
     """
     wanted = data.num_groups * data.group_size
     if wanted > len(labels):
-        _refuse(data, f"{wanted} training images", f"{len(labels)} of them")
+        raise _too_few(data, f"{wanted} training images", len(labels))
     order = random.permutation(len(labels))
     if data.concentration is None:
         return order[:wanted].reshape(data.num_groups, data.group_size)
@@ -151,24 +143,23 @@ def read(path: str) -> tuple[Split, Split]:
     """Training and test images in a folder of torchvision's, or in a packed file."""
     if Path(path).suffix == ".npz":
         return _packed(Path(path))
-    remedy = "Pass a packed file with `--data FILE.npz`."
     try:
         from torchvision.datasets import CIFAR10
 
         parts = [CIFAR10(path, train=train, download=True) for train in (True, False)]
     except ImportError as error:
-        found = f"the folder {path!r} and no torchvision"
-        raise ValueError(_message(found, f"Install torchvision, or p{remedy[1:]}")) from error
+        remedy = "Install torchvision, or pass a packed file with `--data FILE.npz`."
+        raise _unreadable(f"the folder {path!r} and no torchvision", remedy) from error
     except (OSError, RuntimeError) as error:
         found = f"the folder {path!r} without it, and no download ({error})"
-        raise ValueError(_message(found, remedy)) from error
+        raise _unreadable(found, "Pass a packed file with `--data FILE.npz`.") from error
     train, test = (Split(np.array(part.targets), part.data.__getitem__) for part in parts)
     return train, test
 
 
 def _packed(path: Path) -> tuple[Split, Split]:
     if not path.exists():
-        raise ValueError(_message(f"{str(path)!r}, which does not exist", "Correct `--data`."))
+        raise _unreadable(f"{str(path)!r}, which does not exist", "Correct `--data`.")
     with np.load(path) as file:
         content = dict(file)
     if "bytes" in content:
@@ -179,7 +170,7 @@ def _packed(path: Path) -> tuple[Split, Split]:
             for part in ("train", "test")
         )
     except KeyError as error:
-        raise ValueError(_message(f"{str(path)!r} without {error}", "Pack it so.")) from error
+        raise _unreadable(f"{str(path)!r} without {error}", "Pack it so.") from error
     return train, test
 
 
@@ -201,13 +192,12 @@ def _jpeg(content: dict[str, np.ndarray], chosen: np.ndarray) -> Split:
     return Split(content["labels"][chosen].astype(np.int64), take)
 
 
-def _refuse(data: Data, expected: str, found: str) -> None:
-    raise ValueError(
-        f"`data` must be CIFAR-10 with {expected}, got {found} in {data.path!r}. "
-        "Ask for fewer, or pass a larger file with `--data`."
-    )
+def _too_few(data: Data, expected: str, found: int) -> ValueError:
+    remedy = "Ask for fewer, or pass a larger file with `--data`."
+    found_where = f"{found} of them in {data.path!r}"
+    return ValueError(message("data", f"CIFAR-10 with {expected}", found_where, remedy))
 
 
-def _message(found: str, remedy: str) -> str:
+def _unreadable(found: str, remedy: str) -> ValueError:
     expected = "CIFAR-10 as torchvision keeps it or as a packed .npz file"
-    return f"`data` must be {expected}, got {found}. {remedy}"
+    return ValueError(message("data", expected, found, remedy))

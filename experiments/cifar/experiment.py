@@ -1,46 +1,37 @@
 """CIFAR-10 by a residual network: tasks are groups of training images."""
 
 import hashlib
-from collections.abc import Mapping
+import json
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar.attribution import by_conjugate_gradients, by_lissa
+from experiments import comparison
+from experiments.cifar.attribution import (
+    by_conjugate_gradients,
+    by_lissa,
+    trak_by_sample,
+    trak_ranks,
+)
 from experiments.cifar.data import Images, grouped
+from experiments.cifar.mislabelled import find, markdown
 from experiments.cifar.model import NORMS, ResNet9, resnet18
 from experiments.cifar.settings import PRESETS, CifarSettings, Data
-from experiments.experiment import Experiment
-from experiments.methods import Method, additive, over_models
+from experiments.common import one_thread, read_tensors, write_json, write_tensors
+from experiments.experiment import Command, Run
+from experiments.methods import METHODS, Method, over_models
+from experiments.runner import Program
+from experiments.settings import as_dict
+from experiments.trained import TrainedExperiment
+from ksm_ext.atomic_write import write_whole
 
 
-class Cifar(Experiment):
+class Cifar(TrainedExperiment):
     """Which groups of images help with which held-out images."""
 
-    presets = PRESETS
-    methods = (
-        "least squares",
-        "ridge datamodel",
-        "lasso datamodel",
-        "kernel surrogate",
-        "surrogate of its own choice",
-        "kernel surrogate, estimated",
-        "kernel surrogate, calibrated",
-        "influence, EK-FAC",  # the longest first: they run side by side
-        "influence, CG on GGN",
-        "influence, mini-batch LiSSA",
-        "influence, projected",
-        "TRAK",
-        "TracIn",
-        "gradient cosine",
-    )
-    own_methods: ClassVar[Mapping[str, Method]] = {
-        "influence, CG on GGN": partial(additive, partial(over_models, by_conjugate_gradients)),
-        "influence, mini-batch LiSSA": by_lissa,
-    }
     settings: CifarSettings
 
     def data(self) -> Images:
@@ -76,9 +67,100 @@ class Cifar(Experiment):
 
 @lru_cache(maxsize=4)
 def fingerprint(data: Data) -> str:
-    """Of all images."""
+    """A digest of all images."""
     images = grouped(data)
     digest = hashlib.sha256()
     for tensor in (images.inputs, images.held_inputs):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+# -- the commands -------------------------------------------------------------------------------
+
+OWN: dict[str, Method] = {
+    "influence, CG on GGN": partial(over_models, by_conjugate_gradients),
+    "influence, mini-batch LiSSA": by_lissa,
+}
+NAMES = (
+    "least squares",
+    "ridge datamodel",
+    "lasso datamodel",
+    "kernel surrogate",
+    "surrogate of its own choice",
+    "kernel surrogate, estimated",
+    "kernel surrogate, calibrated",
+    "influence, EK-FAC",  # the longest first: they run side by side
+    "influence, CG on GGN",
+    "influence, mini-batch LiSSA",
+    "influence, projected",
+    "TRAK",
+    "TracIn",
+    "gradient cosine",
+)
+CIFAR_METHODS = {name: (METHODS | OWN)[name] for name in NAMES}
+SHARED = comparison.commands(CIFAR_METHODS)
+
+
+def trak_of_images(run: Run) -> Tensor:
+    """TRAK of single images (b, t) in its own units, kept in ``samples-trak.safetensors``."""
+    path, settings = run.output / "samples-trak.safetensors", as_dict(run.settings)
+    kept = read_tensors(path, settings)
+    if kept is not None:
+        return kept[0]["values"]
+    with one_thread():
+        values = trak_by_sample(comparison.problem_of(run)).float()
+    write_tensors(path, {"values": values}, settings)
+    return values.cpu()
+
+
+def trak(run: Run) -> None:
+    """TRAK of groups, and of each image in TRAK's own units."""
+    SHARED["trak"](run)
+    trak_of_images(run)
+
+
+def eval_trak(run: Run) -> None:
+    """Rank correlation of a subset's mean TRAK score with its true loss: -1 is best."""
+    data, problem = run.experiment.data(), comparison.problem_of(run)
+    ranks = trak_ranks(trak_of_images(run), data.tasks, problem.masks, problem.scores).tolist()
+    found = dict(zip(data.target_names, ranks, strict=True))
+    for name, rank in (found | {"mean": sum(ranks) / len(ranks)}).items():
+        print(f"{name}: {rank:+.2f}")
+    write_json(run.output / "eval_trak.json", found)
+
+
+def find_mislabelled(run: Run) -> None:
+    """Groups with flipped labels, by every method that trains on all of them only."""
+    print(markdown(find(run, METHODS | OWN)))
+
+
+def figures(run: Run) -> None:
+    """The tables, and the figures."""
+    SHARED["figures"](run)
+    path, table = run.output / "mislabelled.json", run.output / "table.md"
+    if path.exists():
+        areas = markdown(json.loads(path.read_text()))
+        write_whole(table, f"{table.read_text()}\n{areas}\n".encode())
+        print(areas)
+
+
+COMMANDS: dict[str, Command] = {
+    "train": SHARED["train-all"],
+    "train-subsets": SHARED["train-subsets"],
+    "leave-one-out": SHARED["leave-one-out"],
+    "datamodels": SHARED["datamodels"],
+    "influence": SHARED["influence"],
+    "trak": trak,
+    "eval-trak": eval_trak,
+    "kernel-surrogate": SHARED["kernel-surrogate"],
+    "mislabelled": find_mislabelled,
+    "figures": figures,
+}
+PROGRAM = Program(
+    "cifar",
+    "CIFAR-10: every method against the truth.",
+    Cifar,
+    PRESETS,
+    COMMANDS,
+    {"data": "data.path"},
+)

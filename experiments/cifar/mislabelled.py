@@ -8,9 +8,8 @@ to the loss. Two scores of the single images look at no target: their loss, and 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import joblib
 import torch
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.cifar.attribution import sums_by_task
-from experiments.cifar.experiment import Cifar
 from experiments.common import one_thread, write_json
-from experiments.experiment import outputs
-from experiments.methods import METHODS, Problem
+from experiments.experiment import Run
+from experiments.methods import Method, Problem, mean_of
 from experiments.settings import as_dict
+from experiments.trained import TrainedExperiment, outputs
 from experiments.truth import models
 from ksm_ext.attribution.trak import self_influence
 from ksm_ext.evaluation import mislabel_auc
@@ -30,7 +29,7 @@ from ksm_ext.network.gradients import collect_features
 from ksm_ext.network.outputs import log_odds
 
 
-def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:
+def noisy_experiment(experiment: TrainedExperiment, draw: int) -> TrainedExperiment:
     """The experiment with random groups, in some of which labels are flipped."""
     settings, wanted = experiment.settings, experiment.settings.mislabelled
     data = replace(
@@ -43,15 +42,14 @@ def noisy_experiment(experiment: Cifar, draw: int) -> Cifar:
     methods = replace(
         settings.methods, checkpoint=wanted.checkpoint, estimate_checkpoint=wanted.checkpoint
     )
-    return Cifar(replace(settings, data=data, methods=methods))
+    return replace(experiment, settings=replace(settings, data=data, methods=methods))
 
 
-def noisy_problem(experiment: Cifar, output: Path) -> Problem:
+def noisy_problem(run: Run) -> Problem:
     """What methods look at; without a single subset."""
-    networks = models(experiment, output)
-    at = experiment.settings.methods.checkpoint
-    scores = [experiment.score(path[at]) for path in networks]
-    full = torch.stack(scores).mean(0)
+    experiment, networks = run.experiment, models(run)
+    at = run.settings.methods.checkpoint
+    full = torch.stack([experiment.score(path[at]) for path in networks]).mean(0)
     none = torch.zeros(0, experiment.num_tasks, dtype=torch.bool)
     empty = full.new_zeros(0, len(full))
     return Problem(experiment, networks, none, empty, full, none, empty)
@@ -73,42 +71,38 @@ SAMPLE_SCORES: dict[str, Callable[[nn.Module, Problem], Tensor]] = {
 }
 
 
-def suspicion(problem: Problem) -> dict[str, Tensor]:
+def suspicion(problem: Problem, methods: Mapping[str, Method]) -> dict[str, Tensor]:
     """(n,) of every method: high where labels may be wrong."""
-    experiment = problem.experiment
-    methods = METHODS | experiment.own_methods
-    wanted = experiment.settings.mislabelled.methods
+    data, wanted = problem.experiment.data(), problem.experiment.settings.mislabelled.methods
     found = {name: methods[name](problem).attributions.mean(1) for name in wanted}
-    tasks = experiment.data().tasks
     for name, score in SAMPLE_SCORES.items():
-        by_sample = torch.stack([score(model, problem) for model in problem.models]).mean(0)
-        found[name] = sums_by_task(by_sample[:, None], tasks, experiment.num_tasks)[:, 0]
+        by_sample = mean_of(score, problem)[:, None]
+        found[name] = sums_by_task(by_sample, data.tasks, len(data.task_names))[:, 0]
     return found
 
 
-def find(experiment: Cifar, output: Path) -> dict[str, list[float]]:
+def find(run: Run, methods: Mapping[str, Method]) -> dict[str, list[float]]:
     """The area under the curve of every method for every draw, also in ``mislabelled.json``."""
-    n_jobs = None if torch.cuda.is_available() else -1
-    draws = range(experiment.settings.mislabelled.num_draws)
-    found = joblib.Parallel(n_jobs)(joblib.delayed(_areas)(experiment, output, n) for n in draws)
+    draws = range(run.settings.mislabelled.num_draws)
+    found = joblib.Parallel()(joblib.delayed(_areas)(run, methods, draw) for draw in draws)
     areas = {name: [areas[name] for areas in found] for name in found[0]}
-    write_json(output / "mislabelled.json", areas)
+    write_json(run.output / "mislabelled.json", areas)
     return areas
 
 
-def _areas(experiment: Cifar, output: Path, draw: int) -> dict[str, float]:
-    """Of one draw; from the disk, if it has those of these settings."""
-    noisy = noisy_experiment(experiment, draw)
-    folder = output / "mislabelled" / f"draw-{draw}"
+def _areas(run: Run, methods: Mapping[str, Method], draw: int) -> dict[str, float]:
+    """The areas of one draw; from the disk, if it has those of these settings."""
+    noisy = noisy_experiment(run.experiment, draw)
+    folder = run.output / "mislabelled" / f"draw-{draw}"
     folder.mkdir(parents=True, exist_ok=True)
-    path, spelled = folder / "areas.json", as_dict(noisy.settings)
-    if path.exists() and (kept := json.loads(path.read_text()))["settings"] == spelled:
+    path, settings = folder / "areas.json", as_dict(noisy.settings)
+    if path.exists() and (kept := json.loads(path.read_text()))["settings"] == settings:
         return kept["areas"]
-    problem = noisy_problem(noisy, folder)
+    problem = noisy_problem(Run(noisy, folder))
     with one_thread():
-        found = suspicion(problem)
+        found = suspicion(problem, methods)
     areas = {name: float(mislabel_auc(x, noisy.data().noisy)[0]) for name, x in found.items()}
-    write_json(path, {"settings": spelled, "areas": areas})
+    write_json(path, {"settings": settings, "areas": areas})
     return areas
 
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from experiments.settings import Methods, Settings, Training, Truth
+from experiments.settings import Methods, Section, TrainedSettings, Training, Truth
+from ksm_ext.checks import message
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Section):
     """Which images there are, in which groups.
 
     Attributes:
@@ -15,17 +16,17 @@ class Data:
             or a packed ``.npz`` file, see :mod:`experiments.cifar.data`.
         num_groups: n.
         group_size: Training images in each.
-        concentration: Of the Dirichlet distribution that the classes' shares in a group are drawn
-            from; ``None`` draws groups at random, as published. Random groups are all alike: what
+        concentration: Parameter of the Dirichlet distribution of the classes' shares in a group;
+            ``None`` draws groups at random, as published. Random groups are all alike: what
             leaving out one of them does is less than what another seed does, and needs dozens of
             trainings to be seen. Below 1, a group has few classes, and effects of its own.
         targets: ``"class"``, or ``"random"`` groups of held-out images as published.
         num_targets: Random ones.
         num_held: Held-out images.
-        size: Of the images: 32, or 16 if they are averaged over squares of 2 by 2 pixels.
+        size: Pixels of a side: 32, or 16 if images are averaged over squares of 2 by 2 pixels.
         num_noisy: Groups in which labels are flipped.
         noise: Share of their labels.
-        seed: Of the groups, and of the flips.
+        seed: Draws the groups and the flips.
     """
 
     path: str = "runs/data"
@@ -35,31 +36,24 @@ class Data:
     targets: Literal["class", "random"] = "random"
     num_targets: int = 5
     num_held: int = 10_000
-    size: int = 32
+    size: Literal[16, 32] = 32
     num_noisy: int = 0
     noise: float = 0.1
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        if self.targets not in ("class", "random"):
-            raise ValueError(
-                f"`targets` must be class or random, got {self.targets!r}. Choose one of these."
-            )
-        if self.size not in (16, 32):
-            raise ValueError(f"`size` must be 16 or 32, got {self.size}. Choose one of these.")
+        super().__post_init__()
         if not 0 <= self.num_noisy <= self.num_groups:
-            raise ValueError(
-                f"`num_noisy` must be between 0 and {self.num_groups}, got {self.num_noisy}. "
-                "Flip labels in fewer groups."
-            )
+            expected, remedy = f"between 0 and {self.num_groups}", "Flip labels in fewer groups."
+            raise ValueError(message("num_noisy", expected, str(self.num_noisy), remedy))
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Section):
     """The network.
 
     Attributes:
-        name: Of the architecture.
+        name: The architecture.
         widths: Channels of ResNet-9.
         norm: ``"batch"``, or ``"group"`` normalisation, of 4 groups.
         channels_last: Whether images and weights lie in memory that way.
@@ -70,25 +64,15 @@ class Model:
     norm: Literal["batch", "group"] = "batch"
     channels_last: bool = True
 
-    def __post_init__(self) -> None:
-        if self.name not in ("resnet9", "resnet18"):
-            raise ValueError(
-                f"`name` must be resnet9 or resnet18, got {self.name!r}. Choose one of these."
-            )
-        if self.norm not in ("batch", "group"):
-            raise ValueError(
-                f"`norm` must be batch or group, got {self.norm!r}. Choose one of these."
-            )
-
 
 @dataclass(frozen=True)
-class Lissa:
+class Lissa(Section):
     """Influence by LiSSA on random mini-batches, as the original's influence functions do it.
 
     Attributes:
         depth: Steps of the recursion.
         num_averages: Recursions whose solutions are averaged.
-        batch_size: Images of a step.
+        batch_size: Images in a step.
         damping: Added to the curvature.
         scale: What the curvature is divided by: above half of its largest eigenvalue on any batch.
     """
@@ -101,7 +85,7 @@ class Lissa:
 
 
 @dataclass(frozen=True)
-class Mislabelled:
+class Mislabelled(Section):
     """The search for groups with flipped labels.
 
     Attributes:
@@ -130,19 +114,15 @@ class Mislabelled:
 
 
 @dataclass(frozen=True)
-class CifarSettings(Settings):
+class CifarSettings(TrainedSettings):
     """What every experiment depends on, and what this one adds.
 
     Attributes:
-        data: See :class:`Data`.
-        model: See :class:`Model`.
-        lissa: See :class:`Lissa`.
+        lissa: Influence by mini-batch LiSSA.
         curvature_images: Training images whose curvature conjugate gradients solve with.
-        mislabelled: See :class:`Mislabelled`.
+        mislabelled: The search for groups with flipped labels.
     """
 
-    data: Data
-    model: Model
     lissa: Lissa = field(default_factory=Lissa)
     curvature_images: int = 5000
     mislabelled: Mislabelled = field(default_factory=Mislabelled)

@@ -14,33 +14,12 @@ from pathlib import Path
 
 from experiments.common import write_json
 from experiments.icl.settings import Data
+from ksm_ext.checks import message
 
-NAMES = [
-    "Ann",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eve",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ida",
-    "Jon",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Ned",
-    "Ola",
-    "Pia",
-    "Quin",
-    "Ravi",
-    "Sue",
-    "Tom",
-    "Una",
-    "Vic",
-    "Wes",
-    "Zoe",
-]
+NAMES = (  # noqa: SIM905
+    "Ann Ben Cleo Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Ned Ola Pia Quin Ravi Sue Tom Una Vic "
+    "Wes Zoe"
+).split()
 YES_NO = ("yes", "no")
 
 
@@ -50,7 +29,7 @@ class Example:
 
     Attributes:
         input: The text.
-        output: Its right completion.
+        output: The right completion.
         options: All completions to choose from.
         kind: What decides which hidden rule it obeys.
     """
@@ -136,10 +115,9 @@ def read_examples(path: Path) -> list[Example]:
     for number, line in enumerate(text.splitlines(), 1):
         fact = json.loads(line)
         if missing := {"input", "output", "options"} - fact.keys():
-            raise ValueError(
-                f"`{path.name}` must be of lines with input, output and options, got line {number} "
-                f"without {', '.join(sorted(missing))}. Add it."
-            )
+            expected = "of lines with input, output and options"
+            lacking = f"line {number} without {', '.join(sorted(missing))}"
+            raise ValueError(message(path.name, expected, lacking, "Add it."))
         found.append(Example(fact["input"], fact["output"], tuple(fact["options"])))
     return found
 
@@ -155,10 +133,9 @@ def pool_of(data: Data, seed: int) -> Pool:
     if data.path:
         examples = read_examples(Path(data.path))
         if len(examples) <= data.num_demonstrations + 1:
-            raise ValueError(
-                f"`data.path` must be of more than {data.num_demonstrations + 1} examples, got "
-                f"{len(examples)}. Lower `data.num_demonstrations`."
-            )
+            expected = f"of more than {data.num_demonstrations + 1} examples"
+            remedy = "Lower `data.num_demonstrations`."
+            raise ValueError(message("data.path", expected, str(len(examples)), remedy))
         draw.shuffle(examples)
         demonstrations, others = examples[: sizes[0]], examples[sizes[0] :]
         half = len(others) // 2
@@ -170,10 +147,8 @@ def pool_of(data: Data, seed: int) -> Pool:
             rule = {"": False}
         demonstrations, validation, test = ([under(rule, x) for x in some] for some in drawn)
     else:
-        raise ValueError(
-            f"`data.path` must be the file of {data.task}, got nothing. Give its examples, or "
-            "`data.task=coin_flip`."
-        )
+        remedy = "Give its examples, or `data.task=coin_flip`."
+        raise ValueError(message("data.path", f"the file of {data.task}", "nothing", remedy))
     wrong = set(draw.sample(range(sizes[0]), round(data.mislabelled * sizes[0])))
     shown = [x.opposite() if i in wrong else x for i, x in enumerate(demonstrations)]
     mislabelled = tuple(i in wrong for i in range(sizes[0]))

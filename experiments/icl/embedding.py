@@ -17,14 +17,20 @@ Reference: GradSel estimates prompts to first order in their embeddings likewise
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from experiments.icl.data import Example
-from experiments.icl.inference import LanguageModel, padded
-from experiments.icl.surrogates import log_odds
+from experiments.common import one_thread, write_json
+from experiments.experiment import Run
+from experiments.icl.data import Example, draw_prompts
+from experiments.icl.inference import LanguageModel, runs_of
+from experiments.icl.model import padded
+from experiments.icl.surrogates import RECIPES, log_odds
+from ksm_ext.evaluation import lds, relative_error
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 NEAREST = (1, 3, 8, 20)
@@ -38,7 +44,7 @@ class Estimate:
         anchors: (a, k).
         log_odds: (a, t) at the anchors.
         swaps: (a, k, n, t) first-order change by demonstration n at place k.
-        share: Of the first-order term that is believed.
+        share: How much of the first-order term is believed.
         nearest: Anchors that an estimate is the mean of.
     """
 
@@ -74,14 +80,14 @@ def estimate(
     errors = {}
     for share in SHARES:
         for nearest in NEAREST:
-            said = _estimated(start, anchors, share, nearest, leave_out=True)
-            errors[share, nearest] = float((softplus(-said) - losses).square().mean())
+            odds = _estimated(start, anchors, share, nearest, leave_out=True)
+            errors[share, nearest] = float((softplus(-odds) - losses).square().mean())
     share, nearest = min(errors, key=errors.__getitem__)
     return Estimate(anchors, start.log_odds, start.swaps, share, nearest)
 
 
 def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -> Tensor:
-    """(t, k, tokens, width): of the queries' log-odds in the embeddings of demonstrations.
+    """(t, k, tokens, width): how log-odds of queries change with demonstrations' embeddings.
 
     ``slots`` (k, tokens) are the demonstrations' tokens. They follow the special tokens that open a
     text, and the query follows them, in tokens of its own.
@@ -113,7 +119,7 @@ def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -
 
 
 def _slots(model: LanguageModel, demonstrations: Sequence[Example]) -> Tensor:
-    """(n, tokens) of the demonstrations, filled up to the longest."""
+    """(n, tokens): the demonstrations' tokens, filled up to the longest."""
     rows = [
         model.tokenizer(example.shown(), add_special_tokens=False).input_ids
         for example in demonstrations
@@ -136,3 +142,56 @@ def _estimated(
         moved = estimate.swaps[column[:, None], places, prompts]  # (m, k, t)
         total += estimate.log_odds[column] + share * moved.sum(1)
     return total / chosen.shape[1]
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+@one_thread()
+def estimate_losses(run: Run) -> None:
+    """Prompts estimated from the gradients of a few, against prompts that were really run."""
+    methods, n = run.settings.methods, run.settings.data.num_demonstrations
+    runs = runs_of(run, 0).whole(run.experiment.prompts(0))
+    prompts = torch.tensor(run.experiment.prompts(0))
+    losses, few = runs.losses(prompts.tolist()), methods.num_anchors
+    start = perf_counter()
+    made = estimate(runs.model, runs.demonstrations, runs.queries, prompts[:few], losses[:few])
+    gradients = perf_counter() - start
+    seed = run.settings.prompts.seed + 500
+    many = torch.tensor(draw_prompts(n, prompts.shape[1], methods.num_estimated, seed))
+    start = perf_counter()
+    estimated = made.losses(many)
+    facts: dict[str, Any] = {
+        "anchors": few,
+        "share": made.share,
+        "nearest": made.nearest,
+        "seconds of gradients": gradients,
+        "prompts estimated": len(many),
+        "seconds of estimates": perf_counter() - start,
+    }
+    true, others = losses[few:], prompts[few:]
+    fit = RECIPES["kernel surrogate"].fit
+    answers = {
+        "embedding gradients": made.losses(others),
+        "surrogate of estimated prompts": fit(many, estimated, n)(others),
+        "surrogate of the anchors alone": fit(prompts[:few], losses[:few], n)(others),
+        "mean of the anchors": losses[:few].mean(0).expand_as(true),
+    }
+    for name, values in answers.items():
+        facts[name] = errors_of(true, values)
+        line = ", ".join(f"{key} {value:.3f}" for key, value in facts[name].items())
+        print(f"{name}: {line}", flush=True)
+    write_json(run.output / "estimate.json", facts)
+
+
+def errors_of(true: Tensor, values: Tensor) -> dict[str, float]:
+    """Relative errors (m, t), and what is left of them in the mean loss."""
+    means = true.mean(1), values.mean(1)
+    return {
+        "relative error squared": float(relative_error(true, values, definition="squared").mean()),
+        "relative error": float(relative_error(true, values, definition="absolute").mean()),
+        "relative error squared of the mean loss": float(
+            relative_error(*means, definition="squared")
+        ),
+        "spearman of the mean loss": float(lds(*means, constant="zero")[0]),
+    }

@@ -15,7 +15,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -25,8 +26,11 @@ import torch
 from torch import Tensor
 
 from experiments.common import one_thread
+from experiments.experiment import Run
 from experiments.icl.data import Example, prompt_text
+from experiments.icl.model import padded, train
 from experiments.icl.settings import Model
+from ksm_ext.checks import message
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class LanguageModel:
     """A causal language model with its tokenizer.
 
     Attributes:
-        model: Of `transformers`.
-        tokenizer: Likewise.
+        model: A causal language model of `transformers`.
+        tokenizer: The tokenizer that goes with it.
         batch_size: Queries in a forward pass.
     """
 
@@ -80,7 +84,7 @@ class LanguageModel:
         return next((int(token) for token in special if token is not None and token < size), 0)
 
     def tokens(self, text: str) -> tuple[list[int], int]:
-        """Of a text: special ones before it, how many of which there are, but none that close it.
+        """A text's tokens, and how many special ones open it; those that close it are left out.
 
         Raises:
             ValueError: If the text has no tokens of its own.
@@ -88,10 +92,8 @@ class LanguageModel:
         coded = self.tokenizer(text, return_special_tokens_mask=True)
         special = coded.special_tokens_mask
         if 0 not in special:
-            raise ValueError(
-                f"`text` must be of one token or more, got {text!r}. Give words that the "
-                "tokenizer knows."
-            )
+            remedy = "Give words that the tokenizer knows."
+            raise ValueError(message("text", "of one token or more", repr(text), remedy))
         return coded.input_ids[: len(special) - special[::-1].index(0)], special.index(0)
 
     def prompt(self, text: str, query: Example) -> Prompt:
@@ -102,29 +104,22 @@ class LanguageModel:
                 tokens than the model reads.
         """
         if query.output not in query.options:
-            raise ValueError(
-                f"`output` must be one of {', '.join(query.options)}, got {query.output!r}. "
-                "Add it to the options."
-            )
+            expected, remedy = f"one of {', '.join(query.options)}", "Add it to the options."
+            raise ValueError(message("output", expected, repr(query.output), remedy))
         read = [self.tokens(f"{text}{query.input} {option}") for option in query.options]
         rows = [ids for ids, _ in read]
         shared = _shared(rows)
         first = [ids[shared] for ids in rows]
         if not shared:
-            raise ValueError(
-                "`prompt` must be of one token or more before its options part, got none. Give "
-                "the query an input."
-            )
+            expected = "of one token or more before its options part"
+            raise ValueError(message("prompt", expected, "none", "Give the query an input."))
         if len(set(first)) < len(first):
-            raise ValueError(
-                "`options` must be of different first tokens, got "
-                f"{', '.join(query.options)}. Choose other words."
-            )
+            found = ", ".join(query.options)
+            expected = "of different first tokens"
+            raise ValueError(message("options", expected, found, "Choose other words."))
         if shared > self.context:
-            raise ValueError(
-                f"`prompt` must be of at most {self.context} tokens, got {shared}. "
-                "Use fewer or shorter demonstrations."
-            )
+            expected, remedy = f"of at most {self.context} tokens", "Use fewer demonstrations."
+            raise ValueError(message("prompt", expected, str(shared), remedy))
         return Prompt(rows[0][:shared], read[0][1], first, query.options.index(query.output))
 
     def score(
@@ -185,10 +180,7 @@ class LanguageModel:
             cached = self._keeping(_repeated(prefix, len(rows), self.model.config))
             mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
         logits = self.model(
-            inputs,
-            attention_mask=mask,
-            position_ids=places.expand(len(rows), -1),
-            **cached,
+            inputs, attention_mask=mask, position_ids=places.expand(len(rows), -1), **cached
         ).logits
         ends = torch.tensor([len(tail) - 1 for tail in tails])
         return logits[torch.arange(len(rows)), ends].float().cpu()
@@ -198,14 +190,6 @@ def _result(logs: Tensor, right: int) -> dict[str, float]:
     """From log-probabilities among the options."""
     others = torch.cat([logs[:right], logs[right + 1 :]])
     return {"loss": -float(logs[right]), "margin": float(logs[right] - others.max())}
-
-
-def padded(rows: Sequence[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
-    """Tokens (b, l) filled up on the right, and where they are real."""
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return tokens, (torch.arange(longest, device=device) < lengths[:, None]).long()
 
 
 def _shared(rows: Sequence[list[int]]) -> int:
@@ -239,11 +223,9 @@ def load_model(settings: Model, folder: Path, batch_size: int) -> LanguageModel:
     if settings.four_bit:
         if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
             lacking = "no GPU" if find_spec("bitsandbytes") else "no bitsandbytes"
-            raise RuntimeError(
-                f"`model.four_bit` must be False without bitsandbytes and a GPU, got True with "
-                f"{lacking}. Run `pip install bitsandbytes` on a machine with a GPU, or "
-                "`--set model.four_bit=false`."
-            )
+            expected = "False without bitsandbytes and a GPU"
+            remedy = "Run `pip install bitsandbytes` on a machine with a GPU, or turn it off."
+            raise RuntimeError(message("model.four_bit", expected, f"True with {lacking}", remedy))
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -290,10 +272,9 @@ class Runs:
             self._append([{"settings": facts}])
             return
         if lines[0]["settings"] != facts:
-            raise ValueError(
-                f"`{self.path}` must be results of these settings, got those of others. Give "
-                "another --output, or remove the file."
-            )
+            expected, found = "results of these settings", "those of others"
+            remedy = "Give another --output, or remove the file."
+            raise ValueError(message(str(self.path), expected, found, remedy))
         self._remember(lines[1:])
 
     def run(self, prompts: Iterable[Sequence[int]]) -> None:
@@ -327,6 +308,15 @@ class Runs:
             dtype=torch.float64,
         )
 
+    def whole(self, prompts: Sequence[Sequence[int]]) -> "Runs":
+        """These, or where queries failed, those of the others that run under all the prompts."""
+        fine = (~self.losses(prompts).isnan().any(0)).tolist()
+        if all(fine):
+            return self
+        queries = [query for query, kept in zip(self.queries, fine, strict=True) if kept]
+        path = self.path.with_name(f"{self.path.stem}-whole.jsonl")
+        return Runs(self.model, self.demonstrations, queries, path, self.facts)
+
     def failures(self) -> list[dict[str, Any]]:
         """Records of what failed."""
         return [record for record in self._records.values() if "error" in record]
@@ -341,6 +331,26 @@ class Runs:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+@lru_cache(maxsize=1)  # of the run in hand
+def model_of(run: Run) -> LanguageModel:
+    """The language model; trained first where none is named."""
+    train(run)
+    return load_model(run.settings.model, run.output / "model", run.settings.prompts.batch_size)
+
+
+def runs_of(run: Run, repetition: int, part: str = "validation") -> Runs:
+    """What has been run on the queries of a part, ``"validation"`` or ``"test"``."""
+    pool, settings = run.experiment.pool(repetition), run.settings
+    facts = {"data": asdict(settings.data), "model": asdict(settings.model)}
+    return Runs(
+        model_of(run),
+        pool.demonstrations,
+        getattr(pool, part),
+        run.output / "runs" / f"repetition{repetition}-{part}.jsonl",
+        facts | {"part": part, "repetition": repetition, "size": settings.prompts.size},
+    )
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from experiments.common import one_thread, write_json, write_text
+from experiments.experiment import Run
 from experiments.icl.settings import Published
 from experiments.icl.surrogates import RECIPES
 from ksm_ext.evaluation import lds, residual_error
@@ -29,7 +31,7 @@ def read_published(folder: Path) -> tuple[Tensor, Tensor]:
 def judge_published(
     settings: Published, names: Sequence[str] = tuple(RECIPES)
 ) -> dict[str, dict[str, list[float]]]:
-    """Of each recipe, by permutation: both correlations and the pooled error."""
+    """For each recipe, by permutation: both correlations and the pooled error."""
     prompts, losses = read_published(Path(settings.path))
     n = int(prompts.max()) + 1
     found: dict[str, dict[str, list[float]]] = {}
@@ -40,13 +42,13 @@ def judge_published(
             order = torch.from_numpy(np.random.default_rng(seed).permutation(len(prompts)))
             fit, held = order[: settings.num_fit], order[settings.num_fit :]
             kept = losses[held].var(0) >= settings.min_variance
-            said = recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
+            predicted = recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
             true = losses[held]
-            ranks = lds(true[:, kept], said[:, kept], constant="zero")
+            ranks = lds(true[:, kept], predicted[:, kept], constant="zero")
             values["spearman"].append(float(ranks.mean()))
-            mean = spearmanr(true.mean(1), said.mean(1)).statistic
+            mean = spearmanr(true.mean(1), predicted.mean(1)).statistic
             values["of the mean loss"].append(float(mean))
-            error = residual_error(true[:, kept], said[:, kept], pooled=True)
+            error = residual_error(true[:, kept], predicted[:, kept], pooled=True)
             values["error"].append(float(error))
         found[name] = values
     return found
@@ -64,3 +66,14 @@ def markdown(found: dict[str, dict[str, list[float]]]) -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+@one_thread()
+def published(run: Run) -> None:
+    """How well the published scores are predicted."""
+    if not run.settings.published.path:
+        print("Skipped: `--set published.path=DIR` names the folder of the published scores.")
+        return
+    found = judge_published(run.settings.published)
+    write_json(run.output / "published.json", found)
+    write_text(run.output / "published.md", markdown(found))

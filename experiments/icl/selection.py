@@ -4,16 +4,23 @@ Methods look at losses of the validation queries; what they choose is run on the
 method that says nothing of order is judged by the mean over several orders.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import t
 from torch import Tensor
 
+from experiments.common import one_thread, saved_figure, write_json, write_text
+from experiments.experiment import Run
 from experiments.icl.data import Example, Pool
-from experiments.icl.inference import LanguageModel, Runs
-from experiments.icl.settings import Settings
+from experiments.icl.inference import LanguageModel, Runs, runs_of
+from experiments.icl.settings import PromptSettings
 from experiments.icl.surrogates import (
     RECIPES,
     Predict,
@@ -32,15 +39,15 @@ class Task:
     """What a method chooses from.
 
     Attributes:
-        settings: Of the experiment.
+        settings: What the experiment depends on.
         pool: Demonstrations and queries.
-        runs: Losses of the validation queries.
+        runs: What is run on the validation queries.
         prompts: (m, k) random prompts.
-        losses: (m, t) of them.
-        seed: Of what a method draws.
+        losses: (m, t) their losses.
+        seed: For what a method draws.
     """
 
-    settings: Settings
+    settings: PromptSettings
     pool: Pool
     runs: Runs
     prompts: Tensor
@@ -79,15 +86,15 @@ def local_search(predict: Predict, starts: Tensor, num_demonstrations: int) -> l
                 for number in range(num_demonstrations)
                 if number not in others
             ]
-            said = predict(torch.tensor(ways)).mean(1)
-            if float(said.min()) < best - 1e-12:
-                best, prompt, stale = float(said.min()), ways[int(said.argmin())], 0
+            losses = predict(torch.tensor(ways)).mean(1)
+            if float(losses.min()) < best - 1e-12:
+                best, prompt, stale = float(losses.min()), ways[int(losses.argmin())], 0
             stale, place = stale + 1, (place + 1) % len(prompt)
         found[tuple(prompt)] = best
     return [list(prompt) for prompt in sorted(found, key=found.__getitem__)]
 
 
-def by_surrogate(task: Task, name: str) -> Choice:
+def by_surrogate(name: str, task: Task) -> Choice:
     """The best prompt that a surrogate of the random prompts predicts."""
     recipe = RECIPES[name]
     predict = recipe.fit(task.prompts, task.losses, task.num_demonstrations)
@@ -202,13 +209,11 @@ SELECTORS: dict[str, Callable[[Task], Choice]] = {
     "similarity, TF-IDF": by_similarity,
     "similarity, embeddings": by_embedding,
     "leave-one-out": by_leave_one_out,
-    "ridge": lambda task: by_surrogate(task, "ridge"),
+    "ridge": partial(by_surrogate, "ridge"),
     "random ensemble": by_random_ensemble,
     "greedy forward": greedy,
-    "kernel surrogate": lambda task: by_surrogate(task, "kernel surrogate"),
-    "kernel surrogate, by position": lambda task: by_surrogate(
-        task, "kernel surrogate, by position"
-    ),
+    "kernel surrogate": partial(by_surrogate, "kernel surrogate"),
+    "kernel surrogate, by position": partial(by_surrogate, "kernel surrogate, by position"),
     "kernel surrogate, guided": guided,
 }
 
@@ -220,3 +225,83 @@ def judged(choice: Choice, runs: Runs, num_orders: int, seed: int) -> float:
     if not choice.ordered:
         prompts = [draw.sample(p, len(p)) for p in prompts for _ in range(num_orders)]
     return float(runs.losses(prompts).nanmean())
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def select(run: Run) -> dict[str, list[float]]:
+    """Test loss of the demonstrations that each method chooses, by repetition."""
+    found: dict[str, list[float]] = {name: [] for name in SELECTORS}
+    chosen: list[dict[str, Any]] = []
+    for repetition in range(run.settings.methods.num_repetitions):
+        _select_once(run, repetition, found, chosen)
+        line = ", ".join(f"{name} {values[-1]:.3f}" for name, values in found.items())
+        print(f"repetition {repetition}: {line}", flush=True)
+    write_json(run.output / "selection.json", {"test loss": found, "chosen": chosen})
+    write_text(run.output / "selection.md", selection_table(found))
+    return found
+
+
+def _select_once(
+    run: Run, repetition: int, found: dict[str, list[float]], chosen: list[dict[str, Any]]
+) -> None:
+    """One repetition: a loss more of every method in ``found``, what it chose in ``chosen``."""
+    settings, pool = run.settings, run.experiment.pool(repetition)
+    prompts, seed = run.experiment.prompts(repetition), settings.prompts.seed + repetition
+    runs, test = runs_of(run, repetition).whole(prompts), runs_of(run, repetition, "test")
+    task = Task(settings, pool, runs, torch.tensor(prompts), runs.losses(prompts), seed)
+    for name, selector in SELECTORS.items():
+        with one_thread():
+            choice = selector(task)
+        found[name].append(judged(choice, test, settings.methods.num_orders, seed))
+        if name != "random":
+            chosen.append(
+                {
+                    "repetition": repetition,
+                    "method": name,
+                    "demonstrations": choice.prompts[0],
+                    "mislabelled": sum(pool.mislabelled[i] for i in choice.prompts[0]),
+                    "test loss": found[name][-1],
+                }
+            )
+
+
+def with_interval(values: Any) -> tuple[float, float]:
+    """Mean over repetitions, and half of its 95 % interval (Student)."""
+    values = np.asarray(values)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean()), float(half)
+
+
+def selection_table(found: dict[str, list[float]]) -> str:
+    """Test losses, and what the surrogate saves against each, repetition by repetition."""
+    best = np.asarray(found["kernel surrogate, guided"])
+    lines = [
+        "| method | test loss | guided surrogate less this | lower loss by |",
+        "|---|---|---|---|",
+    ]
+    for name, values in sorted(found.items(), key=lambda item: np.mean(item[1])):
+        mean, half = with_interval(values)
+        less, spread = with_interval(best - np.asarray(values))
+        cells = [f"{mean:.3f} ± {half:.3f}", f"{less:+.3f} ± {spread:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {1 - best.mean() / mean:.0%} |")
+    return "\n".join(lines) + "\n"
+
+
+def selection_figure(run: Run) -> None:
+    """Test loss of what each method chose, with the repetitions."""
+    path = run.output / "selection.json"
+    found = json.loads(path.read_text())["test loss"] if path.exists() else select(run)
+    names = sorted(found, key=lambda name: -float(np.mean(found[name])))
+    with saved_figure(run.output / "selection.png", 6.4, 3.4) as figure:
+        axes = figure.subplots()
+        for row, name in enumerate(names):
+            mean, half = with_interval(found[name])
+            colour = "#0072b2" if "surrogate" in name else "#999999"
+            axes.plot(found[name], [row] * len(found[name]), ".", color=colour, alpha=0.5)
+            axes.errorbar(mean, row, xerr=half, fmt="D", color=colour, markersize=4, capsize=3)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="mean loss on test queries (95 % interval over repetitions)")

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 
+from experiments.settings import Section, Settings
+from ksm_ext.checks import message
+
 
 @dataclass(frozen=True)
-class Data:
+class Data(Section):
     """The examples of which demonstrations and queries are drawn.
 
     Attributes:
@@ -32,28 +35,28 @@ class Data:
     mislabelled: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.coin_weights) not in (0, len(self.coins)):
-            raise ValueError(
-                f"`coin_weights` must be as many as `coins`, got {len(self.coin_weights)} for "
-                f"{len(self.coins)}. Give one weight per kind, or none."
-            )
+            found = f"{len(self.coin_weights)} for {len(self.coins)}"
+            remedy = "Give one weight per kind, or none."
+            raise ValueError(message("coin_weights", "as many as `coins`", found, remedy))
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Section):
     """The language model.
 
     Attributes:
         name: A folder or hub name of a causal language model; empty trains a small GPT.
         four_bit: Load it in 4 bit (nf4), which needs ``bitsandbytes`` and a GPU.
-        width: Of the GPT that is trained here.
-        num_layers: Of it.
-        num_heads: Of it.
-        learning_rate: Of its training.
+        width: Width of the GPT that is trained here.
+        num_layers: Layers of the GPT.
+        num_heads: Attention heads of a layer.
+        learning_rate: The highest of its training.
         batch_size: Prompts in a step.
-        num_steps: Of its training.
+        num_steps: Steps of its training.
         noise: Share of wrong answers among the demonstrations it is trained on.
-        seed: Of its training.
+        seed: Draws its first weights and its training prompts.
     """
 
     name: str = ""
@@ -69,13 +72,13 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(Section):
     """Which prompts are run.
 
     Attributes:
         size: k demonstrations in each.
         count: m.
-        seed: Of their draw, and with the number of the repetition of everything else.
+        seed: Draws them, and with the number of the repetition everything else.
         batch_size: Queries in a forward pass.
         num_folds: Surrogates are fitted to the others and judged on each fold in turn.
         loo_groups: Independent measurements of the leave-one-out effects.
@@ -92,21 +95,19 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Section):
     """What the methods are given.
 
     Attributes:
-        position_ratio: Earlier demonstrations weigh so many times the next in the kernel.
         num_anchors: Prompts at which gradients are taken.
         num_estimated: Prompts whose losses are estimated from them.
         num_orders: Orders over which a selected set is averaged.
         num_random: Random sets for the baseline.
-        num_rounds: Of the guided surrogate, which spends ``guided_share`` of the prompts on them.
-        guided_share: See ``num_rounds``.
+        num_rounds: Rounds of the guided surrogate.
+        guided_share: Share of its prompts that it spends on them.
         num_repetitions: Seeds of pool, prompts and queries for the selection.
     """
 
-    position_ratio: float = 1.2
     num_anchors: int = 20
     num_estimated: int = 2000
     num_orders: int = 6
@@ -117,14 +118,14 @@ class Methods:
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Section):
     """The published coin_flip scores.
 
     Attributes:
-        path: Their folder; empty skips them.
+        path: The folder of the scores; empty skips them.
         num_fit: Prompts to fit, the others are held out.
         num_permutations: Random splits.
-        min_variance: Of a target among the held-out prompts.
+        min_variance: The least of a target's scores among the held-out prompts.
     """
 
     path: str = ""
@@ -134,8 +135,14 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One experiment; a YAML file has the same shape, and only what differs from the preset."""
+class PromptSettings(Settings):
+    """An experiment that runs prompts.
+
+    Attributes:
+        prompts: Which prompts are run.
+        methods: What the methods are given.
+        published: The published scores.
+    """
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -144,8 +151,8 @@ class Settings:
     published: Published = field(default_factory=Published)
 
 
-PAPER = Settings(model=Model(name="Qwen/Qwen2-7B", four_bit=True))
-SMALL = Settings(
+PAPER = PromptSettings(model=Model(name="Qwen/Qwen2-7B", four_bit=True))
+SMALL = PromptSettings(
     Data(
         people=1,
         coins=("gold", "silver", "copper", "iron", "tin", "brass", "nickel", "lead"),
@@ -153,7 +160,7 @@ SMALL = Settings(
         num_validation=64,
         num_test=64,
         mislabelled=0.2,
-    ),
+    )
 )
 SMOKE = replace(
     SMALL,

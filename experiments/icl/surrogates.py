@@ -32,10 +32,10 @@ class Recipe:
     """How a surrogate of prompts is fitted.
 
     Attributes:
-        kernel: As of :func:`ksm_ext.fit_surrogate`.
+        kernel: What :func:`ksm_ext.fit_surrogate` takes.
         order: ``"set"``, ``"ratio"`` or ``"position"``.
         log_odds: Whether losses are modelled as log-odds.
-        ratio: Of ``"ratio"``.
+        ratio: How many times the next an earlier demonstration weighs, by ``"ratio"``.
     """
 
     kernel: str
@@ -44,7 +44,7 @@ class Recipe:
     ratio: float = 1.2
 
     def features(self, prompts: Tensor, num_demonstrations: int) -> Tensor:
-        """Of prompts (m, k): 0/1 for sets, real weights otherwise."""
+        """Features of prompts (m, k): 0/1 for sets, real weights otherwise."""
         taken = one_hot(prompts, num_demonstrations).double()  # (m, k, n)
         if self.order == "set":
             return taken.sum(1).bool()
@@ -63,9 +63,9 @@ class Recipe:
         )
 
         def predict(others: Tensor) -> Tensor:
-            said = fitted.predict(self.features(others, num_demonstrations))
-            said = said.reshape(len(others), -1)
-            return softplus(-said) if self.log_odds else said
+            scores = fitted.predict(self.features(others, num_demonstrations))
+            scores = scores.reshape(len(others), -1)
+            return softplus(-scores) if self.log_odds else scores
 
         return predict
 
@@ -83,7 +83,7 @@ RECIPES = {
 
 
 def log_odds(losses: Tensor) -> Tensor:
-    """Of the right answer: -log(exp(loss) - 1), between -30 and 30."""
+    """Log-odds of the right answer: -log(exp(loss) - 1), between -30 and 30."""
     return (-torch.log(torch.expm1(losses.clamp(1e-13, 30.0)))).clamp(-30, 30)
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from experiments.experiment import Grouped
+from experiments.trained import Grouped
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,12 @@ class Operation:
     """A function of numbers modulo p.
 
     Attributes:
-        formula: As people write it.
         apply: From operands (b,) and p to results (b,), any integers.
         num_operands: r.
         divides: Whether the last operand must not be 0.
         commutes: Whether the first two operands may change places.
     """
 
-    formula: str
     apply: Callable[..., Tensor]
     num_operands: int = 2
     divides: bool = False
@@ -44,23 +42,18 @@ def inverse(b: Tensor, p: int) -> Tensor:
 
 
 OPERATIONS = {
-    "add": Operation("a + b", lambda p, a, b: a + b, commutes=True),
-    "sub": Operation("a - b", lambda p, a, b: a - b),
-    "mul": Operation("a b", lambda p, a, b: a * b, commutes=True),
-    "div": Operation("a / b", lambda p, a, b: a * inverse(b, p), divides=True),
-    "quad": Operation("a² + a b + b²", lambda p, a, b: a**2 + a * b + b**2, commutes=True),
-    "cubic": Operation("a³ + a b", lambda p, a, b: a**3 + a * b),
-    "cubic2": Operation("a³ + a b² + b", lambda p, a, b: a**3 + a * b**2 + b),
+    "add": Operation(lambda p, a, b: a + b, commutes=True),
+    "sub": Operation(lambda p, a, b: a - b),
+    "mul": Operation(lambda p, a, b: a * b, commutes=True),
+    "div": Operation(lambda p, a, b: a * inverse(b, p), divides=True),
+    "quad": Operation(lambda p, a, b: a**2 + a * b + b**2, commutes=True),
+    "cubic": Operation(lambda p, a, b: a**3 + a * b),
+    "cubic2": Operation(lambda p, a, b: a**3 + a * b**2 + b),
     "parity": Operation(
-        "a / b if b is odd, else a - b",
-        lambda p, a, b: torch.where(b % 2 == 1, a * inverse(b, p), a - b),
-        divides=True,
+        lambda p, a, b: torch.where(b % 2 == 1, a * inverse(b, p), a - b), divides=True
     ),
     "quad3": Operation(
-        "a² + b² + c² + a b + b c + c a",
-        lambda p, a, b, c: a**2 + b**2 + c**2 + a * b + b * c + c * a,
-        num_operands=3,
-        commutes=True,
+        lambda p, a, b, c: a**2 + b**2 + c**2 + a * b + b * c + c * a, num_operands=3, commutes=True
     ),
 }
 
@@ -77,7 +70,7 @@ def arithmetic(
         grid: Cells along each of the first two operands: n = grid².
         held_out: Share of each cell's samples that is held out.
         num_samples: Draw as many of all tuples; ``None`` takes all.
-        seed: Of the draws.
+        seed: Draws the samples, and what is held out.
     """
     rule = OPERATIONS[operation]
     generator = torch.Generator().manual_seed(seed)

@@ -5,18 +5,17 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from experiments.experiment import Experiment, Grouped
+from experiments import comparison
 from experiments.methods import METHODS
 from experiments.modular_arithmetic.data import OPERATIONS, arithmetic
 from experiments.modular_arithmetic.model import Transformer
 from experiments.modular_arithmetic.settings import PRESETS
+from experiments.runner import Program
+from experiments.trained import Grouped, TrainedExperiment
 
 
-class ModularArithmetic(Experiment):
+class ModularArithmetic(TrainedExperiment):
     """Which cells of the table help the held-out samples of which."""
-
-    presets = PRESETS
-    methods = tuple(METHODS)
 
     def data(self) -> Grouped:
         """All samples of the operation."""
@@ -35,3 +34,12 @@ class ModularArithmetic(Experiment):
             return own, "a cell on itself"
         mirror = torch.arange(grid**2).reshape(grid, grid).T.flatten()
         return own[mirror], "a cell on its mirror"
+
+
+PROGRAM = Program(
+    "modular_arithmetic",
+    "Modular arithmetic: every method against the truth.",
+    ModularArithmetic,
+    PRESETS,
+    comparison.commands(METHODS),
+)

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.modular_arithmetic.data import OPERATIONS
-from experiments.settings import Methods, Settings, Training, Truth
+from experiments.settings import Methods, Section, TrainedSettings, Training, Truth
+from ksm_ext.checks import check_choice
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Section):
     """Which samples there are.
 
     Attributes:
@@ -17,7 +18,7 @@ class Data:
         grid: Cells along an operand; n = grid² tasks.
         held_out: Share of each cell that is a target.
         num_samples: Tuples that are drawn; ``None`` takes all p^r.
-        seed: Of the draw and of what is held out.
+        seed: Draws the samples, and what is held out.
     """
 
     operation: str = "add"
@@ -28,15 +29,11 @@ class Data:
     seed: int = 33
 
     def __post_init__(self) -> None:
-        if self.operation not in OPERATIONS:
-            raise ValueError(
-                f"`operation` must be one of {', '.join(OPERATIONS)}, "
-                f"got {self.operation!r}. Choose one of these."
-            )
+        check_choice("operation", self.operation, tuple(OPERATIONS))
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Section):
     """The transformer."""
 
     width: int = 128
@@ -50,8 +47,8 @@ VARIANTS = {
     "SAM": {"perturbation": "sam", "radius": 0.05},
     "NSO": {"perturbation": "nso", "radius": 0.01},
 }
-PAPER = Settings(Data(), Model(), variants=VARIANTS)
-SMALL = Settings(
+PAPER = TrainedSettings(Data(), Model(), variants=VARIANTS)
+SMALL = TrainedSettings(
     Data(modulus=23, held_out=0.3),
     Model(width=64),
     Training(batch_size=128, num_steps=260, checkpoints=(0.3, 0.6, 1.0)),

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from experiments.bounds import SIGMAS, hessian_distance, pac_bayes_bound
@@ -48,6 +50,29 @@ def test_flatter_nearer_and_more_data_are_better():
     assert bound(distance=0.1) < bound() < bound(b=100)
     measure = hessian_distance(4.0, torch.zeros(2), torch.tensor([3.0, 4.0]), 25)
     assert measure == pytest.approx(math.sqrt(4 * 25 / 25))
+
+
+@given(
+    trace=st.floats(0, 100),
+    length=st.floats(0, 10),
+    b=st.integers(1, 10**6),
+    seed=st.integers(0, 10**6),
+)
+@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+def test_bounds_grow_with_trace_and_distance_and_fall_with_samples(trace, length, b, seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(5, generator=generator, dtype=torch.float64)
+    end = start + length * start / start.norm()
+    far = end + start / start.norm()
+
+    def bound(*arguments):
+        return pac_bayes_bound(*arguments, training_loss=0.1).value
+
+    assert 0.1 < bound(trace, start, end, b) <= bound(trace + 1, start, end, b)
+    assert bound(trace, start, end, b) <= bound(trace, start, far, b) + 1e-12
+    assert bound(trace, start, end, 4 * b) <= bound(trace, start, end, b)
+    measure = hessian_distance(trace, start, end, b)
+    assert measure == pytest.approx(math.sqrt(trace / b) * length, abs=1e-9)
 
 
 def test_bad_input():

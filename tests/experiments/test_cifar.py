@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 from urllib.error import URLError
 
 import numpy as np
@@ -8,7 +9,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from experiments.cifar.__main__ import main
 from experiments.cifar.attribution import (
     by_conjugate_gradients,
     by_lissa,
@@ -18,7 +18,7 @@ from experiments.cifar.attribution import (
     trak_ranks,
 )
 from experiments.cifar.data import draw_groups, grouped, read
-from experiments.cifar.experiment import Cifar
+from experiments.cifar.experiment import NAMES, PROGRAM, Cifar
 from experiments.cifar.mislabelled import (
     by_loss,
     by_self_influence,
@@ -29,9 +29,14 @@ from experiments.cifar.mislabelled import (
 from experiments.cifar.model import NORMS, ResNet9, resnet18
 from experiments.cifar.settings import PAPER, SMALL, SMOKE, Data, Lissa, Model
 from experiments.common import one_thread
+from experiments.experiment import Run
+from experiments.runner import main
 from experiments.settings import load_settings
+from experiments.training import gradient_step
+from experiments.truth import _score
 from ksm_ext.attribution.influence import influence
 from ksm_ext.attribution.trak import trak
+from ksm_ext.identity import identify
 from ksm_ext.network.hessian import GaussNewton
 from ksm_ext.network.solvers import BlockConjugateGradients
 
@@ -179,7 +184,7 @@ def test_torchvision_images(monkeypatch):
 
 def test_without_images_the_error_is_one_line(tmp_path, monkeypatch, capsys):
     output = ["--output", str(tmp_path / "out")]
-    assert main(["run", "--preset", "smoke", "--data", "no/such.npz", *output]) == 2
+    assert main(PROGRAM, ["run", "--preset", "smoke", "--data", "no/such.npz", *output]) == 2
     message = capsys.readouterr().err
     assert "`data` must be CIFAR-10 as torchvision keeps it" in message
     assert "got 'no/such.npz', which does not exist" in message and message.count("\n") == 1
@@ -200,15 +205,15 @@ def test_without_images_the_error_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="`size` must be 16 or 32, got 8"):
+    with pytest.raises(ValueError, match="`size` must be one of 16, 32, got 8"):
         Data(size=8)
     with pytest.raises(ValueError, match="`num_noisy` must be between 0 and 50, got 51"):
         Data(num_noisy=51)
-    with pytest.raises(ValueError, match="`targets` must be class or random, got 'all'"):
+    with pytest.raises(ValueError, match="`targets` must be one of 'class', 'random', got 'all'"):
         load_settings(SMOKE, None, ["data.targets=all"])
-    with pytest.raises(ValueError, match="`norm` must be batch or group, got 'layer'"):
+    with pytest.raises(ValueError, match="`norm` must be one of 'batch', 'group', got 'layer'"):
         Model(norm="layer")
-    with pytest.raises(ValueError, match="`name` must be resnet9 or resnet18, got 'vgg'"):
+    with pytest.raises(ValueError, match="`name` must be one of 'resnet9', 'resnet18', got 'vgg'"):
         Model(name="vgg")
 
 
@@ -269,6 +274,20 @@ def test_scores_depend_on_the_images_and_not_on_their_path(tiny, packed, tmp_pat
     assert depends_on(packed) != depends_on(tmp_path / "other.npz")
 
 
+def test_a_store_knows_how_scores_come_about_and_not_how_methods_work(tiny, monkeypatch):
+    def identity():
+        return identify(train=partial(_score, tiny, "main"))
+
+    def other(problem):
+        return problem.nothing
+
+    before = identity()
+    monkeypatch.setattr(by_lissa, "__code__", other.__code__)
+    assert identity() == before
+    monkeypatch.setattr(gradient_step, "__code__", other.__code__)
+    assert identity() != before
+
+
 # -- attribution --------------------------------------------------------------------------------
 
 
@@ -302,7 +321,7 @@ def test_lissa_says_that_it_diverges():
 
 
 def problem_of(experiment, tmp_path):
-    return noisy_problem(experiment, tmp_path)  # trained on all groups, whatever their labels
+    return noisy_problem(Run(experiment, tmp_path))  # trained on all groups, whatever their labels
 
 
 def test_conjugate_gradients_on_all_images_are_plain_influence(tiny, tmp_path):
@@ -411,9 +430,9 @@ def test_areas_are_listed_best_first():
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_smoke_run_end_to_end_and_again(packed, tmp_path, capsys):
     flags = ["--preset", "smoke", "--data", packed, "--output", str(tmp_path)]
-    assert main(["run", *flags]) == 0
+    assert main(PROGRAM, ["run", *flags]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert {row["name"] for row in rows} == set(Cifar.methods)
+    assert {row["name"] for row in rows} == set(NAMES)
     assert set(json.loads((tmp_path / "eval_trak.json").read_text())) == set(
         grouped(replace(SMOKE.data, path=packed)).target_names
     )
@@ -422,5 +441,5 @@ def test_smoke_run_end_to_end_and_again(packed, tmp_path, capsys):
     first = (tmp_path / "table.md").read_text()
     assert "groups with flipped labels" in first
     capsys.readouterr()
-    assert main(["run", *flags]) == 0
+    assert main(PROGRAM, ["run", *flags]) == 0
     assert (tmp_path / "table.md").read_text() == first

@@ -11,19 +11,22 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.digits.pipeline import PRESETS, load, train_and_score
-from experiments.digits.run import main, run
+from experiments.digits.experiment import COMMANDS, PROGRAM, Digits, check, findings
+from experiments.digits.settings import PRESETS
+from experiments.experiment import Run
+from experiments.runner import main
 from ksm_ext.scores.retraining import _run
 
 SMOKE = PRESETS["smoke"]
+FLAGS = ["run", "--preset", "smoke", "--jobs", "1", "--output"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder of a finished run, and its result."""
+    """A run that is finished."""
     folder = tmp_path_factory.mktemp("digits")
-    with joblib.parallel_config("sequential"):
-        return folder, run(SMOKE, folder)
+    assert main(PROGRAM, [*FLAGS, str(folder)]) == 0
+    return Run(Digits(SMOKE), folder)
 
 
 def scores_in(folder):
@@ -32,13 +35,13 @@ def scores_in(folder):
 
 
 def test_the_shuffled_groups_are_found(finished):
-    _, result = finished
-    assert sorted(result.found) == list(result.planted) == list(load(SMOKE).bad)
-    assert result.check[1][0] < result.check[0][0]  # without them the test loss falls
+    assert sorted(findings(finished).found) == list(finished.experiment.data().bad)
+    before, after = check(finished)
+    assert after[0] < before[0]  # without them the test loss falls
 
 
 def test_everything_is_written(finished):
-    folder, _ = finished
+    folder = finished.output
     names = {path.name for path in folder.iterdir()}
     files = {"attributions.png", "config.json", "report.html", "scores.sqlite"}
     assert names == files | {"surrogate.safetensors"}
@@ -49,9 +52,8 @@ def test_everything_is_written(finished):
 
 
 def test_only_what_is_missing_is_trained_again(finished, tmp_path, monkeypatch):
-    folder, result = finished
     store = tmp_path / "scores.sqlite"
-    store.write_bytes((folder / "scores.sqlite").read_bytes())
+    store.write_bytes((finished.output / "scores.sqlite").read_bytes())
     with closing(sqlite3.connect(store)) as database, database:
         lost = set(database.execute("SELECT subset, seed FROM runs WHERE subset LIKE '10%'"))
         database.execute("DELETE FROM runs WHERE subset LIKE '10%'")
@@ -62,27 +64,45 @@ def test_only_what_is_missing_is_trained_again(finished, tmp_path, monkeypatch):
         return _run(train, subset, seed, caller)
 
     monkeypatch.setattr("ksm_ext.scores.retraining._run", spy)  # another `train` would be refused
+    again = Run(Digits(SMOKE), tmp_path)
     with joblib.parallel_config("sequential"):
-        again = run(SMOKE, tmp_path)
+        for command in COMMANDS.values():
+            command(again)
     assert trained == lost != set()
-    assert scores_in(tmp_path) == scores_in(folder)
-    assert again.found == result.found
+    assert scores_in(tmp_path) == scores_in(finished.output)
+    assert findings(again).found == findings(finished).found
 
 
 def test_other_settings_are_refused(finished, capsys):
-    folder, _ = finished
-    arguments = ["--preset", "smoke", "--jobs", "1", "--output", str(folder)]
+    folder = finished.output
     before = [(folder / name).read_bytes() for name in ("scores.sqlite", "config.json")]
-    assert main([*arguments, "--seed", "1"]) == 2
+    assert main(PROGRAM, [*FLAGS, str(folder), "--seed", "1"]) == 2
     text = capsys.readouterr().err
     assert "`store` must be a new file or one of the same tasks, targets and settings" in text
     assert "seed = 0 (now 1)" in text
     assert [(folder / name).read_bytes() for name in ("scores.sqlite", "config.json")] == before
+    assert main(PROGRAM, [*FLAGS, str(folder), "--seed", "-1"]) == 2
+    assert "`seed` must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_scores_of_other_code_are_refused_or_kept(finished, tmp_path, monkeypatch, capsys):
+    """A method that trains is changed after the run, without a change of what it does."""
+    (tmp_path / "scores.sqlite").write_bytes((finished.output / "scores.sqlite").read_bytes())
+
+    def score(self, mask, repeat):
+        raise AssertionError("everything is kept")
+
+    monkeypatch.setattr(Digits, "score", score)
+    assert main(PROGRAM, [*FLAGS, str(tmp_path)]) == 2
+    assert "on_change" in capsys.readouterr().err
+    assert main(PROGRAM, [*FLAGS, str(tmp_path), "--on-change", "keep"]) == 0
+    assert scores_in(tmp_path) == scores_in(finished.output)
 
 
 def test_a_score_depends_on_nothing_but_settings_and_subset_and_repeat():
     mask = torch.tensor([True, False, True, True, False, False, True, False])
-    first = train_and_score(SMOKE, mask, 0)
-    train_and_score(SMOKE, ~mask, 0)
-    assert train_and_score(SMOKE, mask, 0) == first
-    assert train_and_score(SMOKE, mask, 1) != first  # repeats are different trainings
+    score = Digits(SMOKE).score
+    first = score(mask, 0)
+    score(~mask, 0)
+    assert score(mask, 0) == first
+    assert score(mask, 1) != first  # repeats are different trainings

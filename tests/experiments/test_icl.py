@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from experiments.common import one_thread
-from experiments.icl.__main__ import main
 from experiments.icl.data import (
     Example,
     coin_flips,
@@ -27,7 +26,9 @@ from experiments.icl.data import (
     write_prompts,
 )
 from experiments.icl.embedding import estimate, gradients
+from experiments.icl.experiment import PROGRAM
 from experiments.icl.inference import LanguageModel, Runs, load_model
+from experiments.icl.model import train_tokenizer
 from experiments.icl.published import judge_published
 from experiments.icl.selection import local_search, mean_states
 from experiments.icl.settings import SMALL, SMOKE, Data, Model, Published
@@ -39,7 +40,7 @@ from experiments.icl.surrogates import (
     log_odds,
     random_ensemble,
 )
-from experiments.icl.tiny import train_tokenizer
+from experiments.runner import main
 
 pytest.importorskip("transformers")
 DATA = os.environ.get("KSM_EXT_DATA")
@@ -557,18 +558,18 @@ def test_published_scores_are_predicted():
 
 @pytest.mark.slow
 def test_smoke_run_end_to_end_and_again(tmp_path, capsys):
-    assert main(["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    assert main(PROGRAM, ["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["name"] for row in rows} >= {"kernel surrogate", "ridge", "random ensemble"}
     first = (tmp_path / "selection.md").read_text()
     for name in ("linear_and_kernel", "sample_complexity", "attributions_and_truth", "selection"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     lines = {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()}
-    assert main(["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    assert main(PROGRAM, ["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "selection.md").read_text() == first
     assert {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()} == lines
 
 
 def test_a_wrong_flag_is_an_error_of_one_line(tmp_path, capsys):
-    status = main(["run", "--set", "data.coin_weights=[1.0]", "--output", str(tmp_path)])
+    status = main(PROGRAM, ["run", "--set", "data.coin_weights=[1.0]", "--output", str(tmp_path)])
     assert status == 2 and "`coin_weights` must be as many as" in capsys.readouterr().err

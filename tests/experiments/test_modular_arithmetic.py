@@ -7,10 +7,11 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from experiments import table
-from experiments.modular_arithmetic.__main__ import main
+from experiments.experiment import Run
 from experiments.modular_arithmetic.data import OPERATIONS, arithmetic
-from experiments.modular_arithmetic.experiment import ModularArithmetic
+from experiments.modular_arithmetic.experiment import PROGRAM, ModularArithmetic
 from experiments.modular_arithmetic.settings import PRESETS, SMOKE
+from experiments.runner import main
 from experiments.settings import Training, load_settings, replaced
 from experiments.training import gradient_step
 from experiments.truth import growing, models, retrained, subsets
@@ -161,18 +162,18 @@ def test_rates_rise_and_fall():
 def test_retrained_scores_are_those_of_the_network(tmp_path):
     experiment = smoke(num_steps=8)
     mask = subsets(experiment)[:2]
-    scores = retrained(experiment, tmp_path, mask, 2)
+    scores = retrained(Run(experiment, tmp_path), mask, 2)
     assert scores.shape == (2, 2, 3, 9)
     torch.set_num_threads(1)
     for number, network in enumerate(experiment.train("main", mask[1], 1)):
         torch.testing.assert_close(scores[1, 1, number], experiment.score(network))
     with pytest.raises(ValueError, match="settings"):
-        retrained(smoke(num_steps=8, learning_rate=0.5), tmp_path, mask, 2)
+        retrained(Run(smoke(num_steps=8, learning_rate=0.5), tmp_path), mask, 2)
 
 
 def test_models_are_read_as_they_were_trained(tmp_path):
-    experiment = smoke(num_steps=8)
-    first, second = models(experiment, tmp_path), models(experiment, tmp_path)
+    run = Run(smoke(num_steps=8), tmp_path)
+    first, second = models(run), models(run)
     for paths in zip(first, second, strict=True):
         for one, other in zip(*paths, strict=True):
             for a, b in zip(one.parameters(), other.parameters(), strict=True):
@@ -193,24 +194,6 @@ def test_growing_subsets():
     masks = growing(ModularArithmetic(SMOKE))
     assert masks.sum(1).tolist() == list(range(1, 10))
     assert all(bool((masks[i + 1] | ~masks[i]).all()) for i in range(8))
-
-
-def test_settings_from_yaml_and_flags(tmp_path):
-    file = tmp_path / "some.yaml"
-    file.write_text("data: {operation: mul}\ntraining: {learning_rate: 1.0e-4}\n")
-    settings = load_settings(SMOKE, file, ["truth.seed=5", "training.checkpoints=[0.5, 1.0]"])
-    assert settings.data.operation == "mul" and settings.data.modulus == 11
-    assert settings.training.checkpoints == (0.5, 1.0) and settings.truth.seed == 5
-    assert settings.variant("SAM").perturbation == "sam"
-    assert settings.variant("SAM").learning_rate == 1e-4
-    with pytest.raises(ValueError, match=r"must have names among.*'lr'"):
-        load_settings(SMOKE, None, ["training.lr=1"])
-    with pytest.raises(ValueError, match="must be of type int, got 'many'"):
-        load_settings(SMOKE, None, ["truth.num_subsets=many"])
-    with pytest.raises(ValueError, match=r"section\.name=value, got"):
-        load_settings(SMOKE, None, ["truth.seed"])
-    with pytest.raises(ValueError, match="`operation` must be one of"):
-        load_settings(SMOKE, None, ["data.operation=power"])
 
 
 @pytest.mark.parametrize(
@@ -243,23 +226,19 @@ def test_the_table_holds_the_metrics_of_the_mean_run():
     said = results.scores.mean(0) + torch.randn(15, 4, dtype=torch.float64, generator=random)
     row = table.judge("some", results, tau, said, 3, 1.5)
     truth, scores = results.loo.mean(0), results.scores.mean(0)
-    assert row.correlation[0] == pytest.approx(float(loo_correlation(tau, truth).mean()))
+    metrics = row.metrics
+    assert metrics["correlation"][0] == pytest.approx(float(loo_correlation(tau, truth).mean()))
     rank = loo_correlation(tau, truth, method="spearman").mean()
-    assert row.rank_correlation[0] == pytest.approx(float(rank))
+    assert metrics["rank_correlation"][0] == pytest.approx(float(rank))
     by_fold = [
         spearmanr(scores[fold, j], said[fold, j]).statistic
         for fold in results.folds
         for j in range(4)
     ]
-    assert row.lds[0] == pytest.approx(sum(by_fold) / len(by_fold))
-    assert row.residual[0] == pytest.approx(float(residual_error(scores, said, pooled=True)))
-    for value, low, high in (
-        row.correlation,
-        row.lds,
-        row.residual,
-        row.relative,
-        row.relative_absolute,
-    ):
+    assert metrics["lds"][0] == pytest.approx(sum(by_fold) / len(by_fold))
+    assert metrics["residual"][0] == pytest.approx(float(residual_error(scores, said, pooled=True)))
+    for key in ("correlation", "lds", "residual", "relative", "relative_absolute"):
+        value, low, high = metrics[key]
         assert low < high and low - 0.5 < value < high + 0.5
     assert "| some |" in table.markdown([row])
 
@@ -280,17 +259,17 @@ def test_intervals_narrow_with_more_rows():
 
 @pytest.mark.slow
 def test_smoke_run_end_to_end_and_again(tmp_path, capsys):
-    assert main(["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    assert main(PROGRAM, ["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["name"] for row in rows} >= {"kernel surrogate", "TRAK", "influence, EK-FAC"}
     first = (tmp_path / "table.md").read_text()
     for name in ("linear_and_kernel", "sample_complexity", "over_training", "density"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     capsys.readouterr()
-    assert main(["figures", "--preset", "smoke", "--output", str(tmp_path)]) == 0
+    assert main(PROGRAM, ["figures", "--preset", "smoke", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "table.md").read_text() == first
 
 
 def test_a_wrong_flag_is_an_error_of_one_line(tmp_path, capsys):
-    status = main(["run", "--set", "data.operation=power", "--output", str(tmp_path)])
+    status = main(PROGRAM, ["run", "--set", "data.operation=power", "--output", str(tmp_path)])
     assert status == 2 and "`operation` must be one of" in capsys.readouterr().err

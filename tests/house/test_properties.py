@@ -22,7 +22,6 @@ from scipy import stats
 from torch import nn
 
 import ksm_ext
-from experiments.bounds import hessian_distance, pac_bayes_bound
 from ksm_ext import (
     Projector,
     collect_features,
@@ -637,7 +636,7 @@ def test_tasks_are_not_selected_by_a_surrogate_of_mixtures(problem, seed):
                 select(predict)
 
 
-# Spectra, bounds, solvers
+# Spectra, solvers
 
 
 @holds(p=st.integers(2, 30), seed=SEEDS)
@@ -685,19 +684,6 @@ def test_systems_are_solved(p, s, damping, seed):
     assert torch.equal(own.solve(operator, rhs).x, found.x)
     scale = float(torch.linalg.eigvalsh(matrix)[-1]) + damping
     close(LiSSA(scale, num_steps=2000).solve(operator, rhs, damping=damping).x, exact, 1e-5)
-
-
-@holds(trace=st.floats(0, 100), length=st.floats(0, 10), b=st.integers(1, 10**6), seed=SEEDS)
-def test_bounds_grow_with_trace_and_distance_and_fall_with_samples(trace, length, b, seed):
-    start = normal(seed, 5)
-    end = start + length * start / start.norm()
-    far = end + start / start.norm()
-    bound = lambda *a: pac_bayes_bound(*a, training_loss=0.1).value  # noqa: E731
-    assert 0.1 < bound(trace, start, end, b) <= bound(trace + 1, start, end, b)
-    assert bound(trace, start, end, b) <= bound(trace, start, far, b) + 1e-12
-    assert bound(trace, start, end, 4 * b) <= bound(trace, start, end, b)
-    measure = hessian_distance(trace, start, end, b)
-    assert measure == pytest.approx(math.sqrt(trace / b) * length, abs=1e-9)
 
 
 # Models
@@ -864,7 +850,6 @@ MODULES = (
     "ksm_ext.network.hessian",
     "ksm_ext.surrogates.kernels",
     "ksm_ext.attribution",
-    "experiments.bounds",
 )
 ELSEWHERE = {
     "attribute_tasks": "scores/test_estimation",

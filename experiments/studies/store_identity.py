@@ -1,6 +1,6 @@
 """What a store of features spends to know what its features are of: the table of docs/scale.md.
 
-    python benchmarks/store_identity.py
+    python -m experiments.studies.store_identity
 
 For each problem: the seconds of the features without a store, and in percent of them the hashes of
 code and parameters, one reading and hashing of all data, and the five samples that are computed

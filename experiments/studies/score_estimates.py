@@ -1,6 +1,6 @@
 """How well scores are estimated without retraining, against really retrained networks.
 
-    python benchmarks/score_estimates.py [--output runs/score_estimates] [--only digits,addition]
+    python -m experiments.studies.score_estimates [--output DIR] [--only digits,addition]
 
 Two problems, 25 tasks, 100 subsets, two seeds each: a perceptron on scikit-learn's digits with five
 spoilt groups, and a transformer of two layers on addition mod 25, its tasks the 5 x 5 grid of the
@@ -36,9 +36,9 @@ class Problem:
         inputs: (b, ...), sorted by task. ``labels`` (b,) and ``task`` (b,) beside them.
         target: Inputs and labels of the samples whose mean loss is the score.
         network: Makes one, at its random start.
-        num_steps: Of a retraining; the checkpoints that are tried, in steps.
+        num_steps: Steps of a retraining; ``checkpoints`` that are tried, in steps.
         batch_size, learning_rate, weight_decay: Of AdamW.
-        probability: Of a task being in a subset.
+        probability: That a task is in a subset.
     """
 
     inputs: Tensor
@@ -144,10 +144,7 @@ def train(problem: Problem, mask: Tensor, seed: int, num_steps: int) -> nn.Modul
     model = problem.network()
     rows = mask[problem.task].nonzero()[:, 0]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=problem.learning_rate,
-        weight_decay=problem.weight_decay,
-        fused=True,
+        model.parameters(), lr=problem.learning_rate, weight_decay=problem.weight_decay, fused=True
     )
     for _ in range(num_steps):
         batch = rows[torch.randint(len(rows), (problem.batch_size,))]

@@ -1,6 +1,6 @@
 """Surrogates on public tables of real retrained scores: how well held-out subsets are predicted.
 
-    python benchmarks/reference_tables.py DATA [--seeds 5] [--only games,regmix,coin_flip,modular]
+    python -m experiments.studies.reference_tables DATA [--seeds 5] [--only games,regmix]
 
 Prints, per table, the mean Spearman correlation over targets (linear datamodeling score) and the
 pooled squared error over variance, for six columns fitted on the same subsets:

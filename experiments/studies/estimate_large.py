@@ -1,7 +1,7 @@
 """1,000 subsets of a network of 10 million parameters: estimated, against retraining on 10 of them.
 
-    python benchmarks/estimate_large.py                 # on a GPU if there is one
-    python benchmarks/estimate_large.py --width 512 --samples 512 --subsets 50 --steps 500
+    python -m experiments.studies.estimate_large                 # on a GPU if there is one
+    python -m experiments.studies.estimate_large --width 512 --samples 512 --subsets 50 --steps 500
 
 The network, a residual perceptron, is trained on all tasks for some steps, which are timed.
 Training it on a subset takes as many of the same steps as ``--steps`` says: that gives the time of

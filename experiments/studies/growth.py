@@ -1,6 +1,6 @@
 """How time and memory grow with p, k and n: the tables of docs/scale.md, in a few minutes.
 
-    python benchmarks/growth.py
+    python -m experiments.studies.growth
 
 Each line is a process of its own, of one thread. It collects the projected gradients of 64 samples
 of a perceptron (p parameters), adds up the Gram matrices of their n tasks in k dimensions, and does
@@ -20,11 +20,7 @@ from typing import Any
 
 SAMPLES, INPUTS, CLASSES = 64, 64, 10
 SMALL = {"p": 10_000, "k": 256, "n": 16}
-SIZES = {
-    "p": (100_000, 1_000_000, 10_000_000),
-    "k": (256, 1024, 4096),
-    "n": (16, 64),
-}
+SIZES = {"p": (100_000, 1_000_000, 10_000_000), "k": (256, 1024, 4096), "n": (16, 64)}
 
 
 def measure(p: int, k: int, n: int) -> dict[str, float]:
@@ -52,8 +48,7 @@ def measure(p: int, k: int, n: int) -> dict[str, float]:
         return result
 
     features = timed(
-        "features",
-        lambda: collect_features(model, data, log_odds, Projector(k), progress=False),
+        "features", lambda: collect_features(model, data, log_odds, Projector(k), progress=False)
     )
     timed("Gram", lambda: ops.task_gram(features.gradients, offsets))
     return found

@@ -1,6 +1,6 @@
 """How often attribution intervals hold the truth, on complete tables of really retrained scores.
 
-    python benchmarks/interval_coverage.py DATA [--seeds 4] [--design sizes|uniform] [--kernel auto]
+    python -m experiments.studies.interval_coverage DATA [--seeds 4] [--design sizes|uniform]
 
 For each of shapiq's set functions (DATA/games) a surrogate is fitted to random subsets, the empty
 and the full one among them, and its intervals ``value +- 1.96 std`` are compared with the exact

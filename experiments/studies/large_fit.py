@@ -1,6 +1,6 @@
 """A whole fit by conjugate gradients: its products, time and peak memory.
 
-    python benchmarks/large_fit.py 10000 [--tasks 1000] [--targets 16] [--solver cg|eigh]
+    python -m experiments.studies.large_fit 10000 [--tasks 1000] [--targets 16] [--solver cg|eigh]
 
 Scores are main effects, pairs and as much noise again. Prints the ridge chosen, the leave-one-out
 error beside that on 1,000 subsets held out, how many products with the Gram matrix it took, and the

@@ -1,15 +1,17 @@
 """A small GPT, trained here on the task's own text where no pretrained model can be had.
 
-Every training prompt obeys rules of its own, shown by
-demonstrations of which some are wrong, and the model learns to answer each example from those
-before it. So it must learn in context, and what a demonstration says matters.
+Every training prompt obeys rules of its own, shown by demonstrations of which some are wrong, and
+the model learns to answer each example from those before it. So it must learn in context, and what
+a demonstration says matters.
 """
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -17,8 +19,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from experiments.common import one_thread, write_json
+from experiments.experiment import Run
 from experiments.icl.data import Example, coin_flips, read_examples, under
-from experiments.icl.settings import Settings
+from experiments.icl.settings import PromptSettings
+from experiments.settings import as_dict
+from ksm_ext.checks import message
 
 CONTEXT = 512
 NUM_TEXTS = 2000
@@ -26,7 +32,32 @@ MOST_KINDS = 4
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
 
 
-def train_model(settings: Settings, folder: Path) -> str:
+def train(run: Run) -> None:
+    """Train a small GPT on the task's text, unless a model is named.
+
+    Raises:
+        ValueError: If the one on disk was trained with other settings.
+    """
+    folder, mark = run.output / "model", run.output / "model" / "trained.json"
+    if run.settings.model.name:
+        return
+    facts = as_dict(run.settings)
+    facts = {"data": facts["data"], "model": facts["model"], "size": run.settings.prompts.size}
+    if mark.exists():
+        if json.loads(mark.read_text())["settings"] != facts:
+            expected, remedy = "a model of these settings", "Give another --output, or remove it."
+            raise ValueError(message(str(folder), expected, "one of others", remedy))
+        return
+    print("No pretrained model is named (`model.name`): a small GPT is trained here.", flush=True)
+    start = perf_counter()
+    with one_thread():
+        losses = train_model(run.settings, folder)
+    seconds = perf_counter() - start
+    print(f"{seconds:.0f} s; loss after 0, 1, … demonstrations: {losses}", flush=True)
+    write_json(mark, {"settings": facts, "seconds": seconds, "loss by demonstrations": losses})
+
+
+def train_model(settings: PromptSettings, folder: Path) -> str:
     """Train the GPT, and keep it with its tokenizer as `transformers` does.
 
     Returns:
@@ -34,29 +65,29 @@ def train_model(settings: Settings, folder: Path) -> str:
     """
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    model_settings, data = settings.model, settings.data
-    draw = random.Random(model_settings.seed)
+    data, made = settings.data, settings.model
+    draw = random.Random(made.seed)
     if data.path:
         examples = read_examples(Path(data.path))
     else:  # kinds are equally frequent while it learns
         examples = coin_flips(replace(data, coin_weights=()), NUM_TEXTS, draw)
     tokenizer = train_tokenizer([example.shown() for example in examples], examples[0].options)
+    config = GPTNeoXConfig(  # rotary: what precedes what is learned once for all places
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT,
+        hidden_size=made.width,
+        intermediate_size=4 * made.width,
+        num_hidden_layers=made.num_layers,
+        num_attention_heads=made.num_heads,
+        rotary_pct=1.0,
+        hidden_act="relu",
+        use_parallel_residual=False,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(model_settings.seed)
-        config = GPTNeoXConfig(  # rotary: what precedes what is learned once for all places
-            vocab_size=len(tokenizer),
-            max_position_embeddings=CONTEXT,
-            hidden_size=model_settings.width,
-            intermediate_size=4 * model_settings.width,
-            num_hidden_layers=model_settings.num_layers,
-            num_attention_heads=model_settings.num_heads,
-            rotary_pct=1.0,
-            hidden_act="relu",
-            use_parallel_residual=False,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        torch.manual_seed(made.seed)
         model = GPTNeoXForCausalLM(config)
     losses = _train(model, tokenizer, examples, settings, draw)
     model.save_pretrained(folder)
@@ -79,7 +110,11 @@ def train_tokenizer(texts: Sequence[str], options: Sequence[str]) -> Any:
 
 
 def _train(
-    model: Any, tokenizer: Any, examples: list[Example], settings: Settings, draw: random.Random
+    model: Any,
+    tokenizer: Any,
+    examples: list[Example],
+    settings: PromptSettings,
+    draw: random.Random,
 ) -> str:
     made = settings.model
     tokens = {x.input: tokenizer(x.input, add_special_tokens=False).input_ids for x in examples}
@@ -102,7 +137,9 @@ def _train(
             _prompt(by_kind, settings.prompts.size + 1, made.noise, draw, tokens, answers)
             for _ in range(made.batch_size)
         ]
-        inputs, places, labels = _padded(batch, tokenizer.pad_token_id)
+        rows, ends, firsts = zip(*batch, strict=True)
+        inputs, _ = padded(rows, tokenizer.pad_token_id)
+        places, labels = torch.tensor(ends), torch.tensor(firsts)
         hidden = model.base_model(inputs, use_cache=False).last_hidden_state
         at = hidden[torch.arange(len(inputs))[:, None], places]  # (b, k + 1, width)
         losses = cross_entropy(
@@ -153,13 +190,12 @@ def _prompt(
     return ids, places, labels
 
 
-def _padded(
-    batch: Sequence[tuple[list[int], list[int], list[int]]], pad: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, places, labels = zip(*batch, strict=True)
+def padded(rows: Sequence[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Tokens (b, l) filled up on the right, and where they are real."""
     longest = max(map(len, rows))
-    inputs = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    return inputs, torch.tensor(places), torch.tensor(labels)
+    tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, (torch.arange(longest, device=device) < lengths[:, None]).long()
 
 
 def spelled(losses: Tensor) -> str:

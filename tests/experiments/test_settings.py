@@ -1,0 +1,109 @@
+"""Settings from presets, files and the command line, and what they refuse."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.cifar.settings import SMALL
+from experiments.modular_arithmetic.settings import SMOKE
+from experiments.settings import Section, Training, as_dict, load_settings, replaced
+
+
+def test_settings_from_yaml_and_flags(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text("data: {operation: mul}\ntraining: {learning_rate: 1.0e-4}\n")
+    loaded = load_settings(SMOKE, file, ["truth.seed=5", "training.checkpoints=[0.5, 1.0]"])
+    assert loaded.data.operation == "mul" and loaded.data.modulus == 11
+    assert loaded.training.checkpoints == (0.5, 1.0) and loaded.truth.seed == 5
+    assert loaded.variant("SAM").perturbation == "sam"
+    assert loaded.variant("SAM").learning_rate == 1e-4
+
+
+def test_nothing_is_said_by_null():
+    """As the README of cifar has it, for random groups."""
+    loaded = load_settings(SMALL, None, ["data.concentration=null", "truth.subset_size=null"])
+    assert loaded.data.concentration is None and loaded.truth.subset_size is None
+    with pytest.raises(ValueError, match="`seed` must be of type int, got None"):
+        load_settings(SMALL, None, ["truth.seed=null"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("training.lr=1", r"`--set: training` must be one of .*'decay'.*, got 'lr'"),
+        ("lr=1", r"`--set` must be one of 'data', .*, got 'lr'"),
+        ("truth.num_subsets=many", "`num_subsets` must be of type int, got 'many'"),
+        ("truth.num_subsets=true", "`num_subsets` must be of type int, got True"),
+        ("training.radius=far", "`radius` must be of type float, got 'far'"),
+        ("training.checkpoints=0.5", r"`checkpoints` must be of type tuple\[float, ...\], got 0.5"),
+        ("training.checkpoints=end", r"`checkpoints` must be of type tuple.*, got 'end'"),
+        ("truth.subset_size=half", r"`subset_size` must be of type int \| None, got 'half'"),
+        ("training.decay=steep", "`decay` must be one of 'constant', 'linear', got 'steep'"),
+        ("training.decay=[1]", "`decay` must be one of 'constant', 'linear', got"),
+        ("training=fast", "`--set: training` must be names with values, got 'fast'"),
+        ("data.operation=power", "`operation` must be one of 'add', .*, got 'power'"),
+        ("truth.seed", r"`--set` must be section\.name=value, got 'truth.seed'"),
+        ("truth.seed=[", "`--set truth.seed` must be YAML, got"),
+    ],
+)
+def test_what_does_not_exist_is_refused(change, error):
+    with pytest.raises(ValueError, match=error):
+        load_settings(SMOKE, None, [change])
+
+
+def test_a_file_is_of_names_and_values(tmp_path):
+    file = tmp_path / "some.yaml"
+    for text, error in (("5", "must be names with values, got 5"), ("a: [", "must be YAML, got")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=error):
+            load_settings(SMOKE, file)
+    file.write_text("")
+    assert load_settings(SMOKE, file) == SMOKE
+
+
+@dataclass(frozen=True)
+class Any(Section):
+    whole: int = 1
+    real: float = 1.0
+    maybe: float | None = None
+    text: str = ""
+    flag: bool = False
+    some: tuple[int, ...] = ()
+    choice: Literal["a", "b"] = "a"
+    inner: Training = field(default_factory=Training)
+
+
+VALUES = {
+    "whole": st.integers(),
+    "real": st.floats(allow_nan=False) | st.integers(-1000, 1000),
+    "maybe": st.none() | st.floats(allow_nan=False),
+    "text": st.text(),
+    "flag": st.booleans(),
+    "some": st.lists(st.integers()),
+    "choice": st.sampled_from(["a", "b"]),
+}
+ANYTHING = st.one_of(*VALUES.values(), st.dictionaries(st.text(max_size=2), st.integers()))
+
+
+@given(st.fixed_dictionaries({}, optional=VALUES))
+@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+def test_what_is_of_its_kind_is_taken_and_comes_back(changes):
+    found = replaced(Any(), changes)
+    for name, value in changes.items():
+        assert getattr(found, name) == (tuple(value) if name == "some" else value)
+    assert replaced(Any(), as_dict(found)) == found  # as it is kept in config.json
+
+
+@given(st.sampled_from(sorted(VALUES)), ANYTHING)
+@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+def test_whatever_is_said_it_is_taken_or_refused_in_words(name, value):
+    before = type(getattr(Any(), name))
+    try:
+        found = getattr(replaced(Any(), {name: value}), name)
+    except ValueError as error:
+        assert str(error).startswith(f"`{name}` must be ") and ", got " in str(error)
+    else:
+        assert isinstance(found, before) or name == "maybe"
