@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
+from ksm_ext.surrogates.options import Criterion, ShareRidge
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
@@ -46,8 +47,8 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         *,
         kernel: KernelChoice = "auto",
         ridge: Literal["loo"] | float = "loo",
-        criterion: Literal["error", "rank"] = "error",
-        share_ridge: Literal["auto"] | bool = "auto",
+        criterion: Criterion = "error",
+        share_ridge: ShareRidge = "auto",
         center: bool = True,
         noise_std: float | None = None,
     ) -> None:

@@ -1,12 +1,14 @@
 """The arguments of ``ksm``, its help, and its exit codes.
 
 ``argparse``, since a parser that comes with Python costs no dependency and its help is plain text.
+torch takes seconds to import: what a command needs is imported when it runs, and nothing for help.
 
 0: done, also where the reader of a pipe had enough. 1: failed (disk, memory, numerics, a missing
 package). 2: bad arguments or input. 130: interrupted.
 """
 
 import os
+import re
 import sys
 from argparse import (
     ArgumentParser,
@@ -15,16 +17,12 @@ from argparse import (
     RawDescriptionHelpFormatter,
     _SubParsersAction,
 )
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, get_args
 
 import ksm_ext
-from ksm_ext.cli.commands import attribute, design, fit, report, select
-from ksm_ext.cli.doctor import doctor
-from ksm_ext.cli.output import say
-from ksm_ext.surrogates.readouts import READOUTS
-from ksm_ext.tables.files import FORMATS
-from ksm_ext.tables.roles import split_names
+from ksm_ext.surrogates.options import Criterion, Missing, Readout
+from ksm_ext.tables import Format
 
 _DESCRIPTION = """\
 Which training tasks help or hurt a score, alone and together?
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``ksm`` with the arguments of the process, or with these; answers the exit code."""
     args = _parser().parse_args(arguments)
     try:
-        status = int(args.run(args))
+        status = _run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -63,19 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
 
 
+def _run(args: Namespace) -> int:
+    if args.command == "design":
+        from ksm_ext.cli.design import design as run
+    elif args.command == "doctor":
+        from ksm_ext.cli.doctor import doctor as run
+    else:
+        from ksm_ext.cli import commands
+
+        run = getattr(commands, args.command)
+    return run(args)
+
+
 def _fail(error: BaseException, status: int) -> int:
+    from ksm_ext.cli.output import say
+
     text = getattr(error, "strerror", None) or str(error)
     say(f"ksm: error: {text}")
     return status
-
-
-# Names and globs between commas; the option may be repeated.
-_SEVERAL: dict[str, Any] = {
-    "type": split_names,
-    "action": "extend",
-    "default": [],
-    "metavar": "NAME,…",
-}
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -89,7 +92,9 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ksm_ext {ksm_ext.__version__}")
-    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    kinds = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     _add_design(kinds)
     _add_fit(kinds)
     _add_attribute(kinds)
@@ -102,24 +107,20 @@ def _parser() -> ArgumentParser:
 Kinds: TypeAlias = "_SubParsersAction[ArgumentParser]"
 
 
-def _command(
-    kinds: Kinds, run: Callable[[Namespace], int], summary: str, details: str
-) -> ArgumentParser:
-    parser = kinds.add_parser(
-        run.__name__,
+def _command(kinds: Kinds, name: str, summary: str, details: str) -> ArgumentParser:
+    return kinds.add_parser(
+        name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=details,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_design(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        design,
+        "design",
         "draw the subsets of tasks to score",
         """\
 examples:
@@ -157,13 +158,13 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
         "--include-full", action="store_true", help="and the subset of all (leave-one-out)"
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    _add_output(parser, (*FORMATS, "npz", "table"))
+    _add_output(parser, ("npz", "table"))
 
 
 def _add_fit(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        fit,
+        "fit",
         "fit a surrogate to the scores of subsets",
         """\
 examples:
@@ -185,6 +186,12 @@ numbers.
     parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
     _add_columns(parser)
+    _add_model(parser)
+    parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+
+
+def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         default="auto",
@@ -197,7 +204,7 @@ numbers.
     )
     parser.add_argument(
         "--criterion",
-        choices=("error", "rank"),
+        choices=get_args(Criterion),
         default="error",
         help="what leave-one-out minimises: squared error (default), or wrong ranks",
     )
@@ -217,23 +224,21 @@ numbers.
     )
     parser.add_argument(
         "--missing",
-        choices=("error", "drop"),
+        choices=get_args(Missing),
         default="error",
         help="empty cells of scores: an error (default), or each score on the rows that have it",
     )
-    parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
 
 
 def _add_attribute(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        attribute,
+        "attribute",
         "say how much each task raises each score, with intervals",
         """\
 examples:
   ksm attribute surrogate.safetensors
-  ksm attribute surrogate.safetensors --index shapley --top 10 -o attributions.csv
+  ksm attribute surrogate.safetensors --readout shapley --top 10 -o attributions.csv
   ksm attribute surrogate.safetensors --interactions --top 20 --format json
 
 A positive value raises the score, in the score's own units: for a loss, that is harm.
@@ -241,7 +246,7 @@ Columns: task, target, value, std, low, high (the ends of the 95 % interval).
 """,
     )
     _add_surrogate(parser)
-    _add_index(parser)
+    _add_readout(parser)
     parser.add_argument(
         "--interactions", action="store_true", help="of pairs of tasks, instead of single ones"
     )
@@ -256,13 +261,13 @@ Columns: task, target, value, std, low, high (the ends of the 95 % interval).
     )
     parser.add_argument("--top", type=_count, metavar="K", help="the first K of each target")
     parser.add_argument("--no-intervals", action="store_true", help="values only, faster")
-    _add_output(parser, (*FORMATS, "table"))
+    _add_output(parser, ("table",))
 
 
 def _add_select(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        select,
+        "select",
         "choose tasks within a budget",
         """\
 examples:
@@ -290,23 +295,23 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
         "averaged in units of their standard deviations",
     )
     parser.add_argument("--exact", action="store_true", help="compare all subsets")
-    _add_output(parser, (*FORMATS, "table"))
+    _add_output(parser, ("table",))
 
 
 def _add_report(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        report,
+        "report",
         "write one HTML page that needs no network",
         """\
 examples:
   ksm report surrogate.safetensors -o report.html
-  ksm report surrogate.safetensors --index shapley --title "Which data help?" -o report.html
+  ksm report surrogate.safetensors --readout shapley --title "Which data help?" -o report.html
   ksm report surrogate.safetensors --held-out new_scores.csv -o report.html
 """,
     )
     _add_surrogate(parser)
-    _add_index(parser)
+    _add_readout(parser)
     parser.add_argument("--title", default="Task attribution")
     parser.add_argument("--target", metavar="NAME", help="show this one only")
     parser.add_argument(
@@ -319,7 +324,7 @@ examples:
 def _add_doctor(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        doctor,
+        "doctor",
         "say what is installed, what runs, and what is missing for what",
         """\
 examples:
@@ -336,13 +341,18 @@ def _add_surrogate(parser: ArgumentParser) -> None:
     parser.add_argument("surrogate", metavar="SURROGATE", help="what ksm fit saved, or -")
 
 
-def _add_index(parser: ArgumentParser) -> None:
+def _add_readout(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--index",
-        choices=READOUTS,
+        "--readout",
+        choices=get_args(Readout),
         default="loo",
         help="leave-one-out at all tasks (default), or an average over subsets",
     )
+
+
+def _add_several(parser: ArgumentParser, option: str, what: str) -> None:
+    several: dict[str, Any] = {"action": "extend", "default": [], "metavar": "NAME,…"}
+    parser.add_argument(option, type=_names, help=what, **several)
 
 
 def _add_tables(parser: ArgumentParser, what: str) -> None:
@@ -350,16 +360,12 @@ def _add_tables(parser: ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--key", metavar="NAME", help="the column that joins two files; default: the shared one"
     )
-    parser.add_argument("--ignore", **_SEVERAL, help="columns that are neither task nor score")
+    _add_several(parser, "--ignore", "columns that are neither task nor score")
 
 
 def _add_columns(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--tasks", **_SEVERAL, help="the task columns; default: those of 0 and 1, beyond doubt"
-    )
-    parser.add_argument(
-        "--targets", **_SEVERAL, help="the score columns; default: those named like scores"
-    )
+    _add_several(parser, "--tasks", "the task columns; default: those of 0 and 1, beyond doubt")
+    _add_several(parser, "--targets", "the score columns; default: those named like scores")
     parser.add_argument(
         "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
     )
@@ -373,11 +379,19 @@ def _add_columns(parser: ArgumentParser) -> None:
     )
 
 
-def _add_output(parser: ArgumentParser, formats: Sequence[str]) -> None:
+def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: -")
     parser.add_argument(
-        "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
+        "--format",
+        choices=(*get_args(Format), *others),
+        help="default: the ending of FILE; CSV in a pipe",
     )
+
+
+def _names(text: str) -> list[str]:
+    """Names and globs between commas; one with a comma, or a blank at its end, in double quotes."""
+    found = re.findall(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(?:,|$)', text)
+    return [quoted.replace('""', '"') or plain for quoted, plain in found if quoted or plain]
 
 
 def _count(text: str) -> int:

@@ -26,17 +26,16 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, message
+from ksm_ext.tables import Format
 
 Columns = dict[str, np.ndarray]
 """Columns (m,) by name: float64, or text."""
-
-FORMATS = ("csv", "json", "parquet")
 
 MAX_BYTES = 2**31
 """What an NPZ or Parquet file, or lists of task numbers, may unpack to: 2 GiB."""
@@ -130,7 +129,7 @@ def write_columns(columns: Mapping[str, Sequence[Any]], target: str, form: str |
     if form is None:
         form = "csv" if target == "-" else Path(target).suffix.lower().lstrip(".")
         remedy = "Choose another ending, or name the format."
-        check_choice("the ending of the output", form, FORMATS, remedy)
+        check_choice("the ending of the output", form, get_args(Format), remedy)
     if form == "parquet":
         content = _parquet_bytes(columns)
         if target == "-":

@@ -20,8 +20,6 @@ The words of a name are what stands between capitals, spaces and punctuation, wi
 end: ``valLoss``, ``val_loss2`` and ``val/loss`` are scores.
 """
 
-import csv
-import io
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -352,21 +350,15 @@ def words_of(name: str) -> set[str]:
 # -- what is in doubt ---------------------------------------------------------------------------
 
 
-def split_names(text: str) -> list[str]:
-    """Names between commas; one that has a comma stands in double quotes."""
-    return [
-        part.strip()
-        for row in csv.reader([text], skipinitialspace=True)
-        for part in row
-        if part.strip()
-    ]
-
-
 def _option(argument: str, names: Iterable[str]) -> str:
-    """An option of the command line, as :func:`split_names` reads it and a shell takes it."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(names)
-    return shlex.join([f"--{argument}={line.getvalue()}"])
+    """An option as the command line reads it and a shell takes it."""
+    return shlex.join([f"--{argument}={','.join(map(_between_commas, names))}"])
+
+
+def _between_commas(name: str) -> str:
+    """A name, in double quotes where a comma, a quote or a blank at its end asks for them."""
+    plain = name == name.strip() and not set(name) & set(',"')
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 def _left_out(name: str) -> str:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ksm_ext.checks import check_choice, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
-from ksm_ext.surrogates.observations import Missing
+from ksm_ext.surrogates.options import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
 from ksm_ext.tables.roles import (
     SHARES,
@@ -167,7 +167,7 @@ def read_scores(
         found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
         expected = "a table of tasks and scores"
         raise ValueError(message(source_name(scores), expected, found, remedy))
-    check_choice("missing", missing, ("error", "drop"))
+    check_choice("missing", missing, get_args(Missing))
     return _assembled(tables, patterns, weights, key, missing)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ksm_ext import fit_surrogate, read_scores
 from ksm_ext.cli.program import _parser
-from ksm_ext.tables.roles import Column, name_columns, role_table, split_names, words_of
+from ksm_ext.tables.roles import Column, name_columns, role_table, words_of
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 ROWS = 12
@@ -292,11 +292,6 @@ def test_words_of_names():
     assert {"val", "loss"} <= words_of("valLoss") and "f1" in words_of("eval/F1")
     assert "y" in words_of("Y") and "y" not in words_of("x-y")
     assert "loss" in words_of("loss3") and "loss" not in words_of("glossary")
-
-
-def test_names_between_commas():
-    assert split_names('a, "b, c",d e') == ["a", "b, c", "d e"]
-    assert split_names(" , ") == []
 
 
 def test_many_columns_are_a_line():
