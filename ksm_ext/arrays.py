@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +56,22 @@ def names_along(value: ArrayLike, axis: int) -> list[Any] | None:
         return list(value.columns) if axis == 1 else None
     index = value.indexes.get(value.dims[axis])
     return None if index is None else list(index)
+
+
+def position(argument: str, wanted: str | int, names: Sequence[str]) -> int:
+    """The number of what is ``wanted`` among ``names``: one of them, or the number itself.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    if isinstance(wanted, Integral) and 0 <= wanted < len(names):
+        return int(wanted)
+    known = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
+    numbers = "" if isinstance(wanted, str) else f", or a number below {len(names)}"
+    remedy = "Mind its spelling."
+    raise ValueError(message(argument, f"one of {known}{numbers}", repr(wanted), remedy))
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,7 @@ def write_results(result: Result, output: Path) -> None:
     write_report(
         result.surrogate,
         output / "report.html",
+        readout="shapley",
         title="Digits: which groups have wrong labels?",
     )
     print(f"\nWritten to {output}:")

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import check_choice, message
+from ksm_ext.arrays import position
+from ksm_ext.checks import message
 from ksm_ext.cli.output import STANDARD, on_a_terminal, say, show_table, write_bytes
+from ksm_ext.drawing import largest
 from ksm_ext.report.page import write_report
 from ksm_ext.selection import exact, under_budget
 from ksm_ext.subsets import identical_subsets
@@ -227,9 +229,7 @@ def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
     known = surrogate.target_names
     if not names or list(names) == ["all"]:
         return list(range(len(known)))
-    for name in names:
-        check_choice("target", name, known, "Mind its spelling.")
-    return [known.index(name) for name in dict.fromkeys(names)]
+    return [position("target", name, known) for name in dict.fromkeys(names)]
 
 
 def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
@@ -308,8 +308,7 @@ def _order(values: Tensor, sort: str) -> Tensor:
     """Row numbers in the order wanted."""
     if sort == "none":
         return torch.arange(len(values))
-    by = values.abs() if sort == "size" else values
-    return by.argsort(descending=True, stable=True)
+    return largest(values) if sort == "size" else values.argsort(descending=True, stable=True)
 
 
 def _quality(surrogate: Surrogate) -> str:
