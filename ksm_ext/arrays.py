@@ -353,8 +353,8 @@ class Kind:
         """``tensor`` as this kind, with what names there is room for.
 
         Args:
-            tensor: Of any number of dimensions; of three or more, and of none, pandas and polars
-                have no table, and a NumPy array is answered.
+            tensor: The answer, of any shape. pandas and polars have no table of three or more
+                dimensions, nor of none: a NumPy array is returned there.
             axes: What each dimension is, such as ``"task"``, with the names along it or None.
         """
         if self.name == "torch":

@@ -84,11 +84,11 @@ def attribute_tasks(
             holds near the model it expands, which has seen all tasks. Up to ten tasks there are
             fewer than 1000 such subsets: then all of them (``exhaustive`` says so).
         masks: (m, n) bool. Subsets to use instead.
-        seed: Of the subsets.
+        seed: Seed of the drawn subsets.
         retrained: Masks and scores of a few really retrained subsets, to calibrate with.
-        kernel: Of the surrogate, see :func:`ksm_ext.fit_surrogate`.
+        kernel: Kernel of the surrogate, see :func:`ksm_ext.fit_surrogate`.
         task_names: n names.
-        output: Of a sample, see :mod:`ksm_ext.network.outputs`.
+        output: What the network says of a sample, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`; likewise the rest.
         parameters: Names or patterns of the parameters that training moves.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.

@@ -1,6 +1,6 @@
 """What the commands of ``ksm`` do; :mod:`ksm_ext.cli.program` says how they are called.
 
-Each takes the parsed arguments and answers the exit status. Names of tasks and targets come from
+Each takes the parsed arguments and returns the exit status. Names of tasks and targets come from
 the tables and go with every result.
 """
 

@@ -1,4 +1,4 @@
-"""What the commands say and hand on: words to standard error, tables to a file, pipe or screen.
+"""What the commands print and write: words to standard error, tables to a file, pipe or screen.
 
 On a screen, names are spelled by :func:`ksm_ext.tables.files.printable`.
 """

@@ -3,8 +3,8 @@ r"""A fitted surrogate as one HTML page: no network, readable without scripts, i
 What was fitted and how well, attributions with 95 % intervals, the interactions whose intervals
 exclude zero, predictions of subsets left out, the Walsh spectrum, and what more subsets would buy.
 What was not measured is not shown: a target that is not predicted has neither rank correlation nor
-interactions, a linear surrogate has no interactions. What the page says is in ``page.html.j2``,
-where names, which are the user's, are escaped; here is what it says it of.
+interactions, a linear surrogate has no interactions. The words are in ``page.html.j2``; what is
+filled in there, and escaped, since names are the user's, is computed here.
 
 Shapes: attributions (n, t), interactions (n, n, t), scores (m, t); a section per target shown.
 """

@@ -2,7 +2,8 @@
 
 What a file holds is told by its first bytes, not by its name, so that pipes need no hint. Nothing
 is unpickled. A table is its columns by name, in their order; numbers are float64, an empty cell is
-NaN, and a column that holds anything but numbers stays as text.
+NaN, and a column that holds anything but numbers stays as text. Blanks at the ends of names and
+cells of CSV are no part of them, since many write ``a, b``; those of the other formats are.
 
 A packed file may unpack to :data:`MAX_BYTES` at most, whatever it says of itself; other files take
 up to 20 times their size.

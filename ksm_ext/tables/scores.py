@@ -353,9 +353,9 @@ def _check_key(table: _Table, key: str) -> None:
         if rows.setdefault(value, row) != row:
             found = f"{_shown(value)} in rows {rows[value]} and {row}"
             remedy = "Keep one row per subset; if it is no key, name it (`--tasks`, `--targets`)."
-            texts = [n for n, c in table.columns.items() if n != key and c.ndim == 1 and is_text(c)]
-            if texts and table.may == ("task",):
-                remedy = f"{one_column_per_task(table.columns, texts[-1], key)} {remedy}"
+            if table.may == ("task",):
+                others = [name for name in table.columns if name != key]
+                remedy = f"{one_column_per_task(table.columns, others, key)} {remedy}".lstrip()
             raise ValueError(message(what, "all different", found, remedy))
 
 

@@ -110,6 +110,15 @@ def test_what_is_written_is_read_again(form, tmp_path):
     np.testing.assert_array_equal(again["count"], [1, 2])
 
 
+def test_blanks_at_the_ends_of_names_are_those_of_csv_alone(tmp_path):
+    (tmp_path / "x").write_text("a , b,key\n1, 2 , r 1 \n")
+    found = read_document(tmp_path / "x")
+    assert list(found) == ["a", "b", "key"] and found["b"] == [2.0] and found["key"] == ["r 1"]
+    (tmp_path / "x").write_text('[{"a ": 1, " key": " r 1 "}]')
+    found = read_document(tmp_path / "x")
+    assert list(found) == ["a ", " key"] and found[" key"] == [" r 1 "]
+
+
 def test_unknown_endings(tmp_path):
     with pytest.raises(ValueError, match="`the ending of the output` must be one of 'csv'"):
         write_columns({"a": [1]}, str(tmp_path / "x.xlsx"), None)
