@@ -33,19 +33,16 @@ def design(args: Namespace) -> int:
 
 def _task_names(source: str) -> list[str]:
     """One name a line."""
-    path = Path(source)
+    path, remedy = Path(source), "Write one name a line."
     if not path.is_file():
-        remedy = "Write one name a line."
         raise FileNotFoundError(message("tasks", "a file", source, remedy))
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        remedy = "Write one name a line."
         raise ValueError(message(source, "text in UTF-8", str(error), remedy)) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         found = "none" if not names else "a name more than once"
-        remedy = "Write one name a line."
         raise ValueError(message(f"the names in {source}", "all different", found, remedy))
     return names
 

@@ -134,30 +134,25 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
     which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
-    parser.add_argument("--num-subsets", type=_count, metavar="M")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--num-subsets", type=_count, metavar="M")
+    add(
         "--design",
         choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out"),
         default="mixed-sizes",
         help="default: mixed-sizes, with which Shapley intervals hold",
     )
-    parser.add_argument(
+    add(
         "--probability",
         type=float,
         default=0.5,
         metavar="P",
-        help="of a task to be in (bernoulli, paired; default 0.5)",
+        help="that a task is in a subset (bernoulli, paired; default 0.5)",
     )
-    parser.add_argument(
-        "--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)"
-    )
-    parser.add_argument(
-        "--sizes", type=_counts, metavar="K,K,…", help="to draw from (mixed-sizes; default all)"
-    )
-    parser.add_argument(
-        "--include-full", action="store_true", help="and the subset of all (leave-one-out)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    add("--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)")
+    add("--sizes", type=_counts, metavar="K,K,…", help="sizes to draw (mixed-sizes; default all)")
+    add("--include-full", action="store_true", help="add the subset of all tasks (leave-one-out)")
+    add("--seed", type=int, default=0, help="default 0")
     _add_output(parser, ("npz", "table"))
 
 
@@ -183,46 +178,46 @@ layouts are read too: train_w with train_subset_scores; lists of scores beside l
 numbers.
 """,
     )
-    parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
+    add = parser.add_argument
+    add("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
     _add_columns(parser)
     _add_model(parser)
-    parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+    add("--quiet", action="store_true", help="say nothing unless it fails")
+    add("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
 
 
 def _add_model(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--kernel",
         default="auto",
         metavar="NAME[,NAME…]",
         help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, sums such as "
         "linear+rbf, lasso, least_squares; of several, the best by leave-one-out",
     )
-    parser.add_argument(
-        "--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out"
-    )
-    parser.add_argument(
+    add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
+    add(
         "--criterion",
         choices=get_args(Criterion),
         default="error",
-        help="what leave-one-out minimises: squared error (default), or wrong ranks",
+        help="what leave-one-out minimises: squared error (default), or errors of rank",
     )
-    parser.add_argument(
+    add(
         "--share-ridge",
         choices=("auto", "yes", "no"),
         default="auto",
         help="one kernel and ridge for all targets (default: what predicts best)",
     )
-    parser.add_argument("--no-intercept", action="store_true")
-    parser.add_argument(
+    add("--no-intercept", action="store_true")
+    add(
         "--noise-std",
         type=float,
         metavar="NUMBER",
         help="standard deviation of a single run by its seed, 0 for none (default: measured on "
         "repeated subsets, else unknown)",
     )
-    parser.add_argument(
+    add(
         "--missing",
         choices=get_args(Missing),
         default="error",
@@ -247,20 +242,19 @@ Columns: task, target, value, std, low, high (the ends of the 95 % interval).
     )
     _add_surrogate(parser)
     _add_readout(parser)
-    parser.add_argument(
-        "--interactions", action="store_true", help="of pairs of tasks, instead of single ones"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--interactions", action="store_true", help="pairs of tasks instead of single ones")
+    add(
         "--target", action="append", default=[], metavar="NAME", help="may be repeated; default all"
     )
-    parser.add_argument(
+    add(
         "--sort",
         choices=("size", "value", "none"),
         default="size",
         help="largest absolute value first (default), largest value, or the order of the tasks",
     )
-    parser.add_argument("--top", type=_count, metavar="K", help="the first K of each target")
-    parser.add_argument("--no-intervals", action="store_true", help="values only, faster")
+    add("--top", type=_count, metavar="K", help="the first K of each target")
+    add("--no-intervals", action="store_true", help="values only, faster")
     _add_output(parser, ("table",))
 
 
@@ -279,14 +273,13 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
 """,
     )
     _add_surrogate(parser)
-    parser.add_argument(
-        "--budget", type=float, required=True, metavar="B", help="in units of the costs"
-    )
-    parser.add_argument("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
+    add = parser.add_argument
+    add("--budget", type=float, required=True, metavar="B", help="in units of the costs")
+    add("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--maximize", action="store_true", dest="maximize")
     direction.add_argument("--minimize", action="store_false", dest="maximize")
-    parser.add_argument(
+    add(
         "--target",
         action="append",
         default=[],
@@ -294,7 +287,7 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
         help="the score that counts; may be repeated for scores of one direction, which are "
         "averaged in units of their standard deviations",
     )
-    parser.add_argument("--exact", action="store_true", help="compare all subsets")
+    add("--exact", action="store_true", help="compare all subsets")
     _add_output(parser, ("table",))
 
 
@@ -312,13 +305,12 @@ examples:
     )
     _add_surrogate(parser)
     _add_readout(parser)
-    parser.add_argument("--title", default="Task attribution")
-    parser.add_argument("--target", metavar="NAME", help="show this one only")
-    parser.add_argument(
-        "--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict"
-    )
+    add = parser.add_argument
+    add("--title", default="Task attribution")
+    add("--target", metavar="NAME", help="show this one only")
+    add("--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict")
     _add_tables(parser, "the held-out scores")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+    add("-o", "--output", required=True, metavar="FILE", help="the HTML page")
 
 
 def _add_doctor(kinds: Kinds) -> None:
@@ -366,13 +358,10 @@ def _add_tables(parser: ArgumentParser, what: str) -> None:
 def _add_columns(parser: ArgumentParser) -> None:
     _add_several(parser, "--tasks", "the task columns; default: those of 0 and 1, beyond doubt")
     _add_several(parser, "--targets", "the score columns; default: those named like scores")
-    parser.add_argument(
-        "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
-    )
-    parser.add_argument(
-        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--weights", action="store_true", help="masks may be shares of a mixture, or counts")
+    add("--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers")
+    add(
         "--merge-duplicates",
         action="store_true",
         help="make one task of those that are in or out together in every subset",

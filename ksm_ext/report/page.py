@@ -149,16 +149,13 @@ def _kernels(surrogate: Surrogate) -> str:
 def _candidates(surrogate: Surrogate) -> dict[str, Any]:
     """The kernels compared, each at its best ridge, those in use first."""
     best: dict[tuple[str, int], Candidate] = {}
-    chosen: dict[tuple[str, int], int] = {}
-    for row in surrogate.candidates:
-        key = (row.kernel, row.num_subsets)
-        chosen[key] = chosen.get(key, 0) + row.num_chosen
-        if key not in best or row.error < best[key].error:
-            best[key] = row
-    ranked = sorted(best.items(), key=lambda item: (not chosen[item[0]], item[1].error))
+    for row in sorted(surrogate.candidates, key=lambda row: row.error):
+        best.setdefault((row.kernel, row.num_subsets), row)
+    chosen = {(row.kernel, row.num_subsets) for row in surrogate.candidates if row.num_chosen}
+    ranked = sorted(best.items(), key=lambda item: (item[0] not in chosen, item[1].error))
     rows = [
         {
-            "kernel": row.kernel + (" ✓" if chosen[key] else ""),
+            "kernel": row.kernel + (" ✓" if key in chosen else ""),
             "numbers": (row.ridge, row.error, _rank(row)),
             "num_subsets": row.num_subsets,
         }

@@ -195,24 +195,18 @@ def assign_roles(
         ValueError: If a role is in doubt, or there are no tasks or no targets.
     """
     open_roles = [role for role in may if role not in named.values()]
-    known = {
-        name: _known_role(name, cells, named, open_roles, sure) for name, cells in columns.items()
-    }
-    rest = {name: columns[name] for name, column in known.items() if column is None}
-    shares = may == ("task",) and _are_shares(rest)
-    found: dict[str, Column] = {}
-    doubtful: list[str] = []
-    for name, cells in columns.items():
-        column = Column(name, "task", SHARES) if shares else None
-        column = column if name in rest else known[name]
-        if column is None and may == ("task",) and weights and _is_weight(name, cells):
-            column = Column(name, "task", "weights")
-        if column is None:
-            column = _unmistakable(name, cells, where, open_roles, alone=len(may) == 1)
-        if column is None:
-            doubtful.append(name)
-        else:
-            found[name] = column
+    given = {n: _known_role(n, cells, named, open_roles, sure) for n, cells in columns.items()}
+    found = {name: column for name, column in given.items() if column is not None}
+    rest = {name: cells for name, cells in columns.items() if name not in found}
+    if may == ("task",) and _are_shares(rest):
+        found |= {name: Column(name, "task", SHARES) for name in rest}
+    elif may == ("task",) and weights:
+        heavy = [name for name, cells in rest.items() if _is_weight(name, cells)]
+        found |= {name: Column(name, "task", "weights") for name in heavy}
+    for name in [name for name in columns if name not in found]:
+        column = _unmistakable(name, columns[name], where, open_roles, alone=len(may) == 1)
+        found |= {name: column} if column is not None else {}
+    doubtful = [name for name in columns if name not in found]
     roles = {column.role for column in found.values()}
     if len(may) == 2 and "target" in open_roles and "target" not in roles:
         fractions = [name for name in doubtful if _is_score_by_content(name, columns[name])]
@@ -432,18 +426,19 @@ def one_column_per_task(columns: Columns, names: Sequence[str], key: str = "") -
         if not key:
             make += f".join(table.groupby({run!r})[{scores!r}].first()).reset_index(drop=True)"
     else:
-        for name in reversed(texts):
-            cells = [cell for cell in columns[name].flat if str(cell)]
-            separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
-            if any(isinstance(cell, list) for cell in cells):
-                make = f"table[{name!r}].str.join('|').str.get_dummies()"
-                break
-            if separator is not None:
-                make = f"table[{name!r}].str.get_dummies({separator!r})"
-                break
-        else:
-            return ""
+        made = ((name, _by_lists(name, columns[name])) for name in reversed(texts))
+        name, make = next(((name, make) for name, make in made if make), ("", ""))
+    if not make:
+        return ""
     return f"If {name!r} names the tasks, make a column of each, in pandas by `{make}`."
+
+
+def _by_lists(name: str, column: np.ndarray) -> str:
+    cells = [cell for cell in column.flat if str(cell)]
+    if any(isinstance(cell, list) for cell in cells):
+        return f"table[{name!r}].str.join('|').str.get_dummies()"
+    separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
+    return f"table[{name!r}].str.get_dummies({separator!r})" if separator else ""
 
 
 def _run_and_task(
