@@ -444,21 +444,23 @@ def _by_lists(name: str, column: np.ndarray) -> str:
 def _run_and_task(
     columns: Columns, names: Sequence[str], key: str
 ) -> tuple[str, str, list[str]] | None:
-    """Of a table with a row per run and task the columns of both, and the scores.
+    """The columns of runs, tasks and scores of a table with a row per run and task.
 
     No run has a task twice, and a run's scores are the same in all of its rows. Tasks are text, or
     the only whole numbers beside those of the runs.
     """
     kinds = ("text", "whole numbers", "0 or 1")
     labels = {n: columns[n].tolist() for n in names if _content(columns[n]).startswith(kinds)}
+    if len(labels) > _SHOWN:  # a wide table, whose pairs of columns are too many to compare
+        return None
     found = []
-    for run in [key] if key else list(labels)[:_SHOWN]:
+    for run in [key] if key else labels:
         runs = columns[run].tolist()
-        scores = [n for n in columns if _may_be_score(n, columns) and n not in (run, *labels)]
+        scores = [n for n in columns if _may_be_score(n, columns) and n != run and n not in labels]
         scores = [n for n in scores if _tells(runs, columns[n].tolist())]
         texts = [n for n in labels if is_text(columns[n]) and n != run]
         numbers = [n for n in labels if n not in (run, *texts)]
-        for task in [*texts[:_SHOWN], *(numbers if len(numbers) == 1 else ())]:
+        for task in [*texts, *(numbers if len(numbers) == 1 else ())]:
             tasks = labels[task]
             once = len({*zip(runs, tasks, strict=True)}) == len(tasks)
             if once and len({*runs}) < len(runs) and (key or scores):
