@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +56,22 @@ def names_along(value: ArrayLike, axis: int) -> list[Any] | None:
         return list(value.columns) if axis == 1 else None
     index = value.indexes.get(value.dims[axis])
     return None if index is None else list(index)
+
+
+def position(argument: str, wanted: str | int, names: Sequence[str]) -> int:
+    """The number of what is ``wanted`` among ``names``: one of them, or the number itself.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    if isinstance(wanted, Integral) and 0 <= wanted < len(names):
+        return int(wanted)
+    known = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
+    numbers = "" if isinstance(wanted, str) else f", or a number below {len(names)}"
+    remedy = "Mind its spelling."
+    raise ValueError(message(argument, f"one of {known}{numbers}", repr(wanted), remedy))
 
 
 @dataclass(frozen=True)
@@ -337,8 +353,8 @@ class Kind:
         """``tensor`` as this kind, with what names there is room for.
 
         Args:
-            tensor: Of any number of dimensions; of three or more, and of none, pandas and polars
-                have no table, and a NumPy array is answered.
+            tensor: The answer, of any shape. pandas and polars have no table of three or more
+                dimensions, nor of none: a NumPy array is returned there.
             axes: What each dimension is, such as ``"task"``, with the names along it or None.
         """
         if self.name == "torch":

@@ -407,7 +407,7 @@ def bootstrap(
         level: Nominal coverage, strictly between 0 and 1.
         method: ``"percentile"``, or ``"bca"``, which corrects bias and skewness (Efron 1987) at the
             price of one evaluation per row.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         **options: Passed on to ``metric``.
 
     Returns:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, position
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.subsets import as_masks
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -105,19 +105,11 @@ def to_interaction_values(
     orders = (1,) if index in _EFFECTS.values() else (2, 1)
     order = orders[0] if order is None else order
     check_choice("order", order, orders, f"{index} of more tasks has no closed form here.")
-    names = surrogate.target_names
-    column = names.index(str(target)) if target in names else target
-    check_choice("target", column, range(len(names)), f"The targets are {', '.join(names)}.")
+    column = position("target", target, surrogate.target_names)
     n, readout = surrogate.masks.num_tasks, _READOUTS[index]
 
     def of_target(answer: Any, *leading: int) -> np.ndarray:
-        return (
-            as_tensor("answer", answer)
-            .cpu()
-            .double()
-            .reshape(*leading, -1)[..., int(column)]
-            .numpy()
-        )
+        return as_tensor("answer", answer).cpu().double().reshape(*leading, -1)[..., column].numpy()
 
     effects = of_target(surrogate.attribute(readout), n)
     values: dict[tuple[int, ...], float] = {(task,): float(effects[task]) for task in range(n)}

@@ -8,7 +8,6 @@ with any colour vision: blue is positive, orange is negative.
 Shapes: attributions (n,), interactions (n, n), scores (l, t), curves (c, r): c curves of r points.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
+from ksm_ext.drawing import decimals, fixed, full_colour, largest, limits
 from ksm_ext.evaluation import lds, residual_error
 
 if TYPE_CHECKING:
@@ -60,13 +60,12 @@ def attribution_bars(
     """
     tables = {"attributions": (attributions, "task"), "std": (std, "task")}
     attributions, std = aligned(tables)
-    tau = _finite("attributions", attributions, 1, "(n,): one attribution per task").numpy()
+    values = _finite("attributions", attributions, 1, "(n,): one attribution per task")
+    tau = values.numpy()
     labels = _task_names(names, attributions, len(tau))
     order = np.argsort(tau, kind="stable")
     if top is not None:
-        top = check_positive_int("top", top)
-        largest = np.argsort(-np.abs(tau), kind="stable")[:top]
-        order = order[np.isin(order, largest)]
+        order = order[np.isin(order, largest(values, check_positive_int("top", top)))]
     meaning = "(n,): one standard deviation per task"
     widths = None if std is None else _interval_widths(std, level, tau.shape, meaning)[order]
     axes = _axes(ax, (5.2, 0.9 + 0.24 * len(order)))
@@ -128,20 +127,29 @@ def interaction_heatmap(
     if std is not None:
         half = _interval_widths(std, level, table.shape, "(n, n): tasks by tasks")
         drawn &= table.abs() > torch.from_numpy(half)
-    limit = float(table[drawn].abs().max()) if drawn.any() else 0.0
-    limit = limit or 1.0  # all zero: any scale will do, but it must not be empty
+    limit = full_colour(table, drawn)
     side = min(9.0, 2.2 + 0.34 * num_tasks)
     axes = _axes(ax, (side + 0.8, side))
     values = np.ma.masked_array(table.numpy(), mask=~drawn.numpy())
     axes.set_facecolor(_BLANK)  # seen where nothing is drawn
     image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
     if num_tasks <= _LABELLED_CELLS:
-        decimals = max(0, 1 - math.floor(math.log10(limit)))  # two digits of the largest
         for row, column in drawn.nonzero().tolist():
             value = float(table[row, column])
             colour = "white" if abs(value) > 0.6 * limit else _INK
-            text = f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+            text = fixed(value, decimals(limit, 2))
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    _name_cells(axes, labels)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, pad=0.03)
+    bar.set_label("interaction", color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, labelsize=8, colors=_INK)
+    return axes
+
+
+def _name_cells(axes: "Axes", labels: list[str]) -> None:
+    """Write the names of rows and columns beside a matrix, some of many."""
+    num_tasks = len(labels)
     ticks = np.arange(num_tasks) if num_tasks <= 40 else np.arange(0, num_tasks, num_tasks // 20)
     shown = [labels[tick] for tick in ticks]
     turned = max(len(label) for label in shown) > 3
@@ -150,11 +158,6 @@ def interaction_heatmap(
     axes.tick_params(length=0, labelsize=8, colors=_INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, pad=0.03)
-    bar.set_label("interaction", color=_INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=2, labelsize=8, colors=_INK)
-    return axes
 
 
 def predicted_against_true(
@@ -196,14 +199,14 @@ def predicted_against_true(
     x, y = true.flatten().numpy(), predicted.flatten().numpy()
     size, alpha = (22, 0.75) if len(x) <= 300 else (8, 0.35)
     axes.scatter(x, y, s=size, alpha=alpha, color=_BLUE, linewidths=0, rasterized=len(x) > 5000)
-    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    low, high = limits(true, predicted)
     margin = 0.05 * (high - low)
-    limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
+    ends = (low - margin, high + margin)
+    axes.plot(ends, ends, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_xlim(ends)
+    axes.set_ylim(ends)
     axes.set_aspect("equal", adjustable="box")
-    title = f"Spearman {rank:.2f}   residual error {error:.2f}".replace("-", "\N{MINUS SIGN}")
+    title = f"Spearman {fixed(rank, 2)}   residual error {fixed(error, 2)}"
     axes.set_title(title, fontsize=10, color=_INK, loc="left")
     _style(axes, "true score", "predicted score", grid="both")
     return axes

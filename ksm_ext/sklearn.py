@@ -1,9 +1,9 @@
 """Surrogates as scikit-learn regressors: pipelines, grid searches and cross-validation of them.
 
 Needs scikit-learn, which nothing else in the package does. ``X`` holds the masks and ``y`` the
-scores of :func:`ksm_ext.fit_surrogate`; everything is answered by NumPy arrays, as scikit-learn's
-own regressors do. Features that are not 0/1 are what they are there, real weights: every kernel is
-defined on them, Shapley and Banzhaf values and interactions are not.
+scores of :func:`ksm_ext.fit_surrogate`; all answers are NumPy arrays, as of scikit-learn's own
+regressors. Features that are not 0/1 are real weights: every kernel is defined on them, Shapley and
+Banzhaf values and interactions are not.
 
 Shapes: X (m, n), y (m,) or (m, t).
 """
@@ -17,13 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
+from ksm_ext.surrogates.options import Criterion, ShareRidge
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
     """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor; its arguments mean the same there.
 
-    What is known of single rows (``noise_std``, ``known``, ``missing``) has no place here: folds
-    and searches hand on masks and scores alone. Rows of one subset are repeats here too.
+    Folds and searches pass on masks and scores only, so arguments about single rows (``known``,
+    ``missing``, ``noise_std`` by row) are left out. Rows of one subset are repeats here too.
 
     With ``kernel="linear"`` and a number for ``ridge`` it is ``sklearn.linear_model.Ridge`` with
     ``alpha=ridge``. ``score`` is R², as of every regressor; :func:`lds_score` is the linear
@@ -46,8 +47,8 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         *,
         kernel: KernelChoice = "auto",
         ridge: Literal["loo"] | float = "loo",
-        criterion: Literal["error", "rank"] = "error",
-        share_ridge: Literal["auto"] | bool = "auto",
+        criterion: Criterion = "error",
+        share_ridge: ShareRidge = "auto",
         center: bool = True,
         noise_std: float | None = None,
     ) -> None:
@@ -124,8 +125,8 @@ def lds_score(
         estimator: A fitted regressor.
         X: (l, n). Held-out subsets, l at least 2.
         y: (l,) or (l, t) float. Their scores.
-        constant: Of :func:`ksm_ext.evaluation.lds`: a target that is constant over the subsets is
-            an error, or counts as zero (``functools.partial`` makes that a scorer).
+        constant: Whether a target that is constant over the subsets is an error, or counts as
+            zero, as in :func:`ksm_ext.evaluation.lds` (``functools.partial`` makes that a scorer).
 
     Returns:
         In [-1, 1]; see :func:`ksm_ext.evaluation.lds`.

@@ -552,7 +552,7 @@ def _sample(
     Args:
         size_weights: (n + 1,) float64, the probabilities of the sizes.
         num_subsets: m.
-        seed: Of the generator.
+        seed: Seed of the generator.
         allow_repeats: Whether to draw independently.
         allow_fewer: Whether to answer what there is, or was found, where that is less than m.
         pairs: Whether a subset and its complement are the same thing.

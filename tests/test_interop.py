@@ -146,8 +146,8 @@ def test_what_is_no_game(error, found, game, n):
         ({"index": "STII"}, "`index` must be one of 'SV', 'SII', .*, got 'STII'. Others have no"),
         ({"order": 3}, "`order` must be one of 2, 1, got 3. SII of more tasks has no closed form"),
         ({"index": "SV", "order": 2}, "`order` must be one of 1, got 2"),
-        ({"target": "w"}, "`target` must be one of 0, 1, got 'w'. The targets are u, v"),
-        ({"target": -1}, "`target` must be one of 0, 1, got -1"),
+        ({"target": "w"}, "`target` must be one of 'u', 'v', got 'w'"),
+        ({"target": -1}, "`target` must be one of 'u', 'v', or a number below 2, got -1"),
     ],
 )
 def test_what_has_no_interaction_values(options, found):

@@ -151,7 +151,7 @@ def attribute(run: Run) -> None:
         told.surrogate.save(run.output / "surrogate.safetensors")
         draw(told, run)
         title, page = "Digits: which groups have wrong labels?", run.output / "report.html"
-        write_report(told.surrogate, page, title=title)
+        write_report(told.surrogate, page, readout="shapley", title=title)
     print(f"\nThe page to look at: {page}")
 
 

@@ -1,37 +1,31 @@
 """What the commands of ``ksm`` do; :mod:`ksm_ext.cli.program` says how they are called.
 
-Each takes the parsed arguments and answers the exit status. Names of tasks and targets come from
+Each takes the parsed arguments and returns the exit status. Names of tasks and targets come from
 the tables and go with every result.
 """
 
-import io
+import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext import subsets
-from ksm_ext.checks import check_choice, message
-from ksm_ext.cli.output import (
-    STANDARD,
-    on_a_terminal,
-    read_surrogate,
-    say,
-    show_table,
-    write_bytes,
-    write_surrogate,
-)
+from ksm_ext.arrays import position
+from ksm_ext.checks import message
+from ksm_ext.cli.output import STANDARD, on_a_terminal, say, show_table, write_bytes
+from ksm_ext.drawing import largest
 from ksm_ext.report.page import write_report
 from ksm_ext.selection import exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities
+from ksm_ext.surrogates.storage import load_surrogate
 from ksm_ext.surrogates.surrogate import Z95, Surrogate
 from ksm_ext.tables.files import read_document
 from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
@@ -40,7 +34,6 @@ from ksm_ext.tables.scores import ScoreTable, read_scores
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
 _SHOWN_TARGETS = 12
 _AVERAGED = "averaged over targets in standard deviations from their means"
-_SHARING: dict[str, Literal["auto"] | bool] = {"auto": "auto", "yes": True, "no": False}
 
 
 def fit(args: Namespace) -> int:
@@ -55,7 +48,7 @@ def fit(args: Namespace) -> int:
         kernel=_kernels(args.kernel),
         ridge=args.ridge,
         criterion=args.criterion,
-        share_ridge=_SHARING[args.share_ridge],
+        share_ridge={"yes": True, "no": False}.get(args.share_ridge, "auto"),
         center=not args.no_intercept,
         noise_std=args.noise_std,
         missing=args.missing,
@@ -63,7 +56,7 @@ def fit(args: Namespace) -> int:
         target_names=table.target_names,
         progress=on_a_terminal() and not args.quiet,
     )
-    write_surrogate(surrogate, args.output)
+    _write_surrogate(surrogate, args.output)
     say(_quality(surrogate), quiet=args.quiet)
     seconds = perf_counter() - start
     say(f"Saved to {args.output} after {seconds:.1f} s.", quiet=args.quiet)
@@ -72,7 +65,7 @@ def fit(args: Namespace) -> int:
 
 def attribute(args: Namespace) -> int:
     """Write attributions, or interactions, with their intervals."""
-    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    surrogate = _read_surrogate(args.surrogate).with_tensor_answers()
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
@@ -84,11 +77,11 @@ def attribute(args: Namespace) -> int:
             found = f"{pairs.shape[1]:,} x {len(surrogate.masks):,}"
             remedy = "Add `--no-intervals`."
             raise ValueError(message("interactions with intervals", expected, found, remedy))
-        answers = _answers(surrogate.interactions, args.index, intervals)
+        answers = _answers(surrogate.interactions, args.readout, intervals)
         values, std = (answer[pairs[0], pairs[1]] for answer in answers)
         names = {"task": pairs[0], "other_task": pairs[1]}
     else:
-        values, std = _answers(surrogate.attribute, args.index, intervals)
+        values, std = _answers(surrogate.attribute, args.readout, intervals)
         names = {"task": torch.arange(len(values))}
     order = torch.stack([_order(values[:, j], args.sort)[: args.top] for j in targets])
     columns: dict[str, Any] = {
@@ -108,7 +101,7 @@ def attribute(args: Namespace) -> int:
 
 def select(args: Namespace) -> int:
     """Choose the tasks of the best predicted score within a budget."""
-    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    surrogate = _read_surrogate(args.surrogate).with_tensor_answers()
     if not surrogate.masks.binary:
         remedy = "Tasks can be chosen where they are in or out."
         raise ValueError(message("masks", "0 or 1 to select tasks", "real weights", remedy))
@@ -145,7 +138,7 @@ def select(args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """Write the report of a surrogate as one HTML page."""
-    surrogate = read_surrogate(args.surrogate)
+    surrogate = _read_surrogate(args.surrogate)
     held_out = None
     if args.held_out is not None:
         table = read_scores(
@@ -164,7 +157,7 @@ def report(args: Namespace) -> int:
         surrogate,
         args.output,
         title=args.title,
-        readout=args.index,
+        readout=args.readout,
         held_out=held_out,
         target=args.target,
     )
@@ -172,22 +165,25 @@ def report(args: Namespace) -> int:
     return 0
 
 
-def design(args: Namespace) -> int:
-    """Draw the subsets to score, one row each."""
-    if args.tasks is None:
-        names = [str(index) for index in range(args.num_tasks)]
-    else:
-        names = _task_names(args.tasks)
-    masks = _draw(args, len(names))
-    if args.format == "npz" or (args.format is None and args.output.endswith(".npz")):
-        file = io.BytesIO()
-        np.savez_compressed(file, masks=masks.numpy(), task_names=np.array(names))
-        write_bytes(file.getvalue(), args.output)
-    else:
-        columns = dict(zip(names, masks.int().T.tolist(), strict=True))
-        show_table(columns, args.output, args.format)
-    say(f"{len(masks):,} subsets of {len(names):,} tasks.", quiet=args.output == STANDARD)
-    return 0
+def _read_surrogate(source: str) -> Surrogate:
+    """Load a surrogate from a file or standard input."""
+    if source != STANDARD:
+        return load_surrogate(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard input"
+        path.write_bytes(sys.stdin.buffer.read())
+        return load_surrogate(path)
+
+
+def _write_surrogate(surrogate: Surrogate, target: str) -> None:
+    """Save a surrogate to a file or standard output."""
+    if target != STANDARD:
+        surrogate.save(target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "surrogate"
+        surrogate.save(path)
+        write_bytes(path.read_bytes(), STANDARD)
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -233,9 +229,7 @@ def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
     known = surrogate.target_names
     if not names or list(names) == ["all"]:
         return list(range(len(known)))
-    for name in names:
-        check_choice("target", name, known, "Mind its spelling.")
-    return [known.index(name) for name in dict.fromkeys(names)]
+    return [position("target", name, known) for name in dict.fromkeys(names)]
 
 
 def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
@@ -298,59 +292,15 @@ def _name(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def _task_names(source: str) -> list[str]:
-    """One name a line."""
-    path = Path(source)
-    if not path.is_file():
-        remedy = "Write one name a line."
-        raise FileNotFoundError(message("tasks", "a file", source, remedy))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        remedy = "Write one name a line."
-        raise ValueError(message(source, "text in UTF-8", str(error), remedy)) from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names or len(set(names)) < len(names):
-        found = "none" if not names else "a name more than once"
-        remedy = "Write one name a line."
-        raise ValueError(message(f"the names in {source}", "all different", found, remedy))
-    return names
-
-
-def _draw(args: Namespace, n: int) -> Tensor:
-    """The masks (m, n) of the design asked for."""
-    if args.design == "leave-one-out":
-        return subsets.leave_one_out(n, include_full=args.include_full)
-    if args.num_subsets is None:
-        remedy = "Several times the number of tasks is a good start."
-        raise ValueError(message("num-subsets", "given for this design", "none", remedy))
-    if args.design == "fixed-size" and args.size is None:
-        remedy = "Say how many tasks each subset has."
-        raise ValueError(message("size", "given for this design", "none", remedy))
-    options: dict[str, Any] = {"seed": args.seed, "allow_fewer": True}
-    if args.design == "mixed-sizes":
-        masks = subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
-    elif args.design == "fixed-size":
-        masks = subsets.fixed_size(n, args.num_subsets, args.size, **options)
-    elif args.design == "paired":
-        options |= {"probability": args.probability} if args.size is None else {"size": args.size}
-        masks = subsets.paired(n, args.num_subsets, **options)
-    else:
-        masks = subsets.bernoulli(n, args.num_subsets, args.probability, **options)
-    if len(masks) < args.num_subsets:
-        say(f"Note: there are {len(masks):,} different subsets in this design, and all are drawn.")
-    return masks
-
-
 # -- results ------------------------------------------------------------------------------------
 
 
-def _answers(ask: Callable[..., Any], index: str, intervals: bool) -> tuple[Tensor, Tensor]:
+def _answers(ask: Callable[..., Any], readout: str, intervals: bool) -> tuple[Tensor, Tensor]:
     """Values and standard deviations, NaN where there are none."""
     if intervals:
-        value, std = ask(index, return_std=True)
+        value, std = ask(readout, return_std=True)
         return value, std
-    value = ask(index)
+    value = ask(readout)
     return value, torch.full_like(value, torch.nan)
 
 
@@ -358,8 +308,7 @@ def _order(values: Tensor, sort: str) -> Tensor:
     """Row numbers in the order wanted."""
     if sort == "none":
         return torch.arange(len(values))
-    by = values.abs() if sort == "size" else values
-    return by.argsort(descending=True, stable=True)
+    return largest(values) if sort == "size" else values.argsort(descending=True, stable=True)
 
 
 def _quality(surrogate: Surrogate) -> str:

@@ -13,7 +13,7 @@ import torch
 from ksm_ext import ops
 from ksm_ext.build_info import build_info
 
-PACKAGES = ("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib")
+PACKAGES = ("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib", "jinja2")
 
 
 @dataclass(frozen=True)

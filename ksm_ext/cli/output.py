@@ -1,17 +1,14 @@
-"""What the commands say and hand on: words to standard error, tables to a file, pipe or screen.
+"""What the commands print and write: words to standard error, tables to a file, pipe or screen.
 
 On a screen, names are spelled by :func:`ksm_ext.tables.files.printable`.
 """
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ksm_ext.atomic_write import write_whole
-from ksm_ext.surrogates.storage import load_surrogate
-from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"
@@ -35,34 +32,13 @@ def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | No
     Args:
         columns: Equally long columns by name.
         target: A file, or ``"-"``.
-        form: One of :data:`.files.FORMATS`, ``"table"`` for an aligned one, or ``None``:
+        form: One of :data:`ksm_ext.tables.Format`, ``"table"`` for an aligned one, or ``None``:
             the file's ending, CSV in a pipe, ``"table"`` on a screen.
     """
     if form == "table" or (form is None and target == STANDARD and sys.stdout.isatty()):
         sys.stdout.write(_aligned(columns))
     else:
         write_columns(columns, target, form)
-
-
-def read_surrogate(source: str) -> Surrogate:
-    """Load a surrogate from a file or standard input."""
-    if source != STANDARD:
-        return load_surrogate(source)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "standard input"
-        path.write_bytes(sys.stdin.buffer.read())
-        return load_surrogate(path)
-
-
-def write_surrogate(surrogate: Surrogate, target: str) -> None:
-    """Save a surrogate to a file or standard output."""
-    if target != STANDARD:
-        surrogate.save(target)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "surrogate"
-        surrogate.save(path)
-        write_bytes(path.read_bytes(), STANDARD)
 
 
 def write_bytes(content: bytes, target: str) -> None:

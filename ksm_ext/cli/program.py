@@ -1,12 +1,14 @@
 """The arguments of ``ksm``, its help, and its exit codes.
 
 ``argparse``, since a parser that comes with Python costs no dependency and its help is plain text.
+torch takes seconds to import: what a command needs is imported when it runs, and nothing for help.
 
 0: done, also where the reader of a pipe had enough. 1: failed (disk, memory, numerics, a missing
 package). 2: bad arguments or input. 130: interrupted.
 """
 
 import os
+import re
 import sys
 from argparse import (
     ArgumentParser,
@@ -15,16 +17,12 @@ from argparse import (
     RawDescriptionHelpFormatter,
     _SubParsersAction,
 )
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, get_args
 
 import ksm_ext
-from ksm_ext.cli.commands import attribute, design, fit, report, select
-from ksm_ext.cli.doctor import doctor
-from ksm_ext.cli.output import say
-from ksm_ext.surrogates.readouts import READOUTS
-from ksm_ext.tables.files import FORMATS
-from ksm_ext.tables.roles import split_names
+from ksm_ext.surrogates.options import Criterion, Missing, Readout
+from ksm_ext.tables import Format
 
 _DESCRIPTION = """\
 Which training tasks help or hurt a score, alone and together?
@@ -47,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``ksm`` with the arguments of the process, or with these; answers the exit code."""
     args = _parser().parse_args(arguments)
     try:
-        status = int(args.run(args))
+        status = _run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -63,19 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
 
 
+def _run(args: Namespace) -> int:
+    if args.command == "design":
+        from ksm_ext.cli.design import design as run
+    elif args.command == "doctor":
+        from ksm_ext.cli.doctor import doctor as run
+    else:
+        from ksm_ext.cli import commands
+
+        run = getattr(commands, args.command)
+    return run(args)
+
+
 def _fail(error: BaseException, status: int) -> int:
+    from ksm_ext.cli.output import say
+
     text = getattr(error, "strerror", None) or str(error)
     say(f"ksm: error: {text}")
     return status
-
-
-# Names and globs between commas; the option may be repeated.
-_SEVERAL: dict[str, Any] = {
-    "type": split_names,
-    "action": "extend",
-    "default": [],
-    "metavar": "NAME,…",
-}
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -89,7 +92,9 @@ def _parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ksm_ext {ksm_ext.__version__}")
-    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    kinds = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     _add_design(kinds)
     _add_fit(kinds)
     _add_attribute(kinds)
@@ -102,24 +107,20 @@ def _parser() -> ArgumentParser:
 Kinds: TypeAlias = "_SubParsersAction[ArgumentParser]"
 
 
-def _command(
-    kinds: Kinds, run: Callable[[Namespace], int], summary: str, details: str
-) -> ArgumentParser:
-    parser = kinds.add_parser(
-        run.__name__,
+def _command(kinds: Kinds, name: str, summary: str, details: str) -> ArgumentParser:
+    return kinds.add_parser(
+        name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=details,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_design(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        design,
+        "design",
         "draw the subsets of tasks to score",
         """\
 examples:
@@ -133,37 +134,32 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
     which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
-    parser.add_argument("--num-subsets", type=_count, metavar="M")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--num-subsets", type=_count, metavar="M")
+    add(
         "--design",
         choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out"),
         default="mixed-sizes",
         help="default: mixed-sizes, with which Shapley intervals hold",
     )
-    parser.add_argument(
+    add(
         "--probability",
         type=float,
         default=0.5,
         metavar="P",
-        help="of a task to be in (bernoulli, paired; default 0.5)",
+        help="that a task is in a subset (bernoulli, paired; default 0.5)",
     )
-    parser.add_argument(
-        "--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)"
-    )
-    parser.add_argument(
-        "--sizes", type=_counts, metavar="K,K,…", help="to draw from (mixed-sizes; default all)"
-    )
-    parser.add_argument(
-        "--include-full", action="store_true", help="and the subset of all (leave-one-out)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    _add_output(parser, (*FORMATS, "npz", "table"))
+    add("--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)")
+    add("--sizes", type=_counts, metavar="K,K,…", help="sizes to draw (mixed-sizes; default all)")
+    add("--include-full", action="store_true", help="add the subset of all tasks (leave-one-out)")
+    add("--seed", type=int, default=0, help="default 0")
+    _add_output(parser, ("npz", "table"))
 
 
 def _add_fit(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        fit,
+        "fit",
         "fit a surrogate to the scores of subsets",
         """\
 examples:
@@ -182,58 +178,62 @@ layouts are read too: train_w with train_subset_scores; lists of scores beside l
 numbers.
 """,
     )
-    parser.add_argument("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
+    add = parser.add_argument
+    add("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
     _add_columns(parser)
-    parser.add_argument(
+    _add_model(parser)
+    add("--quiet", action="store_true", help="say nothing unless it fails")
+    add("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
         "--kernel",
         default="auto",
         metavar="NAME[,NAME…]",
         help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, sums such as "
         "linear+rbf, lasso, least_squares; of several, the best by leave-one-out",
     )
-    parser.add_argument(
-        "--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out"
-    )
-    parser.add_argument(
+    add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
+    add(
         "--criterion",
-        choices=("error", "rank"),
+        choices=get_args(Criterion),
         default="error",
-        help="what leave-one-out minimises: squared error (default), or wrong ranks",
+        help="what leave-one-out minimises: squared error (default), or errors of rank",
     )
-    parser.add_argument(
+    add(
         "--share-ridge",
         choices=("auto", "yes", "no"),
         default="auto",
         help="one kernel and ridge for all targets (default: what predicts best)",
     )
-    parser.add_argument("--no-intercept", action="store_true")
-    parser.add_argument(
+    add("--no-intercept", action="store_true")
+    add(
         "--noise-std",
         type=float,
         metavar="NUMBER",
         help="standard deviation of a single run by its seed, 0 for none (default: measured on "
         "repeated subsets, else unknown)",
     )
-    parser.add_argument(
+    add(
         "--missing",
-        choices=("error", "drop"),
+        choices=get_args(Missing),
         default="error",
         help="empty cells of scores: an error (default), or each score on the rows that have it",
     )
-    parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
 
 
 def _add_attribute(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        attribute,
+        "attribute",
         "say how much each task raises each score, with intervals",
         """\
 examples:
   ksm attribute surrogate.safetensors
-  ksm attribute surrogate.safetensors --index shapley --top 10 -o attributions.csv
+  ksm attribute surrogate.safetensors --readout shapley --top 10 -o attributions.csv
   ksm attribute surrogate.safetensors --interactions --top 20 --format json
 
 A positive value raises the score, in the score's own units: for a loss, that is harm.
@@ -241,28 +241,27 @@ Columns: task, target, value, std, low, high (the ends of the 95 % interval).
 """,
     )
     _add_surrogate(parser)
-    _add_index(parser)
-    parser.add_argument(
-        "--interactions", action="store_true", help="of pairs of tasks, instead of single ones"
-    )
-    parser.add_argument(
+    _add_readout(parser)
+    add = parser.add_argument
+    add("--interactions", action="store_true", help="pairs of tasks instead of single ones")
+    add(
         "--target", action="append", default=[], metavar="NAME", help="may be repeated; default all"
     )
-    parser.add_argument(
+    add(
         "--sort",
         choices=("size", "value", "none"),
         default="size",
         help="largest absolute value first (default), largest value, or the order of the tasks",
     )
-    parser.add_argument("--top", type=_count, metavar="K", help="the first K of each target")
-    parser.add_argument("--no-intervals", action="store_true", help="values only, faster")
-    _add_output(parser, (*FORMATS, "table"))
+    add("--top", type=_count, metavar="K", help="the first K of each target")
+    add("--no-intervals", action="store_true", help="values only, faster")
+    _add_output(parser, ("table",))
 
 
 def _add_select(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        select,
+        "select",
         "choose tasks within a budget",
         """\
 examples:
@@ -274,14 +273,13 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
 """,
     )
     _add_surrogate(parser)
-    parser.add_argument(
-        "--budget", type=float, required=True, metavar="B", help="in units of the costs"
-    )
-    parser.add_argument("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
+    add = parser.add_argument
+    add("--budget", type=float, required=True, metavar="B", help="in units of the costs")
+    add("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--maximize", action="store_true", dest="maximize")
     direction.add_argument("--minimize", action="store_false", dest="maximize")
-    parser.add_argument(
+    add(
         "--target",
         action="append",
         default=[],
@@ -289,37 +287,36 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
         help="the score that counts; may be repeated for scores of one direction, which are "
         "averaged in units of their standard deviations",
     )
-    parser.add_argument("--exact", action="store_true", help="compare all subsets")
-    _add_output(parser, (*FORMATS, "table"))
+    add("--exact", action="store_true", help="compare all subsets")
+    _add_output(parser, ("table",))
 
 
 def _add_report(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        report,
+        "report",
         "write one HTML page that needs no network",
         """\
 examples:
   ksm report surrogate.safetensors -o report.html
-  ksm report surrogate.safetensors --index shapley --title "Which data help?" -o report.html
+  ksm report surrogate.safetensors --readout shapley --title "Which data help?" -o report.html
   ksm report surrogate.safetensors --held-out new_scores.csv -o report.html
 """,
     )
     _add_surrogate(parser)
-    _add_index(parser)
-    parser.add_argument("--title", default="Task attribution")
-    parser.add_argument("--target", metavar="NAME", help="show this one only")
-    parser.add_argument(
-        "--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict"
-    )
+    _add_readout(parser)
+    add = parser.add_argument
+    add("--title", default="Task attribution")
+    add("--target", metavar="NAME", help="show this one only")
+    add("--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict")
     _add_tables(parser, "the held-out scores")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+    add("-o", "--output", required=True, metavar="FILE", help="the HTML page")
 
 
 def _add_doctor(kinds: Kinds) -> None:
     parser = _command(
         kinds,
-        doctor,
+        "doctor",
         "say what is installed, what runs, and what is missing for what",
         """\
 examples:
@@ -336,13 +333,18 @@ def _add_surrogate(parser: ArgumentParser) -> None:
     parser.add_argument("surrogate", metavar="SURROGATE", help="what ksm fit saved, or -")
 
 
-def _add_index(parser: ArgumentParser) -> None:
+def _add_readout(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--index",
-        choices=READOUTS,
+        "--readout",
+        choices=get_args(Readout),
         default="loo",
         help="leave-one-out at all tasks (default), or an average over subsets",
     )
+
+
+def _add_several(parser: ArgumentParser, option: str, what: str) -> None:
+    several: dict[str, Any] = {"action": "extend", "default": [], "metavar": "NAME,…"}
+    parser.add_argument(option, type=_names, help=what, **several)
 
 
 def _add_tables(parser: ArgumentParser, what: str) -> None:
@@ -350,34 +352,35 @@ def _add_tables(parser: ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--key", metavar="NAME", help="the column that joins two files; default: the shared one"
     )
-    parser.add_argument("--ignore", **_SEVERAL, help="columns that are neither task nor score")
+    _add_several(parser, "--ignore", "columns that are neither task nor score")
 
 
 def _add_columns(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--tasks", **_SEVERAL, help="the task columns; default: those of 0 and 1, beyond doubt"
-    )
-    parser.add_argument(
-        "--targets", **_SEVERAL, help="the score columns; default: those named like scores"
-    )
-    parser.add_argument(
-        "--weights", action="store_true", help="masks may be shares of a mixture, or counts"
-    )
-    parser.add_argument(
-        "--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers"
-    )
-    parser.add_argument(
+    _add_several(parser, "--tasks", "the task columns; default: those of 0 and 1, beyond doubt")
+    _add_several(parser, "--targets", "the score columns; default: those named like scores")
+    add = parser.add_argument
+    add("--weights", action="store_true", help="masks may be shares of a mixture, or counts")
+    add("--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers")
+    add(
         "--merge-duplicates",
         action="store_true",
         help="make one task of those that are in or out together in every subset",
     )
 
 
-def _add_output(parser: ArgumentParser, formats: Sequence[str]) -> None:
+def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: -")
     parser.add_argument(
-        "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
+        "--format",
+        choices=(*get_args(Format), *others),
+        help="default: the ending of FILE; CSV in a pipe",
     )
+
+
+def _names(text: str) -> list[str]:
+    """Names and globs between commas; one with a comma, or a blank at its end, in double quotes."""
+    found = re.findall(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(?:,|$)', text)
+    return [quoted.replace('""', '"') or plain for quoted, plain in found if quoted or plain]
 
 
 def _count(text: str) -> int:

@@ -3,28 +3,24 @@ r"""A fitted surrogate as one HTML page: no network, readable without scripts, i
 What was fitted and how well, attributions with 95 % intervals, the interactions whose intervals
 exclude zero, predictions of subsets left out, the Walsh spectrum, and what more subsets would buy.
 What was not measured is not shown: a target that is not predicted has neither rank correlation nor
-interactions, a linear surrogate has no interactions. Style, script and drawings are in the page;
-names are the user's and are escaped.
+interactions, a linear surrogate has no interactions. The words are in ``page.html.j2``; what is
+filled in there, and escaped, since names are the user's, is computed here.
 
 Shapes: attributions (n, t), interactions (n, n, t), scores (m, t); a section per target shown.
 """
 
-import json
 import math
-from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
-from numbers import Integral
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, aligned, as_tensor
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor, position
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.drawing import decimals, fixed, largest
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.svg import heat_map, number, scatter, spectrum
 from ksm_ext.surrogates.candidates import Candidate
@@ -43,6 +39,12 @@ _MEANING = {
     "shapley": "the effect of adding the task, averaged over all orders of the tasks",
     "banzhaf": "the effect of adding the task, averaged over all subsets of the others",
 }
+_NO_STRUCTURE = {"text": "", "map": "", "pairs": None, "spectrum": ""}
+_SHARING = {
+    "shared": "one ridge for all targets",
+    "target": "a ridge for every target",
+    "component": "a ridge for every principal component of the targets",
+}
 
 
 def write_report(
@@ -50,7 +52,7 @@ def write_report(
     path: Any,
     *,
     title: str = "Task attribution",
-    readout: str | None = None,
+    readout: str = "loo",
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
 ) -> None:
@@ -65,8 +67,7 @@ def write_report(
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
         path: The HTML file.
         title: Heading of the page.
-        readout: ``"shapley"``, ``"loo"`` or ``"banzhaf"``; by default the first, or ``"loo"`` for
-            real-valued weights, which know no other.
+        readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``; real-valued weights know only the first.
         held_out: Masks (l, n) and scores (l, t) of subsets the surrogate was not fitted to; drawn
             instead of the leave-one-out predictions.
         target: Name or number of the only target shown.
@@ -75,68 +76,141 @@ def write_report(
         ValueError: If ``readout`` or ``target`` is unknown, or ``held_out`` has other shapes.
         OSError: If the file cannot be written.
     """
-    readout = readout or ("shapley" if surrogate.masks.binary else "loo")
     check_choice("readout", readout, READOUTS)
-    shown = _shown_targets(surrogate, target)
+    names = surrogate.target_names
+    if target is None:
+        count = min(len(names), _MAX_TARGETS)
+        shown = torch.linspace(0, len(names) - 1, count).round().long().tolist()
+    else:
+        shown = [position("target", target, names)]
     single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
+    quality = qualities(surrogate)
+    predictions = _predictions(surrogate, held_out, single)
+    facts = {
+        "title": title,
+        "targets": _targets(surrogate, readout, shown, quality, predictions, held_out is not None),
+        **_fit(surrogate, readout, any(target.predicts for target in quality)),
+    }
+    write_whole(Path(path), _page(facts).encode())
+
+
+def _page(facts: dict[str, Any]) -> str:
+    """The template filled in."""
+    pages = Environment(
+        loader=PackageLoader("ksm_ext.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    pages.filters |= {
+        "number": number,
+        "sorted_by": lambda value: f"{value:.12g}" if math.isfinite(value) else "-Infinity",
+    }
+    return pages.get_template("page.html.j2").render(facts)
+
+
+# -- the fit ------------------------------------------------------------------------------------
+
+
+def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
+    """What the page says of all targets together."""
+    error = surrogate.loo_error
+    able = predicts and surrogate.has_intervals and bool(surrogate.kernel_terms)
+    return {
+        "summary": {
+            "subsets": f"{len(surrogate.masks):,}",
+            "tasks": f"{surrogate.masks.num_tasks:,}",
+            "targets" if len(error) > 1 else "target": f"{len(error):,}",
+            "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
+        },
+        "kernels": _kernels(surrogate),
+        "sharing": _SHARING[surrogate.sharing],
+        "error": float(error.mean()),
+        "num_targets": len(error),
+        "num_subsets": len(surrogate.masks),
+        "tasks": surrogate.task_names,
+        "binary": surrogate.masks.binary,
+        "candidates": _candidates(surrogate),
+        "predicts": predicts,
+        "advice": more_subsets(surrogate, readout) if able else None,
+        "smooth": surrogate.noise is None and bool(surrogate.own.any()),
+    }
+
+
+def _kernels(surrogate: Surrogate) -> str:
+    names = [str(term.kernel) for term in surrogate.kernel_terms if bool(term.dual.any())]
+    names += ["linear weights"] * bool(surrogate.linear_terms)
+    return ", ".join(dict.fromkeys(names)) or "mean only"
+
+
+def _candidates(surrogate: Surrogate) -> dict[str, Any]:
+    """The kernels compared, each at its best ridge, those in use first."""
+    best: dict[tuple[str, int], Candidate] = {}
+    for row in sorted(surrogate.candidates, key=lambda row: row.error):
+        best.setdefault((row.kernel, row.num_subsets), row)
+    chosen = {(row.kernel, row.num_subsets) for row in surrogate.candidates if row.num_chosen}
+    ranked = sorted(best.items(), key=lambda item: (item[0] not in chosen, item[1].error))
+    rows = [
+        {
+            "kernel": row.kernel + (" ✓" if key in chosen else ""),
+            "numbers": (row.ridge, row.error, _rank(row)),
+            "num_subsets": row.num_subsets,
+        }
+        for key, row in ranked[:_MAX_KERNELS]
+    ]
+    caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(rows), len(ranked))}"
+    return {"caption": caption, "rows": rows}
+
+
+def _rank(row: Candidate) -> float:
+    """NaN where it would be that of a mean, -1 by construction."""
+    rank = row.rank_correlation
+    return rank if says_something(row.error, rank) else math.nan
+
+
+def _cap(shown: int, total: int) -> str:
+    return f"Shown: {shown} of {total:,}." if shown < total else ""
+
+
+# -- targets ------------------------------------------------------------------------------------
+
+
+def _targets(
+    surrogate: Surrogate,
+    readout: str,
+    shown: list[int],
+    quality: list[Quality],
+    predictions: tuple[Tensor, Tensor],
+    held_out: bool,
+) -> list[dict[str, Any]]:
+    """A section for each target shown."""
     if surrogate.has_intervals:
         values, std = surrogate.attribute(readout, return_std=True)
     else:
         values, std = surrogate.attribute(readout), None
-    true, predicted = _predictions(surrogate, held_out, single)
     structure = _Structure(surrogate, readout)
-    quality = qualities(surrogate)
     sections = []
     for j in shown:
-        good, deviations = quality[j], None if std is None else std[:, j]
-        texts, figures = [], [_scatter(true[:, j], predicted[:, j], good, held_out is not None)]
-        if not good.predicts:
-            texts.append(f"<p>{escape(str(good).capitalize())}.</p>")
-        if not good.mean_only and (good.predicts or deviations is not None):
-            texts.append(_attribution_table(surrogate, readout, values[:, j], deviations))
-        if good.predicts:
-            text, drawings = structure.interactions_of(j)
-            texts.append(text)
-            figures = [*drawings, *figures, structure.spectrum_of(j)]
-        sections.append(_section(_anchor(j), surrogate.target_names[j], texts, figures))
-    content = Template(_asset("report.html")).substitute(
-        title=escape(title),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
-        tasks=_json(surrogate.task_names),
-        summary=_tiles(surrogate),
-        lead=_lead(surrogate, shown),
-        targets="\n".join(sections),
-        candidates=_candidates_table(surrogate),
-        advice=_advice(surrogate, readout, any(good.predicts for good in quality)),
-    )
-    write_whole(Path(path), content.encode())
-
-
-# -- what is shown ------------------------------------------------------------------------------
-
-
-def _asset(name: str) -> str:
-    return (files("ksm_ext.report") / name).read_text(encoding="utf-8")
-
-
-def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _shown_targets(surrogate: Surrogate, target: str | int | None) -> list[int]:
-    names = surrogate.target_names
-    if target is None:
-        count = min(len(names), _MAX_TARGETS)
-        return torch.linspace(0, len(names) - 1, count).round().long().tolist()
-    if isinstance(target, str) and target in names:
-        return [names.index(target)]
-    if isinstance(target, Integral) and 0 <= target < len(names):
-        return [int(target)]
-    some = ", ".join(repr(name) for name in names[:8]) + (", …" if len(names) > 8 else "")
-    remedy = "Leave it out to show several."
-    raise ValueError(message("target", f"a number or one of {some}", repr(target), remedy))
+        good, bars = quality[j], None
+        if not good.mean_only and (good.predicts or std is not None):
+            deviations = None if std is None else std[:, j]
+            bars = _attributions(surrogate, readout, values[:, j], deviations)
+        true, predicted = (scores[:, j] for scores in predictions)
+        sections.append(
+            {
+                "anchor": f"target-{j}",
+                "name": surrogate.target_names[j],
+                "error": float(surrogate.loo_error[j]),
+                "warning": "" if good.predicts else f"{str(good).capitalize()}.",
+                "attributions": bars,
+                "structure": structure.of(j) if good.predicts else _NO_STRUCTURE,
+                "scatter": _scatter(true, predicted, good, held_out),
+            }
+        )
+    return sections
 
 
 class _Structure:
@@ -155,48 +229,50 @@ class _Structure:
             self.pairs, std = surrogate.interactions(readout, return_std=True)
             self.half = Z95 * std + _ROUNDING * surrogate.unit.cpu()
 
-    def interactions_of(self, j: int) -> tuple[str, list[str]]:
-        """A sentence on the interactions of one target, or a map and a table of the clear ones."""
+    def of(self, j: int) -> dict[str, Any]:
+        """The spectrum of one target, and its clear interactions as a map and a table, or why not.
+
+        A linear surrogate's spectrum is left out too: it is one bar by the surrogate's form.
+        """
         if self.spectrum is None:
-            return "", []
+            return _NO_STRUCTURE
         if not self.able[j]:
-            return "<p>A linear surrogate has no interactions.</p>", []
+            return _NO_STRUCTURE | {"text": "A linear surrogate has no interactions."}
+        found = _NO_STRUCTURE | {"spectrum": spectrum(self.spectrum[:, j].tolist())}
         if self.pairs is None or self.half is None:
-            return "<p>Interactions are left out: their intervals were not computed.</p>", []
+            text = "Interactions are left out: their intervals were not computed."
+            return found | {"text": text}
         pairs, half = self.pairs[:, :, j], self.half[:, :, j]
         clear = pairs.abs() > half
         if not clear.any():
             text = "No interaction is clear of zero: every 95 % interval includes it."
-            return f"<p>{text}</p>", []
+            return found | {"text": text}
         strength = (pairs.abs() * clear).amax(1)
-        order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
-        shown = order[:_MAX_CELLS].sort().values
+        shown = largest(strength, min(_MAX_CELLS, int((strength > 0).sum()))).sort().values
         names, grid = [self.names[i] for i in shown.tolist()], (shown[:, None], shown)
         drawing = heat_map(pairs[grid], clear[grid], names, len(self.names))
-        return "", [drawing, self._strongest(pairs, half, clear)]
+        return found | {"map": drawing, "pairs": self._strongest(pairs, half, clear)}
 
-    def spectrum_of(self, j: int) -> str:
-        """The Walsh spectrum of one target, unless it is one bar by the surrogate's form."""
-        if self.spectrum is None or not self.able[j]:
-            return ""
-        return spectrum(self.spectrum[:, j].tolist())
-
-    def _strongest(self, pairs: Tensor, half: Tensor, clear: Tensor) -> str:
+    def _strongest(self, pairs: Tensor, half: Tensor, clear: Tensor) -> dict[str, Any]:
         """A table of the strongest clear pairs, which says what the map shows to the eye."""
         first, second = clear.triu(1).nonzero(as_tuple=True)
         values, half = pairs[first, second], half[first, second]
-        decimals = _decimals(float(values.abs().max()))
+        digits = _decimals(float(values.abs().max()))
         rows = []
-        for at in values.abs().argsort(descending=True, stable=True)[:_MAX_PAIRS].tolist():
-            one, other = (self.names[int(task[at])] for task in (first, second))
-            row = [_row_header(one), f'<td class="name">{escape(other)}</td>']
+        for at in largest(values, _MAX_PAIRS).tolist():
             ends = (values[at], values[at] - half[at], values[at] + half[at])
-            rows.append(row + [_cell(float(end), decimals) for end in ends])
+            rows.append(
+                {
+                    "task": self.names[int(first[at])],
+                    "other": self.names[int(second[at])],
+                    "numbers": [(float(end), fixed(float(end), digits)) for end in ends],
+                }
+            )
         caption = (
             f"Strongest interactions. {len(values):,} of {math.comb(len(pairs), 2):,} have a 95 % "
             f"interval that excludes zero. {_cap(len(rows), len(values))}"
         )
-        return _html_table(caption, ("task", "with", "value", "low", "high"), rows, style="pairs")
+        return {"caption": caption, "rows": rows}
 
 
 def _predictions(
@@ -243,190 +319,24 @@ def _scatter(true: Tensor, predicted: Tensor, quality: Quality, held_out: bool) 
     return scatter(true, predicted, "held-out" if held_out else quality.how, numbers)
 
 
-# -- text ---------------------------------------------------------------------------------------
-
-
-def _anchor(j: int) -> str:
-    return f"target-{j}"
-
-
-def _fixed(value: float, decimals: int) -> str:
-    """With as many decimals as the rest of its column."""
-    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _kernels(surrogate: Surrogate) -> str:
-    names = [str(term.kernel) for term in surrogate.kernel_terms if bool(term.dual.any())]
-    names += ["linear weights"] * bool(surrogate.linear_terms)
-    return ", ".join(dict.fromkeys(names)) or "mean only"
-
-
-def _tiles(surrogate: Surrogate) -> str:
-    error = surrogate.loo_error
-    facts = {
-        "subsets": f"{len(surrogate.masks):,}",
-        "tasks": f"{surrogate.masks.num_tasks:,}",
-        "targets" if len(error) > 1 else "target": f"{len(error):,}",
-        "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
-    }
-    return "\n".join(f"<div><dd>{v}</dd><dt>{escape(k)}</dt></div>" for k, v in facts.items())
-
-
-def _lead(surrogate: Surrogate, shown: Sequence[int]) -> str:
-    names = surrogate.target_names
-    error = surrogate.loo_error
-    sharing = {
-        "shared": "one ridge for all targets",
-        "target": "a ridge for every target",
-        "component": "a ridge for every principal component of the targets",
-    }[surrogate.sharing]
-    lines = [
-        f"<p>Kernel: <strong>{escape(_kernels(surrogate))}</strong>, {sharing}. "
-        f"*Of subsets that were left out of the fit; mean error {number(float(error.mean()))} of "
-        f"the variance.</p>"
-    ]
-    if len(shown) < len(names):
-        lines.append(f"<p>Shown: {len(shown)} of {len(names):,} targets.</p>")
-    if len(shown) > 1:
-        links = " ".join(
-            f'<a href="#{_anchor(j)}">{escape(names[j])}'
-            f"<span>error {number(float(error[j]), 2)}</span></a>"
-            for j in shown
-        )
-        lines.append(f'<nav aria-label="Targets">{links}</nav>')
-    return "\n".join(lines)
-
-
-def _section(anchor: str, name: str, texts: Sequence[str], figures: Sequence[str]) -> str:
-    text = "\n".join(texts)
-    return (
-        f'<section id="{anchor}" aria-labelledby="{anchor}-name">\n'
-        f'<h2 id="{anchor}-name">{escape(name)}</h2>\n{text}\n'
-        f'<div class="figures">{"".join(figures)}</div>\n</section>'
-    )
-
-
-def _advice(surrogate: Surrogate, readout: str, predicts: bool) -> str:
-    """Of how many more subsets, where attributions have a posterior and something is predicted."""
-    if not predicts:
-        return (
-            "<p>Nothing is predicted from these subsets. How many more would change that is not "
-            "known.</p>"
-        )
-    if not surrogate.has_intervals or not surrogate.kernel_terms:
-        remedy = (
-            " Fit a kernel, for example <code>kernel=&quot;linear&quot;</code> (ridge), to know."
-        )
-        return (
-            "<p>Not known: there are no intervals of a kernel's attributions that more subsets "
-            f"could narrow.{remedy if surrogate.masks.binary else ''}</p>"
-        )
-    m, advice = len(surrogate.masks), more_subsets(surrogate, readout)
-    if advice.num_more is None:
-        answer = "More subsets of these sizes would hardly narrow the intervals."
-    else:
-        answer = (
-            f"About <strong>{advice.num_more:,} more subsets</strong> "
-            f"({m + advice.num_more:,} instead of {m:,}) <strong>would halve the intervals</strong>"
-            " of the attributions, on average over tasks and targets."
-        )
-    how = (
-        "Computed from the posterior variance, σ² (L K Lᵀ \N{MINUS SIGN} L K (K + λI)⁻¹ K Lᵀ) with "
-        "K centred: "
-        "it depends on which subsets are scored and not on their scores, so subsets of the same "
-        "sizes can be added before they are trained on."
-        if advice.computed
-        else f"Extrapolated from {m:,} subsets, not computed: intervals are taken to shrink as a "
-        "power of the number of subsets."
-    )
-    return (
-        f"<p>{answer}</p><p>{how} Kernel and noise are taken as fitted; a wrong kernel is not "
-        f"cured by more subsets.</p>"
-    )
-
-
-def _candidates_table(surrogate: Surrogate) -> str:
-    best: dict[tuple[str, int], Candidate] = {}
-    chosen: dict[tuple[str, int], int] = {}
-    for row in surrogate.candidates:
-        key = (row.kernel, row.num_subsets)
-        chosen[key] = chosen.get(key, 0) + row.num_chosen
-        if key not in best or row.error < best[key].error:
-            best[key] = row
-    rows = sorted(best.items(), key=lambda item: (not chosen[item[0]], item[1].error))
-    cells = [
-        (
-            _row_header(row.kernel + (" ✓" if chosen[key] else "")),
-            _cell(row.ridge),
-            _cell(row.error),
-            _cell(_rank(row)),
-            f"<td>{row.num_subsets:,}</td>",
-        )
-        for key, row in rows[:_MAX_KERNELS]
-    ]
-    caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(cells), len(rows))}"
-    return _html_table(caption, ("kernel", "ridge", "error", "rank", "subsets"), cells)
-
-
-def _rank(row: Candidate) -> float:
-    """NaN where it would be that of a mean, -1 by construction."""
-    rank = row.rank_correlation
-    return rank if says_something(row.error, rank) else math.nan
-
-
-def _cap(shown: int, total: int) -> str:
-    return f"Shown: {shown} of {total:,}." if shown < total else ""
-
-
-# -- tables -------------------------------------------------------------------------------------
-
-
-def _row_header(name: str) -> str:
-    return f'<th scope="row">{escape(name)}</th>'
-
-
-def _cell(value: float, decimals: int | None = None) -> str:
-    text = number(value) if decimals is None else _fixed(value, decimals)
-    sorted_by = f"{value:.12g}" if math.isfinite(value) else "-Infinity"
-    return f'<td data-value="{sorted_by}">{text}</td>'
-
-
-def _html_table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    style: str = "",
-    facts: str = "",
-) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return (
-        f'<div class="wide {style}" role="region" tabindex="0" aria-label="{escape(caption)}">'
-        f"<table{facts}><caption>{escape(caption)}</caption>\n"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _attribution_table(
+def _attributions(
     surrogate: Surrogate, readout: str, values: Tensor, std: Tensor | None
-) -> str:
+) -> dict[str, Any]:
     """The largest attributions as rows, and all of them as data that the script sorts and finds."""
-    order = values.abs().argsort(descending=True, stable=True)[:_MAX_ROWS]
+    order = largest(values, _MAX_ROWS)
     if len(order) == len(values):
         order = values.argsort(descending=True, stable=True)
     half = torch.zeros_like(values) if std is None else Z95 * std
     left, right = min(0.0, float((values - half).min())), max(0.0, float((values + half).max()))
     if left == right:
         left, right = -1.0, 1.0
-    decimals = _decimals(max(right, -left))
-    columns = ["task", "size", "value", *(["low", "high"] if std is not None else [])]
+    digits = _decimals(max(right, -left))
     rows = []
     for i in order.tolist():
         value, width = float(values[i]), float(half[i])
         ends = (value - width, value + width) if std is not None else ()
-        row = [_row_header(surrogate.task_names[i]), _bar(value, width, left, right)]
-        rows.append([*row, *(f"<td>{_fixed(v, decimals)}</td>" for v in (value, *ends))])
+        row = {"name": surrogate.task_names[i], **_bar(value, width, left, right)}
+        rows.append(row | {"numbers": [fixed(v, digits) for v in (value, *ends)]})
     caption = f"Attributions ({readout}): {_MEANING[readout]}, in units of the score. "
     if not surrogate.masks.binary:
         caption = "Attributions (loo): the mean weights against the same without this task. "
@@ -434,24 +344,25 @@ def _attribution_table(
         caption += "There are no intervals: which differ from zero is not known. "
     else:
         caption += "Low and high end the 95 % interval; pale: it includes zero. "
-    data = {
-        "values": _rounded(values),
-        "halves": None if std is None else _rounded(half),
-        "left": left,
-        "right": right,
-        "decimals": decimals,
+    return {
+        "caption": caption + _cap(len(order), len(values)),
+        "columns": ["task", "size", "value", *(["low", "high"] if std is not None else [])],
+        "style": "attributions" + " certain" * (std is None),
+        "zero": _place(0.0, left, right),
+        "rows": rows,
+        "data": {
+            "values": _rounded(values),
+            "halves": None if std is None else _rounded(half),
+            "left": left,
+            "right": right,
+            "decimals": digits,
+        },
     }
-    zero = f' style="--zero:{_place(0.0, left, right):.2f}%"'
-    style = "attributions" + " certain" * (std is None)
-    table = _html_table(
-        caption + _cap(len(order), len(values)), columns, rows, style=style, facts=zero
-    )
-    return f'{table}\n<script type="application/json" class="data">{_json(data)}</script>'
 
 
 def _decimals(largest: float) -> int:
-    """Of a column, for three digits of its largest number."""
-    return max(0, min(9, 2 - math.floor(math.log10(largest or 1.0))))
+    """Decimals of a column, for three digits of its largest number."""
+    return min(9, decimals(largest, 3))
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -463,13 +374,10 @@ def _place(value: float, left: float, right: float) -> float:
     return 2 + 96 * (value - left) / (right - left)
 
 
-def _bar(value: float, half: float, left: float, right: float) -> str:
-    """A cell whose style draws a bar from zero, and the interval over it."""
+def _bar(value: float, half: float, left: float, right: float) -> dict[str, Any]:
+    """The style of a cell: a bar from zero, and where it and its interval begin and how far go."""
     sign = "up" if value >= 0 else "down"
     unsure = " unsure" if half > 0 and abs(value) <= half else ""
     start, end = (_place(v, left, right) for v in (min(0.0, value), max(0.0, value)))
     low, high = (_place(v, left, right) for v in (value - half, value + half))
-    return (
-        f'<td class="bar {sign}{unsure}" style="--x:{start:.2f}%;--w:{end - start:.2f}%;'
-        f'--a:{low:.2f}%;--i:{high - low:.2f}%"></td>'
-    )
+    return {"style": sign + unsure, "places": (start, end - start, low, high - low)}

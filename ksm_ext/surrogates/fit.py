@@ -8,7 +8,7 @@ that miss different scores are fitted apart, each on its own subsets.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,13 +33,13 @@ from ksm_ext.surrogates.kernels import ANOVA2, RBF, Exponential, Kernel, Laplace
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import (
-    Missing,
     Observations,
     observe,
     own_share,
     own_to_noise,
     precision_weights,
 )
+from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge
 from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 from ksm_ext.surrogates.trials import (
     KernelTrial,
@@ -79,8 +79,8 @@ def fit_surrogate(
     *,
     kernel: KernelChoice = "auto",
     ridge: Literal["loo"] | float = "loo",
-    criterion: Literal["error", "rank"] = "error",
-    share_ridge: Literal["auto"] | bool = "auto",
+    criterion: Criterion = "error",
+    share_ridge: ShareRidge = "auto",
     center: bool = True,
     solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
     noise_std: ArrayLike | float | None = None,
@@ -150,7 +150,7 @@ def fit_surrogate(
 
     Reference: Zhang, Duan & Zhang 2026, arXiv:2602.03783.
     """
-    check_choice("criterion", criterion, ("error", "rank"))
+    check_choice("criterion", criterion, get_args(Criterion))
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     masks, scores, target_names = _tables(masks, scores, target_names)
@@ -186,7 +186,7 @@ class _Options:
     kernel: KernelChoice
     ridge: Tensor | None
     by_rank: bool
-    share_ridge: Literal["auto"] | bool
+    share_ridge: ShareRidge
     center: bool
     solver: ConjugateGradients | None
     progress: bool

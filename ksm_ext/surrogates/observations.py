@@ -16,7 +16,7 @@ Shapes: M rows given, m distinct subsets, n tasks, t targets; float64.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayLike, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.surrogates.masks import Masks
-
-Missing = Literal["error", "drop"]
+from ksm_ext.surrogates.options import Missing
 
 MIN_REPEATS = 5
 """Degrees of freedom from which repeated subsets count as a measurement of the noise."""
@@ -122,7 +121,7 @@ def observe(
         TypeError: If an argument holds no numbers.
         ValueError: If shapes disagree, or values are not finite or, for noise, negative.
     """
-    check_choice("missing", missing, ("error", "drop"))
+    check_choice("missing", missing, get_args(Missing))
     outcome = as_tensor("scores", scores)
     if outcome.ndim not in (1, 2):
         remedy = "Give one row per subset and one column per target."

@@ -34,7 +34,7 @@ Shapes: n tasks, m subsets, C distinct sizes; tables (C,) float64.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ from scipy.special import roots_legendre
 from torch import Tensor
 
 from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.options import Readout
 
-Readout = Literal["loo", "shapley", "banzhaf"]
 READOUTS: tuple[Readout, ...] = get_args(Readout)
 
 _GAUSS_LIMIT = 128  # up to this degree Gauss-Legendre is exact to 1e-15

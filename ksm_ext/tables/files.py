@@ -2,7 +2,8 @@
 
 What a file holds is told by its first bytes, not by its name, so that pipes need no hint. Nothing
 is unpickled. A table is its columns by name, in their order; numbers are float64, an empty cell is
-NaN, and a column that holds anything but numbers stays as text.
+NaN, and a column that holds anything but numbers stays as text. Blanks at the ends of names and
+cells of CSV are no part of them, since many write ``a, b``; those of the other formats are.
 
 A packed file may unpack to :data:`MAX_BYTES` at most, whatever it says of itself; other files take
 up to 20 times their size.
@@ -26,17 +27,16 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, message
+from ksm_ext.tables import Format
 
 Columns = dict[str, np.ndarray]
 """Columns (m,) by name: float64, or text."""
-
-FORMATS = ("csv", "json", "parquet")
 
 MAX_BYTES = 2**31
 """What an NPZ or Parquet file, or lists of task numbers, may unpack to: 2 GiB."""
@@ -130,7 +130,7 @@ def write_columns(columns: Mapping[str, Sequence[Any]], target: str, form: str |
     if form is None:
         form = "csv" if target == "-" else Path(target).suffix.lower().lstrip(".")
         remedy = "Choose another ending, or name the format."
-        check_choice("the ending of the output", form, FORMATS, remedy)
+        check_choice("the ending of the output", form, get_args(Format), remedy)
     if form == "parquet":
         content = _parquet_bytes(columns)
         if target == "-":

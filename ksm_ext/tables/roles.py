@@ -1,6 +1,6 @@
 """What the columns of a table are: tasks, targets or neither; by name, or beyond doubt.
 
-Nothing is guessed that could be something else. In this order, a column
+No role is guessed. In this order, a column
 
 1. is what it is named (``tasks``, ``targets``, ``ignore``: names, or globs such as ``valid_*``; a
    name goes before a glob). Once all that a table can hold is named, its other columns are ignored.
@@ -20,14 +20,12 @@ The words of a name are what stands between capitals, spaces and punctuation, wi
 end: ``valLoss``, ``val_loss2`` and ``val/loss`` are scores.
 """
 
-import csv
-import io
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,7 +91,7 @@ class Column:
     """A column of a table, what it was taken for, and why.
 
     Attributes:
-        name: Of the column.
+        name: Name of the column.
         role: ``"task"``, ``"target"``, ``"key"`` or ``"ignored"``.
         reason: Why, such as ``"0 or 1"``, ``"named"``, ``"constant: always 1"``.
     """
@@ -133,7 +131,7 @@ def name_columns(
 
     Args:
         known: Names of the columns.
-        patterns: Of each role, names and globs.
+        patterns: Names and globs by role.
         where: What messages call the table.
         elsewhere: Names in another table, which may be what is to be ignored.
 
@@ -197,24 +195,18 @@ def assign_roles(
         ValueError: If a role is in doubt, or there are no tasks or no targets.
     """
     open_roles = [role for role in may if role not in named.values()]
-    known = {
-        name: _known_role(name, cells, named, open_roles, sure) for name, cells in columns.items()
-    }
-    rest = {name: columns[name] for name, column in known.items() if column is None}
-    shares = may == ("task",) and _are_shares(rest)
-    found: dict[str, Column] = {}
-    doubtful: list[str] = []
-    for name, cells in columns.items():
-        column = Column(name, "task", SHARES) if shares else None
-        column = column if name in rest else known[name]
-        if column is None and may == ("task",) and weights and _is_weight(name, cells):
-            column = Column(name, "task", "weights")
-        if column is None:
-            column = _unmistakable(name, cells, where, open_roles, alone=len(may) == 1)
-        if column is None:
-            doubtful.append(name)
-        else:
-            found[name] = column
+    given = {n: _known_role(n, cells, named, open_roles, sure) for n, cells in columns.items()}
+    found = {name: column for name, column in given.items() if column is not None}
+    rest = {name: cells for name, cells in columns.items() if name not in found}
+    if may == ("task",) and _are_shares(rest):
+        found |= {name: Column(name, "task", SHARES) for name in rest}
+    elif may == ("task",) and weights:
+        heavy = [name for name, cells in rest.items() if _is_weight(name, cells)]
+        found |= {name: Column(name, "task", "weights") for name in heavy}
+    for name in [name for name in columns if name not in found]:
+        column = _unmistakable(name, columns[name], where, open_roles, alone=len(may) == 1)
+        found |= {name: column} if column is not None else {}
+    doubtful = [name for name in columns if name not in found]
     roles = {column.role for column in found.values()}
     if len(may) == 2 and "target" in open_roles and "target" not in roles:
         fractions = [name for name in doubtful if _is_score_by_content(name, columns[name])]
@@ -352,21 +344,15 @@ def words_of(name: str) -> set[str]:
 # -- what is in doubt ---------------------------------------------------------------------------
 
 
-def split_names(text: str) -> list[str]:
-    """Names between commas; one that has a comma stands in double quotes."""
-    return [
-        part.strip()
-        for row in csv.reader([text], skipinitialspace=True)
-        for part in row
-        if part.strip()
-    ]
-
-
 def _option(argument: str, names: Iterable[str]) -> str:
-    """An option of the command line, as :func:`split_names` reads it and a shell takes it."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(names)
-    return shlex.join([f"--{argument}={line.getvalue()}"])
+    """An option as the command line reads it and a shell takes it."""
+    return shlex.join([f"--{argument}={','.join(map(_between_commas, names))}"])
+
+
+def _between_commas(name: str) -> str:
+    """A name, in double quotes where a comma, a quote or a blank at its end asks for them."""
+    plain = name == name.strip() and not set(name) & set(',"')
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 def _left_out(name: str) -> str:
@@ -414,10 +400,8 @@ def _may_be_score(name: str, columns: Columns) -> bool:
 
 
 def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str]) -> ValueError:
-    texts = [name for name in doubtful if not _is_numeric(columns[name])]
     remedy = "Name them (`--tasks`), or the file of the masks (`--masks`)."
-    if texts:
-        remedy = f"{one_column_per_task(columns, texts[-1])} {remedy}"
+    remedy = f"{one_column_per_task(columns, doubtful)} {remedy}".lstrip()
     if any(_is_weight(name, columns[name]) for name in doubtful):
         remedy += _NAME_WEIGHTS
     expected = "a table with a column per task that is 0 or 1"
@@ -425,17 +409,67 @@ def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str]) -> ValueErr
     return ValueError(message(where, expected, found, remedy))
 
 
-def one_column_per_task(columns: Columns, name: str, key: str = "") -> str:
-    """What makes masks of lists of tasks, or of a row per run and task."""
-    cells = [cell for cell in columns[name].flat if str(cell)]
-    separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
-    if name in ("y", "scores") or columns[name].ndim > 1:
+def one_column_per_task(columns: Columns, names: Sequence[str], key: str = "") -> str:
+    """What makes masks of a row per run and task, or of lists of tasks, where a table has them.
+
+    Args:
+        columns: The table.
+        names: Columns that may name tasks, and runs too unless ``key`` does.
+        key: The column that names the runs, where that is known.
+    """
+    texts = [name for name in names if not _is_numeric(columns[name])]
+    if any(columns[name].ndim > 1 or name in ("y", "scores") for name in texts):
         return "Call arrays `masks` and `scores`."
-    if any(isinstance(cell, list) for cell in cells):
-        make = f"table[{name!r}].str.join('|').str.get_dummies()"
-    elif separator is not None:
-        make = f"table[{name!r}].str.get_dummies({separator!r})"
+    if long := _run_and_task(columns, names, key):
+        run, name, scores = long
+        make = f"pandas.crosstab(table[{run!r}], table[{name!r}])"
+        if not key:
+            make += f".join(table.groupby({run!r})[{scores!r}].first()).reset_index(drop=True)"
     else:
-        key = key or next((other for other in columns if other != name), "run")
-        make = f"pandas.crosstab(table[{key!r}], table[{name!r}])"
+        made = ((name, _by_lists(name, columns[name])) for name in reversed(texts))
+        name, make = next(((name, make) for name, make in made if make), ("", ""))
+    if not make:
+        return ""
     return f"If {name!r} names the tasks, make a column of each, in pandas by `{make}`."
+
+
+def _by_lists(name: str, column: np.ndarray) -> str:
+    cells = [cell for cell in column.flat if str(cell)]
+    if any(isinstance(cell, list) for cell in cells):
+        return f"table[{name!r}].str.join('|').str.get_dummies()"
+    separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
+    return f"table[{name!r}].str.get_dummies({separator!r})" if separator else ""
+
+
+def _run_and_task(
+    columns: Columns, names: Sequence[str], key: str
+) -> tuple[str, str, list[str]] | None:
+    """The columns of runs, tasks and scores of a table with a row per run and task.
+
+    No run has a task twice, and a run's scores are the same in all of its rows. Tasks are text, or
+    the only whole numbers beside those of the runs.
+    """
+    kinds = ("text", "whole numbers", "0 or 1")
+    labels = {n: columns[n].tolist() for n in names if _content(columns[n]).startswith(kinds)}
+    if len(labels) > _SHOWN:  # a wide table, whose pairs of columns are too many to compare
+        return None
+    found = []
+    for run in [key] if key else labels:
+        runs = columns[run].tolist()
+        scores = [n for n in columns if _may_be_score(n, columns) and n != run and n not in labels]
+        scores = [n for n in scores if _tells(runs, columns[n].tolist())]
+        texts = [n for n in labels if is_text(columns[n]) and n != run]
+        numbers = [n for n in labels if n not in (run, *texts)]
+        for task in [*texts, *(numbers if len(numbers) == 1 else ())]:
+            tasks = labels[task]
+            once = len({*zip(runs, tasks, strict=True)}) == len(tasks)
+            if once and len({*runs}) < len(runs) and (key or scores):
+                words = words_of(task) & (SCORES | RUNS | COSTS)
+                rank = bool(words_of(run) & RUNS), is_text(columns[task]), not words, -len({*tasks})
+                found.append((rank, (run, task, scores)))
+    return max(found, default=((), None))[1]
+
+
+def _tells(runs: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether each run has one value, and not all the same."""
+    return len({*values}) > 1 and len({*zip(runs, values, strict=True)}) == len({*runs})

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ksm_ext.checks import check_choice, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
-from ksm_ext.surrogates.observations import Missing
+from ksm_ext.surrogates.options import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
 from ksm_ext.tables.roles import (
     SHARES,
@@ -147,27 +147,8 @@ def read_scores(
         "target": _several(targets),
         "ignored": _several(ignore),
     }
-    document = _read(scores, part)
-    if masks is not None:
-        pool = _table(_read(masks, part), source_name(masks), "masks", part, num_tasks)
-        tables = [pool, _table(document, source_name(scores), "scores", part)]
-    elif isinstance(document, dict) and _array_named(document, "masks", part) is None:
-        columns = {name: truth_values(cells) for name, cells in document.items()}
-        tables = [_Table(columns, source_name(scores), ("task", "target"))]
-    elif isinstance(document, dict):
-        if _array_named(document, "scores", part) is None:
-            expected = "an array of scores beside that of masks"
-            remedy = "Add one, or name the file of the scores as SCORES and this as `--masks`."
-            raise ValueError(message(source_name(scores), expected, "none", remedy))
-        tables = [
-            _table(document, source_name(scores), what, part, num_tasks)
-            for what in ("masks", "scores")
-        ]
-    else:
-        found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
-        expected = "a table of tasks and scores"
-        raise ValueError(message(source_name(scores), expected, found, remedy))
-    check_choice("missing", missing, ("error", "drop"))
+    check_choice("missing", missing, get_args(Missing))
+    tables = _tables(scores, masks, part, num_tasks)
     return _assembled(tables, patterns, weights, key, missing)
 
 
@@ -372,9 +353,9 @@ def _check_key(table: _Table, key: str) -> None:
         if rows.setdefault(value, row) != row:
             found = f"{_shown(value)} in rows {rows[value]} and {row}"
             remedy = "Keep one row per subset; if it is no key, name it (`--tasks`, `--targets`)."
-            texts = [n for n, c in table.columns.items() if n != key and c.ndim == 1 and is_text(c)]
-            if texts and table.may == ("task",):
-                remedy = f"{one_column_per_task(table.columns, texts[-1], key)} {remedy}"
+            if table.may == ("task",):
+                others = [name for name in table.columns if name != key]
+                remedy = f"{one_column_per_task(table.columns, others, key)} {remedy}".lstrip()
             raise ValueError(message(what, "all different", found, remedy))
 
 
@@ -387,6 +368,27 @@ def _shown(value: Any) -> str:
 
 
 # -- arrays and published layouts ---------------------------------------------------------------
+
+
+def _tables(
+    scores: str | Path, masks: str | Path | None, part: Part, num_tasks: int | None
+) -> list[_Table]:
+    """One table of tasks and targets, or the masks and the scores."""
+    document, where = _read(scores, part), source_name(scores)
+    if masks is not None:
+        pool = _table(_read(masks, part), source_name(masks), "masks", part, num_tasks)
+        return [pool, _table(document, where, "scores", part)]
+    if isinstance(document, list):
+        found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
+        raise ValueError(message(where, "a table of tasks and scores", found, remedy))
+    if _array_named(document, "masks", part) is None:
+        columns = {name: truth_values(cells) for name, cells in document.items()}
+        return [_Table(columns, where, ("task", "target"))]
+    if _array_named(document, "scores", part) is None:
+        expected = "an array of scores beside that of masks"
+        remedy = "Add one, or name the file of the scores as SCORES and this as `--masks`."
+        raise ValueError(message(where, expected, "none", remedy))
+    return [_table(document, where, what, part, num_tasks) for what in ("masks", "scores")]
 
 
 def _published(part: Part) -> dict[str, str]:

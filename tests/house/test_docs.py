@@ -69,6 +69,13 @@ def test_snippets_run_and_print_what_they_say(page, tmp_path, monkeypatch, under
             assert printed.getvalue() == block["output"]
 
 
+def test_every_test_that_a_page_names_exists():
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    for file, names in re.findall(r"`(test_\w+\.py)`((?:[:,] `test_\w+`)*)", page):
+        assert all(f"def {name}(" in tests[file] for name in re.findall(r"`(\w+)`", names))
+
+
 def test_pages_name_only_files_that_exist():
     for page in (
         ROOT / "README.md",

@@ -856,7 +856,7 @@ ELSEWHERE = {
     "build_info": "house/test_build",
     "glm_gradient": "ops/test_glm_hvp",
     "more_subsets": "surrogates/test_more_subsets",
-    "read_scores": "tables/test_files",
+    "read_scores": "tables/test_scores",
     "write_report": "report/test_page",
     "self_influence": "attribution/test_trak",
     "task_hessian": "attribution/test_task_hessian",

@@ -87,7 +87,7 @@ def page_of(surrogate, tmp_path, **kw):
 
 def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
     surrogate = fit_surrogate(*problem())
-    html, page = page_of(surrogate, tmp_path)
+    html, page = page_of(surrogate, tmp_path, readout="shapley")
     values, std = surrogate.attribute("shapley", return_std=True)
     for j, data in enumerate(data_of(html)):
         np.testing.assert_allclose(data["values"], values[:, j], rtol=1e-6)
@@ -104,6 +104,14 @@ def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
     assert page.tags.count("figure") == 6  # scatter, spectrum, heat map of two targets
     num_more = more_subsets(surrogate, "shapley").num_more
     assert f"{num_more} more subsets" in page.text and f"({40 + num_more} instead of 40)" in html
+
+
+def test_what_more_subsets_would_halve_is_what_was_computed(tmp_path):
+    """The intervals where the noise of a run is known, and else their smooth part."""
+    for noise_std, halved in ((None, "the smooth part of the intervals"), (0.1, "the intervals")):
+        surrogate = fit_surrogate(*problem(), kernel="anova2", noise_std=noise_std)
+        html, _ = page_of(surrogate, tmp_path)
+        assert f"would halve {halved} of the attributions" in text_of(html)
 
 
 def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):
@@ -153,7 +161,7 @@ def test_linear_surrogates_have_the_intervals_of_a_kernel(tmp_path, kernel):
 def test_weights_have_no_intervals(tmp_path):
     masks, scores = problem()
     weights = masks.double() * torch.linspace(0.5, 1.0, masks.shape[1]).double()
-    _, page = page_of(fit_surrogate(weights, scores), tmp_path, readout="loo")
+    _, page = page_of(fit_surrogate(weights, scores), tmp_path)
     assert "no intervals" in page.text and "low" not in page.texts
 
 
@@ -186,7 +194,7 @@ def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
     masks = bernoulli(46, 400, 0.5, seed=0)
     scores = sum(3.0 * (masks[:, 2 * i] & masks[:, 2 * i + 1]) for i in range(22))
     surrogate = fit_surrogate(masks, scores, kernel="anova2")
-    _, page = page_of(surrogate, tmp_path)
+    _, page = page_of(surrogate, tmp_path, readout="shapley")
     pairs, std = surrogate.interactions("shapley", return_std=True)
     clear = pairs.abs() > 1.959964 * std
     assert int(clear.any(1).sum()) > 40
@@ -223,7 +231,7 @@ def test_no_interaction_is_shown_that_is_not_clear_of_zero(tmp_path):
     surrogate = fit_surrogate(masks, scores, kernel="anova2")
     values, std = surrogate.interactions("shapley", return_std=True)
     assert bool((values.abs() <= 1.959964 * std).all()) and float(values.abs().max()) > 0
-    html, page = page_of(surrogate, tmp_path)
+    html, page = page_of(surrogate, tmp_path, readout="shapley")
     assert "No interaction is clear of zero" in page.text
     assert "Heat map" not in html and "Strongest interactions" not in page.text
 
@@ -235,7 +243,7 @@ def test_rounding_is_no_interaction(tmp_path):
     surrogate = fit_surrogate(masks, scores, kernel="exponential", ridge=0.0)
     values, std = surrogate.interactions("shapley", return_std=True)
     assert float(std.max()) < 1e-9 and float(values.abs().max()) < 1e-12
-    _, page = page_of(surrogate, tmp_path)
+    _, page = page_of(surrogate, tmp_path, readout="shapley")
     assert "No interaction is clear of zero" in page.text
 
 
@@ -408,7 +416,7 @@ def test_one_target_by_name(tmp_path):
     surrogate = fit_surrogate(masks, scores, target_names=["loss", "accuracy"])
     _, page = page_of(surrogate, tmp_path, target="accuracy")
     assert "accuracy" in page.texts and "loss" not in page.texts
-    with pytest.raises(ValueError, match="`target` must be a number or one of 'loss', 'accuracy'"):
+    with pytest.raises(ValueError, match="`target` must be one of 'loss', 'accuracy', got 'los'"):
         write_report(surrogate, tmp_path / "r.html", target="los")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ksm_ext import fit_surrogate, read_scores
 from ksm_ext.cli.program import _parser
-from ksm_ext.tables.roles import Column, name_columns, role_table, split_names, words_of
+from ksm_ext.tables.roles import Column, _option, name_columns, role_table, words_of
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 ROWS = 12
@@ -269,6 +269,48 @@ def test_a_row_per_run_and_task_says_how_to_make_columns(tmp_path):
     assert found.masks.int().tolist() == [[1, 1], [1, 0], [0, 1]]
 
 
+@PROPERTY
+@given(
+    masks=st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=3, max_size=6),
+    run=st.sampled_from(["run", "experiment", "sweep item"]),
+    task=st.sampled_from(["task", "source", "group"]),
+    score=st.sampled_from(["loss", "quality"]),
+    text=st.booleans(),
+    swap=st.booleans(),
+    apart=st.booleans(),
+)
+def test_the_advice_for_long_tables_works_whatever_columns_are_called(
+    masks, run, task, score, text, swap, apart, tmp_path_factory
+):
+    """With notes beside, tasks and runs by name or number, and scores there or in another file."""
+    masks = [[True, True, False, False], [False, True, True, False], *masks]  # what makes it long
+    rows = [
+        {run: f"r{i}" if text else i + 7, task: "abcd"[j] if text else j + 3, "value": i + 0.5}
+        for i, row in enumerate(masks)
+        for j in range(4)
+        if row[j]
+    ]
+    long = pd.DataFrame(rows).rename(columns={"value": score}).assign(notes="as planned")
+    long = long[[*([task, run] if swap else [run, task]), score, "notes"]]
+    folder = tmp_path_factory.mktemp("long")
+    files = [folder / "scores.csv"]
+    if apart:
+        files.append(folder / "masks.csv")
+        long.groupby(run)[[score]].first().to_csv(files[0])
+        long = long.drop(columns=score)
+    long.to_csv(files[-1], index=False)
+    with pytest.raises(ValueError, match="in pandas by") as caught:
+        read_scores(*files, **({"key": run} if apart else {}))
+    assert f"If {task!r} names the tasks" in str(caught.value)
+    advised = re.search(r"in pandas by `(.*?)`\.", str(caught.value))[1]
+    eval(advised, {"table": long, "pandas": pd}).to_csv(files[-1])
+    found = read_scores(*files, **({} if apart else {"targets": score}))
+    seen = [i for i, row in enumerate(masks) if any(row)]
+    tasks = [j for j in range(4) if any(row[j] for row in masks)]
+    assert found.masks.tolist() == [[masks[i][j] for j in tasks] for i in seen]
+    assert found.scores[:, 0].tolist() == [i + 0.5 for i in seen]
+
+
 # -- names --------------------------------------------------------------------------------------
 
 
@@ -288,15 +330,18 @@ def test_names_and_globs():
         name_columns(known, {"task": ["x*"]}, "t")
 
 
+@PROPERTY
+@given(names=st.lists(st.text(st.sampled_from("ab ,\"'\n*-"), min_size=1, max_size=5), min_size=1))
+def test_names_in_advised_options_are_read_as_they_are(names):
+    """Names of JSON and Parquet may end in blanks, which CSV has none of."""
+    (option,) = shlex.split(_option("ignore", names))
+    assert _parser().parse_args(["fit", "t.csv", "-o", "x", option]).ignore == names
+
+
 def test_words_of_names():
     assert {"val", "loss"} <= words_of("valLoss") and "f1" in words_of("eval/F1")
     assert "y" in words_of("Y") and "y" not in words_of("x-y")
     assert "loss" in words_of("loss3") and "loss" not in words_of("glossary")
-
-
-def test_names_between_commas():
-    assert split_names('a, "b, c",d e') == ["a", "b, c", "d e"]
-    assert split_names(" , ") == []
 
 
 def test_many_columns_are_a_line():

@@ -1,0 +1,11 @@
+"""What options of fits and readouts may be, once for signatures, checks and the command line.
+
+Nothing is imported here that takes time, so that ``ksm --help`` takes none.
+"""
+
+from typing import Literal
+
+Readout = Literal["loo", "shapley", "banzhaf"]
+Criterion = Literal["error", "rank"]
+Missing = Literal["error", "drop"]
+ShareRidge = Literal["auto"] | bool

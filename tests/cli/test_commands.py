@@ -1,0 +1,241 @@
+"""The commands that fit, ask and show a surrogate do what the library does."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sweep import MASKS, TASKS, frame, scores, surrogate, table
+
+from ksm_ext import RBF, fit_surrogate, load_surrogate, selection
+from ksm_ext.cli import main
+
+
+def test_fit_is_fit_surrogate_with_the_names_of_the_table(there, capsys):
+    call = ["fit", "scores.csv", "--kernel", "linear,rbf", "--share-ridge", "yes", "-o", "mine"]
+    assert main(call) == 0
+    mine = load_surrogate("mine")
+    true = fit_surrogate(MASKS, scores(), kernel=["linear", "rbf"], share_ridge=True)
+    torch.testing.assert_close(mine.attribute(), true.attribute(), rtol=1e-6, atol=1e-9)
+    assert list(mine.task_names) == TASKS and mine.target_names == ("loss", "accuracy")
+    text = capsys.readouterr()
+    assert text.out == "" and str(mine) in text.err and "loss: leave-one-out error" in text.err
+    assert main([*call, "--quiet", "--ridge", "2.5", "--criterion", "rank"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert load_surrogate("mine").kernel_terms[0].ridge.tolist() == [2.5, 2.5]
+
+
+def test_fit_says_what_every_column_is_and_how_errors_are_measured(there, capsys):
+    frame().assign(seed=range(24), always=1).to_csv("more.csv", index=False)
+    call = ["fit", "more.csv", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 2
+    advised = re.search(r"Add `(.*?)`", capsys.readouterr().err)[1]
+    assert main([*call, *shlex.split(advised)]) == 0
+    text = capsys.readouterr().err
+    for line in (
+        "  task (0 or 1)                wiki, code, maths, noise, news\n",
+        "  task (constant: always 1)    always\n",
+        "  target (named like a score)  loss, accuracy\n",
+        "  ignored (named)              seed\n",
+    ):
+        assert line in text
+    mean = float(load_surrogate("mine").loo_error.mean())
+    assert "over the variance of the target's own scores" in text
+    assert f"{mean:.3f} averaged over all targets" in text
+
+
+def test_columns_are_named_by_names_globs_and_repeated_options(there):
+    frame().assign(**{"run id": range(24), "a,b": 1.5, "val_a": 2.5}).to_csv("m.csv", index=False)
+    call = ["fit", "m.csv", "--kernel", "linear", "--quiet", "-o", "mine", "--targets", "l*"]
+    assert main([*call, "--ignore", '"a,b",run*', "--ignore", "val_*,accuracy"]) == 0
+    assert load_surrogate("mine").target_names == ("loss",)
+    assert main([*call, "--tasks", "wiki, code"]) == 0
+    assert load_surrogate("mine").task_names == ("wiki", "code")
+
+
+def test_weights_and_keys(there, capsys):
+    shares = pd.DataFrame((0.5 * MASKS).numpy(), columns=TASKS).assign(index=range(24), b=range(24))
+    shares[::-1].to_csv("shares.csv", index=False)
+    frame()[["loss"]].assign(index=range(24), b=range(24)).to_csv("loss.csv", index=False)
+    call = ["fit", "loss.csv", "--masks", "shares.csv", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 2
+    assert "`key` must be one column that joins" in capsys.readouterr().err
+    assert main([*call, "--key", "index", "--ignore", "b"]) == 2
+    assert "Add `--weights`" in capsys.readouterr().err
+    assert main([*call, "--key", "index", "--ignore", "b", "--weights"]) == 0
+    assert load_surrogate("mine").masks.values.equal(0.5 * MASKS.double())
+
+
+def test_fit_of_another_file_of_masks(there):
+    frame()[TASKS].to_csv("masks.csv", index=False)
+    frame()[["loss", "accuracy"]].to_json("scores.json", orient="records")
+    call = ["fit", "scores.json", "--masks", "masks.csv", "--targets", "accuracy"]
+    assert main([*call, "--kernel", "linear", "-o", "mine"]) == 0
+    assert load_surrogate("mine").target_names == ("accuracy",)
+
+
+def test_tasks_that_are_one(there, capsys):
+    frame().assign(twin=frame()["code"]).to_csv("twins.csv", index=False)
+    call = ["fit", "twins.csv", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 0
+    assert "the 6 tasks are 5 that differ" in capsys.readouterr().err
+    assert main([*call, "--merge-duplicates"]) == 0
+    assert list(load_surrogate("mine").task_names) == TASKS
+
+
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+def test_attributions_are_those_of_the_surrogate(readout, there, capsys):
+    assert main(["attribute", "s", "--readout", readout, "--sort", "none"]) == 0
+    found = table(capsys.readouterr().out)
+    value, std = surrogate().attribute(readout, return_std=True)
+    assert found["task"].tolist() == 2 * TASKS
+    assert found["target"].tolist() == 5 * ["loss"] + 5 * ["accuracy"]
+    for name, true in (
+        ("value", value),
+        ("std", std),
+        ("low", value - 1.959964 * std),
+        ("high", value + 1.959964 * std),
+    ):
+        np.testing.assert_allclose(found[name], true.T.flatten(), rtol=1e-10)
+
+
+def test_interactions_are_those_of_the_surrogate(there, capsys):
+    assert main(["attribute", "s", "--interactions", "--target", "loss"]) == 0
+    found = table(capsys.readouterr().out)
+    value, std = surrogate().interactions("loo", return_std=True)
+    assert len(found) == 10 and found["value"].abs().is_monotonic_decreasing
+    assert set(found.iloc[0][["task", "other_task"]]) == {"code", "maths"}
+    for row in found.itertuples():
+        i, j = TASKS.index(row.task), TASKS.index(row.other_task)
+        assert row.value == pytest.approx(value[i, j, 0].item(), rel=1e-10)
+        assert row.std == pytest.approx(std[i, j, 0].item(), rel=1e-10)
+
+
+def test_sorted_and_cut(there, capsys):
+    for sort, best in (("size", [3, 0]), ("value", [3, 2])):
+        call = ["attribute", "s", "--sort", sort, "--top", "2", "--format", "json"]
+        assert main([*call, "--target", "loss", "--no-intervals"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        value = surrogate().attribute()[:, 0]
+        by = value.abs() if sort == "size" else value
+        true = by.argsort(descending=True)[:2].tolist()
+        assert [TASKS.index(row["task"]) for row in rows] == true
+        assert true[0] == best[0] and all(row["std"] is None for row in rows)
+
+
+def test_without_intervals_the_columns_stay_empty(there, capsys):
+    rows = [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
+    pd.DataFrame(rows, columns=["a", "b"]).to_csv("shares.csv", index=False)
+    pd.DataFrame({"loss": [1.0, 2.0, 2.5, 1.4]}).to_csv("losses.csv", index=False)
+    main(["fit", "losses.csv", "--masks", "shares.csv", "-o", "mine", "--quiet"])
+    assert main(["attribute", "mine"]) == 0
+    text = capsys.readouterr()
+    assert "no intervals" in text.err and table(text.out)["std"].isna().all()
+
+
+def test_missing_scores_and_noise_are_options_of_fit(there, capsys):
+    frame = pd.read_csv("scores.csv")
+    frame.loc[[2, 5], "loss"] = np.nan
+    frame.to_csv("holes.csv", index=False)
+    assert main(["fit", "holes.csv", "-o", "mine"]) == 2
+    error = capsys.readouterr().err
+    assert "'loss' of holes.csv" in error and "`--missing=drop`" in error
+    assert main(["fit", "holes.csv", "-o", "mine", "--missing=drop", "--noise-std", "0.5"]) == 0
+    assert "noise of a run 0.5, 0.5" in capsys.readouterr().err
+    expected = fit_surrogate(
+        torch.tensor(frame.iloc[:, :5].to_numpy(bool)),
+        torch.tensor(frame[["loss", "accuracy"]].to_numpy()),
+        missing="drop",
+        noise_std=0.5,
+    )
+    found = load_surrogate("mine").attribute("shapley")
+    torch.testing.assert_close(torch.as_tensor(found), expected.attribute("shapley"))
+
+
+def test_select_is_under_budget(there, capsys):
+    costs = [1.0, 2.0, 3.0, 1.0, 1.0]
+    pd.DataFrame({"task": TASKS[::-1], "cost": costs[::-1]}).to_csv("costs.csv", index=False)
+    call = ["select", "s", "--budget", "6", "--costs", "costs.csv", "--minimize"]
+    fitted = surrogate()
+    options = {"maximize": False, "target_weights": [1.0, 0.0]}
+    for extra, true in (
+        ([], selection.under_budget(fitted, costs, 6, **options)),
+        (["--exact"], selection.exact(fitted, 5, costs=costs, budget=6, **options)),
+    ):
+        assert main([*call, "--target", "loss", *extra]) == 0
+        text = capsys.readouterr()
+        found = table(text.out)
+        assert tuple(map(TASKS.index, found["task"])) == true.tasks
+        assert found["spent"].iloc[-1] <= 6 and f"predicted score {true.score:.4g}" in text.err
+
+
+def test_targets_of_one_direction_are_averaged_in_standard_deviations(there, capsys):
+    """The unit of a target decides nothing: one is a thousand times as large as the other."""
+    both = scores()[:, :1] * torch.tensor([1.0, 1000.0]) + torch.tensor([0.0, 7.0])
+    both[:, 1] += 500 * MASKS[:, 4]
+    names = {"task_names": TASKS, "target_names": ["loss", "val_loss"]}
+    fitted = fit_surrogate(MASKS, both, kernel=RBF(gamma=0.1), ridge=0.05, **names)
+    fitted.save("both")
+    call = ["select", "both", "--budget", "3", "--minimize", "--target", "loss"]
+    assert main([*call, "--target", "val_loss"]) == 0
+    text = capsys.readouterr()
+    units = lambda masks: (fitted.predict(masks) - both.mean(0)) / both.std(0)  # noqa: E731
+    true = selection.under_budget(units, torch.ones(5), 3, maximize=False)
+    assert tuple(map(TASKS.index, table(text.out)["task"])) == true.tasks
+    assert f"predicted score {true.score:.4g}, averaged over targets in standard" in text.err
+    np.testing.assert_allclose(table(text.out)["score"], true.path, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        ("all", "`target` must be one of loss, accuracy, got all of them"),
+        ("loss accuracy", "must be names of scores of one direction, got 'loss' and 'accuracy'"),
+    ],
+)
+def test_a_loss_and_an_accuracy_are_not_averaged(targets, found, there, capsys):
+    named = [word for name in targets.split() for word in ("--target", name)]
+    assert main(["select", "s", "--budget", "2", "--maximize", *named]) == 2
+    assert found in capsys.readouterr().err
+
+
+def test_all_of_one_target_is_that_one(there, capsys):
+    main(["fit", "scores.csv", "--targets", "loss", "--ignore", "accuracy", "-o", "one", "--quiet"])
+    assert main(["select", "one", "--budget", "2", "--minimize", "--target", "all"]) == 0
+    assert "averaged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("costs", "found"),
+    [
+        ("task,cost\nwiki,1\n", "no cost of 'code'"),
+        ("name,price\nwiki,1\n", "got name, price"),
+        ("task,cost\n" + "".join(f"{name},1\n" for name in [*TASKS, "law"]), "another or"),
+        ("task,cost\n" + "".join(f"{name},free\n" for name in TASKS), "must be numbers"),
+        ("task,cost\n" + "".join(f"{name},-1\n" for name in TASKS), "must be positive"),
+        (json.dumps({"task": TASKS, "cost": [1]}), "must be one cost per task"),
+        (json.dumps({"task": TASKS, "cost": [[1], [1, 2], [], None, 1]}), "must be numbers"),
+    ],
+)
+def test_costs_are_checked(costs, found, there, capsys):
+    Path("costs.csv").write_text(costs)
+    call = ["select", "s", "--budget", "3", "--costs", "costs.csv", "--maximize"]
+    assert main([*call, "--target", "loss"]) == 2
+    assert found in capsys.readouterr().err
+
+
+def test_report_of_held_out_scores(there):
+    assert main(["report", "s", "-o", "r.html", "--title", "My <tasks>"]) == 0
+    page = Path("r.html").read_text()
+    assert "My &lt;tasks&gt;" in page and "Leave-one-out predictions of 24 subsets" in page
+    frame().iloc[:10, ::-1].to_csv("new.csv", index=False)  # columns in another order
+    assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv", "--target", "loss"]) == 0
+    assert "Held-out predictions of 10 subsets: Spearman 0.9" in Path("h.html").read_text()
+    frame().assign(seed=range(24), notes="ok", news2=1).to_csv("new.csv", index=False)
+    assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 0
+    frame().drop(columns="wiki").to_csv("new.csv", index=False)
+    assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 2

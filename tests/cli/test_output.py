@@ -1,0 +1,42 @@
+"""What the commands print and write."""
+
+import json
+import sys
+from pathlib import Path
+
+from sweep import MASKS, scores, table
+
+from ksm_ext import RBF, fit_surrogate, read_scores
+from ksm_ext.cli import main
+
+
+def test_a_table_for_the_eye(there, capsys):
+    assert main(["attribute", "s", "--format", "table", "--top", "1"]) == 0
+    header, first, _ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["task", "target", "value", "std", "low", "high"]
+    assert first.split()[:2] == ["noise", "loss"] and len(first) == len(header)
+
+
+def test_names_are_neither_run_nor_obeyed(there, capsys, monkeypatch):
+    """By a spreadsheet that opens the CSV, and by a terminal."""
+    names = ["=1+1", "\x1b[31mred", "+x", "@y", "-z"]
+    values = {"task_names": names, "target_names": ["\x1b]0;loss\x07"]}
+    fit_surrogate(MASKS, scores()[:, :1], kernel=RBF(gamma=0.1), ridge=0.05, **values).save("odd")
+    assert main(["attribute", "odd", "--sort", "none"]) == 0
+    cells = table(capsys.readouterr().out)
+    assert cells["task"].tolist() == ["'=1+1", "\x1b[31mred", "'+x", "'@y", "'-z"]
+    assert cells["value"].dtype == float and (cells["value"] < 0).any()
+    assert main(["attribute", "odd", "--sort", "none", "--format", "json"]) == 0
+    assert [row["task"] for row in json.loads(capsys.readouterr().out)] == names
+    for form in ("csv", "table"):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        assert main(["attribute", "odd", "--format", form]) == 0
+        assert main(["attribute", "odd", "--target", "\x1b[2J"]) == 2
+        text = capsys.readouterr()
+        assert "\x1b" not in text.out + text.err and "\\x1b[31mred" in text.out
+        assert "\\x1b]0;loss" in text.err or "\\x1b[2J" in text.err
+    Path("names.txt").write_text("=1+1\nb\n")
+    assert main(["design", "--tasks", "names.txt", "--num-subsets", "2", "-o", "m.csv"]) == 0
+    Path("y.csv").write_text("loss\n.5\n.25\n")
+    assert Path("m.csv").read_text().startswith("'=1+1,b\n")
+    assert read_scores("y.csv", "m.csv").task_names == ("=1+1", "b")
