@@ -12,7 +12,7 @@ is compared: :func:`aligned` brings those that share a dimension into one order.
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -56,6 +56,20 @@ def names_along(value: ArrayLike, axis: int) -> list[Any] | None:
         return list(value.columns) if axis == 1 else None
     index = value.indexes.get(value.dims[axis])
     return None if index is None else list(index)
+
+
+def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str, ...]:
+    """``count`` names as text, all different.
+
+    Raises:
+        ValueError: If there are more or fewer, or one stands twice.
+    """
+    given = tuple(str(name) for name in names)
+    twice = [name for name, times in Counter(given).items() if times > 1]
+    if twice or len(given) != count:
+        found = f"{twice[0]!r} more than once" if twice else str(len(given))
+        raise ValueError(message(argument, f"{count} different names", found, "Give one to each."))
+    return given
 
 
 @dataclass(frozen=True)

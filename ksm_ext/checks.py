@@ -5,7 +5,7 @@ Every message reads ```<name>` must be <expected>, got <found>. <what to do>.``
 numerics and environment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -21,6 +21,13 @@ def message(name: str, expected: str, found: str, remedy: str) -> str:
 def shape_text(tensor: Tensor) -> str:
     """Spell a shape as ``(m, n)`` for a message."""
     return "shape (" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def listed(names: Iterable[object], shown: int = 6) -> str:
+    """A few names in a line, and how many more there are."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - shown:,} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more
 
 
 def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:

@@ -248,9 +248,8 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
                 "Row i of both belongs to one run.",
             )
         )
-    counts = torch.bincount(groups)
-    freedom = int((counts - 1).sum())
-    if freedom == 0:
+    means, counts, deviation = pooled_runs(table, groups, torch.ones_like(table, dtype=torch.bool))
+    if len(means) == len(table):
         raise ValueError(
             message(
                 "masks",
@@ -259,9 +258,41 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
                 "Score some subsets again with another seed.",
             )
         )
-    sums = table.new_zeros(len(counts), table.shape[1]).index_add_(0, groups, table)
-    deviations = table - (sums / counts[:, None])[groups]
-    return _answer(deviations.square().sum(dim=0) / freedom, scores)
+    return _answer(deviation.square(), scores)
+
+
+def pooled_runs(runs: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of every group of repeated runs, and the pooled standard deviation of a run.
+
+    Args:
+        runs: (M, t) float64.
+        group: (M,) int64. What each run repeats, a number from 0 to m - 1.
+        used: (M, t) bool. Runs that count.
+
+    Returns:
+        Means (m, t), NaN where no run counts; how many runs are in them, (m, t) int64; and the
+        deviation (t,), NaN for a target without repeats.
+    """
+    num_runs, m = len(runs), int(group.max()) + 1 if len(group) else 0
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(m, *values.shape[1:]).index_add_(0, group, values)
+
+    counts = total(used.long())
+    # the first run of a group is taken out before summing: repeats of one number stay that number,
+    # and large means lose no digits
+    order = torch.arange(num_runs, device=runs.device)[:, None].expand_as(runs)
+    order = torch.where(used, order, num_runs)
+    place = order.new_full((m, runs.shape[1]), num_runs)
+    place = place.scatter_reduce(0, group[:, None].expand_as(order), order, "amin")
+    first = runs.gather(0, place.clamp_max(num_runs - 1))
+    first = torch.where(counts > 0, first, torch.nan)
+    means = first + total(torch.where(used, runs - first[group], 0.0)) / counts.clamp_min(1)
+    within = torch.where(used, runs - means[group], 0.0)
+    largest = within.abs().amax(0).clamp_min(1e-300)  # so that no square vanishes
+    freedom = (counts - 1).clamp_min(0).sum(0)
+    squares = (within / largest).square().sum(0) / freedom
+    return means, counts, squares.sqrt() * largest
 
 
 def mislabel_auc(attributions: ArrayLike, is_bad: ArrayLike) -> Any:

@@ -426,7 +426,7 @@ def identical_subsets(masks: ArrayLike) -> Any:
         [0, 1, 0]
     """
     masks = _oriented(masks)
-    groups = _groups(as_masks("masks", masks))
+    groups, _ = distinct_rows(as_masks("masks", masks))
     return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
 
@@ -450,11 +450,11 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
     """
     masks = _oriented(masks)
     table = as_masks("masks", masks)
-    numbers = _groups(table.T)  # (n,)
-    groups: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1 if len(numbers) else 0)]
+    numbers, first_columns = distinct_rows(table.T)  # (n,), (g,)
+    first = first_columns.tolist()
+    groups: list[list[int]] = [[] for _ in first]
     for column, number in enumerate(numbers.tolist()):
         groups[number].append(column)
-    first = [group[0] for group in groups]
     names = names_along(masks, 1)
     axes = {
         "subset": names_along(masks, 0),
@@ -583,12 +583,12 @@ def _sample(
     cells = num_possible * len(size_weights)
     if num_possible <= 2 * num_subsets or cells <= _LISTED_CELLS:
         shuffled = _shuffle_all(size_weights, generator)
-        return shuffled[_first_appearances(identity(shuffled))[:num_subsets]]
+        return shuffled[distinct_rows(identity(shuffled))[1][:num_subsets]]
     masks = torch.empty(0, len(size_weights) - 1, dtype=torch.bool)
     for _ in range(_MAX_ROUNDS):
         drawn = _draw(size_weights, num_subsets, generator)
         masks = torch.cat([masks, drawn]) if len(masks) else drawn
-        kept = _first_appearances(identity(masks))
+        kept = distinct_rows(identity(masks))[1]
         if len(kept) == num_subsets == len(masks):
             return masks  # the usual case, spared a copy
         masks = masks[kept[:num_subsets]]
@@ -713,25 +713,27 @@ def _binary_rows(start: int, stop: int, num_tasks: int) -> Tensor:
     return masks
 
 
-def _sorted_unique(masks: Tensor) -> tuple[Any, Any]:
-    """First row and inverse of each distinct row, in the arbitrary order of packed bytes."""
-    packed = np.packbits(masks.cpu().numpy(), axis=1)
+def distinct_rows(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the distinct rows of a table in the order of their first appearance.
+
+    Args:
+        table: (m, k) of any dtype, without NaN.
+
+    Returns:
+        The number of each row, (m,) int64, and the first row of each number, (numbers,) int64.
+    """
+    if 0 in table.shape:  # all rows are the same
+        numbers = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        return numbers, numbers[:1]
+    rows = table.cpu().numpy()
+    rows = np.packbits(rows, axis=1) if rows.dtype == bool else rows + 0  # -0.0 is 0.0
     # One opaque item per row compares by memcmp; np.unique(axis=0) goes field by field.
-    items = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
-    _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
-    return first, inverse
-
-
-def _first_appearances(masks: Tensor) -> Tensor:
-    """The rows of ``masks`` (m, n) that equal no row above, ascending."""
-    return torch.from_numpy(np.sort(_sorted_unique(masks)[0]))
-
-
-def _groups(masks: Tensor) -> Tensor:
-    """Number of each row's group of equals, counted by first appearance; (m,) int64."""
-    if 0 in masks.shape:
-        return torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    first, inverse = _sorted_unique(masks)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return torch.from_numpy(rank[inverse]).to(masks.device)
+    row = np.dtype((np.void, rows.shape[1] * rows.itemsize))
+    _, first, inverse = np.unique(
+        np.ascontiguousarray(rows).view(row)[:, 0], return_index=True, return_inverse=True
+    )
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    answers = torch.from_numpy(rank[inverse]), torch.from_numpy(first[order])
+    return answers[0].to(table.device), answers[1].to(table.device)

@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.network.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
@@ -417,12 +417,7 @@ def _check_ridge(ridge: object) -> float:
 
 
 def _task_names(given: Sequence[str] | None, num_tasks: int) -> tuple[str, ...]:
-    names = tuple(str(name) for name in (range(num_tasks) if given is None else given))
-    if len(set(names)) < len(names) or len(names) != num_tasks:
-        found = f"{len(names)} of which {len(set(names))} differ"
-        remedy = "Give each task its own."
-        raise ValueError(message("task_names", f"{num_tasks} different names", found, remedy))
-    return names
+    return checked_names("task_names", range(num_tasks) if given is None else given, num_tasks)
 
 
 def _offsets(datasets: Sequence[Any]) -> Tensor:

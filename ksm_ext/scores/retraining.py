@@ -40,6 +40,7 @@ from ksm_ext.checks import (
     shape_text,
 )
 from ksm_ext.correlation import spearman
+from ksm_ext.evaluation import pooled_runs
 from ksm_ext.identity import identify
 from ksm_ext.scores.runs import RunStore
 from ksm_ext.subsets import as_masks
@@ -158,12 +159,14 @@ class RetrainedScores:
             ValueError: If there is one seed only, or a score is not finite.
         """
         self._check_repeated()
-        runs = self.distinct
-        if not runs.noise_df:
+        if not self.noise_df:
             remedy = "Train the skipped runs, or with more seeds."
             raise ValueError(message("seeds", "two finished runs of a subset", "one each", remedy))
-        squares = (runs._scores - runs._mean()).square().where(runs._finished[..., None], 0.0)
-        return self._restored((squares.sum((0, 1)) / runs.noise_df).sqrt(), "target")
+        distinct = self.distinct
+        runs = distinct._scores.flatten(0, 1)  # (seeds * subsets, t)
+        subset = torch.arange(distinct._scores.shape[1]).repeat(len(distinct._scores))
+        finished = distinct._finished.flatten()[:, None].expand_as(runs)
+        return self._restored(pooled_runs(runs, subset.to(runs.device), finished)[2], "target")
 
     @property
     def ceiling(self) -> Any:

@@ -139,8 +139,3 @@ class Masks:
             for matrix, weights in zip(total, part.T, strict=True):
                 matrix.addmm_(floats.T, weights[:, None] * floats)
         return total.permute(1, 2, 0)
-
-    def repeats(self) -> Tensor:
-        """(m,) int64: label of the group of identical rows each subset belongs to."""
-        rows = self.bits if self.binary else self.values
-        return torch.unique(rows, dim=0, return_inverse=True)[1]

@@ -27,7 +27,7 @@ known to be exact, and the others may be as noisy as leave-one-out residuals e:
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -37,8 +37,9 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
-from ksm_ext.checks import check_choice, message
-from ksm_ext.surrogates.candidates import CandidateTable
+from ksm_ext.checks import check_choice, listed, message
+from ksm_ext.correlation import spearman
+from ksm_ext.surrogates.candidates import CandidateTable, says_something
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge
 from ksm_ext.surrogates.masks import Masks
@@ -58,7 +59,6 @@ Z95 = 1.959964
 
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
-_NOTHING = 1.0  # leave-one-out error from which nothing is predicted
 _SHOWN = 6  # targets spelled out in a line
 
 
@@ -457,21 +457,18 @@ class Surrogate:
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the answers, a sentence each; empty if there is nothing."""
         found = []
-        nothing = [
-            name
-            for name, error in zip(self.target_names, self._loo_error.tolist(), strict=True)
-            if error >= _NOTHING
-        ]
+        each = zip(self.target_names, self.is_predicted.tolist(), strict=True)
+        nothing = [repr(name) for name, predicted in each if not predicted]
         if nothing:
-            who = "" if len(self.target_names) == 1 else f" of {_listed(nothing)}"
+            who = "" if len(self.target_names) == 1 else f" of {listed(nothing)}"
             found.append(
-                f"Nothing{who} is predicted: subsets left out are no nearer to the surrogate "
-                "than to the mean score. Attributions are observed differences, or 0."
+                f"Nothing{who} is predicted: scores left out of the fit are predicted no better "
+                "than by the mean score. Attributions are observed differences, or 0."
             )
         if self.constant_tasks:
             found.append(
-                f"Attribution 0 for {_listed(self.constant_tasks)}: in every subset or in none, so "
-                "that no score tells."
+                f"Attribution 0 for {listed(map(repr, self.constant_tasks))}: in every subset or "
+                "in none, so that no score tells."
             )
         if bool(self.apart.any()):
             found.append(
@@ -534,6 +531,33 @@ class Surrogate:
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
         return torch.where(high > low, error, torch.ones_like(error))
+
+    @cached_property
+    def rank_correlations(self) -> Tensor:
+        """(t,) Spearman correlation of scores and what predicts them when they are left out.
+
+        0 for a constant prediction.
+        """
+        pairs = zip(self.scores.T, (self.scores - self.residuals).T, strict=True)
+        present = [torch.stack([true, other], 1)[~true.isnan()] for true, other in pairs]
+        found = torch.cat([spearman(pair[:, :1], pair[:, 1:]) for pair in present])
+        return torch.where(self.moved_by((*self.kernel_terms, *self.linear_terms)), found, 0.0)
+
+    @cached_property
+    def is_predicted(self) -> Tensor:
+        """(t,) bool: targets whose scores are predicted better than by the mean when left out.
+
+        See :func:`.candidates.says_something`.
+        """
+        return says_something(self._loo_error, self.rank_correlations)
+
+    def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
+        """(t,) bool: targets to whose predictions one of these terms adds anything."""
+        moved = torch.zeros_like(self.intercept, dtype=torch.bool)
+        for term in terms:
+            weights = term.dual if isinstance(term, KernelTerm) else term.weights  # (m or n, q_g)
+            moved |= (self._rotate_columns(weights, term.columns) != 0).any(0)
+        return moved
 
     @property
     def num_varying(self) -> int:
@@ -862,9 +886,3 @@ class Functionals:
         """(rows, 1)."""
         prior = torch.as_tensor(self.prior, dtype=torch.float64, device=self.of_fitted.device)
         return prior.expand(len(self.of_fitted))[:, None]
-
-
-def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

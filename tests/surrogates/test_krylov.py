@@ -16,7 +16,7 @@ from ksm_ext import (
     load_surrogate,
     subsets,
 )
-from ksm_ext.surrogates import choice, fit
+from ksm_ext.surrogates import fit, search
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.krylov import KrylovRidge, Preconditioner, pivoted_cholesky
 from ksm_ext.surrogates.masks import Masks
@@ -105,9 +105,8 @@ def test_the_ridge_is_the_one_of_exact_residuals(kernel, share_ridge):
 
 
 def test_many_kernels_are_screened_on_a_sample(monkeypatch):
-    for module in (fit, choice):
-        monkeypatch.setattr(module, "CROSSED_FROM", 200)
-    monkeypatch.setattr(fit, "_SAMPLE_ROWS", 150)
+    monkeypatch.setattr(search, "MANY_SUBSETS", 200)
+    monkeypatch.setattr(search, "_SAMPLE_ROWS", 150)
     masks, scores = problem(m=400)
     masks, scores, held, truth = masks[:300], scores[:300], masks[300:], scores[300:]
     options = {"kernel": ["linear", "anova2", "rbf"], "share_ridge": True}
@@ -258,7 +257,7 @@ def test_no_gram_matrix_is_formed(monkeypatch):
         return gram(self, x, y)
 
     monkeypatch.setattr(Kernel, "gram", counted)
-    monkeypatch.setattr(fit, "_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(search, "_SAMPLE_ROWS", 100)
     found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), share_ridge=True, solver=USUAL)
     found.attribute("shapley", return_std=True)
     assert max(sizes) <= 400 * 64
