@@ -42,14 +42,8 @@ def check_choice(name: str, value: object, choices: Sequence[object], remedy: st
 def check_ndim(name: str, tensor: Tensor, ndim: int, meaning: str) -> None:
     """Raise ``ValueError`` unless ``tensor`` has ``ndim`` dimensions; ``meaning`` names them."""
     if tensor.ndim != ndim:
-        raise ValueError(
-            message(
-                name,
-                f"{ndim}-dimensional {meaning}",
-                shape_text(tensor),
-                "Reshape it so that its dimensions have this meaning.",
-            )
-        )
+        remedy = "Reshape it so that its dimensions have this meaning."
+        raise ValueError(message(name, f"{ndim}-dimensional {meaning}", shape_text(tensor), remedy))
 
 
 def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
@@ -59,14 +53,10 @@ def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
     if not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()
         first = tuple(bad[0].tolist())
-        raise ValueError(
-            message(
-                name,
-                "finite",
-                f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}",
-                remedy or "Drop the subsets concerned, or find out why their runs diverged.",
-            )
-        )
+        expected = "finite"
+        found = f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}"
+        remedy = remedy or "Drop the subsets concerned, or find out why their runs diverged."
+        raise ValueError(message(name, expected, found, remedy))
 
 
 def check_positive_int(name: str, value: object, minimum: int = 1) -> int:

@@ -240,24 +240,14 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
     table = _table("scores", scores, _SCORES).double()  # (m, t)
     groups = identical_subsets(as_masks("masks", masks)).to(table.device)  # (m,)
     if len(groups) != len(table):
-        raise ValueError(
-            message(
-                "masks",
-                f"{len(table)} rows like `scores`",
-                str(len(groups)),
-                "Row i of both belongs to one run.",
-            )
-        )
+        expected = f"{len(table)} rows like `scores`"
+        remedy = "Row i of both belongs to one run."
+        raise ValueError(message("masks", expected, str(len(groups)), remedy))
     means, counts, deviation = pooled_runs(table, groups, torch.ones_like(table, dtype=torch.bool))
     if len(means) == len(table):
-        raise ValueError(
-            message(
-                "masks",
-                "with a subset that was scored more than once",
-                f"{len(counts)} distinct rows",
-                "Score some subsets again with another seed.",
-            )
-        )
+        expected = "with a subset that was scored more than once"
+        remedy = "Score some subsets again with another seed."
+        raise ValueError(message("masks", expected, f"{len(counts)} distinct rows", remedy))
     return _answer(deviation.square(), scores)
 
 
@@ -438,7 +428,7 @@ def bootstrap(
         level: Nominal coverage, strictly between 0 and 1.
         method: ``"percentile"``, or ``"bca"``, which corrects bias and skewness (Efron 1987) at the
             price of one evaluation per row.
-        seed: Of the resampling.
+        seed: Seeds the resampling: the same seed gives the same interval.
         **options: Passed on to ``metric``.
 
     Returns:
@@ -477,14 +467,10 @@ def bootstrap(
     )
     low, high = (float(end) for end in result.confidence_interval)
     if not low <= high:  # NaN: every resample lies on one side of the estimate
-        raise ValueError(
-            message(
-                "method",
-                "'percentile' for these data",
-                f"{method!r}, which has no answer where all resamples lie on one side",
-                "Use `jackknife`.",
-            )
-        )
+        expected = "'percentile' for these data"
+        found = f"{method!r}, which has no answer where all resamples lie on one side"
+        remedy = "Use `jackknife`."
+        raise ValueError(message("method", expected, found, remedy))
     return Interval(float(values.mean()), low, high, level)
 
 
@@ -589,14 +575,10 @@ def _mean_of_rows(
         try:
             resampled = metric(*(table[chosen.to(table.device)] for table in tables), **options)
         except ValueError as error:
-            raise ValueError(
-                message(
-                    "arrays",
-                    "such that the metric is defined on every resample of rows",
-                    f"one on which {error}",
-                    "Give more rows, or drop targets that hardly vary.",
-                )
-            ) from error
+            expected = "such that the metric is defined on every resample of rows"
+            found = f"one on which {error}"
+            remedy = "Give more rows, or drop targets that hardly vary."
+            raise ValueError(message("arrays", expected, found, remedy)) from error
         return float(as_tensor("metric", resampled).double().mean())
 
     return statistic

@@ -257,6 +257,11 @@ class _Radial(Kernel):
     def typical_distance(self, masks: Masks) -> float:
         """Mean distance of two rows, the unit in which ``gamma`` is searched."""
 
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """From distances; squared ones are clamped at zero against rounding."""
+        gamma = _given("gamma", self.gamma)
+        return ops.kernel_gram(x, None if x is y else y, self.name, gamma=gamma)
+
     def grid(self, masks: Masks) -> list[Kernel]:
         """``gamma`` at ``scales`` over the typical distance."""
         unit = max(self.typical_distance(masks), _TINY)
@@ -273,10 +278,6 @@ class RBF(_Radial):
     def typical_distance(self, masks: Masks) -> float:
         """Mean squared distance."""
         return masks.mean_squared_distance()
-
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From squared distances, clamped at zero against rounding."""
-        return _radial_gram("rbf", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma h)``."""
@@ -297,10 +298,6 @@ class Laplace(RBF):
         """Mean absolute distance."""
         return masks.mean_absolute_distance()
 
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From absolute distances."""
-        return _radial_gram("laplace", x, y, self.gamma)
-
 
 @dataclass(frozen=True)
 class Exponential(_Radial):
@@ -311,7 +308,7 @@ class Exponential(_Radial):
     .. math:: e^{-\gamma \sqrt h} = \int_0^\infty \frac{\gamma}{2 \sqrt\pi} s^{-3/2}
               e^{-\gamma^2 / 4 s} e^{-s h} ds,
 
-    so it bends at small distances and keeps a long tail: one length scale less to get wrong.
+    so it is steep at small distances and keeps a long tail, and no length scale has to be right.
     """
 
     name: ClassVar[str] = "exponential"
@@ -320,10 +317,6 @@ class Exponential(_Radial):
     def typical_distance(self, masks: Masks) -> float:
         """Root mean squared distance."""
         return math.sqrt(masks.mean_squared_distance())
-
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From Euclidean distances."""
-        return _radial_gram("exponential", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma sqrt(h))``."""
@@ -530,7 +523,3 @@ def _summands(kernel: Kernel) -> tuple[tuple[float | None, Kernel], ...]:
 def _total(parts: list[tuple[float, Tensor | None]]) -> Tensor | None:
     present = [weight * values for weight, values in parts if values is not None]
     return torch.stack(present).sum(0) if present else None
-
-
-def _radial_gram(name: str, x: Tensor, y: Tensor, gamma: float | None) -> Tensor:
-    return ops.kernel_gram(x, None if x is y else y, name, gamma=_given("gamma", gamma))
