@@ -154,12 +154,9 @@ class KernelTrial:
         _, constant = self._scores.latent(columns, components=components)
         if self._scores.center:
             constant = constant + self.factor.offset(dual)
-        return Solution(
-            constant,
-            ridges / self._scores.weights[:, None] * dual,
-            ridges * signal,
-            KernelTerm(self.kernel, columns, dual, ridges, signal),
-        )
+        residuals = ridges / self._scores.weights[:, None] * dual
+        term = KernelTerm(self.kernel, columns, dual, ridges, signal)
+        return Solution(constant, residuals, ridges * signal, kernel_term=term)
 
     def uncertainty(self, columns: Tensor, *, components: bool) -> KernelTerm:
         """The term of a fit that predicts nothing: the uncertainty around another trial's fit.
