@@ -279,7 +279,8 @@ def pooled_runs(runs: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tens
     first = torch.where(counts > 0, first, torch.nan)
     means = first + total(torch.where(used, runs - first[group], 0.0)) / counts.clamp_min(1)
     within = torch.where(used, runs - means[group], 0.0)
-    largest = within.abs().amax(0).clamp_min(1e-300)  # so that no square vanishes
+    largest = within.abs().amax(0) if num_runs else within.sum(0)
+    largest = largest.clamp_min(1e-300)  # so that no square vanishes
     freedom = (counts - 1).clamp_min(0).sum(0)
     squares = (within / largest).square().sum(0) / freedom
     return means, counts, squares.sqrt() * largest

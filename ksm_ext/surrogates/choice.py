@@ -111,7 +111,7 @@ class Model:
         return self.intercept + (latent if self.rotation is None else latent @ self.rotation.T)
 
     def select(self, targets: Tensor) -> "Model":
-        """The same model of some targets."""
+        """The same model for the targets with these numbers."""
         per_target = {
             name: getattr(self, name)[..., targets]
             for name in ("intercept", "loo_residuals", "fit_residuals", "ridge_variance")

@@ -1,4 +1,4 @@
-"""Which trial, at which ridge, predicts which target: for all alike, or for some on their own.
+"""Which trial, at which ridge, predicts which target: one for all targets, or one for each.
 
 A choice made for all targets together sees the most data, and one made for a single target knows it
 best. Freer ways of sharing are judged on subsets that had no part in their choices, and a target
@@ -93,7 +93,7 @@ class Contest:
         return Choice(sharing, self.trials, trial_index, ridge_index)
 
     def choose(self, masks: Masks, sharing: tuple[Sharing, ...]) -> list[tuple[Choice, Tensor]]:
-        """Choices with the targets each is made for: one, or a second for targets on their own.
+        """Choices with the targets each is for: one for all, or a second for targets that leave it.
 
         Args:
             masks: The fitted subsets.
@@ -182,12 +182,12 @@ class Contest:
 
 
 def exceeds(gain: Tensor, errors: float) -> Tensor:
-    """Whether mean gains over subsets (m, ...) exceed some of their standard errors, (...) bool."""
+    """(...) bool: whether mean gains over subsets (m, ...) exceed so many standard errors."""
     return gain.mean(0) > errors * gain.std(0) / len(gain) ** 0.5
 
 
 def clearly_better(gain: Tensor) -> Tensor:
-    """Whether mean gains over subsets (m, ...) exceed twice their standard error, (...) bool."""
+    """(...) bool: whether mean gains over subsets (m, ...) exceed twice their standard error."""
     return exceeds(gain, _CLEAR)
 
 

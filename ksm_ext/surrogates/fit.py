@@ -80,8 +80,8 @@ def fit_surrogate(
             leave-one-out predictions.
         share_ridge: True for one kernel and ridge for all targets, False for one per target;
             ``"auto"`` tries both and one per principal component of the targets, keeps what
-            predicts best on subsets that had no part in the choice, and lets a target go its own
-            way where that is clearly better: no target is fitted worse for the company it is in.
+            predicts best on subsets that had no part in the choice, and fits a target on its own
+            where that is clearly better: no target loses by being fitted with others.
         center: Fit an intercept. Without one, predictions shrink to zero instead of the mean.
         solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
             conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
@@ -90,13 +90,13 @@ def fit_surrogate(
         noise_std: Standard deviation of a single run by its seed: a number, or of shape (t,), (m,)
             or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
             without noise. By default measured on repeated subsets, or unknown.
-        known: (m,) bool, or numbers of rows, whose scores are exact: they are interpolated. The
-            scores of the empty and the full subset are taken so where the ridge is chosen and
-            the noise is neither given nor measured.
+        known: (m,) bool, or numbers of rows, whose scores are exact: they are interpolated. So are
+            those of the empty and the full subset where the ridge is chosen and the noise is
+            neither given nor measured.
         missing: ``"drop"`` takes NaN in ``scores`` for a score that is missing, and fits each
             target to the subsets that have it.
-        task_names: n names; by default those of the columns, or "0", "1", ….
-        target_names: t names, likewise.
+        task_names: n names; by default those of the columns of ``masks``, or "0", "1", ….
+        target_names: t names; by default those of the columns of ``scores``, or numbers.
         progress: Whether to show a bar over kernels.
 
     Returns:

@@ -42,12 +42,12 @@ class Scores:
     noise: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "Scores":
-        """The scores of some subsets."""
+        """The scores of the subsets at ``rows``."""
         weights = self.weights[rows]
         return replace(self, values=self.values[rows], weights=weights / weights.mean())
 
     def targets(self, columns: Tensor) -> "Scores":
-        """The scores of some targets."""
+        """The scores of the targets at ``columns``."""
         noise = None if self.noise is None else self.noise[columns]
         return replace(self, values=self.values[:, columns], noise=noise)
 
@@ -91,7 +91,7 @@ class Scores:
         return (self.values - self.offset) @ self.rotation
 
     def latent(self, columns: Tensor, *, components: bool) -> tuple[Tensor, Tensor]:
-        """Some latent columns as deviations (m, len(columns)) from constants (len(columns),)."""
+        """Latent columns as deviations (m, len(columns)) from constants (len(columns),)."""
         if components:
             return self.components[:, columns], torch.zeros_like(self.components[0, columns])
         return (self.values - self.offset)[:, columns], self.offset[columns]

@@ -55,7 +55,7 @@ class Observations:
     degrees_of_freedom: int
 
     def part(self, rows: Tensor, columns: Tensor) -> "Observations":
-        """Some subsets and targets."""
+        """The subsets at ``rows`` and the targets at ``columns``."""
         noise = None if self.noise is None else self.noise[rows][:, columns]
         return Observations(
             self.masks[rows],

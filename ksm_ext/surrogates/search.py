@@ -54,7 +54,7 @@ class Search:
     """What a fit chooses from, and how: the arguments of :func:`ksm_ext.fit_surrogate`.
 
     Attributes:
-        kernel: What was asked for.
+        kernel: What was asked for; several as a tuple.
         ridge: (1,) the given ridge, or None to choose it.
         by_rank: Whether the criterion is the rank correlation.
         share_ridge: Whether targets share kernel and ridge.

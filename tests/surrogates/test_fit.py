@@ -492,3 +492,13 @@ def test_too_many_subsets_are_refused_before_the_work():
     )
     with pytest.raises(ValueError, match=expected):
         fit_surrogate(masks, torch.randn(20_001), solver="eigh")
+
+
+def test_a_generator_of_kernels_is_a_list_of_them():
+    """Read once, though a fit asks for its kernels several times."""
+    masks, scores = np.array(M), np.array(F)
+    options = {"noise_std": np.linspace(0.01, 0.5, len(masks)), "share_ridge": True}
+    given = fit_surrogate(masks, scores, kernel=(name for name in ["linear", "rbf"]), **options)
+    listed = fit_surrogate(masks, scores, kernel=["linear", "rbf"], **options)
+    assert str(given.candidates) == str(listed.candidates)
+    np.testing.assert_array_equal(given.predict(masks), listed.predict(masks))
