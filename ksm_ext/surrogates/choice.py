@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm
+from ksm_ext.surrogates.spectral import SpectralRidge
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trials import (
     KernelTrial,
     KrylovTrial,
@@ -383,7 +384,9 @@ def assemble(
                 offset[columns] = trial.factor.offset(dual)
             latent_residuals[:, columns] = ridges / scores.weights[:, None] * dual
             variance[columns] = ridges * signal
-        kernel_terms.append(KernelTerm(trial.kernel, columns, dual, ridges, signal))
+        # a Krylov space has grown with the search, and would answer otherwise than a new one
+        factor = trial.factor if isinstance(trial.factor, SpectralRidge) else None
+        kernel_terms.append(KernelTerm(trial.kernel, columns, dual, ridges, signal, factor=factor))
     rotation = scores.rotation if components else None
     intercept += offset if rotation is None else rotation @ offset
     return Model(

@@ -40,7 +40,8 @@ from ksm_ext.surrogates.observations import (
     own_to_noise,
     precision_weights,
 )
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.terms import KEPT, KernelTerm, LinearTerm
 from ksm_ext.surrogates.trials import (
     KernelTrial,
     KrylovTrial,
@@ -343,6 +344,11 @@ class _Part:
     noise: Tensor | None
     candidates: list[Candidate]
 
+    def without_factors(self) -> "_Part":
+        """The same part; the eigenvectors of all parts would take more than may be kept."""
+        terms = tuple(replace(term, factor=None) for term in self.model.kernel_terms)
+        return replace(self, model=replace(self.model, kernel_terms=terms))
+
 
 def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
     """A model of every group of targets that are fitted to the same subsets, alike in precision."""
@@ -365,7 +371,9 @@ def _fit_parts(observed: Observations, options: _Options) -> list[_Part]:
             (columns[apart], rows[active.sizes[rows] > 0] if bool(apart.any()) else rows),
         ):
             if len(chosen):
-                parts += _fit_part(active, observed, fitted, chosen, options)
+                found = _fit_part(active, observed, fitted, chosen, options)
+                few = len(fitted) ** 2 * patterns.shape[1] <= KEPT**2
+                parts += found if few else [part.without_factors() for part in found]
     return parts
 
 

@@ -96,6 +96,12 @@ class Masks:
         return self.values.sum(1, dtype=torch.int64)
 
     @cached_property
+    def distinct_sizes(self) -> tuple[Tensor, Tensor]:
+        """Sizes that occur, (C,) on the CPU, and the index of each subset's among them, (m,)."""
+        sizes, index = torch.unique(self.sizes, return_inverse=True)
+        return sizes.cpu(), index
+
+    @cached_property
     def floats(self) -> Tensor:
         """(m, n) float64."""
         return self.values.to(torch.float64)
@@ -139,8 +145,3 @@ class Masks:
             for matrix, weights in zip(total, part.T, strict=True):
                 matrix.addmm_(floats.T, weights[:, None] * floats)
         return total.permute(1, 2, 0)
-
-    def repeats(self) -> Tensor:
-        """(m,) int64: label of the group of identical rows each subset belongs to."""
-        rows = self.bits if self.binary else self.values
-        return torch.unique(rows, dim=0, return_inverse=True)[1]

@@ -80,10 +80,10 @@ def more_subsets(
     more = masks[:1].repeat(limit - m, 1)
     more[:, varying] = similar_subsets(masks[:, varying], limit - m, seed=seed)
     grown = torch.cat([masks, more])
-    now = _mean_std(surrogate, masks, readout)  # (t,)
+    now = _mean_std(surrogate, surrogate.masks, readout)  # (t,)
 
     def ratio(num_more: int) -> float:
-        return float((_mean_std(surrogate, grown[: m + num_more], readout) / now).mean())
+        return float((_mean_std(surrogate, Masks(grown[: m + num_more]), readout) / now).mean())
 
     low, high = 0, max(1, m // _STEPS_PER_DOUBLING)
     while (reached := ratio(high)) > factor:
@@ -119,7 +119,7 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
     return masks.cpu()[rows].gather(1, order).to(masks.device)
 
 
-def _mean_std(surrogate: Surrogate, masks: Tensor, readout: str) -> Tensor:
+def _mean_std(surrogate: Surrogate, masks: Masks, readout: str) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
-    _, std = surrogate.imagined(Masks(masks)).attribute(readout, return_std=True)
+    _, std = surrogate.imagined(masks).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

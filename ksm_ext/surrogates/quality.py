@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.kernels import Kernel
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 
 NOTHING = "nothing is predicted: the mean is as good"
 

@@ -42,6 +42,7 @@ from scipy.special import roots_legendre
 from torch import Tensor
 
 from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
 
 Readout = Literal["loo", "shapley", "banzhaf"]
 READOUTS: tuple[Readout, ...] = get_args(Readout)
@@ -105,6 +106,55 @@ def interaction_tables(
         neither += drop * _context_mean(readout, rate, c, n - 2 - c)
     both += mean_difference(kernel, readout, n, 2, sizes)
     return InteractionTables(both, one, neither)
+
+
+def effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+    """Readouts of ``sum_a dual_a k(., S_a)`` for every task, (n, q) for dual (m, q).
+
+    Two tables and one product with the masks.
+    """
+    sizes, index = masks.distinct_sizes
+    tables = effect_tables(kernel, readout, masks.num_tasks, sizes)
+    inside, outside = (
+        table.to(index.device)[index][:, None] * dual for table in (tables.inside, tables.outside)
+    )  # (m, q)
+    return masks.transposed_matmul(inside - outside) + outside.sum(0)
+
+
+def effect_functionals(masks: Masks, kernel: Kernel, readout: Readout, tasks: slice) -> Tensor:
+    """The readout of ``k(., S_a)`` for some tasks i and every fitted subset a, (tasks, m)."""
+    sizes, index = masks.distinct_sizes
+    tables = effect_tables(kernel, readout, masks.num_tasks, sizes)
+    inside, outside = (t.to(index.device)[index] for t in (tables.inside, tables.outside))
+    return torch.where(masks.values[:, tasks], inside[:, None], outside[:, None]).T
+
+
+def pair_effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+    """Interactions of all pairs, (n, n, q) for dual (m, q); the diagonal is meaningless.
+
+    Three tables and products with the masks.
+    """
+    sizes, index = masks.distinct_sizes
+    tables = interaction_tables(kernel, readout, masks.num_tasks, sizes)
+    both, one, neither = (
+        table.to(index.device)[index][:, None] * dual
+        for table in (tables.both, tables.one, tables.neither)
+    )  # (m, q)
+    # s s' both + (s + s' - 2 s s') one + (1 - s)(1 - s') neither, summed over subsets
+    products = masks.weighted_gram(both - 2 * one + neither)
+    single = masks.transposed_matmul(one - neither)  # (n, q)
+    return products + single[:, None] + single[None] + neither.sum(0)
+
+
+def pair_functionals(
+    masks: Masks, kernel: Kernel, readout: Readout, first: Tensor, second: Tensor
+) -> Tensor:
+    """Interactions of some pairs of tasks in ``k(., S_a)``, for every subset a, (pairs, m)."""
+    sizes, index = masks.distinct_sizes
+    tables = interaction_tables(kernel, readout, masks.num_tasks, sizes)
+    by_count = torch.stack([tables.neither, tables.one, tables.both])  # (3, C)
+    w = masks.values.to(torch.int64)
+    return by_count.to(index.device)[w[:, first] + w[:, second], index[:, None]].T
 
 
 def mean_difference(

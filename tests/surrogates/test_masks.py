@@ -81,13 +81,6 @@ def test_distances_of_one_row_are_zero(row):
     assert masks.mean_squared_distance() == masks.mean_absolute_distance() == 0.0
 
 
-@pytest.mark.parametrize("weights", [False, True])
-def test_repeats_label_identical_rows(weights):
-    rows = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
-    labels = Masks.of(rows * (0.5 if weights else 1)).repeats().tolist()
-    assert labels[0] == labels[2] and len(set(labels)) == 3
-
-
 @pytest.mark.parametrize(
     "masks, error, found",
     [
