@@ -131,7 +131,7 @@ def fit_surrogate(
             target to the subsets that have it.
         task_names: n names; by default those of the columns, or "0", "1", ….
         target_names: t names, likewise.
-        progress: Whether to show a bar over kernels.
+        progress: Whether to show bars over kernels, and over products of conjugate gradients.
 
     Returns:
         The fitted :class:`ksm_ext.Surrogate`.
@@ -527,6 +527,7 @@ def _fit_table(
             return KernelTrial(kernel, masks, scores, ridge=ridge, components=components)
         per_target = options.share_ridge is False
         more: dict[str, Any] = {"ridge": ridge, "sample": sample, "per_target": per_target}
+        more["progress"] = options.progress
         return KrylovTrial(kernel, masks, scores, settings, **more)
 
     trials: list[Trial] = [MeanTrial(scores, components=components)]

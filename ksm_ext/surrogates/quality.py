@@ -1,8 +1,8 @@
 """How well each target is predicted, for the report and the command line alike.
 
 The mean of the other subsets falls where the left-out score rises: its rank correlation with the
-scores is -1 by construction, and says nothing. So a target is said not to be predicted where the
-error is not below the variance, the rank correlation not above zero, or only the mean predicts it.
+scores is -1 by construction, whatever the scores. So a target counts as predicted where the error
+is below the variance, the rank correlation above zero, and the fitted function is not constant.
 
 Shapes: scores (m, t); t targets.
 """
@@ -52,7 +52,7 @@ class Quality:
 
 
 def qualities(surrogate: Surrogate) -> list[Quality]:
-    """One for each of the t targets."""
+    """The quality of each of the t targets."""
     surrogate = surrogate.with_tensor_answers()
     errors, scores = surrogate.loo_error, surrogate.scores
     both = scores.T, surrogate.residuals.T
@@ -92,7 +92,7 @@ def says_something(error: float, rank_correlation: float) -> bool:
 
 
 def has_interactions(surrogate: Surrogate) -> list[bool]:
-    """Of each target, whether its fitted function is one that can have interactions."""
+    """For each target, whether its fitted function can have interactions."""
     able = [term for term in surrogate.kernel_terms if _interacts(term.kernel)]
     return _reached(surrogate, able).tolist()
 

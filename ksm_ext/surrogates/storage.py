@@ -29,11 +29,11 @@ from ksm_ext.surrogates.krylov import ConjugateGradients
 
 FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
-"""Files that say nothing of observed scores: read as surrogates that are all smooth."""
+"""Files without observed scores: their surrogates have the smooth part alone."""
 
 _NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise")
 
-# What putting together the parts of another file raises: they are missing, or of other kinds.
+# What the parts of a damaged or foreign file raise where they are missing, or of other kinds.
 _NO_SURROGATE = (
     *(LookupError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, RecursionError),
@@ -63,8 +63,7 @@ def read_state(
     Args:
         path: The file.
         device: Where the tensors go.
-        build: Takes tensors and facts; what it raises where they do not fit is an error of the
-            file.
+        build: What to call with tensors and facts; where it raises, the file is damaged.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -91,7 +90,7 @@ def read_state(
         else:
             tensors = _without_observations(tensors, facts)
         if facts["solver"] is not None:
-            facts["solver"].pop("progress", None)  # in files written when this was a setting
+            facts["solver"].pop("progress", None)  # once a setting
         return build(tensors, facts)
     except _NO_SURROGATE as error:
         raise _damaged(path, error, "damaged") from error
@@ -126,7 +125,7 @@ def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, T
 
 
 def checksum(facts: str, tensors: dict[str, Tensor]) -> str:
-    """Of every bit of the file: a changed one would be another answer."""
+    """A fingerprint of facts and tensors: a changed bit would be another answer."""
     return fingerprint([(facts, torch.zeros(0)), *sorted(tensors.items())])
 
 

@@ -5,13 +5,15 @@ r"""A fitted surrogate: predictions, attributions, interactions and their uncert
 
 Targets are fitted in units u of their own standard deviation, so that none decides another's fit.
 They may share kernels through latent columns (V rotates them to targets; without V a latent column
-is a target). The last sum is what was observed and the smooth part does not say: e is the residual
-of a fitted subset and s the share of it that is peculiar to the subset (the rest is noise).
+is a target). All but the last sum is the smooth part. The last sum adds what was observed beyond
+it: e_a is the residual of fitted subset a and s_a the share of it that is peculiar to the subset
+(the rest is noise).
 Everything asked of the surrogate is linear in alpha, w and s e.
 
 **Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so the last
-sum has the readouts of :mod:`.readouts` too: where the answer stands in the table, such as
-F(all) and F(all but i), the readout is that answer, and Shapley values sum to F(all) - F(none).
+sum has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
+observed, such as F(all) and F(all but i), it compares these, and Shapley values sum to
+F(all) - F(none).
 
 **Uncertainty.** f is a Gaussian process, and answers have its posterior variance
 (:mod:`.posterior`). Where the noise is unknown, observed scores that are not known to be exact may
@@ -56,7 +58,7 @@ Z95 = 1.959964
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
 _NOTHING = 1.0  # leave-one-out error from which nothing is predicted
-_SHOWN = 6  # targets spelled out in a line
+_SHOWN = 6  # names or numbers in a line
 
 
 # Tensors of a surrogate and of its terms that are stored under these names; some may be None.
@@ -144,24 +146,24 @@ class Surrogate:
 
     @cached_property
     def _is_covered(self) -> bool:
-        """Whether a kernel says how uncertain every latent column is."""
+        """Whether every latent column has a kernel, for its uncertainty."""
         covered = [column for term in self.kernel_terms for column in term.columns.tolist()]
         return len(set(covered)) == self._num_latent
 
     def predict(self, masks: ArrayLike, return_std: bool = False, *, observed: bool = False) -> Any:
         """Predicted scores of subsets.
 
-        Smooth: a subset that was fitted is not answered by its own score, except where that is
-        known (``known``, no noise, the empty and the full subset); with noise that is given or
-        measured, by as much of it as is not noise.
+        The smooth part of the surrogate, and of the residual of a fitted subset as much as is known
+        not to be noise: all of it for scores that are ``known`` or have no noise and for the empty
+        and the full subset; the share ``own`` where noise is given or measured; else none.
 
         Args:
             masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
-                are put in the order of ``task_names``. Tasks that never varied are not looked at.
+                are put in the order of ``task_names``. Tasks that never varied are ignored.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
-            observed: Answer every fitted subset by its own score, as attributions and interactions
-                do; they are exactly those of this function.
+            observed: Add the share ``own`` of every residual, as attributions and interactions do;
+                they are exactly those of this function.
 
         Returns:
             (l, t), or the pair of (l, t) predictions and standard deviations.
@@ -287,7 +289,8 @@ class Surrogate:
         r"""Fraction of the surrogate's variance over all subsets by order of interaction.
 
         Order d holds the terms of ``F(S) = sum_T c_T prod_{i in T} (2 s_i - 1)`` with ``|T| = d``:
-        order 1 is what a linear surrogate could say, the rest is interaction. Of the smooth part.
+        order 1 is linear in the tasks, the rest is interaction. It is the spectrum of the smooth
+        part: residuals of single subsets are left out.
 
         Args:
             max_order: Last order reported, by default all n up to 64 tasks and 10 beyond; n counts
@@ -323,9 +326,10 @@ class Surrogate:
         return self._answer(fractions, {"order": range(1, last + 1)})
 
     def with_apart(self, apart: Tensor) -> "Surrogate":
-        """The same surrogate with scores (m, t) bool that the fit left out, as values of their own.
+        """The same surrogate, which answers with scores that the fit left out for their subsets.
 
-        They are what they are where they were observed, and nothing elsewhere.
+        Args:
+            apart: (m, t) bool: these scores. They change no answer for other subsets.
         """
         rows = apart.any(1).nonzero()[:, 0]
         gaps, residuals = self.gaps.clone(), self.residuals.clone()
@@ -336,17 +340,20 @@ class Surrogate:
         return replace(self, gaps=gaps, residuals=residuals, own=own)
 
     def imagined(self, masks: Masks) -> "Surrogate":
-        """A surrogate as uncertain as this one would be with other subsets (m', n) scored, once.
+        """A surrogate as uncertain as this one would be with other subsets, each scored once.
 
         Its answers are 0: only standard deviations mean something. Where the noise is unknown, they
         are those of the smooth part.
+
+        Args:
+            masks: (m', n) the other subsets.
         """
         m, t = len(masks), len(self.unit)
-        nothing = self.unit.new_zeros(m, t)
+        zeros = self.unit.new_zeros(m, t)
         terms = tuple(
             replace(
                 term,
-                dual=nothing.new_zeros(m, len(term.columns)),
+                dual=zeros.new_zeros(m, len(term.columns)),
                 rows=None,
                 weights=None,
                 factor=term.factor if masks is self.masks and term.fits_evenly else None,
@@ -358,14 +365,14 @@ class Surrogate:
             self,
             masks=masks,
             kernel_terms=terms,
-            scores=nothing,
+            scores=zeros,
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
-            gaps=nothing,
-            own=nothing if runs is None else self.own.mean(0).expand(m, t),
-            known=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
+            gaps=zeros,
+            own=zeros if runs is None else self.own.mean(0).expand(m, t),
+            known=torch.zeros(m, t, dtype=torch.bool, device=zeros.device),
             noise=None if runs is None else runs.expand(m, t),
-            counts=torch.ones(m, t, dtype=torch.int64, device=nothing.device),
-            apart=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
+            counts=torch.ones(m, t, dtype=torch.int64, device=zeros.device),
+            apart=torch.zeros(m, t, dtype=torch.bool, device=zeros.device),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -402,7 +409,7 @@ class Surrogate:
 
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that were in every subset or in none: no score tells their effect."""
+        """Names of the tasks that were in every subset or in none: no score depends on them."""
         varying = set(self._varying_tasks.tolist())
         return tuple(name for i, name in enumerate(self.task_names) if i not in varying)
 
@@ -684,8 +691,8 @@ class Surrogate:
             found = "a surrogate saved without the uncertainty of a mean, lasso or least squares"
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
-        # what is not known to be exact may all be noise, as far as leaving out can tell
-        doubtful = (self.own > 0) & ~self.known & ~self.apart  # (m, t)
+        # observed scores that are not known to be exact: leaving out cannot tell them from noise
+        inexact = (self.own > 0) & ~self.known & ~self.apart  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
@@ -698,8 +705,8 @@ class Surrogate:
                 latent[:, term.columns] = self._fitted.variance(term, factor, smooth, observed)
             variance = latent if self.rotation is None else latent @ self.rotation.square().T
             if self.noise is None:
-                doubt = observed.of_fitted.square() @ doubtful.to(torch.float64)
-                variance = variance + self._loo_error * doubt
+                squares = observed.of_fitted.square() @ inexact.to(torch.float64)
+                variance = variance + self._loo_error * squares
             parts.append(self.unit * variance.sqrt())
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
 

@@ -12,7 +12,7 @@ Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -295,12 +295,14 @@ class KrylovTrial(KernelTrial):
         ridge: Tensor | None = None,
         sample: Tensor,
         per_target: bool = False,
+        progress: bool = False,
     ) -> None:
         """Judge ``kernel`` on ``masks``; ``sample`` are the rows that tell where to start."""
         self.kernel, self.scores = kernel, scores
         self.label = str(kernel)
         self.kernel_variance = kernel_variance(kernel, masks)
-        factor = KrylovRidge(kernel, masks, settings, center=scores.center, weights=scores.weights)
+        options: dict[str, Any] = {"center": scores.center, "weights": scores.weights}
+        factor = KrylovRidge(kernel, masks, settings, progress=progress, **options)
         self.factor, self._rotated = factor, factor.rotate(scores.values)
         if ridge is not None:
             factor.check_ridge(float(ridge.min()))
