@@ -40,9 +40,9 @@ class SpectralRidge:
         weights = gram.new_ones(m) if weights is None else weights
         self.share = weights / weights.sum()  # (m,) of each score in the mean score
         self.gram_row_mean = gram @ self.share  # (m,)
-        self.gram_mean = float(self.share @ self.gram_row_mean)
         if center:
-            gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + self.gram_mean
+            mean = float(self.share @ self.gram_row_mean)
+            gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + mean
         half = weights.sqrt()
         if bool((weights != 1).any()):
             gram = half[:, None] * gram * half

@@ -31,13 +31,14 @@ FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
 """Files without observed scores: their surrogates have the smooth part alone."""
 
-_NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise")
-
 # What the parts of a damaged or foreign file raise where they are missing, or of other kinds.
 _NO_SURROGATE = (
     *(LookupError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, RecursionError),
 )
+
+Form = tuple[torch.dtype, tuple[int, ...], float, float]
+"""dtype, shape, least and largest number of a tensor."""
 
 Built = TypeVar("Built")
 
@@ -149,21 +150,20 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     m, t = tensors["scores"].shape
     _check_facts(facts, t)
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
-    _check_integers(tensors, facts)
-    missing = tensors["counts"] == 0
-    for name, shape in _shapes(tensors, facts).items():
+    for name, (dtype, shape, least, largest) in _forms(tensors, facts).items():
         table = tensors[name]
-        check_choice(f"shape of {name}", tuple(table.shape), [shape])
-        check_choice(f"dtype of {name}", table.dtype, [torch.float64])
+        check_choice(name, (table.dtype, tuple(table.shape)), [(dtype, shape)])
         if name in ("scores", "residuals"):  # NaN where there is none
-            check_choice(f"numbers in {name}", bool((table.isnan() == missing).all()), [True])
+            missing = tensors["counts"] == 0
+            check_choice(f"NaN in {name}", bool((table.isnan() == missing).all()), [True])
             table = table.masked_fill(missing, 0.0)
         check_finite(name, table, "No fit has such numbers.")
-        kind, _, last = name.rpartition(".")
-        if last in _NON_NEGATIVE or (kind.startswith("kernel") and last == "weights"):
-            check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])
-    check_choice("unit above 0", bool((tensors["unit"] > 0).all()), [True])
-    check_choice("own up to 1", bool((tensors["own"] <= 1).all()), [True])
+        within = bool(((table >= least) & (table <= largest)).all())
+        check_choice(f"{name} from {least} to {largest}", within, [True])
+    for kind in ("kernel", "linear"):
+        names = [name for name in tensors if name.startswith(kind) and name.endswith(".columns")]
+        columns = [column for name in names for column in tensors[name].tolist()]
+        check_choice("different columns", len(set(columns)), [len(columns)])
 
 
 def _check_facts(facts: dict[str, Any], t: int) -> None:
@@ -205,51 +205,36 @@ def _check_masks(stored: Tensor, m: int, n: int, binary: object) -> None:
     check_choice("masks of other tasks", bool((stored[:, -1] & others).any()), [False])
 
 
-def _check_integers(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Flags, counts, and the indices of columns and rows."""
+def _forms(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Form]:
+    """The forms of all tensors but the masks: of those there must be, and of others that are."""
     (m, t), n = tensors["scores"].shape, len(facts["task_names"])
     q = tensors["rotation"].shape[1] if "rotation" in tensors else t
-    for name, shape in (("known", (m, t)), ("apart", (m, t)), ("varying", (n,))):
-        flag = tensors[name]
-        check_choice(name, (flag.dtype, tuple(flag.shape)), [(torch.bool, shape)])
-    counts = tensors["counts"]
-    check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
-    check_choice("counts from 0", bool((counts >= 0).all()), [True])
-    for kind, number in (("kernel", len(facts["kernels"])), ("linear", facts["num_linear"])):
-        predicted = []
-        for i in range(number):
-            _check_indices("columns", tensors[f"{kind}.{i}.columns"], q)
-            predicted += tensors[f"{kind}.{i}.columns"].tolist()
-            if f"{kind}.{i}.rows" in tensors:
-                _check_indices("rows", tensors[f"{kind}.{i}.rows"], m)
-        check_choice("different columns", len(set(predicted)), [len(predicted)])
-
-
-def _check_indices(name: str, chosen: Tensor, count: int) -> None:
-    check_choice(name, (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
-    check_choice(name, bool(((chosen >= 0) & (chosen < count)).all()), [True])
-
-
-def _shapes(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every table of numbers there has to be, and of those there may be and are."""
-    m, t = tensors["scores"].shape
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
-        ("intercept", "unit", "score_variance"), (t,)
-    )
-    shapes |= dict.fromkeys(("scores", "residuals", "gaps", "own"), (m, t))
-    optional: dict[str, tuple[int, ...]] = {"noise": (m, t)}
-    if "rotation" in tensors:
-        optional["rotation"] = (t, tensors["rotation"].shape[1])
+    real, inf = torch.float64, math.inf
+    forms: dict[str, Form] = {
+        "intercept": (real, (t,), -inf, inf),
+        "unit": (real, (t,), 5e-324, inf),
+        "score_variance": (real, (t,), 0, inf),
+        **dict.fromkeys(("scores", "residuals", "gaps"), (real, (m, t), -inf, inf)),
+        "own": (real, (m, t), 0, 1),
+        "counts": (torch.int64, (m, t), 0, inf),
+        **dict.fromkeys(("known", "apart"), (torch.bool, (m, t), 0, 1)),
+        "varying": (torch.bool, (n,), 0, 1),
+    }
+    optional: dict[str, Form] = {
+        "noise": (real, (m, t), 0, inf),
+        "rotation": (real, (t, q), -inf, inf),
+    }
     for i in range(len(facts["kernels"])):
-        term = f"kernel.{i}."
-        width = len(tensors[f"{term}columns"])
-        shapes |= {f"{term}dual": (m, width)}
-        shapes |= {f"{term}ridge": (width,), f"{term}signal_variance": (width,)}
-        optional |= {
-            f"{term}own": (width,),
-            f"{term}weights": (len(tensors.get(f"{term}rows", range(m))),),
-        }
+        term, width = f"kernel.{i}.", len(tensors[f"kernel.{i}.columns"])
+        fitted = len(tensors.get(f"{term}rows", range(m)))
+        forms[f"{term}columns"] = torch.int64, (width,), 0, q - 1
+        forms[f"{term}dual"] = real, (m, width), -inf, inf
+        forms |= dict.fromkeys((f"{term}ridge", f"{term}signal_variance"), (real, (width,), 0, inf))
+        optional[f"{term}rows"] = torch.int64, (fitted,), 0, m - 1
+        optional[f"{term}weights"] = real, (fitted,), 0, inf
+        optional[f"{term}own"] = real, (width,), 0, inf
     for i in range(facts["num_linear"]):
         width = len(tensors[f"linear.{i}.columns"])
-        shapes[f"linear.{i}.weights"] = (int(tensors["varying"].sum()), width)
-    return shapes | {name: shape for name, shape in optional.items() if name in tensors}
+        forms[f"linear.{i}.columns"] = torch.int64, (width,), 0, q - 1
+        forms[f"linear.{i}.weights"] = real, (int(tensors["varying"].sum()), width), -inf, inf
+    return forms | {name: form for name, form in optional.items() if name in tensors}

@@ -41,12 +41,10 @@ from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
 from ksm_ext.surrogates.readouts import (
     READOUTS,
     Readout,
-    effect_functionals,
-    effect_prior_variance,
     effects,
-    interaction_prior_variance,
+    functionals,
     pair_effects,
-    pair_functionals,
+    prior_variance,
 )
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
@@ -68,6 +66,7 @@ _TENSORS = (
 )
 _OF_KERNEL = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
 _OF_LINEAR = ("columns", "weights")
+_FACTS = ("center", "sharing", "single_target", "task_names", "target_names")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,10 +182,10 @@ class Surrogate:
         if not return_std:
             return self._answer(mean, axes)
 
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             return self._fitted.predictions(kernel, query[rows], term, answered)
 
-        std = self._std(len(query), functionals)
+        std = self._std(len(query), of_rows)
         rows = self.apart.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.apart[rows].to(torch.float64)
@@ -228,19 +227,11 @@ class Surrogate:
             lambda kernel, dual: effects(masks, kernel, name, dual),
             lambda term: term.weights,
         )
-        axes = {"task": self.task_names}
+        values, axes = self._of_all_tasks(values), {"task": self.task_names}
         if not return_std:
-            return self._answer(self._of_all_tasks(values), axes)
-
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = effect_prior_variance(kernel, name, n)
-            return Functionals(prior, effect_functionals(masks, kernel, name, rows))
-
-        std = self._std(n, functionals)
-        return (
-            self._answer(self._of_all_tasks(values), axes),
-            self._answer(self._of_all_tasks(std), axes),
-        )
+            return self._answer(values, axes)
+        std = self._readout_std(name, torch.arange(n, device=masks.values.device)[:, None])
+        return self._answer(values, axes), self._answer(self._of_all_tasks(std), axes)
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
@@ -277,13 +268,7 @@ class Surrogate:
         )
         if not return_std:
             return full(pairs)
-
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = interaction_prior_variance(kernel, name, n)
-            of_fitted = pair_functionals(masks, kernel, name, first[rows], second[rows])
-            return Functionals(prior, of_fitted)
-
-        return full(pairs), full(self._std(len(first), functionals))
+        return full(pairs), full(self._readout_std(name, torch.stack([first, second], 1)))
 
     def walsh_spectrum(self, max_order: int | None = None) -> Any:
         r"""Fraction of the surrogate's variance over all subsets by order of interaction.
@@ -350,29 +335,24 @@ class Surrogate:
         """
         m, t = len(masks), len(self.unit)
         zeros = self.unit.new_zeros(m, t)
-        terms = tuple(
-            replace(
-                term,
-                dual=zeros.new_zeros(m, len(term.columns)),
-                rows=None,
-                weights=None,
-                factor=term.factor if masks is self.masks and term.fits_evenly else None,
-            )
-            for term in self.kernel_terms
-        )
+        terms = []
+        for term in self.kernel_terms:
+            same = masks is self.masks and term.rows is None and term.weights is None
+            dual, factor = zeros.new_zeros(m, len(term.columns)), term.factor if same else None
+            terms.append(replace(term, dual=dual, rows=None, weights=None, factor=factor))
         runs = None if self.noise is None else (self.noise.square() * self.counts).mean(0).sqrt()
         return replace(
             self,
             masks=masks,
-            kernel_terms=terms,
+            kernel_terms=tuple(terms),
             scores=zeros,
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
             gaps=zeros,
             own=zeros if runs is None else self.own.mean(0).expand(m, t),
-            known=torch.zeros(m, t, dtype=torch.bool, device=zeros.device),
+            known=self.known.new_zeros(m, t),
             noise=None if runs is None else runs.expand(m, t),
-            counts=torch.ones(m, t, dtype=torch.int64, device=zeros.device),
-            apart=torch.zeros(m, t, dtype=torch.bool, device=zeros.device),
+            counts=self.counts.new_ones(m, t),
+            apart=self.apart.new_zeros(m, t),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -454,27 +434,21 @@ class Surrogate:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the surrogate is: tensors by name, and facts that JSON can hold."""
-        tensors = {
-            "masks": self.masks.bits if self.masks.binary else self.masks.values,
-            "score_variance": self.candidates.score_variance,
-        }
-        tensors |= _tensors_of(self, _TENSORS)
+        tensors = _tensors_of(self, _TENSORS)
+        tensors["masks"] = self.masks.bits if self.masks.binary else self.masks.values
+        tensors["score_variance"] = self.candidates.score_variance
         for i, term in enumerate(self.kernel_terms):
             tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
         for i, linear in enumerate(self.linear_terms):
             tensors |= _tensors_of(linear, _OF_LINEAR, f"linear.{i}.")
         return tensors, {
+            **{name: getattr(self, name) for name in _FACTS},
             "kernels": [term.kernel.describe() for term in self.kernel_terms],
             "num_linear": len(self.linear_terms),
             "binary": self.masks.binary,
-            "center": self.center,
-            "task_names": self.task_names,
-            "target_names": self.target_names,
             "candidates": [asdict(row) for row in self.candidates],
-            "sharing": self.sharing,
             "kind": self.kind.name,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "single_target": self.single_target,
             "solver": None if self.solver is None else asdict(self.solver),
         }
 
@@ -492,11 +466,11 @@ class Surrogate:
         def part(prefix: str, names: Sequence[str]) -> dict[str, Any]:
             return {name: tensors[prefix + name] for name in names if prefix + name in tensors}
 
-        names = tuple(facts["task_names"])
-        stored, binary = tensors["masks"], facts["binary"]
+        names = {name: tuple(facts[name]) for name in ("task_names", "target_names")}
+        stored, n = tensors["masks"], len(names["task_names"])
         candidates = tuple(Candidate(**row) for row in facts["candidates"])
         return cls(
-            masks=Masks.from_bits(stored, len(names)) if binary else Masks(stored),
+            masks=Masks.from_bits(stored, n) if facts["binary"] else Masks(stored),
             kernel_terms=tuple(
                 KernelTerm(from_description(described), **part(f"kernel.{i}.", _OF_KERNEL))
                 for i, described in enumerate(facts["kernels"])
@@ -504,11 +478,9 @@ class Surrogate:
             linear_terms=tuple(
                 LinearTerm(**part(f"linear.{i}.", _OF_LINEAR)) for i in range(facts["num_linear"])
             ),
-            task_names=names,
-            target_names=tuple(facts["target_names"]),
             candidates=CandidateTable(candidates, tensors["score_variance"]),
             **{"rotation": None, "noise": None, **part("", _TENSORS)},
-            **{name: facts[name] for name in ("center", "sharing", "single_target")},
+            **{name: facts[name] for name in _FACTS} | names,
             kind=Kind(facts["kind"], stored.device),
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
@@ -682,8 +654,18 @@ class Surrogate:
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
         return FittedSubsets(self._active, self.center, exact, self.apart.any(1), noise)
 
+    def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
+        """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
+        masks, order = self._active, tasks.shape[1]
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            prior = prior_variance(kernel, readout, masks.num_tasks, order)
+            return Functionals(prior, functionals(masks, kernel, readout, tasks[rows]))
+
+        return self._std(len(tasks), of_rows)
+
     def _std(
-        self, count: int, functionals: Callable[[Kernel, slice, KernelTerm], Functionals]
+        self, count: int, of_rows: Callable[[Kernel, slice, KernelTerm], Functionals]
     ) -> Tensor:
         """(count, t) posterior standard deviations in units of the scores, some rows at a time."""
         if not self._is_covered:
@@ -699,7 +681,7 @@ class Surrogate:
             latent = self.unit.new_zeros(rows.stop - rows.start, self._num_latent)
             for term in self.kernel_terms:
                 smooth, observed = (
-                    functionals(kernel, rows, term) for kernel in (term.kernel, Identity())
+                    of_rows(kernel, rows, term) for kernel in (term.kernel, Identity())
                 )
                 factor = term.factored(self._active, center=self.center, solver=self.solver)
                 latent[:, term.columns] = self._fitted.variance(term, factor, smooth, observed)

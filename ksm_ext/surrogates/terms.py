@@ -62,11 +62,6 @@ class KernelTerm:
             signal_variance=self.signal_variance[kept],
         )
 
-    @property
-    def fits_evenly(self) -> bool:
-        """Whether all subsets were fitted, with weight 1."""
-        return self.rows is None and self.weights is None
-
     def all_weights(self) -> Tensor:
         """(m,) weight of every subset in the fit, 0 for those that are not in it."""
         weights = self.dual.new_zeros(len(self.dual))
