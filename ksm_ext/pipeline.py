@@ -70,7 +70,7 @@ def attribute_tasks(
     parameters: str | Sequence[str] | None = None,
     ridge: float = 1e-2,
     store: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool = False,
     **options: Any,
 ) -> TaskAttributions:
     """Attribute the scores of a model to the tasks it was trained on.

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ksm_ext.atomic_write import write_whole
-from ksm_ext.surrogates.storage import load_surrogate
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"

@@ -106,7 +106,7 @@ class GradientEstimator:
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         vectorize: bool = True,
-        progress: bool = True,
+        progress: bool = False,
         group: Group = None,
         task_names: Sequence[str] | None = None,
     ) -> None:

@@ -247,7 +247,7 @@ def retrain_scores(
     non_finite: Literal["error", "keep"] = "error",
     on_error: Literal["raise", "skip"] = "raise",
     on_change: Literal["raise", "keep"] = "raise",
-    progress: bool = True,
+    progress: bool = False,
     target_names: Sequence[str] | None = None,
 ) -> RetrainedScores:
     """Train on every subset with every seed, in parallel, and keep what is finished.
@@ -290,7 +290,7 @@ def retrain_scores(
             again. A worker that dies ends the call in either case.
         on_change: ``"raise"`` refuses a store whose runs are of another ``train``; ``"keep"`` takes
             them over, if you know that they are the same, as after a failure has been mended.
-        progress: Show a progress bar.
+        progress: Whether to show a progress bar.
         target_names: t names; by default "0", "1", ….
 
     Returns:

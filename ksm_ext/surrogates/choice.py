@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trials import KernelTrial, Trial
 
 Sharing = Literal["shared", "target", "component"]

@@ -28,7 +28,8 @@ from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.observations import Missing, Observations, observe
 from ksm_ext.surrogates.parts import Part, fitted_parts, varying_tasks
 from ksm_ext.surrogates.search import Search
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 
 MAX_DIRECT = 20_000
 """Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
@@ -97,7 +98,7 @@ def fit_surrogate(
             target to the subsets that have it.
         task_names: n names; by default those of the columns of ``masks``, or "0", "1", ….
         target_names: t names; by default those of the columns of ``scores``, or numbers.
-        progress: Whether to show a bar over kernels.
+        progress: Whether to show bars over kernels, and over products of conjugate gradients.
 
     Returns:
         The fitted :class:`ksm_ext.Surrogate`.

@@ -96,6 +96,12 @@ class Masks:
         return self.values.sum(1, dtype=torch.int64)
 
     @cached_property
+    def distinct_sizes(self) -> tuple[Tensor, Tensor]:
+        """Sizes that occur, (C,) on the CPU, and the index of each subset's among them, (m,)."""
+        sizes, index = torch.unique(self.sizes, return_inverse=True)
+        return sizes.cpu(), index
+
+    @cached_property
     def floats(self) -> Tensor:
         """(m, n) float64."""
         return self.values.to(torch.float64)

@@ -27,7 +27,7 @@ from ksm_ext.surrogates.observations import (
     relative_noise,
 )
 from ksm_ext.surrogates.search import Fits, Search, random_rows
-from ksm_ext.surrogates.surrogate import KernelTerm
+from ksm_ext.surrogates.terms import KEPT, KernelTerm
 from ksm_ext.surrogates.trials import KernelTrial
 
 _EMPTY_DEVIATIONS = 4.0  # by which the empty subset's score is no continuation of the others
@@ -77,6 +77,11 @@ class Part:
                 own=self._nugget_of_ridge(term),
             )
 
+    def without_factors(self) -> "Part":
+        """The same part; the eigenvectors of all parts would take more than may be kept."""
+        terms = tuple(replace(term, factor=None) for term in self.model.kernel_terms)
+        return replace(self, model=replace(self.model, kernel_terms=terms))
+
     def _nugget_of_ridge(self, term: KernelTerm) -> Tensor | None:
         """(q_g,) share of the ridge that is peculiar to subsets, at weight 1."""
         if self.noise is None:
@@ -102,11 +107,13 @@ def varying_tasks(masks: Masks, search: Search) -> Tensor:
 def fitted_parts(observed: Observations, search: Search) -> list[Part]:
     """A model of every group of targets with the same subsets, alike in precision."""
     active = Masks(observed.masks.values[:, varying_tasks(observed.masks, search)])
-    return [
-        part
-        for rows, columns in _groups(active, observed, search)
-        for part in _fitted(active[rows], observed.part(rows, columns), rows, columns, search)
-    ]
+    groups = list(_groups(active, observed, search))
+    parts: list[Part] = []
+    for rows, columns in groups:
+        found = _fitted(active[rows], observed.part(rows, columns), rows, columns, search)
+        few = len(rows) ** 2 * len(groups) <= KEPT**2
+        parts += found if few else (part.without_factors() for part in found)
+    return parts
 
 
 def _groups(

@@ -60,7 +60,7 @@ class Search:
         share_ridge: Whether targets share kernel and ridge.
         center: Whether an intercept is fitted.
         solver: The settings of conjugate gradients, or None to factor Gram matrices.
-        progress: Whether to show a bar over kernels.
+        progress: Whether to show bars over kernels, and over products of conjugate gradients.
     """
 
     kernel: KernelChoice
@@ -101,6 +101,7 @@ class Search:
                 components = "component" in sharing
                 return KernelTrial(kernel, masks, scores, ridge=self.ridge, components=components)
             each: dict[str, Any] = {"sample": sample, "per_target": self.share_ridge is False}
+            each["progress"] = self.progress
             return KrylovTrial(kernel, masks, scores, self.solver, ridge=self.ridge, **each)
 
         bar = tqdm(kernels, "kernels", unit="", disable=not self.progress)

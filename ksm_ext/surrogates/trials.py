@@ -8,7 +8,7 @@ Shapes: m subsets, t targets, R ridges; ``columns`` are numbers of latent column
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_sol
 from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
@@ -155,7 +155,7 @@ class KernelTrial:
         if self._scores.center:
             constant = constant + self.factor.offset(dual)
         residuals = ridges / self._scores.weights[:, None] * dual
-        term = KernelTerm(self.kernel, columns, dual, ridges, signal)
+        term = self._term(columns, dual, ridges, signal)
         return Solution(constant, residuals, ridges * signal, kernel_term=term)
 
     def uncertainty(self, columns: Tensor, *, components: bool) -> KernelTerm:
@@ -169,7 +169,12 @@ class KernelTrial:
         ridge = ridges[nearest].expand(len(columns))
         signal = self.factor.signal_variance(self._latent(columns, components), ridge)
         dual = self._scores.values.new_zeros(len(self._masks), len(columns))
-        return KernelTerm(self.kernel, columns, dual, ridge, signal)
+        return self._term(columns, dual, ridge, signal)
+
+    def _term(self, columns: Tensor, dual: Tensor, ridge: Tensor, signal: Tensor) -> KernelTerm:
+        # a Krylov space has grown with the search, and would answer otherwise than a new one
+        factor = None if isinstance(self.factor, KrylovRidge) else self.factor
+        return KernelTerm(self.kernel, columns, dual, ridge, signal, factor=factor)
 
     def standardised_residuals(self, ridge: Tensor) -> Tensor:
         """(m, t) leave-one-out residuals in units that are the same for all subsets."""
@@ -195,9 +200,11 @@ class KrylovTrial(KernelTrial):
         ridge: Tensor | None = None,
         sample: Tensor,
         per_target: bool = False,
+        progress: bool = False,
     ) -> None:
         """Judge ``kernel`` on ``masks``; ``sample`` are the rows that tell where to start."""
-        factor = KrylovRidge(kernel, masks, settings, center=scores.center, weights=scores.weights)
+        options: dict[str, Any] = {"center": scores.center, "weights": scores.weights}
+        factor = KrylovRidge(kernel, masks, settings, progress=progress, **options)
         self._prepare(kernel, masks, scores, factor)
         if ridge is not None:
             factor.check_ridge(float(ridge.min()))

@@ -113,6 +113,16 @@ def test_fit_is_fit_surrogate_with_the_names_of_the_table(there, capsys):
     assert load_surrogate("mine").kernel_terms[0].ridge.tolist() == [2.5, 2.5]
 
 
+def test_quiet_shows_no_products_of_conjugate_gradients(there, monkeypatch, capsys):
+    monkeypatch.setattr("ksm_ext.surrogates.fit.MAX_DIRECT", 20)
+    monkeypatch.setattr("ksm_ext.cli.commands.on_a_terminal", lambda: True)
+    call = ["fit", "scores.csv", "--kernel", "rbf", "-o", "mine"]
+    assert main([*call, "--quiet"]) == 0
+    assert load_surrogate("mine").solver is not None and capsys.readouterr() == ("", "")
+    assert main(call) == 0
+    assert " products" in capsys.readouterr().err
+
+
 def test_fit_says_what_every_column_is_and_how_errors_are_measured(there, capsys):
     frame().assign(seed=range(24), always=1).to_csv("more.csv", index=False)
     call = ["fit", "more.csv", "--kernel", "linear", "-o", "mine"]

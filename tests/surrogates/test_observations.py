@@ -21,7 +21,7 @@ from ksm_ext.surrogates.observations import MIN_REPEATS, observe
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=8)
 SEEDS = st.integers(0, 10**6)
 READOUTS = ("loo", "shapley", "banzhaf")
-CG = ConjugateGradients(rank=40, tolerance=1e-9, progress=False)
+CG = ConjugateGradients(rank=40, tolerance=1e-9)
 
 
 def normal(seed, *shape):
