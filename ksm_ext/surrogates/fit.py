@@ -259,7 +259,7 @@ def _assembled(
         return table
 
     rotation, kernel_terms, linear_terms = _terms(parts, empty)
-    apart = observed.observed & (cells(empty, lambda part: 1.0) == 0)
+    excluded = observed.observed & (cells(empty, lambda part: 1.0) == 0)
     ways = {part.model.sharing for part in parts}
     mixed = "target" if rotation is None else "component"
     tried = tuple(row for part in parts for row in part.candidates)
@@ -277,19 +277,19 @@ def _assembled(
         scores=observed.scores.clone(),  # the caller may reuse the table
         unit=unit,
         residuals=cells(empty + torch.nan, lambda part: part.unit * part.model.loo_residuals),
-        gaps=cells(empty, lambda part: part.unit * part.model.fit_residuals),
-        own=cells(empty, lambda part: part.nugget_share),
+        fit_residuals=cells(empty, lambda part: part.unit * part.model.fit_residuals),
+        nugget_share=cells(empty, lambda part: part.nugget_share),
         known=observed.known,
         noise=observed.noise,
         counts=observed.counts,
-        apart=apart,
+        excluded=excluded,
         varying=varying_tasks(observed.masks, search),
         kind=Kind.of(like),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,
         solver=search.solver,
     )
-    return surrogate.with_apart(apart) if bool(apart.any()) else surrogate
+    return surrogate.with_excluded(excluded) if bool(excluded.any()) else surrogate
 
 
 def _terms(
@@ -306,8 +306,8 @@ def _terms(
         places = list(torch.arange(sum(widths), device=like.device).split(widths))
         rotation = like.new_zeros(t, sum(widths))
         for part, place in zip(parts, places, strict=True):
-            own = part.model.rotation
-            block = torch.eye(len(part.columns)).to(like) if own is None else own
+            found = part.model.rotation
+            block = torch.eye(len(part.columns)).to(like) if found is None else found
             rotation[part.columns[:, None], place] = block
     placed = list(zip(parts, places, strict=True))
     kernel_terms = [term for part, place in placed for term in part.kernel_terms(m, place)]

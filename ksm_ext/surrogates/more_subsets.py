@@ -122,5 +122,5 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
 
 def _mean_std(surrogate: Surrogate, masks: Masks, readout: str) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
-    _, std = surrogate.imagined(masks).attribute(readout, return_std=True)
+    _, std = surrogate.with_design(masks).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -74,7 +74,7 @@ class Part:
                 dual=dual,
                 rows=None if len(self.rows) == m else self.rows,
                 weights=None if bool((self.weights == 1).all()) else self.weights,
-                own=self._nugget_of_ridge(term),
+                nugget_share=self._nugget_of_ridge(term),
             )
 
     def without_factors(self) -> "Part":

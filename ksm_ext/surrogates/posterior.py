@@ -54,14 +54,14 @@ class FittedSubsets:
         masks: (m, n) the subsets, of the tasks that vary.
         center: Whether an intercept was fitted.
         exact: (m,) bool: all their scores are known exactly.
-        apart: (m,) bool: a score was left out of the fit, as a value of its own.
+        excluded: (m,) bool: a score was left out of the fit, as a value of its own.
         noise: (m, q) variance of the noise of each score; None if unknown.
     """
 
     masks: Masks
     center: bool
     exact: Tensor
-    apart: Tensor
+    excluded: Tensor
     noise: Tensor | None
 
     def predictions(
@@ -109,34 +109,36 @@ class FittedSubsets:
         all_weights = term.all_weights()
         weights = all_weights[fitted]
         rows, prior, on_mean = self._without_apart(term, smooth, observed)
-        if term.own is None:  # all of the ridge of a score that is known, and nothing of others
-            own_ridge = term.ridge
+        if (
+            term.nugget_share is None
+        ):  # all of the ridge of a score that is known, and nothing of others
+            nugget = term.ridge
             exact = observed.of_fitted[:, fitted] * (self.exact[fitted] / weights)
             others = (exact * observed.of_fitted[:, fitted]).sum(1, keepdim=True)
         else:
-            own_ridge = term.ridge * term.own
+            nugget = term.ridge * term.nugget_share
             exact = observed.of_fitted[:, fitted]  # L_a
-            left = self.apart & (all_weights == 0)  # these scores are certain
+            left = self.excluded & (all_weights == 0)  # these scores are certain
             of_left = observed.of_fitted[:, left].square().sum(1, keepdim=True)
             others = observed.prior_column() - of_left
         if on_mean is not None:  # the mean score has a residual, with parts of these scores in it
             share = weights / weights.sum()
             prior = prior + on_mean.square() * term.ridge / weights.sum()
-            prior = prior - 2 * own_ridge * on_mean * (exact @ share)[:, None]
-        explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, own_ridge)
-        variance = (prior + own_ridge * others - explained).clamp_min(0.0) * term.signal_variance
-        if term.own is None or self.noise is None:
+            prior = prior - 2 * nugget * on_mean * (exact @ share)[:, None]
+        explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, nugget)
+        variance = (prior + nugget * others - explained).clamp_min(0.0) * term.signal_variance
+        if term.nugget_share is None or self.noise is None:
             return variance
         # a ridge shared with others may stand for less than the noise of a target
         noise = self.noise[:, term.columns][fitted]  # (rows, q_g)
         level = (weights[:, None] * noise).mean(0)
-        counted = (term.ridge - own_ridge) * term.signal_variance
+        counted = (term.ridge - nugget) * term.signal_variance
         missed = (1 - counted / level.clamp_min(1e-300)).clamp(0.0, 1.0)
         missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
         if not bool(missed.any()):
             return variance
         rest = missed * noise
-        return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, own_ridge, rest)
+        return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, nugget, rest)
 
     def _without_apart(
         self, term: KernelTerm, smooth: Functionals, observed: Functionals
@@ -153,7 +155,7 @@ class FittedSubsets:
         left[term.rows] = False
         weights = term.all_weights()
         share = (weights / weights.sum())[:, None] * float(self.center)  # (m, 1)
-        for place in (left & self.apart).nonzero()[:, 0].tolist():
+        for place in (left & self.excluded).nonzero()[:, 0].tolist():
             point = self.masks[place : place + 1]
             weight = observed.of_fitted[:, place, None]
             mean = term.kernel.matmul(self.masks, None, share)  # (m, 1)

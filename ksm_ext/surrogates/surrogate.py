@@ -66,6 +66,8 @@ _TENSORS = (
 )
 _OF_KERNEL = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
 _OF_LINEAR = ("columns", "weights")
+_CALLED = {"gaps": "fit_residuals", "own": "nugget_share", "apart": "excluded"}
+"""What attributes are called here whose names in files are older."""
 _FACTS = ("center", "sharing", "single_target", "task_names", "target_names")
 
 
@@ -91,15 +93,16 @@ class Surrogate:
         unit: (t,) float64 standard deviation of the scores, in which the terms are.
         residuals: (m, t) float64 leave-one-out residuals of the mean scores, in units of the
             scores; NaN where missing.
-        gaps: (m, t) float64 mean scores minus the smooth part of the surrogate; 0 where missing.
-        own: (m, t) float64 in [0, 1]: the share of a gap that readouts take to be peculiar to its
-            subset.
+        fit_residuals: (m, t) float64 mean scores minus the smooth part of the surrogate; 0 where
+            missing.
+        nugget_share: (m, t) float64 in [0, 1]: the share of these residuals that readouts take to
+            be peculiar to the subset.
         known: (m, t) bool: scores that are exact.
         noise: (m, t) float64 standard deviation of the mean scores by the noise of runs, or None
             if that is unknown.
         counts: (m, t) int64 number of runs of every subset.
-        apart: (m, t) bool: scores that are no part of the fit (of the empty subset, where that is a
-            convention which the other scores do not lead to).
+        excluded: (m, t) bool: scores that are no part of the fit (of the empty subset, where that
+            is a convention which the other scores do not lead to).
         varying: (n,) bool: tasks that were in some of the subsets and not in others.
         kind: The array kind of answers, such as ``"torch"`` or ``"pandas"``, and their device.
         dtype: ``torch.float64`` or ``torch.float32``, of answers; scores of half precision are
@@ -121,12 +124,12 @@ class Surrogate:
     scores: Tensor
     unit: Tensor
     residuals: Tensor
-    gaps: Tensor
-    own: Tensor
+    fit_residuals: Tensor
+    nugget_share: Tensor
     known: Tensor
     noise: Tensor | None
     counts: Tensor
-    apart: Tensor
+    excluded: Tensor
     varying: Tensor
     kind: Kind
     dtype: torch.dtype
@@ -154,15 +157,15 @@ class Surrogate:
 
         The smooth part of the surrogate, and of the residual of a fitted subset as much as is known
         not to be noise: all of it for scores that are ``known`` or have no noise and for the empty
-        and the full subset; the share ``own`` where noise is given or measured; else none.
+        and the full subset; the share ``nugget_share`` where noise is given or measured; else none.
 
         Args:
             masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
                 are put in the order of ``task_names``. Tasks that never varied are ignored.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
-            observed: Add the share ``own`` of every residual, as attributions and interactions do;
-                they are exactly those of this function.
+            observed: Add the share ``nugget_share`` of every residual, as attributions and
+                interactions do; they are exactly those of this function.
 
         Returns:
             (l, t), or the pair of (l, t) predictions and standard deviations.
@@ -173,11 +176,11 @@ class Surrogate:
         (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
         query = self._query(masks)
         mean = self._smooth(query)
-        answered = self.own > 0 if observed else self._answered  # (m, t)
+        answered = self.nugget_share > 0 if observed else self._answered  # (m, t)
         seen = answered.any(1)
         if bool(seen.any()):
-            gaps = (answered * self.own * self.gaps)[seen]
-            mean = mean + Identity().matmul(query, self._active[seen], gaps)
+            fit_residuals = (answered * self.nugget_share * self.fit_residuals)[seen]
+            mean = mean + Identity().matmul(query, self._active[seen], fit_residuals)
         axes = {"subset": names_along(masks, 0)}
         if not return_std:
             return self._answer(mean, axes)
@@ -186,9 +189,9 @@ class Surrogate:
             return self._fitted.predictions(kernel, query[rows], term, answered)
 
         std = self._std(len(query), of_rows)
-        rows = self.apart.any(1)
+        rows = self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
-            cells = self.apart[rows].to(torch.float64)
+            cells = self.excluded[rows].to(torch.float64)
             certain = Identity().matmul(query, self._active[rows], cells)
             std = torch.where(certain > 0, 0.0, std)
         return self._answer(mean, axes), self._answer(std, axes)
@@ -310,21 +313,23 @@ class Surrogate:
         fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
         return self._answer(fractions, {"order": range(1, last + 1)})
 
-    def with_apart(self, apart: Tensor) -> "Surrogate":
+    def with_excluded(self, excluded: Tensor) -> "Surrogate":
         """The same surrogate, which answers with scores that the fit left out for their subsets.
 
         Args:
-            apart: (m, t) bool: these scores. They change no answer for other subsets.
+            excluded: (m, t) bool: these scores. They change no answer for other subsets.
         """
-        rows = apart.any(1).nonzero()[:, 0]
-        gaps, residuals = self.gaps.clone(), self.residuals.clone()
+        rows = excluded.any(1).nonzero()[:, 0]
+        fit_residuals, residuals = self.fit_residuals.clone(), self.residuals.clone()
         distance = self.scores[rows] - self._smooth(self._active[rows])
-        gaps[rows] = torch.where(apart[rows], distance, gaps[rows])
-        residuals[rows] = torch.where(apart[rows], distance, residuals[rows])
-        own = torch.where(apart, 1.0, self.own)
-        return replace(self, gaps=gaps, residuals=residuals, own=own)
+        fit_residuals[rows] = torch.where(excluded[rows], distance, fit_residuals[rows])
+        residuals[rows] = torch.where(excluded[rows], distance, residuals[rows])
+        nugget_share = torch.where(excluded, 1.0, self.nugget_share)
+        return replace(
+            self, fit_residuals=fit_residuals, residuals=residuals, nugget_share=nugget_share
+        )
 
-    def imagined(self, masks: Masks) -> "Surrogate":
+    def with_design(self, masks: Masks) -> "Surrogate":
         """A surrogate as uncertain as this one would be with other subsets, each scored once.
 
         Its answers are 0: only standard deviations mean something. Where the noise is unknown, they
@@ -347,12 +352,12 @@ class Surrogate:
             kernel_terms=tuple(terms),
             scores=zeros,
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
-            gaps=zeros,
-            own=zeros if runs is None else self.own.mean(0).expand(m, t),
+            fit_residuals=zeros,
+            nugget_share=zeros if runs is None else self.nugget_share.mean(0).expand(m, t),
             known=self.known.new_zeros(m, t),
             noise=None if runs is None else runs.expand(m, t),
             counts=self.counts.new_ones(m, t),
-            apart=self.apart.new_zeros(m, t),
+            excluded=self.excluded.new_zeros(m, t),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -410,7 +415,7 @@ class Surrogate:
                 f"Attribution 0 for {listed(map(repr, self.constant_tasks))}: in every subset or "
                 "in none, so that no score tells."
             )
-        if bool(self.apart.any()):
+        if bool(self.excluded.any()):
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
                 "to it."
@@ -461,7 +466,8 @@ class Surrogate:
         check_state(tensors, facts)
 
         def part(prefix: str, names: Sequence[str]) -> dict[str, Any]:
-            return {name: tensors[prefix + name] for name in names if prefix + name in tensors}
+            found = [name for name in names if prefix + name in tensors]
+            return {_CALLED.get(name, name): tensors[prefix + name] for name in found}
 
         names = {name: tuple(facts[name]) for name in ("task_names", "target_names")}
         stored, n = tensors["masks"], len(names["task_names"])
@@ -521,7 +527,7 @@ class Surrogate:
     def _loo_error(self) -> Tensor:
         """(t,) see :attr:`loo_error`."""
         squares = (self.residuals / self.unit).square()
-        judged = ~squares.isnan() & ~self.apart
+        judged = ~squares.isnan() & ~self.excluded
         error = torch.where(judged, squares, 0.0).sum(0) / judged.sum(0)
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
@@ -591,12 +597,12 @@ class Surrogate:
     def _answered(self) -> Tensor:
         """(m, t) bool: scores that predictions answer with, see :meth:`predict`."""
         if self.noise is not None:
-            return self.own > 0
+            return self.nugget_share > 0
         ends = self.known
         if self._active.binary:
             sizes = self._active.sizes[:, None]
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
-        return ends & (self.own > 0)
+        return ends & (self.nugget_share > 0)
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
@@ -614,7 +620,7 @@ class Surrogate:
     ) -> Tensor:
         """(rows, t) readout of the smooth part with the observed scores, in units of the scores."""
         smooth = self._assemble(rows, lambda term: of_kernel(term.kernel, term.dual), of_linear)
-        return self.unit * smooth + of_kernel(Identity(), self.own * self.gaps)
+        return self.unit * smooth + of_kernel(Identity(), self.nugget_share * self.fit_residuals)
 
     def _rotate(self, latent: Tensor) -> Tensor:
         return latent if self.rotation is None else latent @ self.rotation.T
@@ -676,7 +682,7 @@ class Surrogate:
         if noise is not None and self.rotation is not None:
             noise = noise @ self.rotation.square()
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
-        return FittedSubsets(self._active, self.center, exact, self.apart.any(1), noise)
+        return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
 
     def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
         """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
@@ -698,7 +704,7 @@ class Surrogate:
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
         # observed scores that are not known to be exact: leaving out cannot tell them from noise
-        inexact = (self.own > 0) & ~self.known & ~self.apart  # (m, t)
+        inexact = (self.nugget_share > 0) & ~self.known & ~self.excluded  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
@@ -750,5 +756,5 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
 
 def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
     """The attributes of these names that are not None."""
-    found = {prefix + name: getattr(part, name) for name in names}
+    found = {prefix + name: getattr(part, _CALLED.get(name, name)) for name in names}
     return {name: tensor for name, tensor in found.items() if tensor is not None}

@@ -34,8 +34,8 @@ class KernelTerm:
         rows: int64 indices of the subsets that were fitted; None for all m.
         weights: (rows,) weight of each fitted subset, whose ridges are ``ridge / weights``; None
             where all are 1.
-        own: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None where noise
-            is not told from it.
+        nugget_share: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None
+            where noise is not told from it.
         factor: The factored Gram matrix of the fitted subsets, shared by all copies of the term;
             None until :meth:`factored` is asked for it. Neither saved nor pickled.
     """
@@ -47,7 +47,7 @@ class KernelTerm:
     signal_variance: Tensor
     rows: Tensor | None = None
     weights: Tensor | None = None
-    own: Tensor | None = None
+    nugget_share: Tensor | None = None
     factor: SpectralRidge | KrylovRidge | None = field(default=None, repr=False)
 
     def select(self, place: Tensor) -> "KernelTerm":

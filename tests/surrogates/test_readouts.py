@@ -305,7 +305,7 @@ def test_ten_thousand_tasks():
     small = fit_surrogate(masks[:8], dual[:8, 0], kernel=RBF(gamma=gamma), ridge=0.01)
     term = replace(small.kernel_terms[0], dual=dual - dual.mean())
     every = torch.ones(n, dtype=torch.bool)
-    imagined = small.imagined(Masks.of(masks))
+    imagined = small.with_design(Masks.of(masks))
     surrogate = replace(imagined, kernel_terms=(term,), varying=every)
     shapley = surrogate.attribute("shapley")
     assert shapley.shape == (n,) and shapley.isfinite().all()

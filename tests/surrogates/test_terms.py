@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksm_ext import RBF, ConjugateGradients, fit_surrogate, load_surrogate, write_report
-from ksm_ext.surrogates import fit
+from ksm_ext.surrogates import parts, search
 
 SMALL = pytest.param(70, id="70 subsets")
 LARGE = pytest.param(1500, id="1500 subsets", marks=pytest.mark.slow)
@@ -90,7 +90,7 @@ def test_a_loaded_surrogate_is_factored_once(factored, tmp_path):
 
 def test_a_preconditioner_is_made_once(monkeypatch):
     made = []
-    original = fit.KrylovTrial.__init__.__globals__["KrylovRidge"]
+    original = search.KrylovTrial.__init__.__globals__["KrylovRidge"]
     monkeypatch.setattr(
         "ksm_ext.surrogates.terms.KrylovRidge",
         lambda *args, **options: made.append(args) or original(*args, **options),
@@ -123,7 +123,7 @@ def test_large_fits_keep_no_factor(missing, monkeypatch):
     options = {"kernel": RBF(gamma=0.05), "missing": "drop"}
     kept = fit_surrogate(masks, scores, **options)
     assert all(term.factor is not None for term in kept.kernel_terms)
-    monkeypatch.setattr(fit, "KEPT", len(masks) if missing else len(masks) - 1)
+    monkeypatch.setattr(parts, "KEPT", len(masks) if missing else len(masks) - 1)
     large = fit_surrogate(masks, scores, **options)
     assert all(term.factor is None for term in large.kernel_terms)
     expected = kept.attribute("shapley", return_std=True)
@@ -133,7 +133,7 @@ def test_large_fits_keep_no_factor(missing, monkeypatch):
 def test_the_factor_of_other_subsets_is_not_used():
     masks, scores = problem(70)
     surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.05))
-    half = surrogate.imagined(surrogate.masks[:35])
+    half = surrogate.with_design(surrogate.masks[:35])
     (term,) = surrogate.kernel_terms
     stale = replace(half, kernel_terms=(replace(half.kernel_terms[0], factor=term.factor),))
     expected = half.attribute("loo", return_std=True)[1]
