@@ -30,6 +30,11 @@ def listed(names: Iterable[object], shown: int = 6) -> str:
     return ", ".join(texts[:shown]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as ``1 task`` and ``1,000 tasks``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

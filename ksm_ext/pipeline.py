@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import check_choice, message
+from ksm_ext.checks import check_choice, counted, message
 from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
@@ -49,7 +49,8 @@ class TaskAttributions:
     def __str__(self) -> str:
         """One line: sizes, and whether there were no more subsets."""
         n, t = self.values.shape
-        text = f"Attributions of {n} tasks to {t} targets from {len(self.masks)} subsets"
+        text = f"Attributions of {counted(n, 'task')} to {counted(t, 'target')}"
+        text += f" from {counted(len(self.masks), 'subset')}"
         return f"{text}, all there are of their sizes" if self.exhaustive else text
 
 

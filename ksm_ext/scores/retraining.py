@@ -36,6 +36,7 @@ from ksm_ext.checks import (
     check_choice,
     check_finite,
     check_positive_int,
+    counted,
     message,
     shape_text,
 )
@@ -95,7 +96,8 @@ class RetrainedScores:
 
     def __repr__(self) -> str:
         m, n = self._masks.shape
-        text = f"{int(self._finished.sum())} runs of {m} subsets of {n} tasks"
+        text = f"{counted(int(self._finished.sum()), 'run')} of {counted(m, 'subset')}"
+        text += f" of {counted(n, 'task')}"
         more = [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"RetrainedScores({'; '.join([text, *more, *self.notes])})"
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
-from ksm_ext.checks import check_choice, listed, message
+from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_something
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
@@ -502,17 +502,14 @@ class Surrogate:
         quality = f"leave-one-out error {float(errors.mean()):.3f} of the variance"
         if len(errors) > 1:
             each = zip(self.target_names, errors.tolist(), strict=True)
-            listed = ", ".join(f"{name} {error:.3f}" for name, error in list(each)[:_SHOWN])
-            more = f", {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-            quality += f", mean over targets ({listed}{more})"
+            single = listed((f"{name} {error:.3f}" for name, error in each), _SHOWN)
+            quality += f", mean over targets ({single})"
         if self._noise_std is not None:
             shown = self._noise_std.tolist()[:_SHOWN]
             quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
-        targets = "1 target" if len(errors) == 1 else f"{len(errors)} targets"
-        line = (
-            f"Surrogate of {len(self.masks)} subsets, {self.masks.num_tasks} tasks, {targets}: "
-            f"{kernels or 'mean'} ({self.sharing} ridge), {quality}"
-        )
+        sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
+        line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: {kernels or 'mean'} "
+        line += f"({self.sharing} ridge), {quality}"
         return "\n".join([line, *self.warnings])
 
     __repr__ = __str__

@@ -166,7 +166,7 @@ class KernelTrial:
         ridges = self.judgement.ridges
         variance = max(self.kernel.variance(self._masks[:128]), 1e-300)
         nearest = (ridges.clamp_min(1e-300) / variance).log().abs().argmin()
-        ridge = ridges[nearest].expand(len(columns))
+        ridge = ridges[nearest].repeat(len(columns))
         signal = self.factor.signal_variance(self._latent(columns, components), ridge)
         dual = self._scores.values.new_zeros(len(self._masks), len(columns))
         return self._term(columns, dual, ridge, signal)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import checked_names
-from ksm_ext.checks import check_choice, listed, message
+from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
 from ksm_ext.surrogates.observations import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
@@ -78,7 +78,8 @@ class ScoreTable:
         """Sizes and names in one line."""
         tasks, targets = (listed(names, 4) for names in (self.task_names, self.target_names))
         m, n, t = len(self.masks), len(self.task_names), len(self.target_names)
-        return f"{m:,} subsets of {n:,} tasks ({tasks}), {t:,} targets ({targets})"
+        subsets = f"{counted(m, 'subset')} of {counted(n, 'task')} ({tasks})"
+        return f"{subsets}, {counted(t, 'target')} ({targets})"
 
     def role_table(self) -> str:
         """The columns by role and reason, a line for each."""

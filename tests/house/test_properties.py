@@ -604,6 +604,12 @@ def test_noise_is_what_differs_within_a_subset(m, seed, shift):
     offsets = subsets.identical_subsets(masks)[:, None] * shift
     close(evaluation.retrain_noise(masks, scores + offsets), noise, 1e-9)
     assert (evaluation.retrain_noise(masks, scores.new_ones(2 * m, 1)) == 0).all()
+    numbers, first = subsets.distinct_rows(masks)
+    assert torch.equal(masks[first][numbers], masks) and (first.diff() > 0).all()
+    runs = scores, numbers, torch.ones_like(scores, dtype=torch.bool)
+    means, counts, deviation = evaluation.pooled_runs(*runs)
+    close(deviation.square(), noise, 1e-9)
+    close((means * counts).sum(0), scores.sum(0), 1e-9)
 
 
 # Choosing tasks
