@@ -328,7 +328,7 @@ def _check_int64(name: str, largest: int) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArrayKind:
     """How a caller's table looked, so that answers can be given back alike.
 
     Attributes:
@@ -341,7 +341,7 @@ class Kind:
     device: torch.device
 
     @classmethod
-    def of(cls, value: ArrayLike) -> "Kind":
+    def of(cls, value: ArrayLike) -> "ArrayKind":
         """The kind of ``value``."""
         if isinstance(value, Tensor):
             return cls("torch", value.device)

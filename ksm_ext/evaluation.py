@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, table_library
 from ksm_ext.checks import (
     check_choice,
     check_finite,
@@ -170,7 +170,7 @@ def residual_error(
         return _answer(errors / true.double().var(dim=0), like)
     if bool(is_constant(true).all()):
         _check_varying("true_scores", true, "There is nothing to predict.")
-    return Kind.of(like).restore(errors.sum() / true.double().var(dim=0).sum(), {})
+    return ArrayKind.of(like).restore(errors.sum() / true.double().var(dim=0).sum(), {})
 
 
 def relative_error(
@@ -634,4 +634,4 @@ def _check_varying(name: str, table: Tensor, remedy: str) -> None:
 
 def _answer(values: Tensor, like: ArrayLike) -> Any:
     """Per-target ``values`` (t,) of the kind of ``like``, named by its columns."""
-    return Kind.of(like).restore(values, {"target": names_along(like, 1)})
+    return ArrayKind.of(like).restore(values, {"target": names_along(like, 1)})

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_ndim, check_positive_int, check_real, message
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
@@ -396,7 +396,7 @@ def identical_subsets(masks: ArrayLike) -> Any:
     """
     masks = _oriented(masks)
     groups, _ = distinct_rows(as_masks("masks", masks))
-    return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
+    return ArrayKind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
 
 def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
@@ -429,7 +429,7 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
         "subset": names_along(masks, 0),
         "task": None if names is None else [names[column] for column in first],
     }
-    return Kind.of(masks).restore(table[:, first], axes), groups
+    return ArrayKind.of(masks).restore(table[:, first], axes), groups
 
 
 def _oriented(masks: ArrayLike) -> ArrayLike:

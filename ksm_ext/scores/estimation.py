@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, checked_names, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.network.batches import as_batch, as_dataset, chunks, datasets_by_name, ordered_loader
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
@@ -227,7 +227,7 @@ class GradientEstimator:
             RuntimeError: If :meth:`fit` has not run.
         """
         (masks,) = aligned({"masks": (masks, "subset", "task")}, self._known())
-        kind, tensor = Kind.of(masks), self._checked_masks(masks)
+        kind, tensor = ArrayKind.of(masks), self._checked_masks(masks)
         estimate = self._estimate(tensor, self.ridge)
         if self.calibration is not None:
             estimate = self.calibration.intercept + self.calibration.slope * estimate

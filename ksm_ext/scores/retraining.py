@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, as_tensor, names_along
 from ksm_ext.checks import (
     check_choice,
     check_finite,
@@ -87,7 +87,7 @@ class RetrainedScores:
     _scores: Tensor  # (num_seeds, m, t), NaN where a run is missing
     _finished: Tensor  # (num_seeds, m)
     seeds: tuple[int, ...]
-    kind: Kind
+    kind: ArrayKind
     subset_names: Sequence[Any] | None
     task_names: Sequence[Any] | None
     target_names: tuple[str, ...]
@@ -456,7 +456,7 @@ class _Call:
             _scores=torch.from_numpy(table[:, rows]),
             _finished=torch.from_numpy(finished[:, rows]),
             seeds=self.seeds,
-            kind=Kind.of(self.masks),
+            kind=ArrayKind.of(self.masks),
             subset_names=None if names is None else [names[row] for row in rows],
             task_names=names_along(self.masks, 1),
             target_names=tuple(self.target_names or map(str, range(num_targets))),

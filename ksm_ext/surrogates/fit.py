@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import (
+    ArrayKind,
     ArrayLike,
-    Kind,
     aligned,
     as_tensor,
     checked_names,
@@ -284,7 +284,7 @@ def _assembled(
         counts=observed.counts,
         excluded=excluded,
         varying=varying_tasks(observed.masks, search),
-        kind=Kind.of(like),
+        kind=ArrayKind.of(like),
         dtype=_ANSWERS.get(original.dtype, torch.float64),
         single_target=original.ndim == 1,
         solver=search.solver,

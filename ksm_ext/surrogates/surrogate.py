@@ -31,7 +31,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_something
@@ -131,7 +131,7 @@ class Surrogate:
     counts: Tensor
     excluded: Tensor
     varying: Tensor
-    kind: Kind
+    kind: ArrayKind
     dtype: torch.dtype
     single_target: bool
     solver: ConjugateGradients | None = None
@@ -362,7 +362,7 @@ class Surrogate:
 
     def with_tensor_answers(self) -> "Surrogate":
         """The same surrogate, answering in float64 tensors on the CPU, always with targets."""
-        kind = Kind("torch", torch.device("cpu"))
+        kind = ArrayKind("torch", torch.device("cpu"))
         return replace(self, kind=kind, dtype=torch.float64, single_target=False)
 
     @property
@@ -484,7 +484,7 @@ class Surrogate:
             candidates=CandidateTable(candidates, tensors["score_variance"]),
             **{"rotation": None, "noise": None, **part("", _TENSORS)},
             **{name: facts[name] for name in _FACTS} | names,
-            kind=Kind(facts["kind"], stored.device),
+            kind=ArrayKind(facts["kind"], stored.device),
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
         )

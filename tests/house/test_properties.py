@@ -36,7 +36,7 @@ from ksm_ext import (
     selection,
     subsets,
 )
-from ksm_ext.arrays import Kind, aligned, as_tensor
+from ksm_ext.arrays import ArrayKind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
@@ -202,7 +202,7 @@ def test_kinds_of_tables_are_no_information(problem, kind):
         "float32": lambda table: table.float(),
     }[kind]
     one, other = fitted(problem), fitted((as_kind(masks), as_kind(scores), kernel))
-    assert other.kind == Kind.of(as_kind(scores))
+    assert other.kind == ArrayKind.of(as_kind(scores))
     answer = as_tensor("answer", other.attribute("banzhaf"))
     close(answer.double(), one.attribute("banzhaf"), 1e-5 if kind == "float32" else 1e-12)
 
