@@ -12,7 +12,7 @@ is compared: :func:`aligned` brings those that share a dimension into one order.
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Integral, Real
@@ -72,6 +72,20 @@ def position(argument: str, wanted: str | int, names: Sequence[str]) -> int:
     numbers = "" if isinstance(wanted, str) else f", or a number below {len(names)}"
     remedy = "Mind its spelling."
     raise ValueError(message(argument, f"one of {known}{numbers}", repr(wanted), remedy))
+
+
+def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str, ...]:
+    """``count`` names as text, all different.
+
+    Raises:
+        ValueError: If there are more or fewer, or one stands twice.
+    """
+    given = tuple(str(name) for name in names)
+    twice = [name for name, times in Counter(given).items() if times > 1]
+    if twice or len(given) != count:
+        found = f"{twice[0]!r} more than once" if twice else str(len(given))
+        raise ValueError(message(argument, f"{count} different names", found, "Give one to each."))
+    return given
 
 
 @dataclass(frozen=True)
@@ -330,7 +344,7 @@ def _check_int64(name: str, largest: int) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArrayKind:
     """How a caller's table looked, so that answers can be given back alike.
 
     Attributes:
@@ -343,7 +357,7 @@ class Kind:
     device: torch.device
 
     @classmethod
-    def of(cls, value: ArrayLike) -> "Kind":
+    def of(cls, value: ArrayLike) -> "ArrayKind":
         """The kind of ``value``."""
         if isinstance(value, Tensor):
             return cls("torch", value.device)

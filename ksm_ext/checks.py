@@ -5,7 +5,7 @@ Every message reads ```<name>` must be <expected>, got <found>. <what to do>.``
 numerics and environment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -23,6 +23,18 @@ def shape_text(tensor: Tensor) -> str:
     return "shape (" + ", ".join(str(size) for size in tensor.shape) + ")"
 
 
+def listed(names: Iterable[object], shown: int = 6) -> str:
+    """A few names in a line, and how many more there are."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - shown:,} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as ``1 task`` and ``1,000 tasks``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
@@ -35,14 +47,8 @@ def check_choice(name: str, value: object, choices: Sequence[object], remedy: st
 def check_ndim(name: str, tensor: Tensor, ndim: int, meaning: str) -> None:
     """Raise ``ValueError`` unless ``tensor`` has ``ndim`` dimensions; ``meaning`` names them."""
     if tensor.ndim != ndim:
-        raise ValueError(
-            message(
-                name,
-                f"{ndim}-dimensional {meaning}",
-                shape_text(tensor),
-                "Reshape it so that its dimensions have this meaning.",
-            )
-        )
+        remedy = "Reshape it so that its dimensions have this meaning."
+        raise ValueError(message(name, f"{ndim}-dimensional {meaning}", shape_text(tensor), remedy))
 
 
 def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
@@ -52,14 +58,10 @@ def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
     if not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()
         first = tuple(bad[0].tolist())
-        raise ValueError(
-            message(
-                name,
-                "finite",
-                f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}",
-                remedy or "Drop the subsets concerned, or find out why their runs diverged.",
-            )
-        )
+        expected = "finite"
+        found = f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}"
+        remedy = remedy or "Drop the subsets concerned, or find out why their runs diverged."
+        raise ValueError(message(name, expected, found, remedy))
 
 
 def check_positive_int(name: str, value: object, minimum: int = 1) -> int:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, table_library
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, table_library
 from ksm_ext.checks import (
     check_choice,
     check_finite,
@@ -170,7 +170,7 @@ def residual_error(
         return _answer(errors / true.double().var(dim=0), like)
     if bool(is_constant(true).all()):
         _check_varying("true_scores", true, "There is nothing to predict.")
-    return Kind.of(like).restore(errors.sum() / true.double().var(dim=0).sum(), {})
+    return ArrayKind.of(like).restore(errors.sum() / true.double().var(dim=0).sum(), {})
 
 
 def relative_error(
@@ -240,28 +240,50 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
     table = _table("scores", scores, _SCORES).double()  # (m, t)
     groups = identical_subsets(as_masks("masks", masks)).to(table.device)  # (m,)
     if len(groups) != len(table):
-        raise ValueError(
-            message(
-                "masks",
-                f"{len(table)} rows like `scores`",
-                str(len(groups)),
-                "Row i of both belongs to one run.",
-            )
-        )
-    counts = torch.bincount(groups)
-    freedom = int((counts - 1).sum())
-    if freedom == 0:
-        raise ValueError(
-            message(
-                "masks",
-                "with a subset that was scored more than once",
-                f"{len(counts)} distinct rows",
-                "Score some subsets again with another seed.",
-            )
-        )
-    sums = table.new_zeros(len(counts), table.shape[1]).index_add_(0, groups, table)
-    deviations = table - (sums / counts[:, None])[groups]
-    return _answer(deviations.square().sum(dim=0) / freedom, scores)
+        expected = f"{len(table)} rows like `scores`"
+        remedy = "Row i of both belongs to one run."
+        raise ValueError(message("masks", expected, str(len(groups)), remedy))
+    means, counts, deviation = pooled_runs(table, groups, torch.ones_like(table, dtype=torch.bool))
+    if len(means) == len(table):
+        expected = "with a subset that was scored more than once"
+        remedy = "Score some subsets again with another seed."
+        raise ValueError(message("masks", expected, f"{len(counts)} distinct rows", remedy))
+    return _answer(deviation.square(), scores)
+
+
+def pooled_runs(runs: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of every group of repeated runs, and the pooled standard deviation of a run.
+
+    Args:
+        runs: (M, t) float64.
+        group: (M,) int64. What each run repeats, a number from 0 to m - 1.
+        used: (M, t) bool. Runs that count.
+
+    Returns:
+        Means (m, t), NaN where no run counts; how many runs are in them, (m, t) int64; and the
+        deviation (t,), NaN for a target without repeats.
+    """
+    num_runs, m = len(runs), int(group.max()) + 1 if len(group) else 0
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(m, *values.shape[1:]).index_add_(0, group, values)
+
+    counts = total(used.long())
+    # the first run of a group is taken out before summing: repeats of one number stay that number,
+    # and large means lose no digits
+    order = torch.arange(num_runs, device=runs.device)[:, None].expand_as(runs)
+    order = torch.where(used, order, num_runs)
+    place = order.new_full((m, runs.shape[1]), num_runs)
+    place = place.scatter_reduce(0, group[:, None].expand_as(order), order, "amin")
+    first = runs.gather(0, place.clamp_max(num_runs - 1))
+    first = torch.where(counts > 0, first, torch.nan)
+    means = first + total(torch.where(used, runs - first[group], 0.0)) / counts.clamp_min(1)
+    within = torch.where(used, runs - means[group], 0.0)
+    largest = within.abs().amax(0) if num_runs else within.sum(0)
+    largest = largest.clamp_min(1e-300)  # so that no square vanishes
+    freedom = (counts - 1).clamp_min(0).sum(0)
+    squares = (within / largest).square().sum(0) / freedom
+    return means, counts, squares.sqrt() * largest
 
 
 def mislabel_auc(attributions: ArrayLike, is_bad: ArrayLike) -> Any:
@@ -407,7 +429,7 @@ def bootstrap(
         level: Nominal coverage, strictly between 0 and 1.
         method: ``"percentile"``, or ``"bca"``, which corrects bias and skewness (Efron 1987) at the
             price of one evaluation per row.
-        seed: Seed of the resampling.
+        seed: Seeds the resampling: the same seed gives the same interval.
         **options: Passed on to ``metric``.
 
     Returns:
@@ -446,14 +468,10 @@ def bootstrap(
     )
     low, high = (float(end) for end in result.confidence_interval)
     if not low <= high:  # NaN: every resample lies on one side of the estimate
-        raise ValueError(
-            message(
-                "method",
-                "'percentile' for these data",
-                f"{method!r}, which has no answer where all resamples lie on one side",
-                "Use `jackknife`.",
-            )
-        )
+        expected = "'percentile' for these data"
+        found = f"{method!r}, which has no answer where all resamples lie on one side"
+        remedy = "Use `jackknife`."
+        raise ValueError(message("method", expected, found, remedy))
     return Interval(float(values.mean()), low, high, level)
 
 
@@ -558,14 +576,10 @@ def _mean_of_rows(
         try:
             resampled = metric(*(table[chosen.to(table.device)] for table in tables), **options)
         except ValueError as error:
-            raise ValueError(
-                message(
-                    "arrays",
-                    "such that the metric is defined on every resample of rows",
-                    f"one on which {error}",
-                    "Give more rows, or drop targets that hardly vary.",
-                )
-            ) from error
+            expected = "such that the metric is defined on every resample of rows"
+            found = f"one on which {error}"
+            remedy = "Give more rows, or drop targets that hardly vary."
+            raise ValueError(message("arrays", expected, found, remedy)) from error
         return float(as_tensor("metric", resampled).double().mean())
 
     return statistic
@@ -620,4 +634,4 @@ def _check_varying(name: str, table: Tensor, remedy: str) -> None:
 
 def _answer(values: Tensor, like: ArrayLike) -> Any:
     """Per-target ``values`` (t,) of the kind of ``like``, named by its columns."""
-    return Kind.of(like).restore(values, {"target": names_along(like, 1)})
+    return ArrayKind.of(like).restore(values, {"target": names_along(like, 1)})

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along, position
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, position
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.subsets import as_masks
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -74,7 +74,7 @@ def scores_of_game(game: Any, masks: ArrayLike) -> Any:
         remedy = "Return one value, or one row, per coalition."
         raise ValueError(message("game", expected, shape_text(scores), remedy))
     axes = {"subset": names_along(masks, 0)} | ({"target": None} if scores.ndim == 2 else {})
-    return Kind.of(masks).restore(scores, axes)
+    return ArrayKind.of(masks).restore(scores, axes)
 
 
 def to_interaction_values(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import check_choice, message
+from ksm_ext.checks import check_choice, counted, message
 from ksm_ext.network.distributed import Group
 from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
@@ -50,7 +50,8 @@ class TaskAttributions:
     def __str__(self) -> str:
         """One line: sizes, and whether there were no more subsets."""
         n, t = self.values.shape
-        text = f"Attributions of {n} tasks to {t} targets from {len(self.masks)} subsets"
+        text = f"Attributions of {counted(n, 'task')} to {counted(t, 'target')}"
+        text += f" from {counted(len(self.masks), 'subset')}"
         return f"{text}, all there are of their sizes" if self.exhaustive else text
 
 
@@ -75,7 +76,7 @@ def attribute_tasks(
     store: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     vectorize: bool = True,
-    progress: bool = True,
+    progress: bool = False,
     group: Group = None,
 ) -> TaskAttributions:
     """Attribute the scores of a model to the tasks it was trained on.

@@ -30,7 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor
 from ksm_ext.checks import (
     check_finite,
     check_ndim,
@@ -113,7 +113,7 @@ def top_k(
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
     order = values.sort(descending=maximize, stable=True).indices
-    return Kind.of(attributions).restore(order[:k], {"rank": None})
+    return ArrayKind.of(attributions).restore(order[:k], {"rank": None})
 
 
 def greedy_forward(

@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ksm_ext.arrays import ArrayLike, aligned, names_along
 from ksm_ext.evaluation import lds
-from ksm_ext.surrogates.fit import KernelChoice, fit_surrogate
+from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.options import Criterion, ShareRidge
 
 

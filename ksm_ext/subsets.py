@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_ndim, check_positive_int, check_real, message
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
@@ -72,10 +72,7 @@ def fixed_size(
     num_tasks = check_positive_int("num_tasks", num_tasks)
     size = _check_size("size", size, num_tasks)
     weights = _weights_of_sizes(num_tasks, [size])
-    masks = _sample(
-        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
-    )
-    return masks.to(device)
+    return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
 def bernoulli(
@@ -117,10 +114,7 @@ def bernoulli(
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
     weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full)
-    masks = _sample(
-        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
-    )
-    return masks.to(device)
+    return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
 def mixed_sizes(
@@ -145,7 +139,7 @@ def mixed_sizes(
         seed: Seeds a generator of its own; the same seed gives the same bits.
         allow_repeats: Draw independently, so that a subset may appear twice. Without repeats sizes
             of which few subsets exist run out and the others fill their place.
-        allow_fewer: See :func:`fixed_size`.
+        allow_fewer: Answer what could be found where that is less, see :func:`fixed_size`.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -163,10 +157,7 @@ def mixed_sizes(
             message("sizes", "a list of sizes", "none", "Leave it out for 1 to num_tasks - 1.")
         )
     weights = _weights_of_sizes(num_tasks, chosen)
-    masks = _sample(
-        weights, num_subsets, seed=seed, allow_repeats=allow_repeats, allow_fewer=allow_fewer
-    )
-    return masks.to(device)
+    return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
 def paired(
@@ -193,7 +184,8 @@ def paired(
         probability: Instead of ``size``: chance of each task to be in row 2i.
         seed: Seeds a generator of its own; the same seed gives the same bits.
         allow_repeats: Draw independently, so that a pair may appear twice.
-        allow_fewer: See :func:`bernoulli`; still of whole pairs.
+        allow_fewer: Answer what could be found where that is less, see :func:`bernoulli`; still of
+            whole pairs.
         device: Where the masks shall live; drawn on the CPU whatever it is.
 
     Returns:
@@ -221,14 +213,7 @@ def paired(
     else:
         assert probability is not None
         weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full=False)
-    first = _sample(
-        weights,
-        num_subsets // 2,
-        seed=seed,
-        allow_repeats=allow_repeats,
-        allow_fewer=allow_fewer,
-        pairs=True,
-    )
+    first = _sample(weights, num_subsets // 2, seed, allow_repeats, allow_fewer, pairs=True)
     return torch.stack([first, ~first], dim=1).reshape(2 * len(first), num_tasks).to(device)
 
 
@@ -293,14 +278,10 @@ def all_subsets(
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
     if num_tasks > _MAX_ENUMERATED_TASKS:
-        raise ValueError(
-            message(
-                "num_tasks",
-                f"at most {_MAX_ENUMERATED_TASKS}",
-                f"{num_tasks}, hence 2^{num_tasks} subsets",
-                "Draw a sample by `mixed_sizes` or `bernoulli`.",
-            )
-        )
+        expected = f"at most {_MAX_ENUMERATED_TASKS}"
+        found = f"{num_tasks}, hence 2^{num_tasks} subsets"
+        remedy = "Draw a sample by `mixed_sizes` or `bernoulli`."
+        raise ValueError(message("num_tasks", expected, found, remedy))
     return _binary_rows(0 if include_empty else 1, 2**num_tasks, num_tasks).to(device)
 
 
@@ -362,39 +343,27 @@ def from_index_lists(
     lengths = [len(indices) for indices in lists]
     columns = as_tensor("index_lists", list(chain.from_iterable(lists)) or np.empty(0, np.int64))
     if columns.is_floating_point() or columns.dtype == torch.bool:
-        raise TypeError(
-            message(
-                "index_lists",
-                "lists of integers",
-                str(columns.dtype).removeprefix("torch."),
-                "A boolean matrix is a mask already.",
-            )
-        )
+        expected = "lists of integers"
+        found = str(columns.dtype).removeprefix("torch.")
+        remedy = "A boolean matrix is a mask already."
+        raise TypeError(message("index_lists", expected, found, remedy))
     rows = torch.repeat_interleave(torch.arange(len(lists)), torch.tensor(lengths).long())
     outside = (columns < 0) | (columns >= num_tasks)
     if outside.any():
         first = int(outside.nonzero()[0])
-        raise ValueError(
-            message(
-                "index_lists",
-                f"task numbers from 0 to {num_tasks - 1}",
-                f"{int(columns[first])} in list {int(rows[first])}",
-                "Count tasks from 0, and check `num_tasks`.",
-            )
-        )
+        expected = f"task numbers from 0 to {num_tasks - 1}"
+        found = f"{int(columns[first])} in list {int(rows[first])}"
+        remedy = "Count tasks from 0, and check `num_tasks`."
+        raise ValueError(message("index_lists", expected, found, remedy))
     masks = torch.zeros(len(lists), num_tasks, dtype=torch.bool)
     masks[rows, columns.long()] = True
     repeated = _count_tasks(masks) != torch.tensor(lengths).long()
     if repeated.any():
         first = int(repeated.nonzero()[0])
-        raise ValueError(
-            message(
-                "index_lists",
-                "free of repeated task numbers",
-                f"list {first} = {lists[first][:8]}",
-                "A task is in or out; drop the repeats.",
-            )
-        )
+        expected = "free of repeated task numbers"
+        found = f"list {first} = {lists[first][:8]}"
+        remedy = "A task is in or out; drop the repeats."
+        raise ValueError(message("index_lists", expected, found, remedy))
     return masks.to(device)
 
 
@@ -426,8 +395,8 @@ def identical_subsets(masks: ArrayLike) -> Any:
         [0, 1, 0]
     """
     masks = _oriented(masks)
-    groups = _groups(as_masks("masks", masks))
-    return Kind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
+    groups, _ = distinct_rows(as_masks("masks", masks))
+    return ArrayKind.of(masks).restore(groups, {"subset": names_along(masks, 0)})
 
 
 def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
@@ -450,17 +419,17 @@ def merge_duplicate_tasks(masks: ArrayLike) -> tuple[Any, list[list[int]]]:
     """
     masks = _oriented(masks)
     table = as_masks("masks", masks)
-    numbers = _groups(table.T)  # (n,)
-    groups: list[list[int]] = [[] for _ in range(int(numbers.max()) + 1 if len(numbers) else 0)]
+    numbers, first_columns = distinct_rows(table.T)  # (n,), (g,)
+    first = first_columns.tolist()
+    groups: list[list[int]] = [[] for _ in first]
     for column, number in enumerate(numbers.tolist()):
         groups[number].append(column)
-    first = [group[0] for group in groups]
     names = names_along(masks, 1)
     axes = {
         "subset": names_along(masks, 0),
         "task": None if names is None else [names[column] for column in first],
     }
-    return Kind.of(masks).restore(table[:, first], axes), groups
+    return ArrayKind.of(masks).restore(table[:, first], axes), groups
 
 
 def _oriented(masks: ArrayLike) -> ArrayLike:
@@ -489,14 +458,10 @@ def as_masks(name: str, value: ArrayLike) -> Tensor:
     other = (tensor != 0) & (tensor != 1)
     if other.any():
         row, column = other.nonzero()[0].tolist()
-        raise ValueError(
-            message(
-                name,
-                "boolean, or 0 and 1",
-                f"{tensor[row, column].item()} at ({row}, {column})",
-                "Lists of task numbers go through `from_index_lists`.",
-            )
-        )
+        expected = "boolean, or 0 and 1"
+        found = f"{tensor[row, column].item()} at ({row}, {column})"
+        remedy = "Lists of task numbers go through `from_index_lists`."
+        raise ValueError(message(name, expected, found, remedy))
     return tensor.bool()
 
 
@@ -521,14 +486,9 @@ def _weights_of_bernoulli(num_tasks: int, probability: float, allow_empty_and_fu
     """Binomial probabilities of the sizes 0 to n, scaled to sum to one; (n + 1,) float64."""
     probability = check_real("probability", probability)
     if not 0 < probability < 1:
-        raise ValueError(
-            message(
-                "probability",
-                "strictly between 0 and 1",
-                str(probability),
-                "It is the chance of each task to be in.",
-            )
-        )
+        expected = "strictly between 0 and 1"
+        remedy = "It is the chance of each task to be in."
+        raise ValueError(message("probability", expected, str(probability), remedy))
     size = torch.arange(num_tasks + 1, dtype=torch.float64)
     choices = torch.lgamma(size + 1) + torch.lgamma(num_tasks - size + 1)
     logs = size * math.log(probability) + (num_tasks - size) * math.log1p(-probability) - choices
@@ -541,10 +501,10 @@ def _weights_of_bernoulli(num_tasks: int, probability: float, allow_empty_and_fu
 def _sample(
     size_weights: Tensor,
     num_subsets: int,
-    *,
     seed: int,
     allow_repeats: bool,
     allow_fewer: bool,
+    *,
     pairs: bool = False,
 ) -> Tensor:
     """Draw from the law of the module's head; ``pairs`` counts a complement as a repeat.
@@ -552,7 +512,7 @@ def _sample(
     Args:
         size_weights: (n + 1,) float64, the probabilities of the sizes.
         num_subsets: m.
-        seed: Seed of the generator.
+        seed: Seeds a generator made here.
         allow_repeats: Whether to draw independently.
         allow_fewer: Whether to answer what there is, or was found, where that is less than m.
         pairs: Whether a subset and its complement are the same thing.
@@ -569,26 +529,21 @@ def _sample(
     num_possible = _count_possible(size_weights, pairs, cap)
     if num_subsets > num_possible and not allow_fewer:
         what = "distinct pairs of complements" if pairs else "distinct subsets of these sizes"
-        raise ValueError(
-            message(
-                "num_subsets",
-                f"at most {num_possible * (1 + pairs)}, the number of {what}",
-                str(num_subsets * (1 + pairs)),
-                "Ask for fewer, or pass allow_fewer=True or allow_repeats=True.",
-            )
-        )
+        expected = f"at most {num_possible * (1 + pairs)}, the number of {what}"
+        remedy = "Ask for fewer, or pass allow_fewer=True or allow_repeats=True."
+        raise ValueError(message("num_subsets", expected, str(num_subsets * (1 + pairs)), remedy))
     identity = _up_to_complement if pairs else _as_it_is
     # Where most of what exists is asked for, drawing until it was all seen would take too long; and
     # where little exists, listing it costs nothing.
     cells = num_possible * len(size_weights)
     if num_possible <= 2 * num_subsets or cells <= _LISTED_CELLS:
         shuffled = _shuffle_all(size_weights, generator)
-        return shuffled[_first_appearances(identity(shuffled))[:num_subsets]]
+        return shuffled[distinct_rows(identity(shuffled))[1][:num_subsets]]
     masks = torch.empty(0, len(size_weights) - 1, dtype=torch.bool)
     for _ in range(_MAX_ROUNDS):
         drawn = _draw(size_weights, num_subsets, generator)
         masks = torch.cat([masks, drawn]) if len(masks) else drawn
-        kept = _first_appearances(identity(masks))
+        kept = distinct_rows(identity(masks))[1]
         if len(kept) == num_subsets == len(masks):
             return masks  # the usual case, spared a copy
         masks = masks[kept[:num_subsets]]
@@ -713,25 +668,27 @@ def _binary_rows(start: int, stop: int, num_tasks: int) -> Tensor:
     return masks
 
 
-def _sorted_unique(masks: Tensor) -> tuple[Any, Any]:
-    """First row and inverse of each distinct row, in the arbitrary order of packed bytes."""
-    packed = np.packbits(masks.cpu().numpy(), axis=1)
+def distinct_rows(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the distinct rows of a table in the order of their first appearance.
+
+    Args:
+        table: (m, k) of any dtype, without NaN.
+
+    Returns:
+        The number of each row, (m,) int64, and the first row of each number, (numbers,) int64.
+    """
+    if 0 in table.shape:  # all rows are the same
+        numbers = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        return numbers, numbers[:1]
+    rows = table.cpu().numpy()
+    rows = np.packbits(rows, axis=1) if rows.dtype == bool else rows + 0  # -0.0 is 0.0
     # One opaque item per row compares by memcmp; np.unique(axis=0) goes field by field.
-    items = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
-    _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
-    return first, inverse
-
-
-def _first_appearances(masks: Tensor) -> Tensor:
-    """The rows of ``masks`` (m, n) that equal no row above, ascending."""
-    return torch.from_numpy(np.sort(_sorted_unique(masks)[0]))
-
-
-def _groups(masks: Tensor) -> Tensor:
-    """Number of each row's group of equals, counted by first appearance; (m,) int64."""
-    if 0 in masks.shape:
-        return torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    first, inverse = _sorted_unique(masks)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return torch.from_numpy(rank[inverse]).to(masks.device)
+    row = np.dtype((np.void, rows.shape[1] * rows.itemsize))
+    _, first, inverse = np.unique(
+        np.ascontiguousarray(rows).view(row)[:, 0], return_index=True, return_inverse=True
+    )
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    answers = torch.from_numpy(rank[inverse]), torch.from_numpy(first[order])
+    return answers[0].to(table.device), answers[1].to(table.device)

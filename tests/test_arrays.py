@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 
 from ksm_ext import evaluation, fit_surrogate, load_surrogate, selection, subsets
-from ksm_ext.arrays import Kind, as_tensor, names_along, table_library
+from ksm_ext.arrays import ArrayKind, as_tensor, names_along, table_library
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_other_things_are_refused(value, found):
 def test_kinds_come_back():
     answer = torch.arange(6.0).reshape(3, 2)
     axes = {"task": list("abc"), "target": ["x", "y"]}
-    assert Kind.of(torch.zeros(1)).restore(answer, axes) is answer
+    assert ArrayKind.of(torch.zeros(1)).restore(answer, axes) is answer
     for value in ([1.0], np.zeros(1)):
-        assert isinstance(Kind.of(value).restore(answer, axes), np.ndarray)
-    pandas = Kind.of(pd.Series([1.0]))
+        assert isinstance(ArrayKind.of(value).restore(answer, axes), np.ndarray)
+    pandas = ArrayKind.of(pd.Series([1.0]))
     frame = pandas.restore(answer, axes)
     assert list(frame.index) == list("abc") and list(frame.columns) == ["x", "y"]
     series = pandas.restore(answer[:, 0], {"task": list("abc")})

@@ -17,6 +17,7 @@ from ksm_ext.evaluation import (
     loo_correlation,
     mislabel_auc,
     noise_ceiling,
+    pooled_runs,
     relative_error,
     residual_error,
     retrain_noise,
@@ -193,6 +194,22 @@ def test_retrain_noise_is_the_pooled_variance_within_groups():
     groups = [scores[rows == g] for g in range(4)]
     squares = sum(((group - group.mean(axis=0)) ** 2).sum(axis=0) for group in groups)
     np.testing.assert_allclose(retrain_noise(masks, scores), squares / 3, rtol=1e-13)
+
+
+def test_pooled_runs_leave_out_what_does_not_count():
+    rng = np.random.default_rng(1)
+    group, used = np.array([0, 1, 0, 2, 1, 0, 1, 3]), rng.random((8, 3)) < 0.8
+    runs = 1e6 + rng.normal(size=(8, 3))
+    answers = pooled_runs(*(torch.from_numpy(each) for each in (runs, group, used)))
+    means, counts, deviation = (answer.numpy() for answer in answers)
+    for j in range(3):
+        members = [runs[(group == g) & used[:, j], j] for g in range(4)]
+        assert counts[:, j].tolist() == [len(each) for each in members]
+        expected = [each.mean() if len(each) else np.nan for each in members]
+        np.testing.assert_allclose(means[:, j], expected, rtol=1e-14)
+        squares = sum(((each - each.mean()) ** 2).sum() for each in members if len(each))
+        freedom = sum(len(each) - 1 for each in members if len(each))
+        np.testing.assert_allclose(deviation[j], np.sqrt(squares / freedom), rtol=1e-8)
 
 
 def test_retrain_noise_is_unbiased():

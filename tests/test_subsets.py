@@ -15,6 +15,7 @@ from ksm_ext.subsets import (
     all_subsets,
     as_masks,
     bernoulli,
+    distinct_rows,
     fixed_size,
     from_index_lists,
     identical_subsets,
@@ -265,6 +266,18 @@ def test_identical_subsets(n):
 def test_identical_subsets_of_nothing():
     assert identical_subsets(torch.zeros(0, 4, dtype=torch.bool)).tolist() == []
     assert identical_subsets(torch.zeros(3, 0, dtype=torch.bool)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_distinct_rows_of_any_dtype(dtype):
+    table = torch.randint(0, 2, (60, 4), generator=torch.Generator().manual_seed(1)).to(dtype)
+    if dtype == torch.float64:
+        table[::2] *= -0.5  # zeros of either sign among them
+    seen: dict = {}
+    expected = [seen.setdefault(tuple(row), len(seen)) for row in table.tolist()]
+    numbers, first = distinct_rows(table)
+    assert numbers.tolist() == expected
+    assert first.tolist() == [expected.index(number) for number in range(len(seen))]
 
 
 def test_merge_duplicate_tasks():

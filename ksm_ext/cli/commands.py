@@ -25,8 +25,7 @@ from ksm_ext.selection import exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities
-from ksm_ext.surrogates.storage import load_surrogate
-from ksm_ext.surrogates.surrogate import Z95, Surrogate
+from ksm_ext.surrogates.surrogate import Z95, Surrogate, load_surrogate
 from ksm_ext.tables.files import read_document
 from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
 from ksm_ext.tables.scores import ScoreTable, read_scores

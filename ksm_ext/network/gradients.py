@@ -185,7 +185,7 @@ def collect_features(
     store: Any = None,
     batch_size: int | None = None,
     vectorize: bool = True,
-    progress: bool = True,
+    progress: bool = False,
     group: Group = None,
 ) -> Features:
     """Values and projected gradients of an output on all samples of a data set, in its order.

@@ -23,9 +23,9 @@ from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.drawing import decimals, fixed, largest
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.svg import heat_map, number, scatter, spectrum
-from ksm_ext.surrogates.candidates import Candidate
+from ksm_ext.surrogates.candidates import Candidate, says_something
 from ksm_ext.surrogates.more_subsets import more_subsets
-from ksm_ext.surrogates.quality import Quality, has_interactions, qualities, says_something
+from ksm_ext.surrogates.quality import Quality, has_interactions, qualities
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Z95, Surrogate
 
@@ -136,7 +136,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "candidates": _candidates(surrogate),
         "predicts": predicts,
         "advice": more_subsets(surrogate, readout) if able else None,
-        "smooth": surrogate.noise is None and bool(surrogate.own.any()),
+        "smooth": surrogate.noise is None and bool(surrogate.nugget_share.any()),
     }
 
 

@@ -40,7 +40,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.network.batches import as_dataset, datasets_by_name
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
@@ -101,7 +101,7 @@ class GradientEstimator:
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
         vectorize: bool = True,
-        progress: bool = True,
+        progress: bool = False,
         group: Group = None,
         task_names: Sequence[str] | None = None,
     ) -> None:
@@ -217,7 +217,7 @@ class GradientEstimator:
             RuntimeError: If :meth:`fit` has not run.
         """
         (masks,) = aligned({"masks": (masks, "subset", "task")}, self._known())
-        kind, tensor = Kind.of(masks), self._checked_masks(masks)
+        kind, tensor = ArrayKind.of(masks), self._checked_masks(masks)
         estimate = self._estimate(tensor, self.ridge)
         if self.calibration is not None:
             estimate = self.calibration.intercept + self.calibration.slope * estimate
@@ -371,12 +371,7 @@ def _check_ridge(ridge: object) -> float:
 
 
 def _task_names(given: Sequence[str] | None, num_tasks: int) -> tuple[str, ...]:
-    names = tuple(str(name) for name in (range(num_tasks) if given is None else given))
-    if len(set(names)) < len(names) or len(names) != num_tasks:
-        found = f"{len(names)} of which {len(set(names))} differ"
-        remedy = "Give each task its own."
-        raise ValueError(message("task_names", f"{num_tasks} different names", found, remedy))
-    return names
+    return checked_names("task_names", range(num_tasks) if given is None else given, num_tasks)
 
 
 def _offsets(datasets: Sequence[Any]) -> Tensor:

@@ -31,15 +31,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.arrays import ArrayLike, Kind, as_tensor, names_along
+from ksm_ext.arrays import ArrayKind, ArrayLike, as_tensor, names_along
 from ksm_ext.checks import (
     check_choice,
     check_finite,
     check_positive_int,
+    counted,
     message,
     shape_text,
 )
 from ksm_ext.correlation import spearman
+from ksm_ext.evaluation import pooled_runs
 from ksm_ext.identity import identify
 from ksm_ext.scores.runs import RunStore
 from ksm_ext.subsets import as_masks
@@ -85,7 +87,7 @@ class RetrainedScores:
     _scores: Tensor  # (num_seeds, m, t), NaN where a run is missing
     _finished: Tensor  # (num_seeds, m)
     seeds: tuple[int, ...]
-    kind: Kind
+    kind: ArrayKind
     subset_names: Sequence[Any] | None
     task_names: Sequence[Any] | None
     target_names: tuple[str, ...]
@@ -94,7 +96,8 @@ class RetrainedScores:
 
     def __repr__(self) -> str:
         m, n = self._masks.shape
-        text = f"{int(self._finished.sum())} runs of {m} subsets of {n} tasks"
+        text = f"{counted(int(self._finished.sum()), 'run')} of {counted(m, 'subset')}"
+        text += f" of {counted(n, 'task')}"
         more = [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"RetrainedScores({'; '.join([text, *more, *self.notes])})"
 
@@ -158,12 +161,14 @@ class RetrainedScores:
             ValueError: If there is one seed only, or a score is not finite.
         """
         self._check_repeated()
-        runs = self.distinct
-        if not runs.noise_df:
+        if not self.noise_df:
             remedy = "Train the skipped runs, or with more seeds."
             raise ValueError(message("seeds", "two finished runs of a subset", "one each", remedy))
-        squares = (runs._scores - runs._mean()).square().where(runs._finished[..., None], 0.0)
-        return self._restored((squares.sum((0, 1)) / runs.noise_df).sqrt(), "target")
+        distinct = self.distinct
+        runs = distinct._scores.flatten(0, 1)  # (seeds * subsets, t)
+        subset = torch.arange(distinct._scores.shape[1]).repeat(len(distinct._scores))
+        finished = distinct._finished.flatten()[:, None].expand_as(runs)
+        return self._restored(pooled_runs(runs, subset.to(runs.device), finished)[2], "target")
 
     @property
     def ceiling(self) -> Any:
@@ -244,7 +249,7 @@ def retrain_scores(
     non_finite: Literal["error", "keep"] = "error",
     on_error: Literal["raise", "skip"] = "raise",
     on_change: Literal["raise", "keep"] = "raise",
-    progress: bool = True,
+    progress: bool = False,
     target_names: Sequence[str] | None = None,
 ) -> RetrainedScores:
     """Train on every subset with every seed, in parallel, and keep what is finished.
@@ -287,7 +292,7 @@ def retrain_scores(
             again. A worker that dies ends the call in either case.
         on_change: ``"raise"`` refuses a store whose runs are of another ``train``; ``"keep"`` takes
             them over, if you know that they are the same, as after a failure has been mended.
-        progress: Show a progress bar.
+        progress: Whether to show a progress bar.
         target_names: t names; by default "0", "1", ….
 
     Returns:
@@ -451,7 +456,7 @@ class _Call:
             _scores=torch.from_numpy(table[:, rows]),
             _finished=torch.from_numpy(finished[:, rows]),
             seeds=self.seeds,
-            kind=Kind.of(self.masks),
+            kind=ArrayKind.of(self.masks),
             subset_names=None if names is None else [names[row] for row in rows],
             task_names=names_along(self.masks, 1),
             target_names=tuple(self.target_names or map(str, range(num_targets))),

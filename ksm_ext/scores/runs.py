@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ksm_ext.atomic_write import checked_path
-from ksm_ext.checks import message
+from ksm_ext.checks import listed, message
 from ksm_ext.identity import differences
 
 FORMAT = "ksm_ext.runs.2"
@@ -172,8 +172,9 @@ class RunStore:
             return
         self.changed = tuple(name for name, *_ in other if name)
         if not keep_changed:
-            listed = ", ".join(self.changed[:4]) + ", …" * (len(self.changed) > 4)
-            text = f"another in {listed}" if listed else "a function that the file does not tell"
+            text = "a function that the file does not tell"
+            if self.changed:
+                text = f"another in {listed(self.changed, 4)}"
             remedy = (
                 "Choose another path, or delete the file to start over. If this `train` gives the "
                 "same scores, pass on_change='keep'."

@@ -13,9 +13,10 @@ class Candidate:
 
     Attributes:
         kernel: The kernel with its parameters, ``"lasso"``, ``"least_squares"`` or ``"mean"``.
-        ridge: Ridge lambda added to the Gram matrix; for lasso nan (one penalty per target).
-        error: Mean over targets of squared leave-one-out residuals over variance (``1 - R^2``);
-            5-fold cross-validation for lasso.
+        ridge: Number added to the diagonal of the (m, m) Gram matrix, at a subset of weight 1; NaN
+            for the mean, least squares and lasso, which has a penalty per target.
+        error: Mean over targets of mean squared leave-one-out residuals over the variance of the
+            scores (``1 - R^2``); of residuals of 5-fold cross-validation for lasso.
         rank_correlation: Mean over targets of the Spearman correlation between scores and
             leave-one-out predictions; over at most 32 evenly spaced targets unless selection
             is by rank.
@@ -29,6 +30,16 @@ class Candidate:
     rank_correlation: float
     num_subsets: int
     num_chosen: int
+
+
+def says_something(error: Any, rank_correlation: Any) -> Any:
+    """Whether scores left out of a fit are predicted better than by the mean of the others.
+
+    The mean of the other subsets falls where the left-out score rises: its rank correlation with
+    the scores is -1 by construction. So the error must be below the variance and the correlation
+    above zero. For numbers, or elementwise.
+    """
+    return (error < 1) & (rank_correlation > 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,6 +127,11 @@ class Kernel(ABC):
         rows = [self.on_weights(point, point)[0, 0] for point in points]
         return torch.stack(rows) if rows else x.floats.new_zeros(0)
 
+    def variance(self, masks: Masks) -> float:
+        """Mean variance of a subset: the mean of ``k(S, S)`` less that of ``k(S, S')``."""
+        gram = self.gram(masks)
+        return float(gram.diagonal().mean() - gram.mean())
+
     def describe(self) -> dict[str, Any]:
         """Name and parameters as plain values, for storage; :func:`from_description` inverts it."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
@@ -252,6 +257,11 @@ class _Radial(Kernel):
     def typical_distance(self, masks: Masks) -> float:
         """Mean distance of two rows, the unit in which ``gamma`` is searched."""
 
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """From distances; squared ones are clamped at zero against rounding."""
+        gamma = _given("gamma", self.gamma)
+        return ops.kernel_gram(x, None if x is y else y, self.name, gamma=gamma)
+
     def grid(self, masks: Masks) -> list[Kernel]:
         """``gamma`` at ``scales`` over the typical distance."""
         unit = max(self.typical_distance(masks), _TINY)
@@ -268,10 +278,6 @@ class RBF(_Radial):
     def typical_distance(self, masks: Masks) -> float:
         """Mean squared distance."""
         return masks.mean_squared_distance()
-
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From squared distances, clamped at zero against rounding."""
-        return _radial_gram("rbf", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma h)``."""
@@ -292,10 +298,6 @@ class Laplace(RBF):
         """Mean absolute distance."""
         return masks.mean_absolute_distance()
 
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From absolute distances."""
-        return _radial_gram("laplace", x, y, self.gamma)
-
 
 @dataclass(frozen=True)
 class Exponential(_Radial):
@@ -306,7 +308,7 @@ class Exponential(_Radial):
     .. math:: e^{-\gamma \sqrt h} = \int_0^\infty \frac{\gamma}{2 \sqrt\pi} s^{-3/2}
               e^{-\gamma^2 / 4 s} e^{-s h} ds,
 
-    so it bends at small distances and keeps a long tail: one length scale less to get wrong.
+    so it is steep at small distances and keeps a long tail, and no length scale has to be right.
     """
 
     name: ClassVar[str] = "exponential"
@@ -315,10 +317,6 @@ class Exponential(_Radial):
     def typical_distance(self, masks: Masks) -> float:
         """Root mean squared distance."""
         return math.sqrt(masks.mean_squared_distance())
-
-    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """From Euclidean distances."""
-        return _radial_gram("exponential", x, y, self.gamma)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma sqrt(h))``."""
@@ -393,9 +391,8 @@ class Sum(Kernel):
                 if weight is not None:
                     choices.append((weight, filled))
                     continue
-                gram = filled.gram(sample)
-                spread = max(float(gram.diagonal().mean() - gram.mean()), _TINY)
-                choices += [(factor / spread, filled) for factor in relative]
+                variance = max(filled.variance(sample), _TINY)
+                choices += [(factor / variance, filled) for factor in relative]
             if weight is None:
                 relative = (0.1, 1.0, 10.0)
             grids = [(*head, choice) for head in grids for choice in choices]
@@ -436,8 +433,11 @@ class Identity(Kernel):
 
 
 KERNELS: dict[str, type[Kernel]] = {
-    kind.name: kind for kind in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
+    kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
 }
+
+KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
+"""Kernels as :func:`ksm_ext.fit_surrogate` takes them: names, objects, classes, or several."""
 
 
 def by_name(name: str) -> Kernel:
@@ -456,21 +456,21 @@ def by_name(name: str) -> Kernel:
     return parts[0] if len(parts) == 1 else Sum(tuple((None, kernel) for kernel in parts))
 
 
-def as_kernel(kind: object) -> Kernel:
+def as_kernel(given: object) -> Kernel:
     """A kernel from itself, its class or its name.
 
     Raises:
-        TypeError: If ``kind`` is none of these.
+        TypeError: If ``given`` is none of these.
         ValueError: If it is a name of no kernel.
     """
-    if isinstance(kind, str):
-        return by_name(kind)
-    if isinstance(kind, type) and issubclass(kind, Kernel):
-        if kind in KERNELS.values():
-            return kind()
-    elif isinstance(kind, Kernel):
-        return kind
-    found = kind.__name__ if isinstance(kind, type) else type(kind).__name__
+    if isinstance(given, str):
+        return by_name(given)
+    if isinstance(given, Kernel):
+        return given
+    if isinstance(given, type) and given in KERNELS.values():
+        kernel: Kernel = given()
+        return kernel
+    found = given.__name__ if isinstance(given, type) else type(given).__name__
     remedy = "Pass a name such as 'rbf', or an object such as ksm_ext.RBF()."
     raise TypeError(message("kernel", "a name or a kernel", found, remedy))
 
@@ -523,7 +523,3 @@ def _summands(kernel: Kernel) -> tuple[tuple[float | None, Kernel], ...]:
 def _total(parts: list[tuple[float, Tensor | None]]) -> Tensor | None:
     present = [weight * values for weight, values in parts if values is not None]
     return torch.stack(present).sum(0) if present else None
-
-
-def _radial_gram(kind: str, x: Tensor, y: Tensor, gamma: float | None) -> Tensor:
-    return ops.kernel_gram(x, None if x is y else y, kind, gamma=_given("gamma", gamma))

@@ -16,7 +16,7 @@ products more that another ridge may want, all ridges.
 ``M = L L^T + lambda I`` preconditions, L from ``rank`` columns of K by randomly pivoted Cholesky.
 The diagonal of P is that of ``Q = (L L^T + D + lambda I)^{-1}`` (centred), D the diagonal that L
 leaves out of K, plus a correction measured on random signs z, ``z * (P z - Q z)`` (Bekas et al.
-2007), drawn to its mean by as much as the probes disagree.
+2007), shrunk towards its mean by as much as the probes disagree.
 
 With weights, everything here is of ``W K W`` and ``W y`` as in :mod:`.spectral`, H takes out the
 constant ``W 1``, and coefficients are ``W`` times the solution.
@@ -39,7 +39,7 @@ from ksm_ext.surrogates.masks import Masks
 
 _PIVOTS = 64  # columns of K taken at a time
 _BLOCK = 64  # most columns of one product: beyond, its time grows with them
-_ROWS = 8192  # of L converted to float64 at a time
+_ROWS = 8192  # rows of L converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class ConjugateGradients:
     targets plus probes), and what the masks take.
 
     Attributes:
-        rank: Columns of the Gram matrix that the preconditioner is made of.
-        tolerance: Of each target's residual ``H y - (H K H + ridge) alpha``, relative to ``H y``.
-        max_steps: Products with the Gram matrix, per ridge, after which a solve gives up.
-        num_probes: Random vectors that leave-one-out residuals are estimated with.
-        seed: Of pivots and probes: the same seed gives the same surrogate.
-        progress: Whether to show a progress bar.
+        rank: Number of columns of the Gram matrix that the preconditioner is made of.
+        tolerance: Largest residual of a solved target, the norm of ``H y - (H K H + ridge) alpha``
+            over that of ``H y``.
+        max_steps: Most products with the Gram matrix for one ridge; a solve that takes more fails.
+        num_probes: Number of random vectors that leave-one-out residuals are estimated with.
+        seed: Seed of pivots and probes: the same seed gives the same surrogate.
     """
 
     rank: int = 1000
@@ -63,7 +63,6 @@ class ConjugateGradients:
     max_steps: int = 100
     num_probes: int = 16
     seed: int = 0
-    progress: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -78,7 +77,7 @@ class ConjugateGradients:
 
 
 class Preconditioner:
-    """``L L^T`` in eigenvectors, and what it says of the inverse of ``K + lambda I``.
+    """``L L^T`` in eigenvectors, and what follows for the inverse of ``K + lambda I``.
 
     Attributes:
         vectors: (m, rank) float32 orthonormal columns.
@@ -187,9 +186,10 @@ class KrylovRidge:
         *,
         center: bool = True,
         weights: Tensor | None = None,
+        progress: bool = False,
     ) -> None:
         """Prepare the preconditioner and the probes; nothing is multiplied yet."""
-        self.center, self.settings = center, settings
+        self.center, self.settings, self._progress = center, settings, progress
         self.num_subsets, self.num_products = len(masks), 0
         self._kernel, self._masks = kernel, masks
         if weights is None:
@@ -242,7 +242,7 @@ class KrylovRidge:
             desc=label,
             unit=" products",
             leave=False,
-            disable=not self.settings.progress,
+            disable=not self._progress,
         ) as bar:
             for step in range(self.settings.max_steps + 1):
                 residuals = self._residuals(rhs, ridges) / length
@@ -356,7 +356,7 @@ class KrylovRidge:
         return True
 
     def _coordinates(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
-        """Of the approximate solutions in the basis, (k, q)."""
+        """Coordinates of the approximate solutions in the basis, (k, q)."""
         ridge = torch.as_tensor(ridge, dtype=torch.float64).to(rhs.device).reshape(1, -1)
         known = torch.cat([block.T @ rhs for block in self._basis])
         return self._vectors @ ((self._vectors.T @ known) / (self._values[:, None] + ridge))

@@ -76,7 +76,7 @@ def fit_lasso(
     half = weights.sqrt()[:, None]
 
     def centred(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means of some subsets, and their deviations as plain least squares wants them."""
+        """Weighted means over ``rows``, and deviations from them times the root of the weights."""
         share = weights[rows] / weights[rows].sum()
         x, y = share @ features[rows], share @ scores[rows]
         return x, y, half[rows] * (features[rows] - x), half[rows] * (scores[rows] - y)

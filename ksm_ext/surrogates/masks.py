@@ -1,4 +1,4 @@
-"""The table of subsets a surrogate is fitted on, in the form its kernels want.
+"""The table of subsets a surrogate is fitted to, in the form that kernels compute with.
 
 0/1 masks are packed to bits, 64 tasks to a word: every kernel between them is a function of two
 popcounts. Anything else (mixture weights) stays a float matrix.
@@ -96,6 +96,12 @@ class Masks:
         return self.values.sum(1, dtype=torch.int64)
 
     @cached_property
+    def distinct_sizes(self) -> tuple[Tensor, Tensor]:
+        """Sizes that occur, (C,) on the CPU, and the index of each subset's among them, (m,)."""
+        sizes, index = torch.unique(self.sizes, return_inverse=True)
+        return sizes.cpu(), index
+
+    @cached_property
     def floats(self) -> Tensor:
         """(m, n) float64."""
         return self.values.to(torch.float64)
@@ -116,7 +122,7 @@ class Masks:
         return float(squares.mean())
 
     def transposed_matmul(self, v: Tensor) -> Tensor:
-        """``values^T v``, (n, t) for v (m, t) float64, floats of some rows at a time."""
+        """``values^T v``, (n, t) for v (m, t) float64, converted to floats by blocks of rows."""
         total = v.new_zeros(self.num_tasks, v.shape[1])
         for rows, part in zip(self.values.split(_ROWS), v.split(_ROWS), strict=True):
             total.addmm_(rows.to(v.dtype).T, part)
@@ -132,7 +138,7 @@ class Masks:
         return float(2 * (rank[:, None] * ordered).sum() / (m * (m - 1))) if m > 1 else 0.0
 
     def weighted_gram(self, v: Tensor) -> Tensor:
-        """``values^T diag(v_j) values`` for every column of v (m, t), (n, n, t), likewise."""
+        """``values^T diag(v_j) values``, (n, n, t), for the columns v_j of v (m, t), by blocks."""
         total = v.new_zeros(v.shape[1], self.num_tasks, self.num_tasks)
         for rows, part in zip(self.values.split(_ROWS), v.split(_ROWS), strict=True):
             floats = rows.to(v.dtype)

@@ -25,8 +25,8 @@ from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.surrogate import Surrogate
 
-_MAX_SUBSETS = 1024  # up to which Gram matrices are factored for this, or twice the fitted ones
-_MAX_PRODUCTS = 2**34  # n m^2, one look at the variances of n tasks
+_MAX_SUBSETS = 1024  # or twice the fitted ones: the largest Gram matrix factored for this
+_MAX_PRODUCTS = 2**34  # n m^2, the cost of the variances of n tasks
 _STEPS_PER_DOUBLING = 8  # of the bisection: the answer is within a tenth of itself
 
 
@@ -36,8 +36,9 @@ class MoreSubsets:
 
     Attributes:
         num_more: Subsets to score besides those fitted; None where no number would do.
-        factor: By which mean intervals would shrink.
-        computed: Whether from the posterior variance; otherwise extrapolated as a power of m.
+        factor: What mean intervals would be multiplied by.
+        computed: Whether the number follows from the posterior variance; otherwise it is
+            extrapolated as a power of m.
     """
 
     num_more: int | None
@@ -58,7 +59,7 @@ def more_subsets(
         surrogate: A kernel fitted to 0/1 masks.
         readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
         factor: Between 0 and 1.
-        seed: Of the new subsets.
+        seed: Seed of the new subsets.
 
     Returns:
         The number, rounded up to about a tenth of itself. Beyond 1,024 subsets, or twice the fitted
@@ -76,20 +77,20 @@ def more_subsets(
     limit = max(_MAX_SUBSETS, 2 * m)
     if m > _MAX_SUBSETS or masks.shape[1] * limit**2 > _MAX_PRODUCTS:
         return MoreSubsets(math.ceil(m * (factor**-2 - 1)), factor, False)
-    varying = (masks != masks[0]).any(0)  # the others were fitted to nothing, and stay as they are
+    varying = (masks != masks[0]).any(0)  # the others have no effect, and stay constant
     more = masks[:1].repeat(limit - m, 1)
     more[:, varying] = similar_subsets(masks[:, varying], limit - m, seed=seed)
     grown = torch.cat([masks, more])
-    now = _mean_std(surrogate, masks, readout)  # (t,)
+    now = _mean_std(surrogate, surrogate.masks, readout)  # (t,)
 
     def ratio(num_more: int) -> float:
-        return float((_mean_std(surrogate, grown[: m + num_more], readout) / now).mean())
+        return float((_mean_std(surrogate, Masks(grown[: m + num_more]), readout) / now).mean())
 
     low, high = 0, max(1, m // _STEPS_PER_DOUBLING)
     while (reached := ratio(high)) > factor:
         if high == limit - m:
             exponent = -math.log(min(reached, 1.0)) / math.log(limit / m)
-            if exponent < 0.1:  # of 0.5 for independent noise
+            if exponent < 0.1:  # it is 0.5 for independent noise
                 return MoreSubsets(None, factor, False)
             return MoreSubsets(math.ceil(m * (factor ** (-1 / exponent) - 1)), factor, False)
         low, high = high, min(2 * high, limit - m)
@@ -100,12 +101,12 @@ def more_subsets(
 
 
 def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
-    """Draw subsets whose sizes are those of given ones, at random, and whose tasks are any.
+    """Draw subsets of random tasks, with sizes drawn from those of given subsets.
 
     Args:
-        masks: (m, n) bool.
-        num_subsets: How many.
-        seed: Seeds a generator of its own.
+        masks: (m, n) bool: the given subsets.
+        num_subsets: How many to draw.
+        seed: Seed of the draws.
 
     Returns:
         (num_subsets, n) bool, on the device of ``masks``.
@@ -119,7 +120,7 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
     return masks.cpu()[rows].gather(1, order).to(masks.device)
 
 
-def _mean_std(surrogate: Surrogate, masks: Tensor, readout: str) -> Tensor:
+def _mean_std(surrogate: Surrogate, masks: Masks, readout: str) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
-    _, std = surrogate.imagined(Masks(masks)).attribute(readout, return_std=True)
+    _, std = surrogate.with_design(masks).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -6,9 +6,10 @@ noise of a run,
 
 .. math:: \sigma_j^2 = \sum_S \sum_{r \in S} (F_{rj} - \bar F_{Sj})^2 \Big/ (M - m) .
 
-A score is the smooth part f of the surrogate, what is peculiar to its subset, and noise. The ridge
-stands for the last two. Where the noise is known it is taken apart (:func:`own_share`), and where
-subsets were scored with different precision their ridges differ (:func:`precision_weights`).
+A score is the smooth part f of the surrogate, what is peculiar to its subset (the "nugget" of
+geostatistics), and noise. The ridge stands for the last two. Where the noise is known they are told
+from each other (:func:`nugget_share`), and where subsets were scored with different precision their
+ridges differ (:func:`precision_weights`).
 
 Shapes: M rows given, m distinct subsets, n tasks, t targets; float64.
 """
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, as_tensor
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.evaluation import pooled_runs
+from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Missing
 
@@ -40,7 +43,7 @@ class Observations:
         counts: (m, t) int64 runs of each.
         noise: (m, t) standard deviation of these means by the noise of runs, or None if unknown.
         known: (m, t) bool: scores that were declared exact.
-        degrees_of_freedom: Of the noise if it was measured on repeats, else 0.
+        degrees_of_freedom: Degrees of freedom of noise that was measured on repeats; else 0.
     """
 
     masks: Masks
@@ -51,14 +54,14 @@ class Observations:
     degrees_of_freedom: int
 
     def part(self, rows: Tensor, columns: Tensor) -> "Observations":
-        """Some subsets and targets."""
+        """The subsets at ``rows`` and the targets at ``columns``."""
         noise = None if self.noise is None else self.noise[rows][:, columns]
         return Observations(
             self.masks[rows],
             self.scores[rows][:, columns],
             self.counts[rows][:, columns],
             noise,
-            self.known[rows],
+            self.known[rows][:, columns],
             self.degrees_of_freedom,
         )
 
@@ -154,7 +157,7 @@ def _collapsed(
     table: Masks, rows: Tensor, present: Tensor, exact: Tensor, noise: Tensor | None
 ) -> Observations:
     """Means over the rows (M, t) of every subset; an exact score stands for its subset alone."""
-    subset, first = _distinct(table)
+    subset, first = distinct_rows(table.bits if table.binary else table.values)
     m = len(first)
 
     def total(values: Tensor) -> Tensor:
@@ -163,49 +166,19 @@ def _collapsed(
     exactly = present & exact[:, None]
     known = total(exactly.long()) > 0  # (m, t)
     used = exactly | (present & ~known[subset])
-    counts = total(used.long())
-    # the first score of a subset is taken out before summing: repeats of one number stay that
-    # number, and large means lose no digits
-    start = torch.where(counts > 0, _first_used(rows, used, subset, m), torch.nan)
-    steps = torch.where(used, rows - start[subset], 0.0)
-    scores = start + total(steps) / counts.clamp_min(1)
-    spare = (counts - 1).clamp_min(0)
-    degrees = int(spare.sum(0).min()) if m else 0
+    scores, counts, deviation = pooled_runs(rows, subset, used)
+    degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
     std: Tensor | None = None
     if noise is not None:
         degrees = 0
         std = total(torch.where(used, noise.square(), 0.0)).sqrt() / counts.clamp_min(1)
     elif degrees >= MIN_REPEATS:
-        within = torch.where(used, rows - scores[subset], 0.0)
-        largest = within.abs().amax(0).clamp_min(1e-300)  # so that no square vanishes
-        squares = (within / largest).square().sum(0) / spare.sum(0)
-        std = squares.sqrt() * largest / counts.clamp_min(1).sqrt()
+        std = deviation / counts.clamp_min(1).sqrt()
     else:
         degrees = 0
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
     return Observations(table[first], scores, counts, std, known, degrees)
-
-
-def _first_used(rows: Tensor, used: Tensor, subset: Tensor, m: int) -> Tensor:
-    """(m, t) the first score in use of every subset."""
-    count = len(rows)
-    order = torch.arange(count, device=rows.device)[:, None].expand_as(rows)
-    order = torch.where(used, order, count)
-    place = order.new_full((m, rows.shape[1]), count)
-    place = place.scatter_reduce(0, subset[:, None].expand_as(order), order, "amin")
-    return rows.gather(0, place.clamp_max(count - 1))
-
-
-def _distinct(table: Masks) -> tuple[Tensor, Tensor]:
-    """The subset of every row (M,), and the first row of every subset (m,), in that order."""
-    rows = table.bits if table.binary else table.values
-    _, group = torch.unique(rows, dim=0, return_inverse=True)
-    place = torch.arange(len(group), device=group.device)
-    first = group.new_full((int(group.max()) + 1 if len(group) else 0,), len(group))
-    first = first.scatter_reduce(0, group, place, "amin")
-    order = first.argsort()
-    return order.argsort()[group], first[order]
 
 
 def _known_rows(known: object, count: int) -> Tensor:
@@ -246,11 +219,24 @@ def _noise_rows(noise_std: Any, present: Tensor) -> Tensor:
     return noise
 
 
-def own_to_noise(total: Tensor, noise: Tensor) -> Tensor:
+def relative_noise(noise: Tensor, present: Tensor) -> Tensor:
+    """(m, t) variance of the noise over its mean over the scores that are present; 1 without noise.
+
+    Args:
+        noise: (m, t) standard deviation of the noise of each score, 0 where there is none.
+        present: (m, t) bool.
+    """
+    largest = noise.amax(0).clamp_min(1e-300)
+    squares = (noise / largest).square()
+    level = squares.sum(0) / present.sum(0)
+    return torch.where(level > 0, squares / level.clamp_min(1e-300), 1.0)
+
+
+def nugget_to_noise(total: Tensor, noise: Tensor) -> Tensor:
     r"""(t,) variance of what is peculiar to a subset, over the mean variance of the noise.
 
-    :math:`\kappa_j / \bar\sigma_j^2` with :math:`\kappa_j` what the residual variance exceeds the
-    noise by; infinite without noise.
+    :math:`\kappa_j / \bar\sigma_j^2`, where :math:`\kappa_j` is the part of the residual variance
+    that exceeds the noise; infinite without noise.
 
     Args:
         total: (t,) variance that the ridge stands for, at a subset of mean noise.
@@ -260,22 +246,25 @@ def own_to_noise(total: Tensor, noise: Tensor) -> Tensor:
     return (total - level).clamp_min(0.0) / level
 
 
-def own_share(ratio: Tensor, relative: Tensor) -> Tensor:
+def nugget_share(ratio: Tensor, relative: Tensor) -> Tensor:
     r"""Share of a subset's residual that is peculiar to it: :math:`\kappa / (\kappa + \sigma_i^2)`.
 
     Args:
-        ratio: See :func:`own_to_noise`.
-        relative: The variance of the noise of a score over their mean.
+        ratio: (t,) as of :func:`nugget_to_noise`.
+        relative: (m, t) as of :func:`relative_noise`.
+
+    Returns:
+        (m, t) in [0, 1].
     """
     return torch.where(ratio.isinf() | (relative == 0), 1.0, ratio / (ratio + relative))
 
 
 def precision_weights(ratio: Tensor, relative: Tensor) -> Tensor:
-    """(m,) weights of subsets in the fit, of mean 1: one over own part plus noise.
+    """(m,) weights of subsets in the fit, of mean 1: one over the variance of their residuals.
 
     Args:
-        ratio: () See :func:`own_to_noise`; for several targets that share a fit, their mean.
-        relative: (m,) as in :func:`own_share`.
+        ratio: () as of :func:`nugget_to_noise`; for targets that share a fit, their mean.
+        relative: (m,) as of :func:`relative_noise`.
     """
-    weights = 1 / (ratio + relative).clamp_min(1e-3 * (1 + ratio))  # no row rules alone
+    weights = 1 / (ratio + relative).clamp_min(1e-3 * (1 + ratio))  # no row outweighs all others
     return weights / weights.mean()

@@ -1,21 +1,12 @@
 """How well each target is predicted, for the report and the command line alike.
 
-The mean of the other subsets falls where the left-out score rises: its rank correlation with the
-scores is -1 by construction, and says nothing. So a target is said not to be predicted where the
-error is not below the variance, the rank correlation not above zero, or only the mean predicts it.
-
-Shapes: scores (m, t); t targets.
+Shapes: t targets.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.kernels import Kernel
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
 
 NOTHING = "nothing is predicted: the mean is as good"
 
@@ -53,27 +44,19 @@ class Quality:
 def qualities(surrogate: Surrogate) -> list[Quality]:
     """One for each of the t targets."""
     surrogate = surrogate.with_tensor_answers()
-    errors, scores = surrogate.loo_error, surrogate.scores
-    both = scores.T, surrogate.residuals.T
-    ranks = torch.stack([_rank(*columns) for columns in zip(*both, strict=True)])
-    constant = ~_reached(surrogate, [*surrogate.kernel_terms, *surrogate.linear_terms])
+    errors, ranks = surrogate.loo_error.tolist(), surrogate.rank_correlations.tolist()
+    moved = surrogate.moved_by((*surrogate.kernel_terms, *surrogate.linear_terms)).tolist()
     lasso = any(row.kernel == "lasso" and row.num_chosen for row in surrogate.candidates)
     folded = _linear_targets(surrogate) if lasso else ()
     return [
         Quality(
             "cross-validated" if j in folded else "leave-one-out",
-            error,
-            rank if not constant[j] and says_something(error, rank) else None,
-            bool(constant[j]),
+            errors[j],
+            ranks[j] if predicted else None,
+            not moved[j],
         )
-        for j, (error, rank) in enumerate(zip(errors.tolist(), ranks.tolist(), strict=True))
+        for j, predicted in enumerate(surrogate.is_predicted.tolist())
     ]
-
-
-def _rank(scores: Tensor, residuals: Tensor) -> Tensor:
-    """() rank correlation of a target with its predictions, over the subsets that have it."""
-    seen = ~scores.isnan()
-    return lds(scores[seen], (scores - residuals)[seen], constant="zero")[0]
 
 
 def _linear_targets(surrogate: Surrogate) -> set[int]:
@@ -85,28 +68,11 @@ def _linear_targets(surrogate: Surrogate) -> set[int]:
     return set((mixing != 0).any(1).nonzero()[:, 0].tolist())
 
 
-def says_something(error: float, rank_correlation: float) -> bool:
-    """Whether predictions of that error and rank correlation are better than the mean."""
-    return error < 1 and rank_correlation > 0
-
-
 def has_interactions(surrogate: Surrogate) -> list[bool]:
     """Of each target, whether its fitted function is one that can have interactions."""
     able = [term for term in surrogate.kernel_terms if _interacts(term.kernel)]
-    return _reached(surrogate, able).tolist()
+    return surrogate.moved_by(able).tolist()
 
 
 def _interacts(kernel: Kernel) -> bool:
     return bool(kernel.decays()) or kernel.overlap_degree > 1
-
-
-def _reached(surrogate: Surrogate, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
-    """(t,) bool: the targets that a term moves."""
-    found = torch.zeros(len(surrogate.target_names), dtype=torch.bool)
-    for term in terms:
-        weights = term.dual if isinstance(term, KernelTerm) else term.weights  # (m or n, q_g)
-        if surrogate.rotation is None:
-            found[term.columns.cpu()] |= (weights != 0).any(0).cpu()
-        else:
-            found |= (weights @ surrogate.rotation[:, term.columns].T != 0).any(0).cpu()
-    return found

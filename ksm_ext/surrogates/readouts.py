@@ -25,14 +25,14 @@ For a product kernel ``r^h`` the context average factorises, with ``u1 = q + (1-
 
 a polynomial of degree n-1 in q, so a quadrature on [0, 1] gives Shapley values to rounding. For a
 kernel ``B[overlap]`` tasks outside ``a`` have no effect and ``T_1(c)`` averages the differences of
-B. Pairwise interactions (Grabisch & Roubens 1999) are the same with second differences. The prior
-variance of a readout is the readout of its own table, ``E_c[T_1(c+1) - T_0(c)]``.
+B. Pairwise interactions (Grabisch & Roubens 1999) are the same with second differences: of order
+d, 1 for a task and 2 for a pair, there are d + 1 tables, ``T_j`` where j of the d tasks are in
+``a``. The prior variance of a readout is the readout of its own table, ``E_c[T_1(c+1) - T_0(c)]``.
 
-Shapes: n tasks, m subsets, C distinct sizes; tables (C,) float64.
+Shapes: n tasks, m subsets, C distinct sizes; tables (d + 1, C) float64.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
 
@@ -42,6 +42,7 @@ from scipy.special import roots_legendre
 from torch import Tensor
 
 from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
 
 READOUTS: tuple[Readout, ...] = get_args(Readout)
@@ -49,62 +50,60 @@ READOUTS: tuple[Readout, ...] = get_args(Readout)
 _GAUSS_LIMIT = 128  # up to this degree Gauss-Legendre is exact to 1e-15
 
 
-@dataclass(frozen=True)
-class EffectTables:
-    """Effect of adding a task to a random context, by size of the training subset.
+def tables(kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: Tensor) -> Tensor:
+    """``T_0`` to ``T_order`` of ``kernel`` at ``sizes`` (C,) int64, (order + 1, C).
 
-    Attributes:
-        inside: (C,) effect of a task that is in the training subset, ``T_1``.
-        outside: (C,) effect of a task that is not, ``T_0``.
+    Exact to rounding; finite and meaningless at sizes that leave no such tasks in or out.
     """
-
-    inside: Tensor
-    outside: Tensor
-
-
-@dataclass(frozen=True)
-class InteractionTables:
-    """Second difference for a pair of tasks, by size of the training subset.
-
-    Attributes:
-        both: (C,) both tasks in the training subset, ``T_11``.
-        one: (C,) exactly one, ``T_10``.
-        neither: (C,) none, ``T_00``.
-    """
-
-    both: Tensor
-    one: Tensor
-    neither: Tensor
-
-
-def effect_tables(kernel: Kernel, readout: Readout, num_tasks: int, sizes: Tensor) -> EffectTables:
-    """``T_1`` and ``T_0`` of ``kernel`` at ``sizes`` (C,) int64, exact to rounding.
-
-    ``T_1`` at size 0 and ``T_0`` at size n are meaningless (there is no such task) and finite.
-    """
-    n, c = num_tasks, sizes.to(torch.float64)
-    inside, outside = torch.zeros_like(c), torch.zeros_like(c)
+    c = sizes.to(torch.float64)
+    found = c.new_zeros(order + 1, len(c))
     for weight, rate in kernel.decays():
-        drop = weight * -math.expm1(-rate)  # weight (1 - r)
-        inside += drop * _context_mean(readout, rate, c - 1, n - c)
-        outside -= drop * _context_mean(readout, rate, c, n - 1 - c)
-    inside += mean_difference(kernel, readout, n, 1, sizes)
-    return EffectTables(inside, outside)
+        drop = weight * (-math.expm1(-rate)) ** order  # weight (1 - r)^order
+        for j in range(order + 1):
+            others_in = c - j
+            mean = _context_mean(readout, rate, others_in, num_tasks - order - others_in)
+            found[j] += (-1) ** (order - j) * drop * mean
+    found[order] += mean_difference(kernel, readout, num_tasks, order, sizes)
+    return found
 
 
-def interaction_tables(
-    kernel: Kernel, readout: Readout, num_tasks: int, sizes: Tensor
-) -> InteractionTables:
-    """``T_11``, ``T_10`` and ``T_00`` of ``kernel`` at ``sizes`` (C,) int64."""
-    n, c = num_tasks, sizes.to(torch.float64)
-    both, one, neither = torch.zeros_like(c), torch.zeros_like(c), torch.zeros_like(c)
-    for weight, rate in kernel.decays():
-        drop = weight * math.expm1(-rate) ** 2  # weight (1 - r)^2
-        both += drop * _context_mean(readout, rate, c - 2, n - c)
-        one -= drop * _context_mean(readout, rate, c - 1, n - 1 - c)
-        neither += drop * _context_mean(readout, rate, c, n - 2 - c)
-    both += mean_difference(kernel, readout, n, 2, sizes)
-    return InteractionTables(both, one, neither)
+def effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+    """Readouts of ``sum_a dual_a k(., S_a)`` for every task, (n, q) for dual (m, q)."""
+    outside, inside = _weighted_tables(masks, kernel, readout, 1, dual)
+    return masks.transposed_matmul(inside - outside) + outside.sum(0)
+
+
+def pair_effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+    """Interactions of all pairs, (n, n, q) for dual (m, q); the diagonal is meaningless."""
+    neither, one, both = _weighted_tables(masks, kernel, readout, 2, dual)
+    # s s' both + (s + s' - 2 s s') one + (1 - s)(1 - s') neither, summed over subsets
+    products = masks.weighted_gram(both - 2 * one + neither)
+    single = masks.transposed_matmul(one - neither)  # (n, q)
+    return products + single[:, None] + single[None] + neither.sum(0)
+
+
+def _weighted_tables(
+    masks: Masks, kernel: Kernel, readout: Readout, order: int, dual: Tensor
+) -> list[Tensor]:
+    """``T_j(c_a) dual_a`` of every subset a, order + 1 tensors (m, q)."""
+    sizes, index = masks.distinct_sizes
+    found = tables(kernel, readout, masks.num_tasks, order, sizes).to(index.device)
+    return [table[index][:, None] * dual for table in found]
+
+
+def functionals(masks: Masks, kernel: Kernel, readout: Readout, tasks: Tensor) -> Tensor:
+    """Readouts of ``k(., S_a)`` for every subset a, (rows, m).
+
+    Args:
+        masks: (m, n) the subsets.
+        kernel: The kernel.
+        readout: The readout.
+        tasks: (rows, d) int64: a task, or the two of a pair, for each row.
+    """
+    sizes, index = masks.distinct_sizes
+    found = tables(kernel, readout, masks.num_tasks, tasks.shape[1], sizes).to(index.device)
+    count = torch.stack([masks.values[:, chosen] for chosen in tasks.T]).sum(0)  # (m, rows)
+    return found[count, index[:, None]].T
 
 
 def mean_difference(
@@ -121,27 +120,18 @@ def mean_difference(
     return torch.where(sizes < order, torch.zeros_like(mean), mean)
 
 
-def effect_prior_variance(kernel: Kernel, readout: Readout, num_tasks: int) -> float:
-    """Prior variance of any task's readout under a Gaussian process with this kernel."""
-    n = num_tasks
-    total = 0.0
-    for weight, rate in kernel.decays():
-        total += weight * 2 * -math.expm1(-rate) * _context_pair_mean(readout, rate, n - 1)
-    inside = mean_difference(kernel, readout, n, 1, torch.arange(1, n + 1))  # T_1(c + 1), c < n
-    return total + float(_mean_over_overlaps(readout, inside, torch.tensor([n - 1]))[0])
-
-
-def interaction_prior_variance(kernel: Kernel, readout: Readout, num_tasks: int) -> float:
-    """Prior variance of any pair's interaction under a Gaussian process with this kernel."""
-    n = num_tasks
-    if n < 2:  # there is no pair
+def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, order: int) -> float:
+    """Prior variance of any task's or pair's readout under a Gaussian process with this kernel."""
+    others = num_tasks - order
+    if others < 0:  # there is no pair
         return 0.0
     total = 0.0
     for weight, rate in kernel.decays():
-        drop = 4 * weight * math.expm1(-rate) ** 2
-        total += drop * _context_pair_mean(readout, rate, n - 2)
-    both = mean_difference(kernel, readout, n, 2, torch.arange(2, n + 1))  # T_11(c + 2), c < n - 1
-    return total + float(_mean_over_overlaps(readout, both, torch.tensor([n - 2]))[0])
+        drop = weight * (2 * -math.expm1(-rate)) ** order
+        total += drop * _context_pair_mean(readout, rate, others)
+    sizes = torch.arange(order, num_tasks + 1)
+    inside = mean_difference(kernel, readout, num_tasks, order, sizes)  # T_order(c + order)
+    return total + float(_mean_over_overlaps(readout, inside, torch.tensor([others]))[0])
 
 
 def _context_mean(readout: Readout, rate: float, num_in: Tensor, num_out: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ With an unpenalised intercept this is kernel ridge with the doubly centred Gram 
 ``H K H = U diag(sigma) U^T`` and centred scores ``z = U^T H y``. For every ridge and target then
 
 * dual coefficients ``alpha = U z / (sigma + lambda)``,
-* ``P = U diag(1 / (sigma + lambda)) U^T``, the inverse of what an observation varies by,
+* ``P = U diag(1 / (sigma + lambda)) U^T``, the inverse covariance of the observations,
 * exact leave-one-out residuals ``e_i = alpha_i / P_ii``, the intercept fitted anew each time (Allen
   1974; checked against refitting in the tests).
 
@@ -40,9 +40,9 @@ class SpectralRidge:
         weights = gram.new_ones(m) if weights is None else weights
         self.share = weights / weights.sum()  # (m,) of each score in the mean score
         self.gram_row_mean = gram @ self.share  # (m,)
-        self.gram_mean = float(self.share @ self.gram_row_mean)
         if center:
-            gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + self.gram_mean
+            mean = float(self.share @ self.gram_row_mean)
+            gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + mean
         half = weights.sqrt()
         if bool((weights != 1).any()):
             gram = half[:, None] * gram * half
@@ -69,7 +69,7 @@ class SpectralRidge:
         return self.vectors.T @ (y - self.share @ y if self.center else y)
 
     def check_ridge(self, ridge: float) -> None:
-        """Raise ``ValueError`` if the Gram matrix is singular and the ridge does not mend it."""
+        """Raise ``ValueError`` if the Gram matrix is singular and the ridge is 0."""
         rank = int((self.eigenvalues > 1e-12 * self.eigenvalues.max()).sum())
         if ridge == 0 and rank < self.rank:
             found = f"0 with a singular Gram matrix (rank {rank} of {self.rank})"
@@ -98,7 +98,7 @@ class SpectralRidge:
     def explained_variance(
         self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q): what the scores taught.
+        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q): what the scores explain.
 
         ``rows`` and ``more`` are (rows, m), ``scale`` is (q,); constants in a row change nothing.
         """

@@ -1,76 +1,54 @@
-"""Surrogates on disk: one safetensors file, no pickle, written whole or not at all."""
+"""Surrogates on disk: one safetensors file, no pickle, written whole or not at all.
+
+A file holds tensors by name and plain facts as JSON, which :meth:`.surrogate.Surrogate.state` gives
+and :meth:`.surrogate.Surrogate.from_state` takes.
+
+Shapes: n tasks, m fitted subsets, t targets, q latent columns (t without a rotation).
+"""
 
 import json
 import math
-from dataclasses import asdict, astuple
+from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ksm_ext.arrays import TABLES, Kind
+from ksm_ext.arrays import TABLES
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.identity import fingerprint
 from ksm_ext.ops.mask_gram import BITS_PER_WORD
-from ksm_ext.surrogates.candidates import Candidate, CandidateTable
+from ksm_ext.surrogates.candidates import Candidate
 from ksm_ext.surrogates.kernels import from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
-from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.surrogate import KernelTerm, LinearTerm, Surrogate
 
 FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
-"""Files that say nothing of observed scores: read as surrogates that are all smooth."""
+"""Files without observed scores: their surrogates have the smooth part alone."""
 
-_OBSERVED = ("unit", "residuals", "gaps", "own", "known", "counts", "apart", "varying")
-_NON_NEGATIVE = ("ridge", "signal_variance", "score_variance", "own", "noise", "weights of rows")
-_TERM = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
-
-# What putting together the parts of another file raises: they are missing, or of other kinds.
+# What the parts of a damaged or foreign file raise where they are missing, or of other kinds.
 _NO_SURROGATE = (
     *(LookupError, TypeError, ValueError, AttributeError),
     *(ArithmeticError, RecursionError),
 )
 
+Form = tuple[torch.dtype, tuple[int, ...], float, float]
+"""dtype, shape, least and largest number of a tensor."""
 
-def save_surrogate(surrogate: Surrogate, path: Any) -> None:
-    """See :meth:`Surrogate.save`."""
-    tensors: dict[str, Tensor] = {
-        "masks": surrogate.masks.bits if surrogate.masks.binary else surrogate.masks.values,
-        "intercept": surrogate.intercept,
-        "scores": surrogate.scores,
-        "score_variance": surrogate.candidates.score_variance,
-        **{name: getattr(surrogate, name) for name in _OBSERVED},
-    }
-    if surrogate.noise is not None:
-        tensors["noise"] = surrogate.noise
-    if surrogate.rotation is not None:
-        tensors["rotation"] = surrogate.rotation
-    for index, term in enumerate(surrogate.kernel_terms):
-        for name in _TERM:
-            if getattr(term, name) is not None:
-                tensors[f"kernel.{index}.{name}"] = getattr(term, name)
-    for index, linear in enumerate(surrogate.linear_terms):
-        tensors[f"linear.{index}.columns"] = linear.columns
-        tensors[f"linear.{index}.weights"] = linear.weights
-    facts = {
-        "kernels": [term.kernel.describe() for term in surrogate.kernel_terms],
-        "num_linear": len(surrogate.linear_terms),
-        "binary": surrogate.masks.binary,
-        "center": surrogate.center,
-        "task_names": surrogate.task_names,
-        "target_names": surrogate.target_names,
-        "candidates": [asdict(row) for row in surrogate.candidates],
-        "sharing": surrogate.sharing,
-        "kind": surrogate.kind.name,
-        "dtype": str(surrogate.dtype).removeprefix("torch."),
-        "single_target": surrogate.single_target,
-        "solver": None if surrogate.solver is None else asdict(surrogate.solver),
-    }
+Built = TypeVar("Built")
+
+
+def write_state(path: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and facts to a file that appears whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written; the message names the path and the cause.
+    """
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(facts)}
@@ -78,12 +56,15 @@ def save_surrogate(surrogate: Surrogate, path: Any) -> None:
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
 
-def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogate:
-    """Read a surrogate written by :meth:`Surrogate.save`.
+def read_state(
+    path: Any, device: torch.device | str, build: Callable[[dict[str, Tensor], Any], Built]
+) -> Built:
+    """What ``build`` makes of the tensors and facts in a file.
 
     Args:
         path: The file.
-        device: Where the surrogate lives; answers in the kind ``torch`` come back there.
+        device: Where the tensors go.
+        build: What to call with tensors and facts; where it raises, the file is damaged.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -103,16 +84,17 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
+        facts = json.loads(metadata["facts"])
         if metadata["format"] == FORMAT:
             expected = checksum(metadata["facts"], tensors)
             check_choice("checksum", metadata.get("checksum"), [expected])
         else:
-            tensors = _without_observations(tensors, json.loads(metadata["facts"]))
-        surrogate = _assembled(json.loads(metadata["facts"]), tensors, torch.device(device))
-        _check_whole(surrogate)
+            tensors = _without_observations(tensors, facts)
+        if facts["solver"] is not None:
+            facts["solver"].pop("progress", None)  # once a setting
+        return build(tensors, facts)
     except _NO_SURROGATE as error:
         raise _damaged(path, error, "damaged") from error
-    return surrogate
 
 
 def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, Tensor]:
@@ -144,7 +126,7 @@ def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, T
 
 
 def checksum(facts: str, tensors: dict[str, Tensor]) -> str:
-    """Of every bit of the file: a changed one would be another answer."""
+    """A fingerprint of facts and tensors: a changed bit would be another answer."""
     return fingerprint([(facts, torch.zeros(0)), *sorted(tensors.items())])
 
 
@@ -154,128 +136,105 @@ def _damaged(path: Path, error: Exception, state: str) -> ValueError:
     return ValueError(message("path", "a saved surrogate", found, remedy))
 
 
-def _assembled(facts: Any, tensors: dict[str, Tensor], device: torch.device) -> Surrogate:
-    """The surrogate of the file's two parts, as they are."""
-    kernel_terms = tuple(
-        KernelTerm(
-            from_description(description),
-            *(tensors[f"kernel.{index}.{name}"] for name in _TERM[:4]),
-            *(tensors.get(f"kernel.{index}.{name}") for name in _TERM[4:]),
-        )
-        for index, description in enumerate(facts["kernels"])
-    )
-    linear_terms = tuple(
-        LinearTerm(tensors[f"linear.{index}.columns"], tensors[f"linear.{index}.weights"])
-        for index in range(facts["num_linear"])
-    )
-    rows = tuple(Candidate(**row) for row in facts["candidates"])
-    solver = facts["solver"]
-    return Surrogate(
-        masks=_masks(tensors["masks"], len(facts["task_names"]), facts["binary"]),
-        intercept=tensors["intercept"],
-        kernel_terms=kernel_terms,
-        linear_terms=linear_terms,
-        rotation=tensors.get("rotation"),
-        center=facts["center"],
-        task_names=tuple(facts["task_names"]),
-        target_names=tuple(facts["target_names"]),
-        candidates=CandidateTable(rows, tensors["score_variance"]),
-        sharing=facts["sharing"],
-        scores=tensors["scores"],
-        noise=tensors.get("noise"),
-        **{name: tensors[name] for name in _OBSERVED},
-        kind=Kind(facts["kind"], device),
-        dtype=getattr(torch, facts["dtype"]),
-        single_target=facts["single_target"],
-        solver=None if solver is None else ConjugateGradients(**solver),
-    )
+# -- what fits together -------------------------------------------------------------------------
 
 
-def _masks(stored: Tensor, num_tasks: int, binary: bool) -> Masks:
-    if not binary:
-        return Masks(stored)
-    num_words = -(-num_tasks // BITS_PER_WORD)
-    check_choice("masks", (stored.dtype, stored.shape[1:]), [(torch.int64, (num_words,))])
-    masks = Masks.from_bits(stored, num_tasks)
-    check_choice("masks without other tasks", torch.equal(masks.bits, stored), [True])
-    return masks
+def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Check that every part of a surrogate's state has the form that the others ask for.
+
+    Raises:
+        ValueError: If one has not.
+        LookupError: If one is missing.
+        TypeError: If one is of another kind.
+    """
+    m, t = tensors["scores"].shape
+    _check_facts(facts, t)
+    _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
+    for name, (dtype, shape, least, largest) in _forms(tensors, facts).items():
+        table = tensors[name]
+        check_choice(name, (table.dtype, tuple(table.shape)), [(dtype, shape)])
+        if name in ("scores", "residuals"):  # NaN where there is none
+            missing = tensors["counts"] == 0
+            check_choice(f"NaN in {name}", bool((table.isnan() == missing).all()), [True])
+            table = table.masked_fill(missing, 0.0)
+        check_finite(name, table, "No fit has such numbers.")
+        within = bool(((table >= least) & (table <= largest)).all())
+        check_choice(f"{name} from {least} to {largest}", within, [True])
+    for kind in ("kernel", "linear"):
+        names = [name for name in tensors if name.startswith(kind) and name.endswith(".columns")]
+        columns = [column for name in names for column in tensors[name].tolist()]
+        check_choice("different columns", len(set(columns)), [len(columns)])
 
 
-def _check_whole(surrogate: Surrogate) -> None:
-    """Raise ``ValueError`` unless every part has the form that the others ask for."""
-    m, n = surrogate.masks.values.shape
-    (t,) = surrogate.intercept.shape
-    rotation = surrogate.rotation
-    q = t if rotation is None else rotation.shape[1]
-    check_choice("masks", surrogate.masks.values.dtype, (torch.bool, torch.float64))
-    check_finite("masks", surrogate.masks.values, "No fit has such numbers.")
-    check_choice("kind", surrogate.kind.name, ("torch", "numpy", *TABLES))
-    check_choice("dtype", surrogate.dtype, (torch.float32, torch.float64))
-    check_choice("sharing", surrogate.sharing, ("shared", "target", "component"))
-    names = [("task_names", surrogate.task_names, n), ("target_names", surrogate.target_names, t)]
-    for name, given, length in names:
-        check_choice(f"length of {name}", len(given), [length])
+def _check_facts(facts: dict[str, Any], t: int) -> None:
+    """Names, kernels, candidates and the choices among a few words."""
+    check_choice("kind", facts["kind"], ("torch", "numpy", *TABLES))
+    check_choice("dtype", facts["dtype"], ("float32", "float64"))
+    check_choice("sharing", facts["sharing"], ("shared", "target", "component"))
+    check_choice("number of target_names", len(facts["target_names"]), [t])
+    for name in ("task_names", "target_names"):
+        given = facts[name]
         check_choice(f"text in {name}", all(isinstance(text, str) for text in given), [True])
-        check_choice(f"different {name}", len(set(given)), [length])
-    for row in surrogate.candidates:
+        check_choice(f"different {name}", len(set(given)), [len(given)])
+    for name in ("center", "single_target"):
+        check_choice(name, type(facts[name]), [bool])
+    check_choice("single_target", facts["single_target"] and t != 1, [False])
+    for given in facts["candidates"]:
+        row = Candidate(**given)
         kinds = [type(value) for value in astuple(row)]
         check_choice("candidates", kinds, [[str, float, float, float, int, int]])
         possible = 0 <= row.error < math.inf and -1 <= row.rank_correlation <= 1
         possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
         check_choice("numbers of candidates that can be", possible, [True])
-    for name in ("center", "single_target"):
-        check_choice(name, type(getattr(surrogate, name)), [bool])
-    check_choice("single_target", surrogate.single_target and t != 1, [False])
-    tables = [
-        ("intercept", surrogate.intercept, (t,)),
-        ("unit", surrogate.unit, (t,)),
-        ("scores", surrogate.scores, (m, t)),
-        ("residuals", surrogate.residuals, (m, t)),
-        ("gaps", surrogate.gaps, (m, t)),
-        ("own", surrogate.own, (m, t)),
-        *([] if surrogate.noise is None else [("noise", surrogate.noise, (m, t))]),
-        ("score_variance", surrogate.candidates.score_variance, (t,)),
-        *([] if rotation is None else [("rotation", rotation, (t, q))]),
-    ]
-    for name, axes in (("known", [m, t]), ("apart", [m, t]), ("varying", [n])):
-        flag = getattr(surrogate, name)
-        check_choice(name, (flag.dtype, list(flag.shape)), [(torch.bool, axes)])
-    counts = surrogate.counts
-    check_choice("counts", (counts.dtype, tuple(counts.shape)), [(torch.int64, (m, t))])
-    check_choice("counts from 0", bool((counts >= 0).all()), [True])
-    missing = counts == 0
-    columns = [
-        *(term.columns for term in surrogate.kernel_terms),
-        *(term.columns for term in surrogate.linear_terms),
-    ]
-    for chosen in columns:
-        check_choice("columns", (chosen.dtype, chosen.ndim), [(torch.int64, 1)])
-        check_choice("columns", bool(((chosen >= 0) & (chosen < q)).all()), [True])
-    for terms in (surrogate.kernel_terms, surrogate.linear_terms):
-        predicted = [column for term in terms for column in term.columns.tolist()]
-        check_choice("different columns", len(set(predicted)), [len(predicted)])
-    for linear in surrogate.linear_terms:
-        tables.append(("weights", linear.weights, (surrogate.num_varying, len(linear.columns))))
-    for term in surrogate.kernel_terms:
-        width = len(term.columns)
-        tables += [("dual", term.dual, (m, width)), ("ridge", term.ridge, (width,))]
-        tables.append(("signal_variance", term.signal_variance, (width,)))
-        rows = torch.arange(m) if term.rows is None else term.rows
-        check_choice("rows", (rows.dtype, rows.ndim), [(torch.int64, 1)])
-        check_choice("rows", bool(((rows >= 0) & (rows < m)).all()), [True])
-        if term.weights is not None:
-            tables.append(("weights of rows", term.weights, (len(rows),)))
-        if term.own is not None:
-            tables.append(("own", term.own, (width,)))
-        term.kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
-    for name, table, shape in tables:
-        check_choice(name, tuple(table.shape), [shape])
-        check_choice(name, table.dtype, [torch.float64])
-        if name in ("scores", "residuals"):  # NaN where there is none
-            check_choice(f"numbers in {name}", bool((table.isnan() == missing).all()), [True])
-            table = table.masked_fill(missing, 0.0)
-        check_finite(name, table, "No fit has such numbers.")
-        if name in _NON_NEGATIVE:
-            check_choice(f"non-negative {name}", bool((table >= 0).all()), [True])
-    check_choice("unit above 0", bool((surrogate.unit > 0).all()), [True])
-    check_choice("own up to 1", bool((surrogate.own <= 1).all()), [True])
+    for description in facts["kernels"]:
+        kernel = from_description(description)
+        kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
+    if facts["solver"] is not None:
+        ConjugateGradients(**facts["solver"])
+
+
+def _check_masks(stored: Tensor, m: int, n: int, binary: object) -> None:
+    """Packed bits with none beyond the n tasks, or finite weights."""
+    if not binary:
+        check_choice("masks", (stored.dtype, tuple(stored.shape)), [(torch.float64, (m, n))])
+        check_finite("masks", stored, "No fit has such numbers.")
+        return
+    shape = (m, -(-n // BITS_PER_WORD))
+    check_choice("masks", (stored.dtype, tuple(stored.shape)), [(torch.int64, shape)])
+    others = -1 << n % BITS_PER_WORD if n % BITS_PER_WORD else 0  # bits of no task
+    check_choice("masks of other tasks", bool((stored[:, -1] & others).any()), [False])
+
+
+def _forms(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Form]:
+    """The forms of all tensors but the masks: of those there must be, and of others that are."""
+    (m, t), n = tensors["scores"].shape, len(facts["task_names"])
+    q = tensors["rotation"].shape[1] if "rotation" in tensors else t
+    real, inf = torch.float64, math.inf
+    forms: dict[str, Form] = {
+        "intercept": (real, (t,), -inf, inf),
+        "unit": (real, (t,), 5e-324, inf),
+        "score_variance": (real, (t,), 0, inf),
+        **dict.fromkeys(("scores", "residuals", "gaps"), (real, (m, t), -inf, inf)),
+        "own": (real, (m, t), 0, 1),
+        "counts": (torch.int64, (m, t), 0, inf),
+        **dict.fromkeys(("known", "apart"), (torch.bool, (m, t), 0, 1)),
+        "varying": (torch.bool, (n,), 0, 1),
+    }
+    optional: dict[str, Form] = {
+        "noise": (real, (m, t), 0, inf),
+        "rotation": (real, (t, q), -inf, inf),
+    }
+    for i in range(len(facts["kernels"])):
+        term, width = f"kernel.{i}.", len(tensors[f"kernel.{i}.columns"])
+        fitted = len(tensors.get(f"{term}rows", range(m)))
+        forms[f"{term}columns"] = torch.int64, (width,), 0, q - 1
+        forms[f"{term}dual"] = real, (m, width), -inf, inf
+        forms |= dict.fromkeys((f"{term}ridge", f"{term}signal_variance"), (real, (width,), 0, inf))
+        optional[f"{term}rows"] = torch.int64, (fitted,), 0, m - 1
+        optional[f"{term}weights"] = real, (fitted,), 0, inf
+        optional[f"{term}own"] = real, (width,), 0, inf
+    for i in range(facts["num_linear"]):
+        width = len(tensors[f"linear.{i}.columns"])
+        forms[f"linear.{i}.columns"] = torch.int64, (width,), 0, q - 1
+        forms[f"linear.{i}.weights"] = real, (int(tensors["varying"].sum()), width), -inf, inf
+    return forms | {name: form for name, form in optional.items() if name in tensors}

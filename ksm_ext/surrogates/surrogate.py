@@ -5,52 +5,50 @@ r"""A fitted surrogate: predictions, attributions, interactions and their uncert
 
 Targets are fitted in units u of their own standard deviation, so that none decides another's fit.
 They may share kernels through latent columns (V rotates them to targets; without V a latent column
-is a target). The last sum is what was observed and the smooth part does not say: e is the residual
-of a fitted subset and s the share of it that is peculiar to the subset (the rest is noise).
+is a target). All but the last sum is the smooth part. The last sum adds what was observed beyond
+it: e_a is the residual of fitted subset a and s_a the share of it that is peculiar to the subset
+(the rest is noise).
 Everything asked of the surrogate is linear in alpha, w and s e.
 
 **Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so the last
-sum has the readouts of :mod:`.readouts` too: where the answer stands in the table, such as
-F(all) and F(all but i), the readout is that answer, and Shapley values sum to F(all) - F(none).
+sum has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
+observed, such as F(all) and F(all but i), it compares these, and Shapley values sum to
+F(all) - F(none).
 
-**Uncertainty.** f is a Gaussian process with kernel ``sigma^2 k``, and the ridge is the variance of
-what is peculiar to a subset together with the noise of its score. For a functional L, ``L_a`` its
-weight of subset a, and rho the ridge's peculiar part in units of sigma^2,
-
-.. math:: \mathrm{Var} = \sigma^2 \Big[ L k L^T + \rho \sum_S L_S^2 - z P z^T \Big], \qquad
-          z = L K + \rho L,
-
-the posterior variance. Where the noise is unknown, L is restricted to subsets whose scores are
-known to be exact, and the others may be as noisy as leave-one-out residuals e:
-``+ mean(e^2) sum_a L_a^2``.
+**Uncertainty.** f is a Gaussian process, and answers have its posterior variance
+(:mod:`.posterior`). Where the noise is unknown, observed scores that are not known to be exact may
+be as noisy as leave-one-out residuals e: ``+ mean(e^2) sum_a L_a^2`` for an answer that has
+weights ``L_a`` on these scores.
 
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, Kind, aligned, names_along
-from ksm_ext.checks import check_choice, message
-from ksm_ext.surrogates.candidates import CandidateTable
-from ksm_ext.surrogates.kernels import Identity, Kernel
-from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
+from ksm_ext.checks import check_choice, counted, listed, message
+from ksm_ext.correlation import spearman
+from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_something
+from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
+from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
 from ksm_ext.surrogates.readouts import (
     READOUTS,
     Readout,
-    effect_prior_variance,
-    effect_tables,
-    interaction_prior_variance,
-    interaction_tables,
+    effects,
+    functionals,
+    pair_effects,
+    prior_variance,
 )
-from ksm_ext.surrogates.spectral import SpectralRidge
+from ksm_ext.surrogates.storage import check_state, read_state, write_state
+from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.walsh import walsh_energies
 
 Z95 = 1.959964
@@ -58,60 +56,19 @@ Z95 = 1.959964
 
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
-_NOTHING = 1.0  # leave-one-out error from which nothing is predicted
-_SHOWN = 6  # targets spelled out in a line
+_SHOWN = 6  # names or numbers in a line
 
 
-@dataclass(frozen=True, eq=False)
-class KernelTerm:
-    """One kernel and the latent columns it predicts.
-
-    Attributes:
-        kernel: The kernel, all parameters set.
-        columns: (q_g,) int64 latent columns.
-        dual: (m, q_g) coefficients alpha; they sum to zero where an intercept was fitted. Zero for
-            columns that a mean or linear weights predict: these have the kernel's uncertainty.
-        ridge: (q_g,) ridge of each column.
-        signal_variance: (q_g,) prior variance per unit of kernel, for intervals.
-        rows: The subsets that were fitted, int64; None for all m.
-        weights: Of these subsets, whose ridges are ``ridge / weights``; None for all 1.
-        own: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None where noise
-            is not told from it.
-    """
-
-    kernel: Kernel
-    columns: Tensor
-    dual: Tensor
-    ridge: Tensor
-    signal_variance: Tensor
-    rows: Tensor | None = None
-    weights: Tensor | None = None
-    own: Tensor | None = None
-
-    def select(self, place: Tensor) -> "KernelTerm":
-        """The columns with a ``place`` (q,) of at least 0, moved there."""
-        kept = place[self.columns] >= 0
-        columns = place[self.columns[kept]]
-        return replace(
-            self,
-            columns=columns,
-            dual=self.dual[:, kept],
-            ridge=self.ridge[kept],
-            signal_variance=self.signal_variance[kept],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class LinearTerm:
-    """Weights on tasks (least squares, lasso): columns (q_g,), weights (n, q_g)."""
-
-    columns: Tensor
-    weights: Tensor
-
-    def select(self, place: Tensor) -> "LinearTerm":
-        """See :meth:`KernelTerm.select`."""
-        kept = place[self.columns] >= 0
-        return LinearTerm(place[self.columns[kept]], self.weights[:, kept])
+# Tensors of a surrogate and of its terms that are stored under these names; some may be None.
+_TENSORS = (
+    *("intercept", "rotation", "scores", "unit", "residuals", "gaps", "own", "known", "noise"),
+    *("counts", "apart", "varying"),
+)
+_OF_KERNEL = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
+_OF_LINEAR = ("columns", "weights")
+_CALLED = {"gaps": "fit_residuals", "own": "nugget_share", "apart": "excluded"}
+"""What attributes are called here whose names in files are older."""
+_FACTS = ("center", "sharing", "single_target", "task_names", "target_names")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,24 +83,31 @@ class Surrogate:
         intercept: (t,) float64, in units of the scores.
         kernel_terms: Kernel expansions, over the tasks that vary.
         linear_terms: Linear expansions, over the tasks that vary.
-        rotation: (t, q) from latent columns to targets, or None for the identity.
+        rotation: (t, q) float64 from latent columns to targets, or None for the identity.
         center: Whether an intercept was fitted.
         task_names: n names.
         target_names: t names.
         candidates: Every kernel and ridge tried, with its leave-one-out error.
-        sharing: ``"shared"``, ``"target"`` or ``"component"``: what has a ridge of its own.
+        sharing: ``"shared"``, ``"target"`` or ``"component"``: what has a ridge to itself.
         scores: (m, t) float64 mean scores of the subsets; NaN where missing.
-        unit: (t,) standard deviation of the scores, in which the terms are.
-        residuals: (m, t) leave-one-out residuals of the mean scores; NaN where missing.
-        gaps: (m, t) mean scores minus the smooth part of the surrogate; 0 where missing.
-        own: (m, t) in [0, 1]: the share of a gap that readouts take to be peculiar to its subset.
+        unit: (t,) float64 standard deviation of the scores, in which the terms are.
+        residuals: (m, t) float64 leave-one-out residuals of the mean scores, in units of the
+            scores; NaN where missing.
+        fit_residuals: (m, t) float64 mean scores minus the smooth part of the surrogate; 0 where
+            missing.
+        nugget_share: (m, t) float64 in [0, 1]: the share of these residuals that readouts take to
+            be peculiar to the subset.
         known: (m, t) bool: scores that are exact.
-        noise: (m, t) standard deviation of the mean scores by the noise of runs, or None if that
-            is unknown.
-        counts: (m, t) int64 runs of every subset.
-        apart: (m, t) bool: scores that are no part of the fit (of the empty subset, where that is a
-            convention which the other scores do not lead to).
+        noise: (m, t) float64 standard deviation of the mean scores by the noise of runs, or None
+            if that is unknown.
+        counts: (m, t) int64 number of runs of every subset.
+        excluded: (m, t) bool: scores that are no part of the fit (of the empty subset, where that
+            is a convention which the other scores do not lead to).
         varying: (n,) bool: tasks that were in some of the subsets and not in others.
+        kind: The array kind of answers, such as ``"torch"`` or ``"pandas"``, and their device.
+        dtype: ``torch.float64`` or ``torch.float32``, of answers; scores of half precision are
+            answered in ``float32``.
+        single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
     """
 
@@ -157,19 +121,19 @@ class Surrogate:
     target_names: tuple[str, ...]
     candidates: CandidateTable
     sharing: str
-    scores: Tensor = field(repr=False)
-    unit: Tensor = field(repr=False)
-    residuals: Tensor = field(repr=False)
-    gaps: Tensor = field(repr=False)
-    own: Tensor = field(repr=False)
-    known: Tensor = field(repr=False)
-    noise: Tensor | None = field(repr=False)
-    counts: Tensor = field(repr=False)
-    apart: Tensor = field(repr=False)
-    varying: Tensor = field(repr=False)
-    kind: Kind = field(repr=False)
-    dtype: torch.dtype = field(repr=False)
-    single_target: bool = field(repr=False)
+    scores: Tensor
+    unit: Tensor
+    residuals: Tensor
+    fit_residuals: Tensor
+    nugget_share: Tensor
+    known: Tensor
+    noise: Tensor | None
+    counts: Tensor
+    excluded: Tensor
+    varying: Tensor
+    kind: ArrayKind
+    dtype: torch.dtype
+    single_target: bool
     solver: ConjugateGradients | None = None
 
     # -- asking ---------------------------------------------------------------------------------
@@ -184,24 +148,24 @@ class Surrogate:
 
     @cached_property
     def _is_covered(self) -> bool:
-        """Whether a kernel says how uncertain every latent column is."""
+        """Whether every latent column has a kernel, for its uncertainty."""
         covered = [column for term in self.kernel_terms for column in term.columns.tolist()]
         return len(set(covered)) == self._num_latent
 
     def predict(self, masks: ArrayLike, return_std: bool = False, *, observed: bool = False) -> Any:
         """Predicted scores of subsets.
 
-        Smooth: a subset that was fitted is not answered by its own score, except where that is
-        known (``known``, no noise, the empty and the full subset); with noise that is given or
-        measured, by as much of it as is not noise.
+        The smooth part of the surrogate, and of the residual of a fitted subset as much as is known
+        not to be noise: all of it for scores that are ``known`` or have no noise and for the empty
+        and the full subset; the share ``nugget_share`` where noise is given or measured; else none.
 
         Args:
             masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
-                are put in the order of ``task_names``. Tasks that never varied are not looked at.
+                are put in the order of ``task_names``. Tasks that never varied are ignored.
             return_std: Also return the posterior standard deviation of F(S), without the noise of
                 a single training run.
-            observed: Answer every fitted subset by its own score, as attributions and interactions
-                do; they are exactly those of this function.
+            observed: Add the share ``nugget_share`` of every residual, as attributions and
+                interactions do; they are exactly those of this function.
 
         Returns:
             (l, t), or the pair of (l, t) predictions and standard deviations.
@@ -212,25 +176,25 @@ class Surrogate:
         (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
         query = self._query(masks)
         mean = self._smooth(query)
-        answered = self.own > 0 if observed else self._answered  # (m, t)
+        answered = self.nugget_share > 0 if observed else self._answered  # (m, t)
         seen = answered.any(1)
         if bool(seen.any()):
-            gaps = (answered * self.own * self.gaps)[seen]
-            mean = mean + Identity().matmul(query, self._active[seen], gaps)
+            fit_residuals = (answered * self.nugget_share * self.fit_residuals)[seen]
+            mean = mean + Identity().matmul(query, self._active[seen], fit_residuals)
         axes = {"subset": names_along(masks, 0)}
         if not return_std:
-            return self._targets(mean, axes)
+            return self._answer(mean, axes)
 
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            return self._prediction_functionals(kernel, query[rows], term, answered)
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            return self._fitted.predictions(kernel, query[rows], term, answered)
 
-        std = self._std(len(query), functionals)
-        rows = self.apart.any(1)
-        if bool(rows.any()):  # these scores are what they are
-            cells = self.apart[rows].to(torch.float64)
-            settled = Identity().matmul(query, self._active[rows], cells)
-            std = torch.where(settled > 0, 0.0, std)
-        return self._targets(mean, axes), self._targets(std, axes)
+        std = self._std(len(query), of_rows)
+        rows = self.excluded.any(1)
+        if bool(rows.any()):  # these scores are certain
+            cells = self.excluded[rows].to(torch.float64)
+            certain = Identity().matmul(query, self._active[rows], cells)
+            std = torch.where(certain > 0, 0.0, std)
+        return self._answer(mean, axes), self._answer(std, axes)
 
     def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
         r"""How much each task raises each target.
@@ -260,26 +224,17 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         if not self.masks.binary:
             return self._attribute_weights(readout, return_std)
-        name, n = cast(Readout, readout), self._active.num_tasks
-        values = self._rescaled(
+        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        values = self._with_observed(
             n,
-            lambda term: self._effects(term.kernel, term.dual, name),
+            lambda kernel, dual: effects(masks, kernel, name, dual),
             lambda term: term.weights,
         )
-        values = values + self._effects(Identity(), self.own * self.gaps, name)
-        axes = {"task": self.task_names}
+        values, axes = self._of_all_tasks(values), {"task": self.task_names}
         if not return_std:
-            return self._targets(self._of_all_tasks(values), axes)
-
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = effect_prior_variance(kernel, name, n)
-            return Functionals(prior, self._effect_functionals(kernel, name)[rows])
-
-        std = self._std(n, functionals)
-        return (
-            self._targets(self._of_all_tasks(values), axes),
-            self._targets(self._of_all_tasks(std), axes),
-        )
+            return self._answer(values, axes)
+        std = self._readout_std(name, torch.arange(n, device=masks.values.device)[:, None])
+        return self._answer(values, axes), self._answer(self._of_all_tasks(std), axes)
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
@@ -299,38 +254,31 @@ class Surrogate:
         """
         check_choice("readout", readout, READOUTS)
         self._require_masks("interactions")
-        name, n = cast(Readout, readout), self._active.num_tasks
-        first, second = torch.triu_indices(n, n, 1, device=self.masks.values.device)
+        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        first, second = torch.triu_indices(n, n, 1, device=masks.values.device)
 
         def full(pairs: Tensor) -> Any:
             matrix = pairs.new_zeros(n, n, pairs.shape[1])
             matrix[first, second] = pairs
             matrix[second, first] = pairs
             matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
-            return self._targets(matrix, {"task": self.task_names, "other_task": self.task_names})
+            return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
-        pairs = self._rescaled(
+        pairs = self._with_observed(
             len(first),
-            lambda term: self._pair_effects(term.kernel, term.dual, name)[first, second],
+            lambda kernel, dual: pair_effects(masks, kernel, name, dual)[first, second],
             lambda term: term.weights.new_zeros(len(first), len(term.columns)),
         )
-        pairs = pairs + self._pair_effects(Identity(), self.own * self.gaps, name)[first, second]
         if not return_std:
             return full(pairs)
-
-        def functionals(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = interaction_prior_variance(kernel, name, n)
-            return Functionals(
-                prior, self._pair_functionals(kernel, name, first[rows], second[rows])
-            )
-
-        return full(pairs), full(self._std(len(first), functionals))
+        return full(pairs), full(self._readout_std(name, torch.stack([first, second], 1)))
 
     def walsh_spectrum(self, max_order: int | None = None) -> Any:
         r"""Fraction of the surrogate's variance over all subsets by order of interaction.
 
         Order d holds the terms of ``F(S) = sum_T c_T prod_{i in T} (2 s_i - 1)`` with ``|T| = d``:
-        order 1 is what a linear surrogate could say, the rest is interaction. Of the smooth part.
+        order 1 is linear in the tasks, the rest is interaction. It is the spectrum of the smooth
+        part: residuals of single subsets are left out.
 
         Args:
             max_order: Last order reported, by default all n up to 64 tasks and 10 beyond; n counts
@@ -351,7 +299,7 @@ class Surrogate:
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
         banzhaf = self._assemble(
             n,
-            lambda term: self._effects(term.kernel, term.dual, "banzhaf"),
+            lambda term: effects(self._active, term.kernel, "banzhaf", term.dual),
             lambda term: term.weights,
         )
         mixtures = [
@@ -363,51 +311,58 @@ class Surrogate:
         )
         positive = total > 1e-24  # in units of the variance of the scores
         fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
-        return self._targets(fractions, {"order": range(1, last + 1)})
+        return self._answer(fractions, {"order": range(1, last + 1)})
 
-    def with_apart(self, apart: Tensor) -> "Surrogate":
-        """The same surrogate with scores (m, t) bool that the fit left out, as values of their own.
+    def with_excluded(self, excluded: Tensor) -> "Surrogate":
+        """The same surrogate, which answers with scores that the fit left out for their subsets.
 
-        They are what they are where they were observed, and nothing elsewhere.
+        Args:
+            excluded: (m, t) bool: these scores. They change no answer for other subsets.
         """
-        rows = apart.any(1).nonzero()[:, 0]
-        gaps, residuals = self.gaps.clone(), self.residuals.clone()
+        rows = excluded.any(1).nonzero()[:, 0]
+        fit_residuals, residuals = self.fit_residuals.clone(), self.residuals.clone()
         distance = self.scores[rows] - self._smooth(self._active[rows])
-        gaps[rows] = torch.where(apart[rows], distance, gaps[rows])
-        residuals[rows] = torch.where(apart[rows], distance, residuals[rows])
-        own = torch.where(apart, 1.0, self.own)
-        return replace(self, gaps=gaps, residuals=residuals, own=own)
+        fit_residuals[rows] = torch.where(excluded[rows], distance, fit_residuals[rows])
+        residuals[rows] = torch.where(excluded[rows], distance, residuals[rows])
+        nugget_share = torch.where(excluded, 1.0, self.nugget_share)
+        return replace(
+            self, fit_residuals=fit_residuals, residuals=residuals, nugget_share=nugget_share
+        )
 
-    def imagined(self, masks: Masks) -> "Surrogate":
-        """A surrogate as uncertain as this one would be with other subsets (m', n) scored, once.
+    def with_design(self, masks: Masks) -> "Surrogate":
+        """A surrogate as uncertain as this one would be with other subsets, each scored once.
 
         Its answers are 0: only standard deviations mean something. Where the noise is unknown, they
         are those of the smooth part.
+
+        Args:
+            masks: (m', n) the other subsets.
         """
         m, t = len(masks), len(self.unit)
-        nothing = self.unit.new_zeros(m, t)
-        terms = tuple(
-            replace(term, dual=nothing.new_zeros(m, len(term.columns)), rows=None, weights=None)
-            for term in self.kernel_terms
-        )
+        zeros = self.unit.new_zeros(m, t)
+        terms = []
+        for term in self.kernel_terms:
+            same = masks is self.masks and term.rows is None and term.weights is None
+            dual, factor = zeros.new_zeros(m, len(term.columns)), term.factor if same else None
+            terms.append(replace(term, dual=dual, rows=None, weights=None, factor=factor))
         runs = None if self.noise is None else (self.noise.square() * self.counts).mean(0).sqrt()
         return replace(
             self,
             masks=masks,
-            kernel_terms=terms,
-            scores=nothing,
+            kernel_terms=tuple(terms),
+            scores=zeros,
             residuals=(self._loo_error.sqrt() * self.unit).expand(m, t),
-            gaps=nothing,
-            own=nothing if runs is None else self.own.mean(0).expand(m, t),
-            known=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
+            fit_residuals=zeros,
+            nugget_share=zeros if runs is None else self.nugget_share.mean(0).expand(m, t),
+            known=self.known.new_zeros(m, t),
             noise=None if runs is None else runs.expand(m, t),
-            counts=torch.ones(m, t, dtype=torch.int64, device=nothing.device),
-            apart=torch.zeros(m, t, dtype=torch.bool, device=nothing.device),
+            counts=self.counts.new_ones(m, t),
+            excluded=self.excluded.new_zeros(m, t),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
         """The same surrogate, answering in float64 tensors on the CPU, always with targets."""
-        kind = Kind("torch", torch.device("cpu"))
+        kind = ArrayKind("torch", torch.device("cpu"))
         return replace(self, kind=kind, dtype=torch.float64, single_target=False)
 
     @property
@@ -419,7 +374,7 @@ class Surrogate:
         gradients they are estimates: alpha is solved for, its denominator ``P_ii`` measured on
         ``num_probes`` random vectors (:mod:`ksm_ext.surrogates.krylov`).
         """
-        return self._targets(self.residuals, {"subset": None})
+        return self._answer(self.residuals, {"subset": None})
 
     @property
     def loo_error(self) -> Any:
@@ -427,10 +382,7 @@ class Surrogate:
 
         Over distinct subsets that were fitted; 1 for constant scores.
         """
-        error = self._loo_error
-        if self.single_target:
-            return self._targets(error[None], {"target": None})[0]
-        return self.kind.restore(error.to(self.dtype), {"target": self.target_names})
+        return self._per_target(self._loo_error)
 
     @property
     def noise_std(self) -> Any:
@@ -438,18 +390,11 @@ class Surrogate:
 
         The root mean square over subsets.
         """
-        if self.noise is None:
-            return None
-        runs = (self.noise / self.unit).square() * self.counts
-        scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
-        std = self.unit * (runs.sum(0) / scattered).sqrt()
-        if self.single_target:
-            return self._targets(std[None], {"target": None})[0]
-        return self.kind.restore(std.to(self.dtype), {"target": self.target_names})
+        return None if self._noise_std is None else self._per_target(self._noise_std)
 
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that were in every subset or in none: no score tells their effect."""
+        """Names of the tasks that were in every subset or in none: no score depends on them."""
         varying = set(self._varying_tasks.tolist())
         return tuple(name for i, name in enumerate(self.task_names) if i not in varying)
 
@@ -457,28 +402,27 @@ class Surrogate:
     def warnings(self) -> tuple[str, ...]:
         """What to know before trusting the answers, a sentence each; empty if there is nothing."""
         found = []
-        nothing = [
-            name
-            for name, error in zip(self.target_names, self._loo_error.tolist(), strict=True)
-            if error >= _NOTHING
-        ]
+        each = zip(self.target_names, self.is_predicted.tolist(), strict=True)
+        nothing = [repr(name) for name, predicted in each if not predicted]
         if nothing:
-            who = "" if len(self.target_names) == 1 else f" of {_listed(nothing)}"
+            who = "" if len(self.target_names) == 1 else f" of {listed(nothing)}"
             found.append(
-                f"Nothing{who} is predicted: subsets left out are no nearer to the surrogate "
-                "than to the mean score. Attributions are observed differences, or 0."
+                f"Nothing{who} is predicted: scores left out of the fit are predicted no better "
+                "than by the mean score. Attributions are observed differences, or 0."
             )
         if self.constant_tasks:
             found.append(
-                f"Attribution 0 for {_listed(self.constant_tasks)}: in every subset or in none, so "
-                "that no score tells."
+                f"Attribution 0 for {listed(map(repr, self.constant_tasks))}: in every subset or "
+                "in none, so that no score tells."
             )
-        if bool(self.apart.any()):
+        if bool(self.excluded.any()):
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
                 "to it."
             )
         return tuple(found)
+
+    # -- storing --------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
         """Write to ``path`` as safetensors (no pickle); see :func:`ksm_ext.load_surrogate`.
@@ -488,9 +432,64 @@ class Surrogate:
         Raises:
             OSError: If it cannot be written; the message names the path and the cause.
         """
-        from ksm_ext.surrogates.storage import save_surrogate
+        write_state(path, *self.state())
 
-        save_surrogate(self, path)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the surrogate is: tensors by name, and facts that JSON can hold."""
+        tensors = _tensors_of(self, _TENSORS)
+        tensors["masks"] = self.masks.bits if self.masks.binary else self.masks.values
+        tensors["score_variance"] = self.candidates.score_variance
+        for i, term in enumerate(self.kernel_terms):
+            tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
+        for i, linear in enumerate(self.linear_terms):
+            tensors |= _tensors_of(linear, _OF_LINEAR, f"linear.{i}.")
+        return tensors, {
+            **{name: getattr(self, name) for name in _FACTS},
+            "kernels": [term.kernel.describe() for term in self.kernel_terms],
+            "num_linear": len(self.linear_terms),
+            "binary": self.masks.binary,
+            "candidates": [asdict(row) for row in self.candidates],
+            "kind": self.kind.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "solver": None if self.solver is None else asdict(self.solver),
+        }
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> "Surrogate":
+        """The surrogate whose :meth:`state` is given; it answers on the device of the tensors.
+
+        Raises:
+            ValueError: If the parts do not fit each other.
+            LookupError: If one is missing.
+            TypeError: If one is of another kind.
+        """
+        check_state(tensors, facts)
+
+        def part(prefix: str, names: Sequence[str]) -> dict[str, Any]:
+            found = [name for name in names if prefix + name in tensors]
+            return {_CALLED.get(name, name): tensors[prefix + name] for name in found}
+
+        names = {name: tuple(facts[name]) for name in ("task_names", "target_names")}
+        stored, n = tensors["masks"], len(names["task_names"])
+        candidates = tuple(Candidate(**row) for row in facts["candidates"])
+        return cls(
+            masks=Masks.from_bits(stored, n) if facts["binary"] else Masks(stored),
+            kernel_terms=tuple(
+                KernelTerm(from_description(described), **part(f"kernel.{i}.", _OF_KERNEL))
+                for i, described in enumerate(facts["kernels"])
+            ),
+            linear_terms=tuple(
+                LinearTerm(**part(f"linear.{i}.", _OF_LINEAR)) for i in range(facts["num_linear"])
+            ),
+            candidates=CandidateTable(candidates, tensors["score_variance"]),
+            **{"rotation": None, "noise": None, **part("", _TENSORS)},
+            **{name: facts[name] for name in _FACTS} | names,
+            kind=ArrayKind(facts["kind"], stored.device),
+            dtype=getattr(torch, facts["dtype"]),
+            solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
+        )
+
+    # -- describing -----------------------------------------------------------------------------
 
     def __str__(self) -> str:
         """Sizes, kernels and leave-one-out error in a line, and warnings."""
@@ -503,18 +502,14 @@ class Surrogate:
         quality = f"leave-one-out error {float(errors.mean()):.3f} of the variance"
         if len(errors) > 1:
             each = zip(self.target_names, errors.tolist(), strict=True)
-            listed = ", ".join(f"{name} {error:.3f}" for name, error in list(each)[:_SHOWN])
-            more = f", {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-            quality += f", mean over targets ({listed}{more})"
-        noise = self.noise_std
-        if noise is not None:
-            shown = torch.as_tensor(np.asarray(noise)).reshape(-1).tolist()
-            quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown[:_SHOWN])}"
-        targets = "1 target" if len(errors) == 1 else f"{len(errors)} targets"
-        line = (
-            f"Surrogate of {len(self.masks)} subsets, {self.masks.num_tasks} tasks, {targets}: "
-            f"{kernels or 'mean'} ({self.sharing} ridge), {quality}"
-        )
+            single = listed((f"{name} {error:.3f}" for name, error in each), _SHOWN)
+            quality += f", mean over targets ({single})"
+        if self._noise_std is not None:
+            shown = self._noise_std.tolist()[:_SHOWN]
+            quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
+        line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: {kernels or 'mean'} "
+        line += f"({self.sharing} ridge), {quality}"
         return "\n".join([line, *self.warnings])
 
     __repr__ = __str__
@@ -529,11 +524,47 @@ class Surrogate:
     def _loo_error(self) -> Tensor:
         """(t,) see :attr:`loo_error`."""
         squares = (self.residuals / self.unit).square()
-        judged = ~squares.isnan() & ~self.apart
+        judged = ~squares.isnan() & ~self.excluded
         error = torch.where(judged, squares, 0.0).sum(0) / judged.sum(0)
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
         return torch.where(high > low, error, torch.ones_like(error))
+
+    @cached_property
+    def _noise_std(self) -> Tensor | None:
+        """(t,) see :attr:`noise_std`."""
+        if self.noise is None:
+            return None
+        runs = (self.noise / self.unit).square() * self.counts
+        scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
+        return self.unit * (runs.sum(0) / scattered).sqrt()
+
+    @cached_property
+    def rank_correlations(self) -> Tensor:
+        """(t,) Spearman correlation of scores and what predicts them when they are left out.
+
+        0 for a constant prediction.
+        """
+        pairs = zip(self.scores.T, (self.scores - self.residuals).T, strict=True)
+        present = [torch.stack([true, other], 1)[~true.isnan()] for true, other in pairs]
+        found = torch.cat([spearman(pair[:, :1], pair[:, 1:]) for pair in present])
+        return torch.where(self.moved_by((*self.kernel_terms, *self.linear_terms)), found, 0.0)
+
+    @cached_property
+    def is_predicted(self) -> Tensor:
+        """(t,) bool: targets whose scores are predicted better than by the mean when left out.
+
+        See :func:`.candidates.says_something`.
+        """
+        return says_something(self._loo_error, self.rank_correlations)
+
+    def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
+        """(t,) bool: targets to whose predictions one of these terms adds anything."""
+        moved = torch.zeros_like(self.intercept, dtype=torch.bool)
+        for term in terms:
+            weights = term.dual if isinstance(term, KernelTerm) else term.weights  # (m or n, q_g)
+            moved |= (self._rotate_columns(weights, term.columns) != 0).any(0)
+        return moved
 
     @property
     def num_varying(self) -> int:
@@ -563,20 +594,30 @@ class Surrogate:
     def _answered(self) -> Tensor:
         """(m, t) bool: scores that predictions answer with, see :meth:`predict`."""
         if self.noise is not None:
-            return self.own > 0
+            return self.nugget_share > 0
         ends = self.known
         if self._active.binary:
             sizes = self._active.sizes[:, None]
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
-        return ends & (self.own > 0)
+        return ends & (self.nugget_share > 0)
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
-        return self.intercept + self._rescaled(
+        return self.intercept + self.unit * self._assemble(
             len(query),
             lambda term: term.kernel.matmul(query, self._active, term.dual),
             lambda term: query.floats @ term.weights,
         )
+
+    def _with_observed(
+        self,
+        rows: int,
+        of_kernel: Callable[[Kernel, Tensor], Tensor],
+        of_linear: Callable[[LinearTerm], Tensor],
+    ) -> Tensor:
+        """(rows, t) readout of the smooth part with the observed scores, in units of the scores."""
+        smooth = self._assemble(rows, lambda term: of_kernel(term.kernel, term.dual), of_linear)
+        return self.unit * smooth + of_kernel(Identity(), self.nugget_share * self.fit_residuals)
 
     def _rotate(self, latent: Tensor) -> Tensor:
         return latent if self.rotation is None else latent @ self.rotation.T
@@ -587,15 +628,6 @@ class Surrogate:
         full = values.new_zeros(len(values), self._num_latent)
         full[:, columns] = values
         return full
-
-    def _rescaled(
-        self,
-        rows: int,
-        of_kernel: Callable[[KernelTerm], Tensor],
-        of_linear: Callable[[LinearTerm], Tensor],
-    ) -> Tensor:
-        """(rows, t) in units of the scores, see :meth:`_assemble`."""
-        return self.unit * self._assemble(rows, of_kernel, of_linear)
 
     def _assemble(
         self,
@@ -613,12 +645,18 @@ class Surrogate:
             latent[:, linear_term.columns] += of_linear(linear_term)
         return self._rotate(latent)
 
-    def _targets(self, values: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:
+    def _answer(self, values: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:
         """(..., t) float64 as the caller's kind and dtype, without t for (m,) scores."""
         values = values.to(self.dtype)
         if self.single_target:
             return self.kind.restore(values[..., 0], axes)
         return self.kind.restore(values, {**axes, "target": self.target_names})
+
+    def _per_target(self, values: Tensor) -> Any:
+        """(t,) likewise; a number for (m,) scores."""
+        if self.single_target:
+            return self._answer(values[None], {"target": None})[0]
+        return self._answer(values, {})
 
     def _query(self, masks: ArrayLike) -> Masks:
         query = Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
@@ -632,99 +670,29 @@ class Surrogate:
             remedy = "Use predict, or attribute('loo')."
             raise ValueError(message("masks", f"0/1 for {what}", found, remedy))
 
-    # -- kernel terms ---------------------------------------------------------------------------
-
-    @cached_property
-    def _sizes(self) -> tuple[Tensor, Tensor]:
-        """Distinct subset sizes (C,) on the CPU, and each subset's index into them (m,)."""
-        sizes, index = torch.unique(self._active.sizes, return_inverse=True)
-        return sizes.cpu(), index
-
-    def _effects(self, kernel: Kernel, dual: Tensor, readout: Readout) -> Tensor:
-        """(n, q) of ``sum_a dual_a k(., S_a)``: two tables and one product with the masks."""
-        sizes, index = self._sizes
-        tables = effect_tables(kernel, readout, self._active.num_tasks, sizes)
-        inside, outside = (
-            table.to(index.device)[index][:, None] * dual
-            for table in (tables.inside, tables.outside)
-        )  # (m, q)
-        return self._active.transposed_matmul(inside - outside) + outside.sum(0)
-
-    def _effect_functionals(self, kernel: Kernel, readout: Readout) -> Tensor:
-        """(n, m): the readout of ``k(., S_a)`` for every task i and fitted subset a."""
-        sizes, index = self._sizes
-        tables = effect_tables(kernel, readout, self._active.num_tasks, sizes)
-        inside, outside = (t.to(index.device)[index] for t in (tables.inside, tables.outside))
-        return torch.where(self._active.values, inside[:, None], outside[:, None]).T
-
-    def _pair_effects(self, kernel: Kernel, dual: Tensor, readout: Readout) -> Tensor:
-        """(n, n, q): three tables and products with the masks; the diagonal is meaningless."""
-        sizes, index = self._sizes
-        tables = interaction_tables(kernel, readout, self._active.num_tasks, sizes)
-        both, one, neither = (
-            table.to(index.device)[index][:, None] * dual
-            for table in (tables.both, tables.one, tables.neither)
-        )  # (m, q)
-        # s s' both + (s + s' - 2 s s') one + (1 - s)(1 - s') neither, summed over subsets
-        products = self._active.weighted_gram(both - 2 * one + neither)
-        single = self._active.transposed_matmul(one - neither)  # (n, q)
-        return products + single[:, None] + single[None] + neither.sum(0)
-
-    def _pair_functionals(
-        self, kernel: Kernel, readout: Readout, first: Tensor, second: Tensor
-    ) -> Tensor:
-        """(pairs, m): the interaction of ``k(., S_a)``."""
-        sizes, index = self._sizes
-        tables = interaction_tables(kernel, readout, self._active.num_tasks, sizes)
-        by_count = torch.stack([tables.neither, tables.one, tables.both])  # (3, C)
-        w = self._active.values.to(torch.int64)
-        return by_count.to(index.device)[w[:, first] + w[:, second], index[:, None]].T
-
-    def _prediction_functionals(
-        self, kernel: Kernel, query: Masks, term: KernelTerm, answered: Tensor
-    ) -> "Functionals":
-        """``F(S)`` of some subsets.
-
-        With an intercept, ``F(S)`` is taken relative to the mean score, which has residuals of its
-        own, that of S perhaps among them: their variance is ridge / sum of weights.
-        """
-        rows = kernel.gram(query, self._active)  # (l, m)
-        prior = kernel.diagonal(query)
-        if isinstance(kernel, Identity):
-            return Functionals(prior, rows * answered.any(1))
-        if not self.center:
-            return Functionals(prior, rows)
-        weights = self._weights(term)
-        share = weights / weights.sum()  # (m,)
-        mean = kernel.matmul(self._active, None, share[:, None])[:, 0]
-        prior = prior - 2 * rows @ share + share @ mean
-        return Functionals(prior, rows - mean, rows.new_ones(len(rows), 1))
-
     # -- uncertainty ----------------------------------------------------------------------------
 
-    def _weights(self, term: KernelTerm) -> Tensor:
-        """(m,) of all subsets in the fit of a term, 0 for those that are not in it."""
-        weights = self.intercept.new_zeros(len(self.masks))
-        weights[slice(None) if term.rows is None else term.rows] = (
-            1.0 if term.weights is None else term.weights
-        )
-        return weights
-
     @cached_property
-    def _factors(self) -> list[SpectralRidge | KrylovRidge]:
-        """What solves for each kernel term; prepared anew on first use."""
-        factors: list[SpectralRidge | KrylovRidge] = []
-        for term in self.kernel_terms:
-            masks = self._active if term.rows is None else self._active[term.rows]
-            options: dict[str, Any] = {"center": self.center, "weights": term.weights}
-            if self.solver is None:
-                factors.append(SpectralRidge(term.kernel.gram(masks), **options))
-            else:
-                factors.append(KrylovRidge(term.kernel, masks, self.solver, **options))
-        return factors
+    def _fitted(self) -> FittedSubsets:
+        """The fitted subsets as :mod:`.posterior` knows them."""
+        noise = None if self.noise is None else (self.noise / self.unit).square()
+        if noise is not None and self.rotation is not None:
+            noise = noise @ self.rotation.square()
+        exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
+        return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
+
+    def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
+        """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
+        masks, order = self._active, tasks.shape[1]
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            prior = prior_variance(kernel, readout, masks.num_tasks, order)
+            return Functionals(prior, functionals(masks, kernel, readout, tasks[rows]))
+
+        return self._std(len(tasks), of_rows)
 
     def _std(
-        self, count: int, functionals: Callable[[Kernel, slice, KernelTerm], "Functionals"]
+        self, count: int, of_rows: Callable[[Kernel, slice, KernelTerm], Functionals]
     ) -> Tensor:
         """(count, t) posterior standard deviations in units of the scores, some rows at a time."""
         if not self._is_covered:
@@ -732,98 +700,24 @@ class Surrogate:
             found = "a surrogate saved without the uncertainty of a mean, lasso or least squares"
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
-        # what is not known to be exact may all be noise, as far as leaving out can tell
-        doubtful = (self.own > 0) & ~self.known & ~self.apart  # (m, t)
+        # observed scores that are not known to be exact: leaving out cannot tell them from noise
+        inexact = (self.nugget_share > 0) & ~self.known & ~self.excluded  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
             latent = self.unit.new_zeros(rows.stop - rows.start, self._num_latent)
-            for term, factor in zip(self.kernel_terms, self._factors, strict=True):
-                smooth, seen = (
-                    functionals(kernel, rows, term) for kernel in (term.kernel, Identity())
+            for term in self.kernel_terms:
+                smooth, observed = (
+                    of_rows(kernel, rows, term) for kernel in (term.kernel, Identity())
                 )
-                latent[:, term.columns] = self._variance(term, factor, smooth, seen)
+                factor = term.factored(self._active, center=self.center, solver=self.solver)
+                latent[:, term.columns] = self._fitted.variance(term, factor, smooth, observed)
             variance = latent if self.rotation is None else latent @ self.rotation.square().T
             if self.noise is None:
-                doubt = seen.of_fitted.square() @ doubtful.to(torch.float64)
-                variance = variance + self._loo_error * doubt
+                squares = observed.of_fitted.square() @ inexact.to(torch.float64)
+                variance = variance + self._loo_error * squares
             parts.append(self.unit * variance.sqrt())
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
-
-    def _variance(
-        self,
-        term: KernelTerm,
-        factor: SpectralRidge | KrylovRidge,
-        smooth: "Functionals",
-        seen: "Functionals",
-    ) -> Tensor:
-        """(rows, q_g) of the module's head, the term's columns, but for doubt in the scores."""
-        fitted = slice(None) if term.rows is None else term.rows
-        weights = self._weights(term)[fitted]
-        rows, prior, on_mean = self._without_apart(term, smooth, seen)
-        if term.own is None:  # all of the ridge of a score that is known, and nothing of others
-            own_ridge = term.ridge
-            known = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
-            exact = seen.of_fitted[:, fitted] * (known[fitted] / weights)
-            others = (exact * seen.of_fitted[:, fitted]).sum(1, keepdim=True)
-        else:
-            own_ridge = term.ridge * term.own
-            exact = seen.of_fitted[:, fitted]  # L_a
-            left = self.apart.any(1) & (self._weights(term) == 0)  # these scores are settled
-            others = seen.prior_column() - seen.of_fitted[:, left].square().sum(1, keepdim=True)
-        if on_mean is not None:  # the mean score has a residual, with parts of these scores in it
-            share = weights / weights.sum()
-            prior = prior + on_mean.square() * term.ridge / weights.sum()
-            prior = prior - 2 * own_ridge * on_mean * (exact @ share)[:, None]
-        explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, own_ridge)
-        variance = (prior + own_ridge * others - explained).clamp_min(0.0) * term.signal_variance
-        if term.own is None:
-            return variance
-        # a ridge shared with others may stand for less than the noise of a target
-        noise = self._noise(term)[fitted]  # (rows, q_g)
-        level = (weights[:, None] * noise).mean(0)
-        counted = (term.ridge - own_ridge) * term.signal_variance
-        missed = (1 - counted / level.clamp_min(1e-300)).clamp(0.0, 1.0)
-        missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
-        if not bool(missed.any()):
-            return variance
-        rest = missed * noise
-        return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, own_ridge, rest)
-
-    def _noise(self, term: KernelTerm) -> Tensor:
-        """(m, q_g) known variance of the noise of each score, of the columns of a term."""
-        assert self.noise is not None
-        squares = (self.noise / self.unit).square()
-        if self.rotation is not None:
-            squares = squares @ self.rotation.square()
-        return squares[:, term.columns]
-
-    def _without_apart(
-        self, term: KernelTerm, smooth: "Functionals", seen: "Functionals"
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``L K``, ``L k L^T`` and the part of the mean score, without what was set apart.
-
-        The score of an empty subset that was set apart is what it is: only the rest of L is
-        uncertain. That no longer ignores constants, so it is taken relative to the mean score.
-        """
-        rows, prior, on_mean = smooth.of_fitted, smooth.prior_column(), smooth.on_mean
-        if term.rows is None or on_mean is not None:
-            return rows, prior, on_mean
-        left = torch.ones(len(self.masks), dtype=torch.bool, device=rows.device)
-        left[term.rows] = False
-        weights = self._weights(term)
-        share = (weights / weights.sum())[:, None] * float(self.center)  # (m, 1)
-        for place in (left & self.apart.any(1)).nonzero()[:, 0].tolist():
-            point = self._active[place : place + 1]
-            weight = seen.of_fitted[:, place, None]
-            mean = term.kernel.matmul(self._active, None, share)  # (m, 1)
-            moved = mean.T - term.kernel.gram(point, self._active)  # (1, m), of mean minus point
-            change = rows @ share - rows[:, place, None]
-            size = moved @ share - moved[:, place, None]
-            prior = prior + 2 * weight * change + weight.square() * size
-            rows = rows + weight * moved
-            on_mean = -weight if self.center else None
-        return rows, prior, on_mean
 
     def _attribute_weights(self, readout: str, return_std: bool) -> Any:
         if readout != "loo" or return_std:
@@ -839,32 +733,25 @@ class Surrogate:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
         points = Masks(torch.cat([mean[None], without]))
         values = self._smooth(points)
-        effects = self._of_all_tasks(values[:1] - values[1:])
-        return self._targets(effects, {"task": self.task_names})
+        differences = self._of_all_tasks(values[:1] - values[1:])
+        return self._answer(differences, {"task": self.task_names})
 
 
-@dataclass(frozen=True, eq=False)
-class Functionals:
-    """Linear functionals L of the surrogate's kernel, a row each.
+def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogate:
+    """Read a surrogate written by :meth:`Surrogate.save`.
 
-    Attributes:
-        prior: ``L k L^T``, a number or (rows,).
-        of_fitted: (rows, m) ``L K``; for :class:`Identity`, the weight of each fitted subset.
-        on_mean: (rows, 1) how much of the mean score was taken out of L, where L does not ignore
-            constants.
+    Args:
+        path: The file.
+        device: Where the surrogate lives; answers in the kind ``torch`` come back there.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds something else.
     """
-
-    prior: float | Tensor
-    of_fitted: Tensor
-    on_mean: Tensor | None = None
-
-    def prior_column(self) -> Tensor:
-        """(rows, 1)."""
-        prior = torch.as_tensor(self.prior, dtype=torch.float64, device=self.of_fitted.device)
-        return prior.expand(len(self.of_fitted))[:, None]
+    return read_state(path, device, Surrogate.from_state)
 
 
-def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
+    """The attributes of these names that are not None."""
+    found = {prefix + name: getattr(part, _CALLED.get(name, name)) for name in names}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}

@@ -91,8 +91,8 @@ def _decay_coefficient(kernel: Kernel, n: int, order: int) -> float:
 
 def _overlap_coefficient(kernel: Kernel, masks: Masks, order: int) -> Tensor:
     """``g_d(|a|)`` of the kernel's overlap part for every fitted subset, (m, 1)."""
-    sizes, index = torch.unique(masks.sizes, return_inverse=True)
-    values = mean_difference(kernel, "banzhaf", masks.num_tasks, order, sizes.cpu())
+    sizes, index = masks.distinct_sizes
+    values = mean_difference(kernel, "banzhaf", masks.num_tasks, order, sizes)
     return (values * 0.5**order).to(index.device)[index][:, None]
 
 

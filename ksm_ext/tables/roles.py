@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ksm_ext.checks import message
+from ksm_ext.checks import listed, message
 from ksm_ext.tables.files import Columns, is_text
 
 Role = Literal["task", "target", "key", "ignored"]
@@ -101,12 +101,6 @@ class Column:
     reason: str
 
 
-def listed(names: Iterable[str], shown: int = _SHOWN) -> str:
-    """Names in a line, the first few of many."""
-    names = list(names)
-    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
-
-
 def role_table(columns: Iterable[Column]) -> str:
     """Every role and reason on a line, with the columns that have it; a name stays on its line."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -116,7 +110,7 @@ def role_table(columns: Iterable[Column]) -> str:
     heads = [f"{role} ({reason})" for role, reason in groups]
     width = max(map(len, heads), default=0)
     return "\n".join(
-        f"  {head:{width}}  {listed(names, 20)}" + (f" ({len(names):,})" if names[20:] else "")
+        f"  {head:{width}}  {listed(names, 20)}"
         for head, names in zip(heads, groups.values(), strict=True)
     )
 
@@ -146,7 +140,7 @@ def name_columns(
             found = [part] if part in exact else list(globbed)
             there = (n for n in elsewhere if n == part or fnmatchcase(n, part))
             if not found and not (role == "ignored" and any(there)):
-                expected = f"among the columns {listed(known)} of {where}"
+                expected = f"among the columns {listed(known, _SHOWN)} of {where}"
                 remedy = "Mind its spelling, and which of two files is SCORES and which `--masks`."
                 raise ValueError(message(ARGUMENTS[role], expected, repr(part), remedy))
             for name in found:
@@ -390,7 +384,7 @@ def _doubt(
     if shares and not alone:
         remedy += _NAME_WEIGHTS
     expected = " or ".join(f"{role}s" for role in open_roles) + " beyond doubt, or named"
-    return ValueError(message(f"the columns of {where}", expected, listed(seen), remedy))
+    return ValueError(message(f"the columns of {where}", expected, listed(seen, _SHOWN), remedy))
 
 
 def _may_be_score(name: str, columns: Columns) -> bool:

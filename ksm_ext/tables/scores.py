@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import check_choice, message
+from ksm_ext.arrays import checked_names
+from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
 from ksm_ext.surrogates.options import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
@@ -39,7 +40,6 @@ from ksm_ext.tables.roles import (
     assign_roles,
     check_filled,
     check_numeric,
-    listed,
     name_columns,
     one_column_per_task,
     role_table,
@@ -78,7 +78,8 @@ class ScoreTable:
         """Sizes and names in one line."""
         tasks, targets = (listed(names, 4) for names in (self.task_names, self.target_names))
         m, n, t = len(self.masks), len(self.task_names), len(self.target_names)
-        return f"{m:,} subsets of {n:,} tasks ({tasks}), {t:,} targets ({targets})"
+        subsets = f"{counted(m, 'subset')} of {counted(n, 'task')} ({tasks})"
+        return f"{subsets}, {counted(t, 'target')} ({targets})"
 
     def role_table(self) -> str:
         """The columns by role and reason, a line for each."""
@@ -296,7 +297,7 @@ def _key(
     ]
     if key is not None:
         if key not in shared or len(tables) == 1:
-            expected = f"a column of both tables ({listed(shared) or 'none is'})"
+            expected = f"a column of both tables ({listed(shared, 12) or 'none is'})"
             raise ValueError(message("key", expected, repr(key), "Mind its spelling."))
         return key
     if len(shared) < 2:
@@ -313,7 +314,7 @@ def _key(
             "(`--tasks`, `--targets`, `--ignore`)."
         )
         expected = "one column that joins the two tables"
-        raise ValueError(message("key", expected, f"several: {listed(shared)}", remedy))
+        raise ValueError(message("key", expected, f"several: {listed(shared, 12)}", remedy))
     return same[0]
 
 
@@ -445,15 +446,11 @@ def _names_of(names: np.ndarray | None, what: str, count: int) -> list[str]:
     """Names of ``count`` columns, their numbers by default."""
     if names is None:
         return [str(index) for index in range(count)]
-    remedy = "Give one name per column, each once."
-    if names.ndim != 1 or len(names) != count:
-        found = str(len(names)) if names.ndim == 1 else f"{names.ndim} dimensions"
-        raise ValueError(message(what, f"{count} names", found, remedy))
-    given = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names.tolist()]
-    if len(set(given)) < count:
-        twice = next(name for name in given if given.count(name) > 1)
-        raise ValueError(message(what, "all different", repr(twice), remedy))
-    return given
+    if names.ndim != 1:
+        remedy = "Give a list of names."
+        raise ValueError(message(what, f"{count} names", f"{names.ndim} dimensions", remedy))
+    given = [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names.tolist()]
+    return list(checked_names(what, given, count))
 
 
 def _rectangular(rows: list[Any]) -> np.ndarray:

@@ -57,6 +57,16 @@ def test_columns_are_named_by_names_globs_and_repeated_options(there):
     assert load_surrogate("mine").task_names == ("wiki", "code")
 
 
+def test_quiet_shows_no_products_of_conjugate_gradients(there, monkeypatch, capsys):
+    monkeypatch.setattr("ksm_ext.surrogates.fit.MAX_DIRECT", 20)
+    monkeypatch.setattr("ksm_ext.cli.commands.on_a_terminal", lambda: True)
+    call = ["fit", "scores.csv", "--kernel", "rbf", "-o", "mine"]
+    assert main([*call, "--quiet"]) == 0
+    assert load_surrogate("mine").solver is not None and capsys.readouterr() == ("", "")
+    assert main(call) == 0
+    assert " products" in capsys.readouterr().err
+
+
 def test_weights_and_keys(there, capsys):
     shares = pd.DataFrame((0.5 * MASKS).numpy(), columns=TASKS).assign(index=range(24), b=range(24))
     shares[::-1].to_csv("shares.csv", index=False)

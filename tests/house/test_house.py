@@ -98,6 +98,21 @@ def test_errors_have_the_one_form(path):
             assert any(maker in raised for maker in ["message(", *makers]), f"line {node.lineno}"
 
 
+@every_module
+def test_progress_is_shown_where_it_is_asked_for(path):
+    """By an argument of one name and default; it is nothing that an object keeps for others."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.args, *node.args.kwonlyargs]
+            given = [None] * (len(node.args.args) - len(node.args.defaults))
+            defaults = [*given, *node.args.defaults, *node.args.kw_defaults]
+            for argument, default in zip(arguments, defaults, strict=True):
+                shown = argument.arg == "progress" and default is not None
+                assert not shown or ast.unparse(default) == "False", f"line {node.lineno}"
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "progress":
+            assert node.value is None, f"line {node.lineno}"
+
+
 def test_names_of_modules():
     stems = {path.stem for path in MODULES}
     assert not stems & {"utils", "helpers", "common", "base", "manager"}

@@ -35,7 +35,7 @@ from ksm_ext import (
     selection,
     subsets,
 )
-from ksm_ext.arrays import Kind, aligned, as_tensor
+from ksm_ext.arrays import ArrayKind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, projected_influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
@@ -196,7 +196,7 @@ def test_kinds_of_tables_are_no_information(problem, kind):
         "float32": lambda table: table.float(),
     }[kind]
     one, other = fitted(problem), fitted((as_kind(masks), as_kind(scores), kernel))
-    assert other.kind == Kind.of(as_kind(scores))
+    assert other.kind == ArrayKind.of(as_kind(scores))
     answer = as_tensor("answer", other.attribute("banzhaf"))
     close(answer.double(), one.attribute("banzhaf"), 1e-5 if kind == "float32" else 1e-12)
 
@@ -598,6 +598,12 @@ def test_noise_is_what_differs_within_a_subset(m, seed, shift):
     offsets = subsets.identical_subsets(masks)[:, None] * shift
     close(evaluation.retrain_noise(masks, scores + offsets), noise, 1e-9)
     assert (evaluation.retrain_noise(masks, scores.new_ones(2 * m, 1)) == 0).all()
+    numbers, first = subsets.distinct_rows(masks)
+    assert torch.equal(masks[first][numbers], masks) and (first.diff() > 0).all()
+    runs = scores, numbers, torch.ones_like(scores, dtype=torch.bool)
+    means, counts, deviation = evaluation.pooled_runs(*runs)
+    close(deviation.square(), noise, 1e-9)
+    close((means * counts).sum(0), scores.sum(0), 1e-9)
 
 
 # Choosing tasks

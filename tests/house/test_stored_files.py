@@ -143,7 +143,7 @@ def test_the_files_differ_in_what_they_hold():
     assert loaded["component"].rotation is not None and loaded["component"].solver is None
     assert loaded["cg"].solver is not None and loaded["auto"].kind.name == "numpy"
     assert loaded["lasso"].linear_terms and loaded["least_squares"].linear_terms
-    assert bool(loaded["apart"].apart.any()) and loaded["noise"].noise is not None
+    assert bool(loaded["apart"].excluded.any()) and loaded["noise"].noise is not None
     assert bool(loaded["apart"].known.any()) and bool(loaded["apart"].scores.isnan().any())
     assert not loaded["weights"].masks.binary and math.isfinite(float(loaded["weights"].loo_error))
     assert sum(file.stat().st_size for file in DATA.rglob("*.*")) < 200_000

@@ -363,6 +363,8 @@ def test_the_global_random_state_is_left_alone():
 
 def test_the_progress_bar(capsys):
     collect_features(mlp(), table(), log_odds, batch_size=4)
+    assert capsys.readouterr().err == ""
+    collect_features(mlp(), table(), log_odds, batch_size=4, progress=True)
     assert "11/11" in capsys.readouterr().err
 
 

@@ -246,7 +246,7 @@ def test_attributions_in_one_call():
     drawn = attribute_tasks(linear(), data(), data()[0], num_subsets=8, progress=False)
     assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
     assert not drawn.exhaustive and not result.exhaustive
-    assert str(result) == "Attributions of 4 tasks to 1 targets from 16 subsets"
+    assert str(result) == "Attributions of 4 tasks to 1 target from 16 subsets"
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 10])

@@ -119,9 +119,9 @@ def test_progress_is_a_bar_that_starts_at_what_is_done(tmp_path, capsys):
     store = tmp_path / "runs.sqlite"
     quiet(train, MASKS[:2], store=store)
     assert capsys.readouterr().err == ""
-    retrain_scores(train, MASKS, store=store)
+    retrain_scores(train, MASKS, store=store, progress=True)
     assert "2/6" in capsys.readouterr().err
-    retrain_scores(train, MASKS, store=store)
+    retrain_scores(train, MASKS, store=store, progress=True)
     assert capsys.readouterr().err == ""
 
 

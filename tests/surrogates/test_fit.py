@@ -415,14 +415,19 @@ REFUSED = {
     "all full": ([[1, 1]] * 8, F, {}, "`masks` must be .*, got the full subset 8 times. Draw"),
     "all same": ([[0, 1]] * 8, F, {}, "`masks` must be .*, got the same subset 8 times. Draw"),
     "same mixture": ([[0.2, 0.8]] * 8, F, {}, "`masks` must be .*, got the same subset 8 times."),
-    "task names": (M, F, {"task_names": ["a"]}, "`task_names` must be 4 names, got 1. Give one"),
+    "task names": (
+        M,
+        F,
+        {"task_names": ["a"]},
+        "`task_names` must be 4 different names, got 1. Give",
+    ),
     "task twice": (
         M,
         F,
         {"task_names": list("abca")},
-        "`task_names` must be all different, got 'a' more than once. Rename",
+        "`task_names` must be 4 different names, got 'a' more than once. Give",
     ),
-    "target names": (M, F, {"target_names": []}, "`target_names` must be 1 names, got 0. Give one"),
+    "target names": (M, F, {"target_names": []}, "`target_names` must be 1 different names, got 0"),
     "kernel": (M, F, {"kernel": "gauss"}, "`kernel` must be 'auto', one of .*, got 'gauss'. Pass"),
     "kernel sum": (M, F, {"kernel": "linear+"}, "`kernel` must be 'auto', one of .*, got 'linear"),
     "no kernel": (M, F, {"kernel": []}, "`kernel` must be at least one kernel, got an empty list."),
@@ -487,3 +492,13 @@ def test_too_many_subsets_are_refused_before_the_work():
     )
     with pytest.raises(ValueError, match=expected):
         fit_surrogate(masks, torch.randn(20_001), solver="eigh")
+
+
+def test_a_generator_of_kernels_is_a_list_of_them():
+    """Read once, though a fit asks for its kernels several times."""
+    masks, scores = np.array(M), np.array(F)
+    options = {"noise_std": np.linspace(0.01, 0.5, len(masks)), "share_ridge": True}
+    given = fit_surrogate(masks, scores, kernel=(name for name in ["linear", "rbf"]), **options)
+    listed = fit_surrogate(masks, scores, kernel=["linear", "rbf"], **options)
+    assert str(given.candidates) == str(listed.candidates)
+    np.testing.assert_array_equal(given.predict(masks), listed.predict(masks))

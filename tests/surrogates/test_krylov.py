@@ -16,15 +16,15 @@ from ksm_ext import (
     load_surrogate,
     subsets,
 )
-from ksm_ext.surrogates import choice, fit
+from ksm_ext.surrogates import fit, search
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.krylov import KrylovRidge, Preconditioner, pivoted_cholesky
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
 
 M, N, T = 500, 24, 3
-TIGHT = ConjugateGradients(rank=60, tolerance=1e-10, progress=False)
-USUAL = ConjugateGradients(rank=60, progress=False)
+TIGHT = ConjugateGradients(rank=60, tolerance=1e-10)
+USUAL = ConjugateGradients(rank=60)
 KERNELS = [RBF(gamma=0.1), Exponential(gamma=0.4), ANOVA2(0.3), Linear(), Linear() + RBF(gamma=0.2)]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
@@ -70,7 +70,7 @@ def test_the_same_ridge_gives_the_same_surrogate(kernel, center):
 def test_the_normal_equations_hold_to_the_tolerance(center):
     masks, scores = problem()
     kernel = RBF(gamma=0.1)
-    settings = ConjugateGradients(rank=30, tolerance=1e-7, progress=False)
+    settings = ConjugateGradients(rank=30, tolerance=1e-7)
     found = fit_surrogate(masks, scores, kernel=kernel, ridge=0.05, center=center, solver=settings)
     (term,) = found.kernel_terms
     h = centring(M) if center else torch.eye(M).double()
@@ -105,9 +105,8 @@ def test_the_ridge_is_the_one_of_exact_residuals(kernel, share_ridge):
 
 
 def test_many_kernels_are_screened_on_a_sample(monkeypatch):
-    for module in (fit, choice):
-        monkeypatch.setattr(module, "CROSSED_FROM", 200)
-    monkeypatch.setattr(fit, "_SAMPLE_ROWS", 150)
+    monkeypatch.setattr(search, "MANY_SUBSETS", 200)
+    monkeypatch.setattr(search, "_SAMPLE_ROWS", 150)
     masks, scores = problem(m=400)
     masks, scores, held, truth = masks[:300], scores[:300], masks[300:], scores[300:]
     options = {"kernel": ["linear", "anova2", "rbf"], "share_ridge": True}
@@ -123,7 +122,7 @@ def test_leave_one_out_residuals_are_close(kernel):
     masks, scores = problem()
     options = {"kernel": kernel, "ridge": 1.0}
     exact = fit_surrogate(masks, scores, solver="eigh", **options)
-    many = ConjugateGradients(rank=60, num_probes=64, progress=False)
+    many = ConjugateGradients(rank=60, num_probes=64)
     found = fit_surrogate(masks, scores, solver=many, **options)
     difference = (found.loo_residuals - exact.loo_residuals).norm() / exact.loo_residuals.norm()
     assert difference < 0.1
@@ -136,7 +135,7 @@ def test_the_diagonal_is_exact_where_the_preconditioner_is():
     masks, scores = problem(m=120)
     kernel = RBF(gamma=0.1)
     spectral = SpectralRidge(kernel.gram(Masks(masks)))
-    krylov = KrylovRidge(kernel, Masks(masks), ConjugateGradients(progress=False))
+    krylov = KrylovRidge(kernel, Masks(masks), ConjugateGradients())
     y = krylov.rotate(scores)
     krylov.solve(torch.cat([y, krylov.probes], 1), 0.1, 1e-10)
     expected = spectral.leave_one_out(spectral.rotate(scores), 0.1)
@@ -168,9 +167,7 @@ def test_deviations_are_those_of_the_factorisation_and_never_smaller(share_ridge
 def test_fewer_subsets_than_tasks():
     masks, scores = problem(m=60, n=200)
     options = {"kernel": RBF(gamma=0.02), "ridge": 0.1}
-    found = fit_surrogate(
-        masks, scores, solver=ConjugateGradients(rank=10, progress=False), **options
-    )
+    found = fit_surrogate(masks, scores, solver=ConjugateGradients(rank=10), **options)
     exact = fit_surrogate(masks, scores, solver="eigh", **options)
     close(found.attribute("shapley"), exact.attribute("shapley"), 1e-5)
 
@@ -180,7 +177,7 @@ def test_repeated_subsets_and_a_tiny_ridge():
     assert len(torch.unique(masks, dim=0)) < 150
     options = {"kernel": ANOVA2(0.3), "ridge": 1e-5}  # condition number 1e9
     exact = fit_surrogate(masks, scores, solver="eigh", **options)
-    settings = ConjugateGradients(rank=60, tolerance=1e-8, progress=False)
+    settings = ConjugateGradients(rank=60, tolerance=1e-8)
     found = fit_surrogate(masks, scores, solver=settings, **options)
     close(found.predict(masks), exact.predict(masks), 1e-5)
 
@@ -221,7 +218,7 @@ def test_the_seed_decides_to_the_bit():
             masks,
             scores,
             kernel=RBF(gamma=0.1),
-            solver=ConjugateGradients(rank=20, seed=seed, progress=False),
+            solver=ConjugateGradients(rank=20, seed=seed),
         )
         for seed in (0, 0, 1)
     )
@@ -258,7 +255,7 @@ def test_no_gram_matrix_is_formed(monkeypatch):
         return gram(self, x, y)
 
     monkeypatch.setattr(Kernel, "gram", counted)
-    monkeypatch.setattr(fit, "_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(search, "_SAMPLE_ROWS", 100)
     found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), share_ridge=True, solver=USUAL)
     found.attribute("shapley", return_std=True)
     assert max(sizes) <= 400 * 64
@@ -283,6 +280,20 @@ def test_a_saved_surrogate_answers_alike(tmp_path):
     values, deviations = found.attribute("shapley", return_std=True)
     again = loaded.attribute("shapley", return_std=True)
     assert torch.equal(again[0], values) and torch.equal(again[1], deviations)
+
+
+def test_one_switch_shows_products(capsys):
+    """And none is shown again when the surrogate is asked."""
+    masks, scores = problem(m=80)
+    for progress in (False, True):
+        options = {"kernel": RBF(gamma=0.1), "solver": USUAL, "progress": progress}
+        surrogate = fit_surrogate(masks, scores, **options)
+        assert ("products" in capsys.readouterr().err) == progress
+        surrogate.attribute("loo", return_std=True)
+        surrogate.predict(masks, return_std=True)
+        assert capsys.readouterr().err == ""
+    fit_surrogate(masks, scores, kernel="auto", share_ridge=False, solver="cg")
+    assert capsys.readouterr().err == ""
 
 
 # -- parts --------------------------------------------------------------------------------------
@@ -352,7 +363,7 @@ def test_what_cannot_be_done_is_said():
         ValueError, match="`kernel` must be a kernel or 'lasso' with conjugate grad"
     ):
         fit_surrogate(masks, scores, kernel="least_squares", solver="cg")
-    short = ConjugateGradients(rank=1, max_steps=1, progress=False)
+    short = ConjugateGradients(rank=1, max_steps=1)
     message = r"`ridge` must be large enough for conjugate gradients to converge, got 1e-06, which"
     with pytest.raises(RuntimeError, match=message):
         fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), ridge=1e-6, solver=short)

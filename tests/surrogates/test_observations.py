@@ -21,7 +21,7 @@ from ksm_ext.surrogates.observations import MIN_REPEATS, observe
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=8)
 SEEDS = st.integers(0, 10**6)
 READOUTS = ("loo", "shapley", "banzhaf")
-CG = ConjugateGradients(rank=40, tolerance=1e-9, progress=False)
+CG = ConjugateGradients(rank=40, tolerance=1e-9)
 
 
 def normal(seed, *shape):
@@ -323,7 +323,7 @@ def test_deviations_with_known_noise_are_those_of_dense_algebra(readout, noise):
     (term,) = surrogate.kernel_terms
     query = reference.all_subsets(n)
     gram = term.kernel.gram(surrogate._query(query))
-    own = float(term.own * term.ridge)
+    own = float(term.nugget_share * term.ridge)
     prior = gram + own * torch.eye(32).double()
     fitted = torch.tensor([int((query == mask).all(1).nonzero()) for mask in masks])
     left = float(term.ridge) - own
@@ -409,9 +409,9 @@ def test_an_empty_subset_is_judged_beside_missing_scores(holes):
     scores[-1] = -300.0
     scores[holes, 1] = torch.nan
     surrogate = fit_surrogate(masks, scores, missing="drop")
-    assert surrogate.apart[-1].all() and (surrogate.loo_error < 1).all()
+    assert surrogate.excluded[-1].all() and (surrogate.loo_error < 1).all()
     single = fit_surrogate(masks, scores[:, 1], missing="drop")
-    assert single.apart[-1].all()
+    assert single.excluded[-1].all()
     value, std = single.predict(masks[-1:], return_std=True)
     assert float(value) == pytest.approx(-300) and float(std) == 0.0
 
@@ -467,9 +467,9 @@ def test_deviations_beside_an_empty_subset_are_those_of_dense_algebra(readout, c
     scores[-1] = -500.0
     options = {"kernel": Exponential(0.4), "noise_std": 0.3, "center": center}
     surrogate = fit_surrogate(masks, scores, **options)
-    assert surrogate.apart[-1].all()
+    assert surrogate.excluded[-1].all()
     (term,) = surrogate.kernel_terms
-    own = float(term.own * term.ridge)
+    own = float(term.nugget_share * term.ridge)
     prior = term.kernel.gram(surrogate._query(query)) + own * torch.eye(32).double()
     fitted = torch.tensor([int((query == mask).all(1).nonzero()) for mask in inner])
     functionals = reference.effect_functionals(n, readout).clone()
@@ -486,7 +486,7 @@ def test_a_convention_for_the_empty_subset_is_no_data_point():
     scores = 10.0 + masks.double() @ normal(0, 8) * 0.1
     with_empty = torch.cat([masks, torch.zeros(1, 8, dtype=torch.bool)])
     surrogate = fit_surrogate(with_empty, torch.cat([scores, torch.zeros(1).double()]))
-    assert surrogate.apart.sum() == 1 and "empty subset" in str(surrogate)
+    assert surrogate.excluded.sum() == 1 and "empty subset" in str(surrogate)
     assert float(surrogate.loo_error) < 0.2
     without = fit_surrogate(masks, scores)
     query = subsets.mixed_sizes(8, 40, seed=9)
@@ -494,7 +494,7 @@ def test_a_convention_for_the_empty_subset_is_no_data_point():
     assert float(surrogate.predict(with_empty[-1:])) == pytest.approx(0.0, abs=1e-9)
     smooth = masks.double() @ normal(0, 8) * 0.1
     continued = fit_surrogate(with_empty, torch.cat([smooth, torch.zeros(1).double()]))
-    assert not continued.apart.any()
+    assert not continued.excluded.any()
 
 
 # -- missing scores, constant tasks, what is kept -----------------------------------------------

@@ -17,10 +17,8 @@ from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.readouts import (
     READOUTS,
-    effect_prior_variance,
-    effect_tables,
-    interaction_prior_variance,
-    interaction_tables,
+    prior_variance,
+    tables,
 )
 
 KERNELS = [
@@ -116,12 +114,10 @@ def test_prior_variances_equal_enumeration(kernel, n):
     prior = kernel.gram(Masks.of(subsets(n)))
     for readout in READOUTS:
         expected = effects(n, readout)[0] @ prior @ effects(n, readout)[0]
-        assert effect_prior_variance(kernel, readout, n) == pytest.approx(
-            expected.item(), rel=1e-10
-        )
+        assert prior_variance(kernel, readout, n, 1) == pytest.approx(expected.item(), rel=1e-10)
         if n > 1:
             expected = pairs(n, readout)[0] @ prior @ pairs(n, readout)[0]
-            value = interaction_prior_variance(kernel, readout, n)
+            value = prior_variance(kernel, readout, n, 2)
             assert value == pytest.approx(expected.item(), rel=1e-9, abs=1e-11)
 
 
@@ -252,19 +248,19 @@ def sizes_of(n):
 def test_many_tasks_beta_function(n):
     """r = 0: E[q^a (1-q)^b] = a! b! / (a + b + 1)!, exact integers."""
     sizes = sizes_of(n) if n > 20 else torch.arange(1, n)
-    tables = effect_tables(Indicator(), "shapley", n, sizes)
-    second = interaction_tables(Indicator(), "shapley", n, sizes[sizes >= 2])
+    outside, inside = tables(Indicator(), "shapley", n, 1, sizes)
+    _, one, both = tables(Indicator(), "shapley", n, 2, sizes[sizes >= 2])
 
     def beta(a, b):
         return float(Fraction(1, (a + b + 1) * math.comb(a + b, a)))
 
     for at, c in enumerate(sizes.tolist()):
         near = {"rel": 1e-10, "abs": 1e-300}
-        assert tables.inside[at].item() == pytest.approx(beta(c - 1, n - c), **near)
-        assert tables.outside[at].item() == pytest.approx(-beta(c, n - 1 - c), **near)
+        assert inside[at].item() == pytest.approx(beta(c - 1, n - c), **near)
+        assert outside[at].item() == pytest.approx(-beta(c, n - 1 - c), **near)
     for at, c in enumerate(sizes[sizes >= 2].tolist()):
-        assert second.both[at].item() == pytest.approx(beta(c - 2, n - c), **near)
-        assert second.one[at].item() == pytest.approx(-beta(c - 1, n - 1 - c), **near)
+        assert both[at].item() == pytest.approx(beta(c - 2, n - c), **near)
+        assert one[at].item() == pytest.approx(-beta(c - 1, n - 1 - c), **near)
 
 
 @pytest.mark.parametrize("r", [0.2, 0.9, 0.9999])
@@ -273,11 +269,11 @@ def test_many_tasks_slow_quadrature(n, r):
     rate = -math.log(r)
     sizes = sizes_of(n)
     c = sizes.double()[:, None]
-    tables = effect_tables(RBF(gamma=rate), "shapley", n, sizes)
+    outside, inside = tables(RBF(gamma=rate), "shapley", n, 1, sizes)
     expected = -math.expm1(-rate) * slow_context_mean(rate, c - 1, n - c)
-    torch.testing.assert_close(tables.inside, expected, rtol=1e-10, atol=1e-300)
+    torch.testing.assert_close(inside, expected, rtol=1e-10, atol=1e-300)
     expected = math.expm1(-rate) * slow_context_mean(rate, c, n - 1 - c)
-    torch.testing.assert_close(tables.outside, expected, rtol=1e-10, atol=1e-300)
+    torch.testing.assert_close(outside, expected, rtol=1e-10, atol=1e-300)
 
 
 @every_kernel
@@ -285,19 +281,17 @@ def test_many_tasks_slow_quadrature(n, r):
 def test_many_tasks_are_finite(kernel, readout):
     n = 1500
     sizes = torch.tensor([0, 1, n // 2, n])
-    tables = effect_tables(kernel, readout, n, sizes)
-    second = interaction_tables(kernel, readout, n, sizes)
-    for table in (tables.inside, tables.outside, second.both, second.one, second.neither):
-        assert table.isfinite().all()
+    for order in (1, 2):
+        assert tables(kernel, readout, n, order, sizes).isfinite().all()
     if len(kernel.decays()) < 2:
-        assert math.isfinite(effect_prior_variance(kernel, readout, n))
+        assert math.isfinite(prior_variance(kernel, readout, n, 1))
 
 
 @pytest.mark.parametrize("n", [128, 129, 2000])
 def test_shapley_prior_variance_of_many_tasks(n):
     """For the indicator it is sum_c 2 / (n^2 C(n-1, c)): exact integers."""
     exact = sum(Fraction(2, n * n * math.comb(n - 1, c)) for c in range(n))
-    value = effect_prior_variance(Indicator(), "shapley", n)
+    value = prior_variance(Indicator(), "shapley", n, 1)
     assert value == pytest.approx(float(exact), rel=1e-10)
 
 
@@ -311,7 +305,7 @@ def test_ten_thousand_tasks():
     small = fit_surrogate(masks[:8], dual[:8, 0], kernel=RBF(gamma=gamma), ridge=0.01)
     term = replace(small.kernel_terms[0], dual=dual - dual.mean())
     every = torch.ones(n, dtype=torch.bool)
-    imagined = small.imagined(Masks.of(masks))
+    imagined = small.with_design(Masks.of(masks))
     surrogate = replace(imagined, kernel_terms=(term,), varying=every)
     shapley = surrogate.attribute("shapley")
     assert shapley.shape == (n,) and shapley.isfinite().all()

@@ -24,6 +24,7 @@ from ksm_ext import (
     Laplace,
     Linear,
     Polynomial,
+    Surrogate,
     fit_surrogate,
     load_surrogate,
     subsets,
@@ -128,6 +129,20 @@ def test_equal_surrogates_make_equal_files(tmp_path):
         .predict(MASKS)
         .equal(load_surrogate(tmp_path / "b").predict(MASKS))
     )
+
+
+@pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
+def test_a_state_is_tensors_and_plain_facts(make):
+    surrogate = make()
+    tensors, facts = surrogate.state()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    again = Surrogate.from_state(tensors, json.loads(json.dumps(facts)))
+    for before, after in zip(answers(surrogate), answers(again), strict=True):
+        np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
+    with pytest.raises(LookupError):
+        Surrogate.from_state({name: tensors[name] for name in tensors if name != "unit"}, facts)
+    with pytest.raises(ValueError, match="`shape of unit` must be"):
+        Surrogate.from_state(tensors | {"unit": tensors["unit"][:0]}, facts)
 
 
 # -- what is no surrogate -----------------------------------------------------------------------
@@ -398,6 +413,28 @@ def test_no_flipped_bit_is_another_answer(tmp_path):
         except ValueError:
             continue
         assert np.array_equal(np.asarray(found.predict(MASKS)), np.asarray(expected))
+
+
+SAVED = Path(__file__).parents[1] / "data"
+
+
+@pytest.mark.parametrize("path", sorted(SAVED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_files_of_earlier_versions_answer_as_they_did(path, tmp_path):
+    """Files and answers that earlier versions wrote; of conjugate gradients with a progress bar."""
+    expected = json.loads((SAVED / "answers.json").read_text())[path.stem]
+    surrogate = load_surrogate(path)
+    surrogate.save(tmp_path / "again")
+    for loaded in (surrogate, load_surrogate(tmp_path / "again")):
+        assert loaded.target_names == ("loss", "größe")
+        predicted = loaded.predict([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
+        values, std = loaded.attribute("shapley"), None
+        if expected["std"] is not None:
+            values, std = loaded.attribute("shapley", return_std=True)
+        answers = {"predict": predicted, "shapley": values, "std": std}
+        for name, answer in answers.items():
+            if answer is not None:
+                exact = 1e-9 if loaded.solver is None else {"std": 1e-3}.get(name, 1e-5)
+                np.testing.assert_allclose(answer, expected[name], rtol=exact, err_msg=name)
 
 
 def test_files_of_the_former_format_answer_as_they_did(tmp_path):

@@ -270,6 +270,8 @@ def test_text():
     text = str(fit_surrogate(masks, scores, kernel=RBF(gamma=0.2), ridge=0.1))
     assert text.startswith("Surrogate of 20 subsets, 6 tasks, 2 targets: rbf(gamma=0.2) (shared")
     assert "linear weights" in str(fit_surrogate(masks, scores, kernel="least_squares"))
+    one = fit_surrogate([[0], [1], [0], [1]], [1.0, 2.0, 1.1, 2.2])
+    assert str(one).startswith("Surrogate of 2 subsets, 1 task, 1 target: ")
 
 
 # -- real weights -------------------------------------------------------------------------------

@@ -59,7 +59,10 @@ def test_standard_input(monkeypatch, tmp_path):
         (b'[{"a": 1}, {"b": 2}]', "as record 1"),
         (b'{"masks": [[1, 0], [1]], "scores": [1, 2]}', "rows of different lengths"),
         (b'{"masks": [[1, 0], [0, 1]], "scores": [1]}', "got 2 rows"),
-        (b'{"masks": [[1, 0]], "scores": [1], "task_names": ["a"]}', "must be 2 names, got 1"),
+        (
+            b'{"masks": [[1, 0]], "scores": [1], "task_names": ["a"]}',
+            "must be 2 different names, got 1",
+        ),
     ],
 )
 def test_what_is_no_table(content, found, tmp_path):

@@ -1,0 +1,238 @@
+"""Targets that are fitted to the same subsets, standardised, and told from their noise.
+
+Targets that miss different scores, or were scored with different precision, are fitted separately,
+each group on its own subsets. So are those whose score of the empty subset is no continuation of
+the other scores: that one is left out of their fit.
+
+Shapes: m distinct subsets, n tasks, t targets; of a part, its rows of subsets and columns of
+targets; float64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ksm_ext.surrogates.candidates import Candidate
+from ksm_ext.surrogates.choice import Model
+from ksm_ext.surrogates.judgement import Scores
+from ksm_ext.surrogates.kernels import Exponential
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.observations import (
+    Observations,
+    nugget_share,
+    nugget_to_noise,
+    precision_weights,
+    relative_noise,
+)
+from ksm_ext.surrogates.search import Fits, Search, random_rows
+from ksm_ext.surrogates.terms import KEPT, KernelTerm
+from ksm_ext.surrogates.trials import KernelTrial
+
+_EMPTY_DEVIATIONS = 4.0  # by which the empty subset's score is no continuation of the others
+_EMPTY_FROM = 8  # subsets that can tell
+_EMPTY_ROWS = 512  # of them looked at
+_UNEVEN = 1.05  # ratio of weights from which a second fit is worth it
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Targets that are fitted to the same subsets, and their model.
+
+    Attributes:
+        rows: The subsets, int64.
+        columns: The targets, int64.
+        shift: (columns,) what was subtracted from the scores.
+        unit: (columns,) what they were divided by.
+        weights: (rows,) weights of the subsets in the fit.
+        model: The fit, of standardised scores.
+        nugget_share: (rows, columns) share of residuals that is peculiar to subsets.
+        noise: (columns,) variance of the noise at weight 1; None if it is unknown, or counts for
+            nothing because the ridge is given.
+        candidates: What was tried; with the first part of several that were fitted together.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    shift: Tensor
+    unit: Tensor
+    weights: Tensor
+    model: Model
+    nugget_share: Tensor
+    noise: Tensor | None
+    candidates: list[Candidate]
+
+    def kernel_terms(self, m: int, place: Tensor) -> Iterator[KernelTerm]:
+        """The terms over all m subsets, with latent columns numbered by ``place``."""
+        for term in self.model.kernel_terms:
+            dual = term.dual.new_zeros(m, term.dual.shape[1])
+            dual[self.rows] = term.dual
+            yield replace(
+                term,
+                columns=place[term.columns],
+                dual=dual,
+                rows=None if len(self.rows) == m else self.rows,
+                weights=None if bool((self.weights == 1).all()) else self.weights,
+                nugget_share=self._nugget_of_ridge(term),
+            )
+
+    def without_factors(self) -> "Part":
+        """The same part; the eigenvectors of all parts would take more than may be kept."""
+        terms = tuple(replace(term, factor=None) for term in self.model.kernel_terms)
+        return replace(self, model=replace(self.model, kernel_terms=terms))
+
+    def _nugget_of_ridge(self, term: KernelTerm) -> Tensor | None:
+        """(q_g,) share of the ridge that is peculiar to subsets, at weight 1."""
+        if self.noise is None:
+            return None
+        if self.model.rotation is None:
+            return self.nugget_share.mean(0)[term.columns]
+        noise = (self.model.rotation.square().T @ self.noise)[term.columns]
+        total = (term.ridge * term.signal_variance).clamp_min(1e-300)
+        return (1 - noise / total).clamp(0.0, 1.0)
+
+
+def varying_tasks(masks: Masks, search: Search) -> Tensor:
+    """(n,) bool: tasks that are in some subsets and not in others.
+
+    Without an intercept all count: one that is in every subset stands in for it.
+    """
+    values = masks.values
+    if not search.removes_mean:
+        return torch.ones(values.shape[1], dtype=torch.bool, device=values.device)
+    return (values != values[0]).any(0)
+
+
+def fitted_parts(observed: Observations, search: Search) -> list[Part]:
+    """A model of every group of targets with the same subsets, alike in precision."""
+    active = Masks(observed.masks.values[:, varying_tasks(observed.masks, search)])
+    groups = list(_groups(active, observed, search))
+    parts: list[Part] = []
+    for rows, columns in groups:
+        found = _fitted(active[rows], observed.part(rows, columns), rows, columns, search)
+        few = len(rows) ** 2 * len(groups) <= KEPT**2
+        parts += found if few else (part.without_factors() for part in found)
+    return parts
+
+
+def _groups(
+    active: Masks, observed: Observations, search: Search
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and columns of what can be fitted together."""
+    if search.ridge is not None:
+        pattern = observed.counts.to(torch.float64)
+    elif observed.noise is None:
+        pattern = observed.observed.to(torch.float64)
+    else:
+        pattern = (relative_noise(observed.noise, observed.observed) * 1e6).round()
+    pattern = torch.where(observed.observed, pattern, -1.0)
+    patterns, group = torch.unique(pattern, dim=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        columns = (group == number).nonzero()[:, 0]
+        rows = (patterns[:, number] >= 0).nonzero()[:, 0]
+        without_empty = _is_discontinuous(active, observed, rows, columns, search)
+        if not bool(without_empty.all()):
+            yield rows, columns[~without_empty]
+        if bool(without_empty.any()):
+            yield rows[active.sizes[rows] > 0], columns[without_empty]
+
+
+def _is_discontinuous(
+    active: Masks, observed: Observations, rows: Tensor, columns: Tensor, search: Search
+) -> Tensor:
+    """(columns,) bool: where the empty subset's score is no continuation of the others.
+
+    A score of 0 by convention, or of a network that was never trained, says nothing of subsets
+    nearby. Judged by its residual when left out, beside the others' in units of what each should
+    have.
+    """
+    found = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+    if search.all_is_noise or not active.binary or len(rows) < _EMPTY_FROM:
+        return found
+    empty = active.sizes[rows] == 0
+    if not bool(empty.any()):
+        return found
+    rest = rows[~empty]
+    rows = torch.cat([rows[empty], rest[random_rows(len(rest), _EMPTY_ROWS, rest.device)]])
+    scores, _ = _standardised(observed.part(rows, columns), search)
+    if not len(scores.varying):
+        return found
+    trials = [KernelTrial(kernel, active[rows], scores) for kernel in Exponential().grid(active)]
+    losses = torch.stack([trial.judgement.subset_losses[:, 1:].mean(1) for trial in trials])
+    nearest = trials[int(losses.amin(1).argmin())]
+    ridge = nearest.judgement.ridges[losses.amin(0).argmin()]
+    errors = nearest.standardised_residuals(ridge).square()
+    too_far = errors[0] > _EMPTY_DEVIATIONS**2 * errors[1:].mean(0)
+    found[scores.varying] = too_far[scores.varying]
+    return found
+
+
+def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
+    """Scores in units of their deviation, and what was subtracted from them, (columns,)."""
+    shift = part.shift if search.removes_mean else torch.zeros_like(part.shift)
+    values = (part.scores - shift) / part.unit
+    if search.removes_mean:
+        values[:, ~part.varying] = 0.0  # exactly: the mean is rounded
+    weights = torch.ones_like(values[:, 0])
+    if search.ridge is not None:  # the ridge of a run: means of several have less
+        weights = part.counts.to(torch.float64).mean(1)
+    return Scores(values, search.center, search.by_rank, weights), shift
+
+
+def _fitted(
+    masks: Masks, part: Observations, rows: Tensor, columns: Tensor, search: Search
+) -> Iterator[Part]:
+    """The models of targets and subsets that are fitted together."""
+    scores, shift = _standardised(part, search)
+    if part.noise is None or search.all_is_noise:
+        fits, candidates = search.fit(masks, scores)
+        share = part.known.to(torch.float64)
+        if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
+            share = torch.ones_like(share)
+    else:
+        variance = (part.noise / part.unit).square()
+        scores, fits, candidates, share = _fitted_to_noise(masks, scores, variance, search)
+    for model, targets in fits:
+        yield Part(
+            rows=rows,
+            columns=columns[targets],
+            shift=shift[targets],
+            unit=part.unit[targets],
+            weights=scores.weights,
+            model=model,
+            nugget_share=share[:, targets],
+            noise=None if scores.noise is None else scores.noise[targets],
+            candidates=candidates,
+        )
+        candidates = []
+
+
+def _fitted_to_noise(
+    masks: Masks, scores: Scores, variance: Tensor, search: Search
+) -> tuple[Scores, Fits, list[Candidate], Tensor]:
+    """A fit to scores of known noise; a second one with weights where their precision differs.
+
+    Args:
+        masks: The subsets.
+        scores: Standardised scores, of weight 1.
+        variance: (m, t) variance of their noise.
+        search: How to fit.
+
+    Returns:
+        The scores with noise and weights, their fits and candidates, and the share (m, t) of
+        residuals that is peculiar to subsets.
+    """
+    relative = relative_noise(variance.sqrt(), torch.ones_like(variance))
+    scores = replace(scores, noise=variance.mean(0))
+    fits, candidates = search.fit(masks, scores)
+    total = torch.zeros_like(scores.values[0])
+    for model, targets in fits:
+        total[targets] = model.ridge_variance
+    ratio = nugget_to_noise(total, variance)
+    if float(relative[:, 0].max() / relative[:, 0].min().clamp_min(1e-9)) > _UNEVEN:
+        ratio = ratio.mean().clamp_max(1e9).expand_as(ratio)
+        weights = precision_weights(ratio[0], relative[:, 0])
+        scores = replace(scores, weights=weights, noise=weights @ variance / len(weights))
+        fits, candidates = search.fit(masks, scores)
+    return scores, fits, candidates, nugget_share(ratio, relative)
