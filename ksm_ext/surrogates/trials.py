@@ -12,7 +12,7 @@ Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -301,8 +301,9 @@ class KrylovTrial(KernelTrial):
         self.kernel, self.scores = kernel, scores
         self.label = str(kernel)
         self.kernel_variance = kernel_variance(kernel, masks)
-        options: dict[str, Any] = {"center": scores.center, "weights": scores.weights}
-        factor = KrylovRidge(kernel, masks, settings, progress=progress, **options)
+        factor = KrylovRidge(
+            kernel, masks, settings, center=scores.center, weights=scores.weights, progress=progress
+        )
         self.factor, self._rotated = factor, factor.rotate(scores.values)
         if ridge is not None:
             factor.check_ridge(float(ridge.min()))

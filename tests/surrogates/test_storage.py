@@ -141,7 +141,7 @@ def test_a_state_is_tensors_and_plain_facts(make):
         np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
     with pytest.raises(LookupError):
         Surrogate.from_state({name: tensors[name] for name in tensors if name != "unit"}, facts)
-    with pytest.raises(ValueError, match="`shape of unit` must be"):
+    with pytest.raises(ValueError, match="`unit` must be"):
         Surrogate.from_state(tensors | {"unit": tensors["unit"][:0]}, facts)
 
 
