@@ -115,13 +115,14 @@ def _without_observations(tensors: dict[str, Tensor], facts: Any) -> dict[str, T
         "varying": torch.ones(n, dtype=torch.bool, device=scores.device),
     }
     if "rotation" in tensors:
+        check_choice("rows of rotation", tensors["rotation"].shape[:1], [unit.shape])
         return found | {"rotation": tensors["rotation"] / unit[:, None]}
     for name, part in tensors.items():
         kind, _, last = name.rpartition(".")
-        if last in ("dual", "weights"):
-            found[name] = part / unit[tensors[f"{kind}.columns"]]
-        elif last == "signal_variance":
-            found[name] = part / unit[tensors[f"{kind}.columns"]].square()
+        if last in ("dual", "weights", "signal_variance"):
+            scale = unit[tensors[f"{kind}.columns"]]
+            check_choice(f"columns of {name}", part.shape[-1:], [scale.shape])
+            found[name] = part / (scale.square() if last == "signal_variance" else scale)
     return found
 
 
@@ -150,11 +151,13 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     m, t = tensors["scores"].shape
     _check_facts(facts, t)
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
-    for name, (dtype, shape, least, largest) in _forms(tensors, facts).items():
+    forms = _forms(tensors, facts)
+    for name, (dtype, shape, _, _) in forms.items():
+        check_choice(name, (tensors[name].dtype, tuple(tensors[name].shape)), [(dtype, shape)])
+    missing = tensors["counts"] == 0
+    for name, (_, _, least, largest) in forms.items():
         table = tensors[name]
-        check_choice(name, (table.dtype, tuple(table.shape)), [(dtype, shape)])
         if name in ("scores", "residuals"):  # NaN where there is none
-            missing = tensors["counts"] == 0
             check_choice(f"NaN in {name}", bool((table.isnan() == missing).all()), [True])
             table = table.masked_fill(missing, 0.0)
         check_finite(name, table, "No fit has such numbers.")
