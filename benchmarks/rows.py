@@ -5,6 +5,9 @@ prints what the latter found. A method is built, which prepares whatever it like
 called; one that needs a package or a device which is not there raises ``ModuleNotFoundError``, and
 is said not to have run. The limit of a row is what it cannot avoid: bytes to read, write or copy,
 or arithmetic.
+
+A new operator is a function from sizes and a device to a ``Problem``, and its rows, which a
+function in ``PARTS`` yields.
 """
 
 from collections.abc import Callable, Iterable, Iterator
