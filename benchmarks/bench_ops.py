@@ -34,6 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def bench_operator(benchmark, row: Row, peer: str) -> None:
     benchmark.group = f"{row.title}, {torch.get_num_threads()} threads"
+    benchmark.params = {"row": row.title, "peer": peer}
     torch.manual_seed(0)
     problem = row.problem(torch.device("cpu"))
     expected = problem.expected()
