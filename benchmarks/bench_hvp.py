@@ -39,8 +39,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-def problem(size: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """The network, its tokens and labels (b, t), and 64 vectors."""
+def problem(b: int, t: int, r: int = NUM_VECTORS) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """The network, its tokens and labels (b, t), and r vectors."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Embedding(CLASSES, WIDTH),
@@ -49,9 +49,9 @@ def problem(size: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, CLASSES),
     )
-    tokens, labels = torch.randint(CLASSES, (2, *SIZES[size]))
+    tokens, labels = torch.randint(CLASSES, (2, b, t))
     num_parameters = sum(weight.numel() for weight in model.parameters())
-    return model, tokens, labels, torch.randn(NUM_VECTORS, num_parameters)
+    return model, tokens, labels, torch.randn(r, num_parameters)
 
 
 Multiply = Callable[[], Tensor]
@@ -92,7 +92,7 @@ def of_loop(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Mult
     def run() -> Tensor:
         weights, slope = _slope(model, tokens, labels)
         rows = []
-        for number in range(NUM_VECTORS):
+        for number in range(len(v)):
             some = [vector[number] for vector in vectors]
             parts = torch.autograd.grad(slope, weights, some, retain_graph=True)
             rows.append(torch.cat([part.flatten() for part in parts]))
@@ -149,7 +149,7 @@ def one_thread():
 @pytest.mark.parametrize("size", SIZES)
 def bench_hessian_products(benchmark, size: str, peer: str) -> None:
     benchmark.group = f"Hessian products of a transformer, {NUM_VECTORS} vectors, {size}"
-    given = problem(size)
+    given = problem(*SIZES[size])
     run = PEERS[peer](*given)
     if peer != "ksm_ext, GGN":  # another matrix, with its own tests
         torch.testing.assert_close(run(), of_loop(*given)(), rtol=1e-3, atol=1e-4)
@@ -159,7 +159,7 @@ def bench_hessian_products(benchmark, size: str, peer: str) -> None:
 PREPARE = """
 import bench_hvp, torch
 torch.set_num_threads(1)
-run = bench_hvp.PEERS["{peer}"](*bench_hvp.problem("8 x 64 tokens"))
+run = bench_hvp.PEERS["{peer}"](*bench_hvp.problem(8, 64))
 """
 
 

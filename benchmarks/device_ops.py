@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from device_rows import PARTS, Builder, Row, Runner
+from rows import PARTS, Builder, Row, Runner, rows_of
 from torch import Tensor
 
 from ksm_ext.atomic_write import write_whole
@@ -231,7 +231,7 @@ def measure_row(
     cut = {"not run": "never finished"}  # what stays of a row that ends the process
     results.put("rows", row.title, found | cut)
     try:
-        for name, build in row.methods(device).items():
+        for name, build in row.problem(device).methods.items():
             runs |= started(name, build, methods, clock, device)
             results.put("rows", row.title, found | cut)
             if broken(device):
@@ -293,8 +293,8 @@ def reason(error: Exception) -> str:
 
 def compile_all(device: torch.device, small: bool) -> None:
     """Fill Inductor's cache, so that no row waits for it."""
-    for row in (row for part in ("masks", "gram") for row in PARTS[part](small)):
-        for name, build in row.methods(device).items():
+    for row in rows_of("small" if small else "gpu", ("masks", "gram")):
+        for name, build in row.problem(device).methods.items():
             if "compiled" in name:
                 build()
                 print(row.title, name, flush=True)
@@ -304,8 +304,7 @@ def measure_parts(
     parts: list[str], results: Results, device: torch.device, small: bool, until: float
 ) -> None:
     clock = Clock(device)
-    rows = [row for part in parts for row in PARTS[part](small)]
-    for row in rows:
+    for row in rows_of("small" if small else "gpu", parts):
         if results.has(row.title):
             continue
         if time.time() > until:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from device_rows import PARTS, Row
+from rows import Row, rows_of
 
 HEAD = """# Measured on GPUs
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true")
     parser.add_argument("--small", action="store_true", help="rows of on_device.sh --small")
     arguments = parser.parse_args()
-    rows = [row for part in PARTS.values() for row in part(arguments.small)]
+    rows = rows_of("small" if arguments.small else "gpu")
     print("" if arguments.brief else HEAD, end="")
     files = sorted(arguments.folder.glob("*.json"))
     for file in files:
