@@ -146,4 +146,3 @@ def test_the_files_differ_in_what_they_hold():
     assert bool(loaded["apart"].excluded.any()) and loaded["noise"].noise is not None
     assert bool(loaded["apart"].known.any()) and bool(loaded["apart"].scores.isnan().any())
     assert not loaded["weights"].masks.binary and math.isfinite(float(loaded["weights"].loo_error))
-    assert sum(file.stat().st_size for file in DATA.rglob("*.*")) < 200_000
