@@ -104,11 +104,23 @@ def chosen(result):
     return [*result.tasks, result.score]
 
 
+def upper_end(interval, metric, **options):
+    """A call that answers with the end of an interval; tables but ``baseline`` go by position."""
+
+    def call(**tables):
+        named = {"baseline": tables.pop("baseline")} if "baseline" in tables else {}
+        return [interval(metric, *tables.values(), **named, **options).high]
+
+    return call
+
+
 PAIR = {"true_scores": (TRUE, "subset", "target"), "predicted_scores": (SAID, "subset", "target")}
 FOLLOW = [("predicted_scores", "subset"), ("predicted_scores", "target")]
 WEIGHTS = {"target_weights": (np.array([1.0, 2.0, 0.0]), "target")}
 COSTS = {"costs": (np.array([1.0, 2.0, 3.0, 4.0]), "task")}
-HELD = {"masks": (MASKS, "subset", "task"), "scores": (SAID, "subset", "target")}
+QUERY = {"masks": (MASKS, "subset", "task")}
+HELD = QUERY | {"scores": (SAID, "subset", "target")}
+BASELINE = {"baseline": (np.array([4.0, 5.0, 6.0]), "target")}
 REGRESSOR = {"X": (MASKS * 1.0, "subset", "task"), "y": (TRUE, "subset", "target")}
 
 # By door: its tables, the call, and which dimensions of which tables follow those of others.
@@ -124,20 +136,13 @@ DOORS = {
         [("scores", "subset")],
     ),
     "interaction_heatmap": (
-        {
-            "interactions": (PAIRS, "task", "other"),
-            "std": (np.abs(PAIRS.T) / 3, "task", "other"),
-        },
+        {"interactions": (PAIRS, "task", "other"), "std": (np.abs(PAIRS.T) / 3, "task", "other")},
         lambda interactions, std: (
             plotting.interaction_heatmap(interactions, std=std, level=0.9).images[0].get_array()
         ),
         [("std", "task"), ("std", "other")],
     ),
-    "predict": (
-        {"masks": (MASKS, "subset", "task")},
-        lambda masks: surrogate().predict(masks),
-        [("masks", "task")],
-    ),
+    "predict": (QUERY, lambda masks: surrogate().predict(masks), [("masks", "task")]),
     "lds": (PAIR, evaluation.lds, FOLLOW),
     "noise_ceiling": (
         {"scores_a": PAIR["true_scores"], "scores_b": PAIR["predicted_scores"]},
@@ -151,7 +156,7 @@ DOORS = {
     ),
     "residual_error": (PAIR, evaluation.residual_error, FOLLOW),
     "relative_error": (
-        PAIR | {"baseline": (np.array([4.0, 5.0, 6.0]), "target")},
+        PAIR | BASELINE,
         evaluation.relative_error,
         [*FOLLOW, ("baseline", "target")],
     ),
@@ -162,37 +167,19 @@ DOORS = {
         [("is_bad", "task")],
     ),
     "jackknife": (
-        PAIR | {"baseline": (np.array([4.0, 5.0, 6.0]), "target")},
-        lambda true_scores, predicted_scores, baseline: [
-            evaluation.jackknife(
-                evaluation.relative_error, true_scores, predicted_scores, baseline=baseline
-            ).high
-        ],
+        PAIR | BASELINE,
+        upper_end(evaluation.jackknife, evaluation.relative_error),
         [*FOLLOW, ("baseline", "target")],
     ),
-    "bootstrap": (
-        PAIR,
-        lambda true_scores, predicted_scores: [
-            evaluation.bootstrap(
-                evaluation.lds, true_scores, predicted_scores, num_resamples=20
-            ).high
-        ],
-        FOLLOW,
-    ),
+    "bootstrap": (PAIR, upper_end(evaluation.bootstrap, evaluation.lds, num_resamples=20), FOLLOW),
     "bootstrap of another function": (
         PAIR,
-        lambda true_scores, predicted_scores: [
-            evaluation.bootstrap(
-                lambda a, b: (a - b).abs().mean(0), true_scores, predicted_scores, num_resamples=20
-            ).high
-        ],
+        upper_end(evaluation.bootstrap, lambda a, b: (a - b).abs().mean(0), num_resamples=20),
         [("predicted_scores", "subset")],
     ),
     "jackknife of masks and scores": (
         HELD,
-        lambda masks, scores: [
-            evaluation.jackknife(lambda a, b: (a.double().T @ b).mean(0), masks, scores).high
-        ],
+        upper_end(evaluation.jackknife, lambda a, b: (a.double().T @ b).mean(0)),
         [("scores", "subset")],
     ),
     "top_k": (
@@ -220,35 +207,23 @@ DOORS = {
         lambda **t: chosen(selection.under_budget(surrogate(), budget=5, maximize=True, **t)),
         [("costs", "task"), ("target_weights", "target")],
     ),
-    "scores": (
-        {"masks": (MASKS, "subset", "task")},
+    "predict by an estimator": (
+        QUERY,
         lambda masks: estimator().predict(masks),
         [("masks", "task")],
     ),
     "calibrate": (
-        {"masks": (MASKS, "subset", "task"), "true_scores": PAIR["true_scores"]},
+        QUERY | {"true_scores": PAIR["true_scores"]},
         calibrated,
         [("masks", "task"), ("true_scores", "subset"), ("true_scores", "target")],
     ),
     "attribute_tasks": (
-        {
-            "masks": (MASKS, "subset", "task"),
-            "retrained_masks": (MASKS, "subset", "task"),
-            "retrained_scores": (TRUE, "subset", "target"),
-        },
+        QUERY | {"retrained_masks": QUERY["masks"], "retrained_scores": (TRUE, "subset", "target")},
         attributed,
-        [
-            ("masks", "task"),
-            ("retrained_masks", "task"),
-            ("retrained_scores", "subset"),
-            ("retrained_scores", "target"),
-        ],
+        [("masks", "task"), ("retrained_masks", "task")]
+        + [("retrained_scores", dim) for dim in ("subset", "target")],
     ),
-    "write_report": (
-        HELD,
-        page,
-        [("masks", "task"), ("scores", "subset"), ("scores", "target")],
-    ),
+    "write_report": (HELD, page, [("masks", "task"), ("scores", "subset"), ("scores", "target")]),
     "fit": (
         REGRESSOR,
         lambda X, y: SurrogateRegressor(kernel="linear").fit(X, y).attribute(),
@@ -282,23 +257,15 @@ DOORS = {
 }
 
 
-def call_is_unknown(door):
-    """Whether the metric is a function of the caller's own, of whose tables rows are known."""
-    return door in ("bootstrap of another function", "jackknife of masks and scores")
-
-
+# Metrics of the caller's own: of their tables, rows alone are known.
+OWN_METRICS = ("bootstrap of another function", "jackknife of masks and scores")
+FOLLOWERS = [
+    pytest.param(door, argument, dim, id=f"{door}: {dim}s of {argument}")
+    for door, (_, _, follow) in DOORS.items()
+    for argument, dim in follow
+]
 every_door = pytest.mark.parametrize("door", DOORS)
-
-
-def followers():
-    return [
-        pytest.param(door, argument, dim, id=f"{door}: {dim}s of {argument}")
-        for door, (_, _, follow) in DOORS.items()
-        for argument, dim in follow
-    ]
-
-
-every_follower = pytest.mark.parametrize("door, argument, dim", followers())
+every_follower = pytest.mark.parametrize("door, argument, dim", FOLLOWERS)
 
 
 @pytest.fixture
@@ -306,10 +273,8 @@ def answer(tmp_path):
     def ask(door, changes=(), kind="pandas"):
         tables, call, _ = DOORS[door]
         given = {name: table(*spec, kind=kind) for name, spec in tables.items()} | dict(changes)
-        if call is page:
-            given["tmp_path"] = tmp_path
-        found = call(**given)
-        return np.asarray(found, dtype=np.float64)
+        folder = {"tmp_path": tmp_path} if call is page else {}
+        return np.asarray(call(**given, **folder), dtype=np.float64)
 
     return ask
 
@@ -318,6 +283,10 @@ def changed(door, argument, dim, change):
     """One labelled table of a door with ``change(frame, axis)`` made to it."""
     values, *dims = DOORS[door][0][argument]
     return {argument: change(table(values, *dims), dims.index(dim))}
+
+
+def called(dim, door):
+    return "rows" if door in OWN_METRICS else f"{dim}s"
 
 
 @every_follower
@@ -332,12 +301,12 @@ def test_labels_that_do_not_match_are_named(answer, door, argument, dim):
     first = LABELS[dim][1]
 
     def rename(frame, axis):
-        return frame.set_axis(
-            ["stranger" if label == first else label for label in frame.axes[axis]], axis=axis
-        )
+        labels = ["stranger" if label == first else label for label in frame.axes[axis]]
+        return frame.set_axis(labels, axis=axis)
 
-    axis = "rows" if call_is_unknown(door) else f"{dim}s"
-    found = rf"must be labelled along its {axis} like `.*`, got no '{first}' and an unknown 'str"
+    found = (
+        rf"labelled along its {called(dim, door)} like `.*`, got no '{first}' and an unknown 'str"
+    )
     with pytest.raises(ValueError, match=found):
         answer(door, changed(door, argument, dim, rename))
 
@@ -347,8 +316,8 @@ def test_a_label_given_twice_is_an_error(answer, door, argument, dim):
     def repeat(frame, axis):
         return frame.set_axis([LABELS[dim][0], *frame.axes[axis][:-1]], axis=axis)
 
-    axis = "rows" if call_is_unknown(door) else f"{dim}s"
-    found = rf"must be free of repeated labels of its {axis}, got '{LABELS[dim][0]}' more than once"
+    rows, first = called(dim, door), LABELS[dim][0]
+    found = rf"must be free of repeated labels of its {rows}, got '{first}' more than once"
     with pytest.raises(ValueError, match=found):
         answer(door, changed(door, argument, dim, repeat))
 
@@ -375,16 +344,15 @@ def test_transposed_tables_of_xarray_are_put_in_order(answer, door):
     kinds = {
         name: table(*spec, kind="transposed") for name, spec in tables.items() if len(spec) == 3
     }
-    if door == "learning_curve" or call_is_unknown(door):
+    if door == "learning_curve" or door in OWN_METRICS:
         pytest.skip("nothing says what the dimensions of these are called")
     np.testing.assert_array_equal(answer(door, kinds), answer(door))
 
 
 def test_every_public_function_of_two_tables_is_a_door():
     """Whoever annotates two arguments, or one beside a surrogate's names, as tables."""
-    root = Path(ksm_ext.__file__).parent
     found = set()
-    for path in sorted(root.rglob("*.py")):
+    for path in Path(ksm_ext.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
