@@ -34,6 +34,7 @@ napoleon_numpy_docstring = False
 
 
 def setup(app):
+    """Called by Sphinx."""
     app.connect("autodoc-process-docstring", head_with_name)
 
 

@@ -123,8 +123,8 @@ HELD = QUERY | {"scores": (SAID, "subset", "target")}
 BASELINE = {"baseline": (np.array([4.0, 5.0, 6.0]), "target")}
 REGRESSOR = {"X": (MASKS * 1.0, "subset", "task"), "y": (TRUE, "subset", "target")}
 
-# By door: its tables, the call, and which dimensions of which tables follow those of others.
-DOORS = {
+# By function: its tables, the call, and which dimensions of which tables follow those of others.
+FUNCTIONS = {
     "fit_surrogate": (
         HELD,
         lambda masks, scores: fit_surrogate(masks, scores, kernel="linear").attribute(),
@@ -260,18 +260,18 @@ DOORS = {
 # Metrics of the caller's own: of their tables, rows alone are known.
 OWN_METRICS = ("bootstrap of another function", "jackknife of masks and scores")
 FOLLOWERS = [
-    pytest.param(door, argument, dim, id=f"{door}: {dim}s of {argument}")
-    for door, (_, _, follow) in DOORS.items()
+    pytest.param(function, argument, dim, id=f"{function}: {dim}s of {argument}")
+    for function, (_, _, follow) in FUNCTIONS.items()
     for argument, dim in follow
 ]
-every_door = pytest.mark.parametrize("door", DOORS)
-every_follower = pytest.mark.parametrize("door, argument, dim", FOLLOWERS)
+every_function = pytest.mark.parametrize("function", FUNCTIONS)
+every_follower = pytest.mark.parametrize("function, argument, dim", FOLLOWERS)
 
 
 @pytest.fixture
 def answer(tmp_path):
-    def ask(door, changes=(), kind="pandas"):
-        tables, call, _ = DOORS[door]
+    def ask(function, changes=(), kind="pandas"):
+        tables, call, _ = FUNCTIONS[function]
         given = {name: table(*spec, kind=kind) for name, spec in tables.items()} | dict(changes)
         folder = {"tmp_path": tmp_path} if call is page else {}
         return np.asarray(call(**given, **folder), dtype=np.float64)
@@ -279,77 +279,78 @@ def answer(tmp_path):
     return ask
 
 
-def changed(door, argument, dim, change):
-    """One labelled table of a door with ``change(frame, axis)`` made to it."""
-    values, *dims = DOORS[door][0][argument]
+def changed(function, argument, dim, change):
+    """One labelled table of a function, with ``change(frame, axis)`` made to it."""
+    values, *dims = FUNCTIONS[function][0][argument]
     return {argument: change(table(values, *dims), dims.index(dim))}
 
 
-def called(dim, door):
-    return "rows" if door in OWN_METRICS else f"{dim}s"
+def called(dim, function):
+    return "rows" if function in OWN_METRICS else f"{dim}s"
 
 
 @every_follower
-def test_labels_decide_the_order(answer, door, argument, dim):
+def test_labels_decide_the_order(answer, function, argument, dim):
     order = np.random.default_rng(1).permutation(len(LABELS[dim]))
-    shuffled = changed(door, argument, dim, lambda frame, axis: frame.take(order, axis=axis))
-    np.testing.assert_array_equal(answer(door, shuffled), answer(door))
+    shuffled = changed(function, argument, dim, lambda frame, axis: frame.take(order, axis=axis))
+    np.testing.assert_array_equal(answer(function, shuffled), answer(function))
 
 
 @every_follower
-def test_labels_that_do_not_match_are_named(answer, door, argument, dim):
+def test_labels_that_do_not_match_are_named(answer, function, argument, dim):
     first = LABELS[dim][1]
 
     def rename(frame, axis):
         labels = ["stranger" if label == first else label for label in frame.axes[axis]]
         return frame.set_axis(labels, axis=axis)
 
-    found = (
-        rf"labelled along its {called(dim, door)} like `.*`, got no '{first}' and an unknown 'str"
-    )
+    rows = called(dim, function)
+    found = rf"must be labelled along its {rows} like `.*`, got no '{first}' and an unknown 'str"
     with pytest.raises(ValueError, match=found):
-        answer(door, changed(door, argument, dim, rename))
+        answer(function, changed(function, argument, dim, rename))
 
 
 @every_follower
-def test_a_label_given_twice_is_an_error(answer, door, argument, dim):
+def test_a_label_given_twice_is_an_error(answer, function, argument, dim):
     def repeat(frame, axis):
         return frame.set_axis([LABELS[dim][0], *frame.axes[axis][:-1]], axis=axis)
 
-    rows, first = called(dim, door), LABELS[dim][0]
+    rows, first = called(dim, function), LABELS[dim][0]
     found = rf"must be free of repeated labels of its {rows}, got '{first}' more than once"
     with pytest.raises(ValueError, match=found):
-        answer(door, changed(door, argument, dim, repeat))
+        answer(function, changed(function, argument, dim, repeat))
 
 
 @every_follower
-def test_numbers_that_nobody_gave_are_no_labels(answer, door, argument, dim):
+def test_numbers_that_nobody_gave_are_no_labels(answer, function, argument, dim):
     def bare(frame, axis):
         return frame.set_axis(pd.RangeIndex(frame.shape[axis]), axis=axis)
 
-    expected = answer(door)
-    np.testing.assert_array_equal(answer(door, changed(door, argument, dim, bare)), expected)
-    plain = changed(door, argument, dim, lambda frame, axis: frame.to_numpy())
-    np.testing.assert_array_equal(answer(door, plain), expected)
+    expected = answer(function)
+    np.testing.assert_array_equal(
+        answer(function, changed(function, argument, dim, bare)), expected
+    )
+    plain = changed(function, argument, dim, lambda frame, axis: frame.to_numpy())
+    np.testing.assert_array_equal(answer(function, plain), expected)
 
 
-@every_door
-def test_without_labels_tables_go_by_position(answer, door):
-    np.testing.assert_array_equal(answer(door, kind="numpy"), answer(door))
+@every_function
+def test_without_labels_tables_go_by_position(answer, function):
+    np.testing.assert_array_equal(answer(function, kind="numpy"), answer(function))
 
 
-@every_door
-def test_transposed_tables_of_xarray_are_put_in_order(answer, door):
-    tables, _, _ = DOORS[door]
+@every_function
+def test_transposed_tables_of_xarray_are_put_in_order(answer, function):
+    tables, _, _ = FUNCTIONS[function]
     kinds = {
         name: table(*spec, kind="transposed") for name, spec in tables.items() if len(spec) == 3
     }
-    if door == "learning_curve" or door in OWN_METRICS:
+    if function == "learning_curve" or function in OWN_METRICS:
         pytest.skip("nothing says what the dimensions of these are called")
-    np.testing.assert_array_equal(answer(door, kinds), answer(door))
+    np.testing.assert_array_equal(answer(function, kinds), answer(function))
 
 
-def test_every_public_function_of_two_tables_is_a_door():
+def test_every_public_function_of_two_tables_is_asked():
     """Whoever annotates two arguments, or one beside a surrogate's names, as tables."""
     found = set()
     for path in Path(ksm_ext.__file__).parent.rglob("*.py"):
@@ -362,7 +363,7 @@ def test_every_public_function_of_two_tables_is_a_door():
             texts = [ast.unparse(each.annotation) for each in arguments if each.annotation]
             if sum(text.count("ArrayLike") for text in texts) > 1:
                 found.add(node.name)
-    assert found - set(DOORS) == set()
+    assert found - set(FUNCTIONS) == set()
     assert len(found) >= 20
 
 
