@@ -133,7 +133,7 @@ def cuda_extension(toolkit: Path) -> CppExtension:
 
 
 def build_facts_extension(toolkit: Path | None) -> Extension:
-    """The pybind11 module ``_build``: torch lends its copy of pybind11, and is not linked."""
+    """The pybind11 module ``_build``: of torch's copy of pybind11, not linked to torch."""
     facts = {
         "KSM_TORCH_VERSION": f'"{torch.__version__}"',
         "KSM_WITH_CUDA": str(int(toolkit is not None)),

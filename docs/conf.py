@@ -31,3 +31,14 @@ autodoc_typehints = "none"  # the docstrings give shapes and kinds
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", head_with_name)
+
+
+def head_with_name(app, what, name, module, options, lines):
+    """Modules stand one after another under a heading: each begins with its name."""
+    if what == "module":
+        lines[:0] = [f".. rubric:: ``{name}``", ""]

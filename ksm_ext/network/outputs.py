@@ -85,7 +85,7 @@ def prediction(model: Callable[..., Any], batch: Batch) -> Tensor:
 
 
 def squared_error(model: Callable[..., Any], batch: Batch) -> Tensor:
-    """Squared error |f(x) - y|² (b,) of a regression, summed over its numbers."""
+    """Squared error (b,) of a regression: (f(x) - y)², summed over its numbers."""
     return _squared_error(*outputs_and_labels(model, batch))
 
 

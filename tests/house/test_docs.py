@@ -1,5 +1,6 @@
-"""Every snippet of the README and of the documentation runs, and prints what it says."""
+"""What the README and the documentation say: snippets run, and names are of things that exist."""
 
+import importlib
 import io
 import re
 from contextlib import redirect_stdout
@@ -13,33 +14,40 @@ from torch import nn
 import ksm_ext
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if "```python" in page.read_text()
-]
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
+SNIPPETS = [page for page in (README, *DOCS) if "```python" in page.read_text()]
+TABLE = README.read_text().split("| to | call |\n|---|---|\n")[1].split("\n\n")[0]
+CALLS = re.findall(r"`([^`]+)`", "".join(row.split("|", 2)[2] for row in TABLE.splitlines()))
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\nprints\n\n```\n(?P<output>.*?)^```\n)?", re.M | re.S
 )
 
 
-def readers_own():
-    """Names that a page takes from its reader."""
+def train(mask, seed):
+    """A model trained on the tasks of a subset, in place of a real one."""
+    return float(mask.sum()) + 0.1 * seed
+
+
+@pytest.fixture
+def readers_own(tmp_path, monkeypatch):
+    """Names that a page takes from its reader, in a folder of one's own."""
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
     tasks = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(12)]
-    few_masks = torch.rand(10, 12) < 0.7
+    masks = ksm_ext.subsets.bernoulli(12, 24, 0.7, seed=0)
+    scores = 1 + torch.rand(24)
     return {
-        "model": model,
+        "model": nn.Linear(3, 2),
         "tasks": tasks,
         "target": tasks[0],
-        "few_masks": few_masks,
-        "few_retrained_scores": 1 + torch.rand(10),
-        "masks": few_masks,
-        "scores": 1 + torch.rand(10),
         "data": tasks[0],
+        "few_masks": masks[:10],
+        "few_retrained_scores": scores[:10],
+        "masks": masks,
+        "scores": scores,
         "output": ksm_ext.network.outputs.log_odds,
         "projector": ksm_ext.Projector(4),
+        "train": train,
     }
 
 
@@ -54,19 +62,28 @@ def under_torchrun(monkeypatch):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets_run_and_print_what_they_say(page, tmp_path, monkeypatch, under_torchrun):
+@pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
+def test_snippets_run_and_print_what_they_say(page, readers_own, under_torchrun):
     if page.name == "tutorial.md":
         pytest.importorskip("sklearn")
-    monkeypatch.chdir(tmp_path)
-    names = readers_own()
     for block in BLOCK.finditer(page.read_text()):
         line = page.read_text()[: block.start()].count("\n") + 1
         code = compile("\n" * line + block["code"], str(page), "exec")
         with redirect_stdout(io.StringIO()) as printed:
-            exec(code, names)
+            exec(code, readers_own)
         if block["output"] is not None:
             assert printed.getvalue() == block["output"]
+
+
+@pytest.mark.parametrize("spelled", [call for call in CALLS if not re.match(r"\w+=", call)])
+def test_what_the_table_of_calls_spells_can_be_called(spelled, readers_own):
+    masks, scores = readers_own["masks"], readers_own["scores"]
+    surrogate = ksm_ext.fit_surrogate(masks, scores, kernel="rbf")
+    surrogate.save("surrogate.safetensors")
+    retrained = ksm_ext.retrain_scores(train, masks, seeds=range(2))
+    own = {"surrogate": surrogate, "retrained": retrained, "path": "surrogate.safetensors"}
+    names = {name: getattr(ksm_ext, name) for name in ksm_ext.__all__} | {"ksm_ext": ksm_ext}
+    eval(spelled, names | readers_own | own)
 
 
 def test_every_test_that_a_page_names_exists():
@@ -74,14 +91,24 @@ def test_every_test_that_a_page_names_exists():
     page = (ROOT / "docs" / "reliability.md").read_text()
     for file, names in re.findall(r"`(test_\w+\.py)`((?:[:,] `test_\w+`)*)", page):
         assert all(f"def {name}(" in tests[file] for name in re.findall(r"`(\w+)`", names))
+    assert all(
+        f"def {name}(" in "".join(tests.values()) for name in re.findall(r"`(test_\w+)`", page)
+    )
 
 
 def test_pages_name_only_files_that_exist():
-    for page in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
-    ):
+    for page in (README, ROOT / "CONTRIBUTING.md", *DOCS):
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} names {target}"
+
+
+def test_the_reference_has_every_public_module():
+    """Those that the stubs of the package name."""
+    named = re.findall(r"automodule:: (\S+)", "".join(page.read_text() for page in DOCS))
+    for stub in (ROOT / "ksm_ext").rglob("__init__.pyi"):
+        package = ".".join(stub.parent.relative_to(ROOT).parts)
+        for inner, name in re.findall(r"from \.(\S*) import (\w+)", stub.read_text()):
+            module = importlib.import_module(f"{package}.{inner or name}")
+            assert module.__name__ in named or hasattr(module, "__path__"), module.__name__
+    assert all(importlib.import_module(module) for module in named)

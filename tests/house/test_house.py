@@ -1,4 +1,4 @@
-"""The house checks itself: its map, imports, and habits."""
+"""Of the whole package: its map, imports, forms of errors, names and words."""
 
 import ast
 from pathlib import Path

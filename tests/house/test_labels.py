@@ -104,15 +104,27 @@ def chosen(result):
     return [*result.tasks, result.score]
 
 
+def upper_end(interval, metric, **options):
+    """A call that answers with the end of an interval; tables but ``baseline`` go by position."""
+
+    def call(**tables):
+        named = {"baseline": tables.pop("baseline")} if "baseline" in tables else {}
+        return [interval(metric, *tables.values(), **named, **options).high]
+
+    return call
+
+
 PAIR = {"true_scores": (TRUE, "subset", "target"), "predicted_scores": (SAID, "subset", "target")}
 FOLLOW = [("predicted_scores", "subset"), ("predicted_scores", "target")]
 WEIGHTS = {"target_weights": (np.array([1.0, 2.0, 0.0]), "target")}
 COSTS = {"costs": (np.array([1.0, 2.0, 3.0, 4.0]), "task")}
-HELD = {"masks": (MASKS, "subset", "task"), "scores": (SAID, "subset", "target")}
+QUERY = {"masks": (MASKS, "subset", "task")}
+HELD = QUERY | {"scores": (SAID, "subset", "target")}
+BASELINE = {"baseline": (np.array([4.0, 5.0, 6.0]), "target")}
 REGRESSOR = {"X": (MASKS * 1.0, "subset", "task"), "y": (TRUE, "subset", "target")}
 
-# By door: its tables, the call, and which dimensions of which tables follow those of others.
-DOORS = {
+# By function: its tables, the call, and which dimensions of which tables follow those of others.
+FUNCTIONS = {
     "fit_surrogate": (
         HELD,
         lambda masks, scores: fit_surrogate(masks, scores, kernel="linear").attribute(),
@@ -124,20 +136,13 @@ DOORS = {
         [("scores", "subset")],
     ),
     "interaction_heatmap": (
-        {
-            "interactions": (PAIRS, "task", "other"),
-            "std": (np.abs(PAIRS.T) / 3, "task", "other"),
-        },
+        {"interactions": (PAIRS, "task", "other"), "std": (np.abs(PAIRS.T) / 3, "task", "other")},
         lambda interactions, std: (
             plotting.interaction_heatmap(interactions, std=std, level=0.9).images[0].get_array()
         ),
         [("std", "task"), ("std", "other")],
     ),
-    "predict": (
-        {"masks": (MASKS, "subset", "task")},
-        lambda masks: surrogate().predict(masks),
-        [("masks", "task")],
-    ),
+    "predict": (QUERY, lambda masks: surrogate().predict(masks), [("masks", "task")]),
     "lds": (PAIR, evaluation.lds, FOLLOW),
     "noise_ceiling": (
         {"scores_a": PAIR["true_scores"], "scores_b": PAIR["predicted_scores"]},
@@ -151,7 +156,7 @@ DOORS = {
     ),
     "residual_error": (PAIR, evaluation.residual_error, FOLLOW),
     "relative_error": (
-        PAIR | {"baseline": (np.array([4.0, 5.0, 6.0]), "target")},
+        PAIR | BASELINE,
         evaluation.relative_error,
         [*FOLLOW, ("baseline", "target")],
     ),
@@ -162,37 +167,19 @@ DOORS = {
         [("is_bad", "task")],
     ),
     "jackknife": (
-        PAIR | {"baseline": (np.array([4.0, 5.0, 6.0]), "target")},
-        lambda true_scores, predicted_scores, baseline: [
-            evaluation.jackknife(
-                evaluation.relative_error, true_scores, predicted_scores, baseline=baseline
-            ).high
-        ],
+        PAIR | BASELINE,
+        upper_end(evaluation.jackknife, evaluation.relative_error),
         [*FOLLOW, ("baseline", "target")],
     ),
-    "bootstrap": (
-        PAIR,
-        lambda true_scores, predicted_scores: [
-            evaluation.bootstrap(
-                evaluation.lds, true_scores, predicted_scores, num_resamples=20
-            ).high
-        ],
-        FOLLOW,
-    ),
+    "bootstrap": (PAIR, upper_end(evaluation.bootstrap, evaluation.lds, num_resamples=20), FOLLOW),
     "bootstrap of another function": (
         PAIR,
-        lambda true_scores, predicted_scores: [
-            evaluation.bootstrap(
-                lambda a, b: (a - b).abs().mean(0), true_scores, predicted_scores, num_resamples=20
-            ).high
-        ],
+        upper_end(evaluation.bootstrap, lambda a, b: (a - b).abs().mean(0), num_resamples=20),
         [("predicted_scores", "subset")],
     ),
     "jackknife of masks and scores": (
         HELD,
-        lambda masks, scores: [
-            evaluation.jackknife(lambda a, b: (a.double().T @ b).mean(0), masks, scores).high
-        ],
+        upper_end(evaluation.jackknife, lambda a, b: (a.double().T @ b).mean(0)),
         [("scores", "subset")],
     ),
     "top_k": (
@@ -220,35 +207,23 @@ DOORS = {
         lambda **t: chosen(selection.under_budget(surrogate(), budget=5, maximize=True, **t)),
         [("costs", "task"), ("target_weights", "target")],
     ),
-    "scores": (
-        {"masks": (MASKS, "subset", "task")},
+    "predict by an estimator": (
+        QUERY,
         lambda masks: estimator().predict(masks),
         [("masks", "task")],
     ),
     "calibrate": (
-        {"masks": (MASKS, "subset", "task"), "true_scores": PAIR["true_scores"]},
+        QUERY | {"true_scores": PAIR["true_scores"]},
         calibrated,
         [("masks", "task"), ("true_scores", "subset"), ("true_scores", "target")],
     ),
     "attribute_tasks": (
-        {
-            "masks": (MASKS, "subset", "task"),
-            "retrained_masks": (MASKS, "subset", "task"),
-            "retrained_scores": (TRUE, "subset", "target"),
-        },
+        QUERY | {"retrained_masks": QUERY["masks"], "retrained_scores": (TRUE, "subset", "target")},
         attributed,
-        [
-            ("masks", "task"),
-            ("retrained_masks", "task"),
-            ("retrained_scores", "subset"),
-            ("retrained_scores", "target"),
-        ],
+        [("masks", "task"), ("retrained_masks", "task")]
+        + [("retrained_scores", dim) for dim in ("subset", "target")],
     ),
-    "write_report": (
-        HELD,
-        page,
-        [("masks", "task"), ("scores", "subset"), ("scores", "target")],
-    ),
+    "write_report": (HELD, page, [("masks", "task"), ("scores", "subset"), ("scores", "target")]),
     "fit": (
         REGRESSOR,
         lambda X, y: SurrogateRegressor(kernel="linear").fit(X, y).attribute(),
@@ -282,109 +257,103 @@ DOORS = {
 }
 
 
-def call_is_unknown(door):
-    """Whether the metric is a function of the caller's own, of whose tables rows are known."""
-    return door in ("bootstrap of another function", "jackknife of masks and scores")
-
-
-every_door = pytest.mark.parametrize("door", DOORS)
-
-
-def followers():
-    return [
-        pytest.param(door, argument, dim, id=f"{door}: {dim}s of {argument}")
-        for door, (_, _, follow) in DOORS.items()
-        for argument, dim in follow
-    ]
-
-
-every_follower = pytest.mark.parametrize("door, argument, dim", followers())
+# Metrics of the caller's own: of their tables, rows alone are known.
+OWN_METRICS = ("bootstrap of another function", "jackknife of masks and scores")
+FOLLOWERS = [
+    pytest.param(function, argument, dim, id=f"{function}: {dim}s of {argument}")
+    for function, (_, _, follow) in FUNCTIONS.items()
+    for argument, dim in follow
+]
+every_function = pytest.mark.parametrize("function", FUNCTIONS)
+every_follower = pytest.mark.parametrize("function, argument, dim", FOLLOWERS)
 
 
 @pytest.fixture
 def answer(tmp_path):
-    def ask(door, changes=(), kind="pandas"):
-        tables, call, _ = DOORS[door]
+    def ask(function, changes=(), kind="pandas"):
+        tables, call, _ = FUNCTIONS[function]
         given = {name: table(*spec, kind=kind) for name, spec in tables.items()} | dict(changes)
-        if call is page:
-            given["tmp_path"] = tmp_path
-        found = call(**given)
-        return np.asarray(found, dtype=np.float64)
+        folder = {"tmp_path": tmp_path} if call is page else {}
+        return np.asarray(call(**given, **folder), dtype=np.float64)
 
     return ask
 
 
-def changed(door, argument, dim, change):
-    """One labelled table of a door with ``change(frame, axis)`` made to it."""
-    values, *dims = DOORS[door][0][argument]
+def changed(function, argument, dim, change):
+    """One labelled table of a function, with ``change(frame, axis)`` made to it."""
+    values, *dims = FUNCTIONS[function][0][argument]
     return {argument: change(table(values, *dims), dims.index(dim))}
 
 
+def called(dim, function):
+    return "rows" if function in OWN_METRICS else f"{dim}s"
+
+
 @every_follower
-def test_labels_decide_the_order(answer, door, argument, dim):
+def test_labels_decide_the_order(answer, function, argument, dim):
     order = np.random.default_rng(1).permutation(len(LABELS[dim]))
-    shuffled = changed(door, argument, dim, lambda frame, axis: frame.take(order, axis=axis))
-    np.testing.assert_array_equal(answer(door, shuffled), answer(door))
+    shuffled = changed(function, argument, dim, lambda frame, axis: frame.take(order, axis=axis))
+    np.testing.assert_array_equal(answer(function, shuffled), answer(function))
 
 
 @every_follower
-def test_labels_that_do_not_match_are_named(answer, door, argument, dim):
+def test_labels_that_do_not_match_are_named(answer, function, argument, dim):
     first = LABELS[dim][1]
 
     def rename(frame, axis):
-        return frame.set_axis(
-            ["stranger" if label == first else label for label in frame.axes[axis]], axis=axis
-        )
+        labels = ["stranger" if label == first else label for label in frame.axes[axis]]
+        return frame.set_axis(labels, axis=axis)
 
-    axis = "rows" if call_is_unknown(door) else f"{dim}s"
-    found = rf"must be labelled along its {axis} like `.*`, got no '{first}' and an unknown 'str"
+    rows = called(dim, function)
+    found = rf"must be labelled along its {rows} like `.*`, got no '{first}' and an unknown 'str"
     with pytest.raises(ValueError, match=found):
-        answer(door, changed(door, argument, dim, rename))
+        answer(function, changed(function, argument, dim, rename))
 
 
 @every_follower
-def test_a_label_given_twice_is_an_error(answer, door, argument, dim):
+def test_a_label_given_twice_is_an_error(answer, function, argument, dim):
     def repeat(frame, axis):
         return frame.set_axis([LABELS[dim][0], *frame.axes[axis][:-1]], axis=axis)
 
-    axis = "rows" if call_is_unknown(door) else f"{dim}s"
-    found = rf"must be free of repeated labels of its {axis}, got '{LABELS[dim][0]}' more than once"
+    rows, first = called(dim, function), LABELS[dim][0]
+    found = rf"must be free of repeated labels of its {rows}, got '{first}' more than once"
     with pytest.raises(ValueError, match=found):
-        answer(door, changed(door, argument, dim, repeat))
+        answer(function, changed(function, argument, dim, repeat))
 
 
 @every_follower
-def test_numbers_that_nobody_gave_are_no_labels(answer, door, argument, dim):
+def test_numbers_that_nobody_gave_are_no_labels(answer, function, argument, dim):
     def bare(frame, axis):
         return frame.set_axis(pd.RangeIndex(frame.shape[axis]), axis=axis)
 
-    expected = answer(door)
-    np.testing.assert_array_equal(answer(door, changed(door, argument, dim, bare)), expected)
-    plain = changed(door, argument, dim, lambda frame, axis: frame.to_numpy())
-    np.testing.assert_array_equal(answer(door, plain), expected)
+    expected = answer(function)
+    np.testing.assert_array_equal(
+        answer(function, changed(function, argument, dim, bare)), expected
+    )
+    plain = changed(function, argument, dim, lambda frame, axis: frame.to_numpy())
+    np.testing.assert_array_equal(answer(function, plain), expected)
 
 
-@every_door
-def test_without_labels_tables_go_by_position(answer, door):
-    np.testing.assert_array_equal(answer(door, kind="numpy"), answer(door))
+@every_function
+def test_without_labels_tables_go_by_position(answer, function):
+    np.testing.assert_array_equal(answer(function, kind="numpy"), answer(function))
 
 
-@every_door
-def test_transposed_tables_of_xarray_are_put_in_order(answer, door):
-    tables, _, _ = DOORS[door]
+@every_function
+def test_transposed_tables_of_xarray_are_put_in_order(answer, function):
+    tables, _, _ = FUNCTIONS[function]
     kinds = {
         name: table(*spec, kind="transposed") for name, spec in tables.items() if len(spec) == 3
     }
-    if door == "learning_curve" or call_is_unknown(door):
+    if function == "learning_curve" or function in OWN_METRICS:
         pytest.skip("nothing says what the dimensions of these are called")
-    np.testing.assert_array_equal(answer(door, kinds), answer(door))
+    np.testing.assert_array_equal(answer(function, kinds), answer(function))
 
 
-def test_every_public_function_of_two_tables_is_a_door():
+def test_every_public_function_of_two_tables_is_asked():
     """Whoever annotates two arguments, or one beside a surrogate's names, as tables."""
-    root = Path(ksm_ext.__file__).parent
     found = set()
-    for path in sorted(root.rglob("*.py")):
+    for path in Path(ksm_ext.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
@@ -394,7 +363,7 @@ def test_every_public_function_of_two_tables_is_a_door():
             texts = [ast.unparse(each.annotation) for each in arguments if each.annotation]
             if sum(text.count("ArrayLike") for text in texts) > 1:
                 found.add(node.name)
-    assert found - set(DOORS) == set()
+    assert found - set(FUNCTIONS) == set()
     assert len(found) >= 20
 
 

@@ -18,7 +18,7 @@ from ksm_ext import Projector, collect_features, fit_surrogate
 from ksm_ext.attribution.influence import influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network import gradients
+from ksm_ext.network.gradients import per_sample_gradients
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients
 
@@ -72,28 +72,20 @@ def test_scores_of_one_checkpoint_are_exact_and_not_projected():
         torch.autograd.grad(cross_entropy(model(x), y, reduction=how), list(model.parameters()))
         for (x, y), how in [*((task, "sum") for task in tasks), (target, "mean")]
     ]
-    *pulls, wish = [torch.cat([part.flatten() for part in row]) for row in parts]
-    exact = -0.3 / 24 * torch.stack([pull @ wish for pull in pulls])[:, None]
+    *of_tasks, of_target = [torch.cat([part.flatten() for part in row]) for row in parts]
+    exact = -0.3 / 24 * (torch.stack(of_tasks) @ of_target)[:, None]
     torch.testing.assert_close(tracin(model, 0.3, tasks, target), exact, rtol=1e-10, atol=1e-14)
 
 
 def test_a_call_changes_no_default_of_the_next():
     model, tasks, target, _ = problem()
     masks = torch.rand(12, 4) < 0.5
-    functions = (
-        fit_surrogate,
-        influence,
-        trak,
-        tracin,
-        collect_features,
-        gradients.per_sample_gradients,
-    )
+    functions = (fit_surrogate, influence, trak, tracin, collect_features, per_sample_gradients)
     before = [repr(inspect.signature(function)) for function in functions]
-    first = trak(model, tasks, target, projector=Projector(6), relative_ridge=0.1)
+    options = {"projector": Projector(6), "relative_ridge": 0.1}
+    first = trak(model, tasks, target, **options)
     trak(model, tasks, target, projector=Projector(3, seed=5), relative_ridge=0.2)
-    assert torch.equal(
-        trak(model, tasks, target, projector=Projector(6), relative_ridge=0.1), first
-    )
+    assert torch.equal(trak(model, tasks, target, **options), first)
     scores = torch.randn(12, 2).double()
     fitted = fit_surrogate(masks, scores).predict(masks)
     fit_surrogate(masks, scores, kernel="rbf", ridge=3.0, center=False, share_ridge=False)

@@ -62,6 +62,10 @@ def answers(seed):
     ]
 
 
+def close(actual, expected, rtol=1e-9, atol=1e-9):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
 def equal(these, those):
     return len(these) == len(those) and all(map(torch.equal, these, those))
 
@@ -92,7 +96,7 @@ def test_fits_repeat_to_the_bit_and_agree_for_any_number_of_threads(kernel):
     assert equal(found[0], found[1])
     for other in found[2:]:
         for one, same in zip(found[0], other, strict=True):
-            torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
+            close(one, same)
 
 
 class Answers(Dataset):
@@ -147,13 +151,9 @@ def test_scores_of_any_size(power):
     one, other = (
         fit_surrogate(masks, s, kernel=RBF(gamma=0.2), ridge=0.1) for s in (scores, scores * scale)
     )
-    torch.testing.assert_close(
-        other.predict(masks) / scale, one.predict(masks), rtol=1e-9, atol=1e-12
-    )
-    torch.testing.assert_close(other.walsh_spectrum(), one.walsh_spectrum(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(
-        other.attribute("shapley") / scale, one.attribute("shapley"), rtol=1e-9, atol=1e-12
-    )
+    close(other.predict(masks) / scale, one.predict(masks), atol=1e-12)
+    close(other.walsh_spectrum(), one.walsh_spectrum(), atol=1e-12)
+    close(other.attribute("shapley") / scale, one.attribute("shapley"), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -167,22 +167,19 @@ def test_huge_and_tiny_scales_have_their_limits(kernel, gamma):
     """A kernel of nothing but ones predicts the mean, and so does one of the identity elsewhere."""
     every = subsets.all_subsets(5)
     odd = every.sum(1) % 2 == 1
-    masks = every[odd]
+    masks, elsewhere = every[odd], every[~odd]
     scores = normal(0, len(masks), 2)
     surrogate = fit_surrogate(masks, scores, kernel=kernel(gamma=gamma), ridge=1.0)
     mean = scores.mean(0)
     at_fitted = mean + (scores - mean) / 2 if gamma > 1 else mean.expand_as(scores)
-    torch.testing.assert_close(surrogate.predict(masks), at_fitted, rtol=0, atol=1e-8)
-    elsewhere = every[~odd]
-    expected = mean.expand(len(elsewhere), 2)
-    torch.testing.assert_close(surrogate.predict(elsewhere), expected, rtol=0, atol=1e-8)
+    close(surrogate.predict(masks), at_fitted, rtol=0, atol=1e-8)
+    close(surrogate.predict(elsewhere), mean.expand(len(elsewhere), 2), rtol=0, atol=1e-8)
     for readout in READOUTS:
         value, deviation = surrogate.attribute(readout, return_std=True)
         assert value.isfinite().all() and deviation.isfinite().all()
         assert surrogate.interactions(readout).isfinite().all()
     total = surrogate.predict(torch.tensor([[True] * 5, [False] * 5]))
-    shares = surrogate.attribute("shapley").sum(0)
-    torch.testing.assert_close(shares, total[0] - total[1], rtol=0, atol=1e-9)
+    close(surrogate.attribute("shapley").sum(0), total[0] - total[1], rtol=0)
     assert surrogate.walsh_spectrum().isfinite().all()
 
 
@@ -198,12 +195,9 @@ def test_more_tasks_than_subsets_and_fewer(kernel, m, n):
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.3)
     gram = kernel.gram(Masks.of(masks))
     dual, intercept = reference.kernel_ridge(gram, scores, 0.3, True)
-    torch.testing.assert_close(
-        surrogate.predict(masks), gram @ dual + intercept, rtol=1e-7, atol=1e-7
-    )
+    close(surrogate.predict(masks), gram @ dual + intercept, 1e-7, 1e-7)
     ends = surrogate.predict(masks[:2])
-    shares = surrogate.attribute("shapley").sum(0)
-    torch.testing.assert_close(shares, ends[0] - ends[1], rtol=1e-7, atol=1e-7)
+    close(surrogate.attribute("shapley").sum(0), ends[0] - ends[1], 1e-7, 1e-7)
 
 
 def test_ten_thousand_targets_are_single_fits():
@@ -213,9 +207,7 @@ def test_ten_thousand_targets_are_single_fits():
     assert values.shape == (8, 10_000) and values.isfinite().all()
     for target in (0, 5_000, 9_999):
         single = fit_surrogate(masks, scores[:, target], kernel=RBF(gamma=0.2), share_ridge=False)
-        torch.testing.assert_close(
-            values[:, target], single.attribute("shapley"), rtol=1e-7, atol=1e-9
-        )
+        close(values[:, target], single.attribute("shapley"), rtol=1e-7)
 
 
 def resident_bytes():
@@ -252,11 +244,8 @@ META = {"num_samples": 4000, "dim": 8, "dtype": "float32"}
 def small_disk(tmp_path):
     """A real file system of 256 KiB."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
-    if (
-        os.name != "posix"
-        or os.geteuid() != 0
-        or subprocess.run(mount, capture_output=True).returncode
-    ):
+    root = os.name == "posix" and os.geteuid() == 0
+    if not root or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("may not mount a small file system")
     yield tmp_path
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
@@ -273,7 +262,7 @@ def fill(folder):
                 assert error.errno == errno.ENOSPC
 
 
-def some_surrogate():
+def linear_surrogate():
     return fit_surrogate(normal(7, 12, 4) < 0, normal(8, 12, 2), kernel="linear")
 
 
@@ -282,7 +271,7 @@ def train(mask, seed):
 
 
 def test_a_full_disk_loses_nothing(small_disk):
-    surrogate, masks = some_surrogate(), subsets.all_subsets(4)
+    surrogate, masks = linear_surrogate(), subsets.all_subsets(4)
     saved, features, runs = (small_disk / name for name in ("surrogate", "features", "runs.sqlite"))
     surrogate.save(saved)
     before = saved.read_bytes()
@@ -290,9 +279,8 @@ def test_a_full_disk_loses_nothing(small_disk):
     with FeatureStore.open(features, META) as store:
         store.append(torch.ones(10), torch.ones(10, 8))
         fill(small_disk)
-        with pytest.raises(
-            OSError, match=r"`store` must be .*No space left .* first 10 samples are"
-        ):
+        found = r"`store` must be .*No space left .* first 10 samples are"
+        with pytest.raises(OSError, match=found):
             while store.num_done < 4000:  # the files have holes
                 store.append(torch.ones(990), torch.ones(990, 8))
     with pytest.raises(OSError, match=r"`path` must be writable, got .*No space left on device"):
@@ -319,24 +307,22 @@ def test_a_full_disk_loses_nothing(small_disk):
 @contextmanager
 def another_user():
     """Root may write everything: become somebody else."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
     try:
         yield
     finally:
-        if root:
-            os.seteuid(0)
+        os.seteuid(user)
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions of POSIX")
 def test_read_only_stores_are_read_and_stay_as_they_are():
     with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to other users
-        folder = Path(name)
-        surrogate = some_surrogate()
+        folder, meta = Path(name), META | {"num_samples": 4}
+        surrogate = linear_surrogate()
         surrogate.save(folder / "surrogate")
         for rows, path in ((4, folder / "whole"), (2, folder / "part")):
-            with FeatureStore.open(path, META | {"num_samples": 4}) as store:
+            with FeatureStore.open(path, meta) as store:
                 store.append(torch.ones(rows), torch.ones(rows, 8))
         files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         paths = [folder, *folder.rglob("*")]
@@ -347,17 +333,13 @@ def test_read_only_stores_are_read_and_stay_as_they_are():
                 answer = load_surrogate(folder / "surrogate").attribute("loo")
                 assert torch.equal(answer, surrogate.attribute("loo"))
                 assert float(load_features(folder / "whole").values.sum()) == 4
-                with FeatureStore.open(folder / "whole", META | {"num_samples": 4}) as store:
+                with FeatureStore.open(folder / "whole", meta) as store:
                     assert store.num_done == 4
-                form = "`path` must be writable, got .*Permission denied"
-                with pytest.raises(PermissionError, match=form):
+                form = "must be (writable|a writable folder), got .*Permission denied"
+                with pytest.raises(PermissionError, match=f"`path` {form}"):
                     surrogate.save(folder / "surrogate")
-                form = "`store` must be a writable folder, got .*Permission denied"
-                meta = META | {"num_samples": 4}
-                with (
-                    pytest.raises(PermissionError, match=form),
-                    FeatureStore.open(folder / "part", meta),
-                ):
+                unfinished = FeatureStore.open(folder / "part", meta)
+                with pytest.raises(PermissionError, match=f"`store` {form}"), unfinished:
                     pass
         finally:
             for path in paths:
@@ -367,14 +349,8 @@ def test_read_only_stores_are_read_and_stay_as_they_are():
 
 # Nothing pickled
 
-READERS = {
-    "torch.load",
-    "pickle.load",
-    "pickle.loads",
-    "joblib.load",
-    "yaml.load",
-    "pandas.read_pickle",
-}
+READERS = {"torch.load", "joblib.load", "yaml.load", "pandas.read_pickle"}
+PICKLES = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
 
 
 @pytest.mark.parametrize("folder", ["ksm_ext", "experiments", "benchmarks"])
@@ -384,8 +360,7 @@ def test_nothing_pickled_is_read(folder):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                forbidden = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
-                assert not forbidden & set(names), f"{path}:{node.lineno}"
+                assert not PICKLES & set(names), f"{path}:{node.lineno}"
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) not in READERS, f"{path}:{node.lineno}"
                 assert not any(

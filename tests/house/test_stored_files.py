@@ -7,50 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from ksm_ext import (
-    GradientEstimator,
-    Projector,
-    load_features,
-    load_surrogate,
-    retrain_scores,
-)
+from ksm_ext import load_features, load_surrogate, retrain_scores
 
 DATA = Path(__file__).parents[1] / "data"
 SETTINGS = {"steps": 10}
 SURROGATES = ("auto", "component", "cg", "lasso", "least_squares", "apart", "noise", "weights")
-
-
-def normal(*shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-MASKS = normal(30, 6, seed=0) > 0
+MASKS = torch.randn(30, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) > 0
 MASKS[0], MASKS[1] = False, True
-
-
-def train(mask, seed):
-    return (mask.double() @ normal(6, 2, seed=3) + 0.1 * normal(2, seed=10 + seed)).tolist()
 
 
 def never(mask, seed):
     raise AssertionError("every run is in the store")
-
-
-def network():
-    model = nn.Linear(3, 2).double()
-    with torch.no_grad():
-        model.weight.copy_(normal(2, 3, seed=4))
-        model.bias.copy_(normal(2, seed=5))
-    return model
-
-
-def estimator(store):
-    tasks = [(normal(4, 3, seed=20 + task), torch.arange(4) % 2) for task in range(6)]
-    options = {"projector": Projector(4), "store": store, "progress": False}
-    return GradientEstimator(network(), tasks, tasks[0], **options).fit()
 
 
 def of_surrogate(path):
@@ -95,12 +63,6 @@ def of_features(path):
 
 def listed(table):
     return torch.as_tensor(table).double().tolist()
-
-
-def answers(data, folder):
-    surrogates = {name: of_surrogate(data / f"{name}.safetensors") for name in SURROGATES}
-    runs = of_runs(data / "runs.sqlite", folder)
-    return {**surrogates, "runs": runs, "features": of_features(data / "features")}
 
 
 EXPECTED = json.loads((DATA / "expected.json").read_text())
