@@ -858,7 +858,7 @@ MODULES = (
     "ksm_ext.attribution",
 )
 ELSEWHERE = {
-    "attribute_tasks": "scores/test_estimation",
+    "attribute_tasks": "test_pipeline",
     "build_info": "house/test_build",
     "glm_gradient": "ops/test_glm_hvp",
     "more_subsets": "surrogates/test_more_subsets",

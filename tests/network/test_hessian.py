@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -19,14 +21,8 @@ def mlp(seed=0):
 
 def convolution(seed=0):
     torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.GELU(),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(12, 3),
-    ).double()
+    layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Dropout()
+    net = nn.Sequential(*layers, nn.Linear(12, 3)).double()
     net(torch.randn(8, 1, 4, 4).double())  # running statistics that are not the initial ones
     return net, (torch.randn(6, 1, 4, 4).double(), torch.randint(3, (6,)))
 
@@ -137,13 +133,8 @@ def test_curvature_of_each_sample(make):
     model, batch = make()
     v = torch.randn(2, Hessian(model, batch).shape[0], dtype=torch.float64)
     for kind in (Hessian, GaussNewton):
-        expected = torch.stack(
-            [
-                ((v @ kind(model, tuple(c[i : i + 1] for c in batch)).__call__(v).T).diagonal())
-                for i in range(len(batch[-1]))
-            ],
-            dim=1,
-        )
+        alone = [kind(model, tuple(c[i : i + 1] for c in batch)) for i in range(len(batch[-1]))]
+        expected = torch.stack([(v * operator(v)).sum(1) for operator in alone], dim=1)
         torch.testing.assert_close(kind(model, batch).per_sample_quadratic(v), expected)
 
 
@@ -325,6 +316,16 @@ def test_the_model_is_left_as_it_was():
     assert all(weight.grad is None for weight in model.parameters())
 
 
+ASKED = [
+    lambda operator, v: operator(v),
+    lambda operator, v: operator(v[0]),
+    lambda operator, v: operator.gradient(),
+    lambda operator, v: operator.per_sample_slopes(v),
+    lambda operator, v: operator.per_sample_gradients(),
+    lambda operator, v: operator.per_sample_quadratic(v),
+]
+
+
 def test_bad_input():
     model, batch = mlp()
     operator = Hessian(model, batch)
@@ -343,6 +344,10 @@ def test_bad_input():
         Hessian(model, DataLoader(TensorDataset(*batch), shuffle=True))
     with pytest.raises(ValueError, match="`data` must be labelled"):
         Hessian(model, (batch[0], batch[1][:, None]))(torch.ones(p).double())
+    for kind, call in itertools.product((Hessian, GaussNewton), ASKED):
+        form = r"`loss` must be a function \(outputs, labels\) -> \(b,\), got shape \(\) for"
+        with pytest.raises(ValueError, match=form):
+            call(kind(model, batch, cross_entropy), torch.ones(2, p).double())
     model[0].float()
     with pytest.raises(TypeError, match="of parameters of one dtype"):
         Hessian(model, batch)
