@@ -30,7 +30,8 @@ class Sizes:
     offset: int = 13  # of the parameters
 
 
-# What threads share: more than a block of everything, but of no great number of parameters.
+# Masks of many words; and what threads share: more than a block of everything.
+WIDE = Sizes(m=75, l=133, n=1024, t=7, b=60, p=300, k=20, c=999)
 SHARED = Sizes(m=290, l=1333, n=130, t=3, b=700, p=2000, k=300, s=9, c=500)
 SIZES = {
     "one": Sizes(m=1, l=1, n=1, t=1, b=1, p=1, k=4, s=1, c=1),
@@ -186,7 +187,7 @@ def results_of_all() -> dict[str, list[Tensor]]:
     """What every call gives, by its name and sizes, in both dtypes."""
     return {
         f"{name}, {dtype}, {sizes}": call.results()
-        for sizes in (SIZES["odd"], SIZES["tiles"], SHARED)
+        for sizes in (SIZES["odd"], WIDE, SHARED)
         for dtype in (torch.float32, torch.float64)
         for name, call in calls(sizes, dtype).items()
     }

@@ -102,7 +102,7 @@ def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: The same of t samples.
+        queries: Log-odds and projected gradients of t samples.
         relative_ridge: See :func:`trak`.
 
     Returns:
@@ -140,7 +140,7 @@ def top_samples(
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: The same of t samples.
+        queries: Log-odds and projected gradients of t samples.
         count: At most b.
         relative_ridge: See :func:`trak`.
         largest: False for the most harmful samples, whose scores are the least.
@@ -158,8 +158,8 @@ def top_samples(
     rows = max(count, _BLOCK_BYTES // (solved.element_size() * max(1, len(queries))))
     for block in torch.arange(len(train), device=solved.device).split(rows):
         part = slice(int(block[0]), int(block[-1]) + 1)
-        wrong = 1 - train.values[part].sigmoid()
-        scores = torch.cat([best, sign * wrong[:, None] * (train.gradients[part] @ solved)])
+        error = 1 - train.values[part].sigmoid()  # the probability of another answer
+        scores = torch.cat([best, sign * error[:, None] * (train.gradients[part] @ solved)])
         samples = torch.cat([numbers, block[:, None].expand(-1, len(queries))])
         best, kept = scores.topk(min(count, len(scores)), dim=0)
         numbers = samples.gather(0, kept)
@@ -182,9 +182,9 @@ def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
         (b,), not negative.
     """
     factor = _factor(train, relative_ridge)
-    wrong = 1 - train.values.sigmoid()
+    error = 1 - train.values.sigmoid()
     whitened = torch.linalg.solve_triangular(factor, train.gradients.T, upper=False)  # (k, b)
-    return wrong.square() * whitened.square().sum(0)
+    return error.square() * whitened.square().sum(0)
 
 
 def _steps(features: Features) -> Tensor:

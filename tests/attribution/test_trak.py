@@ -82,8 +82,8 @@ def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkey
 def test_self_influence_is_the_diagonal_of_all_scores():
     train, _ = samples()
     own = trak_scores(train, train, relative_ridge=0.1).diagonal()
-    wrong = 1 - train.values.sigmoid()
-    torch.testing.assert_close(self_influence(train, relative_ridge=0.1), own * wrong)
+    error = 1 - train.values.sigmoid()
+    torch.testing.assert_close(self_influence(train, relative_ridge=0.1), own * error)
 
 
 def test_traker_agrees_given_the_same_projection(tmp_path):
