@@ -1,25 +1,23 @@
-"""What a test module computes with every instruction set of this CPU."""
+"""What a module of the tests computes with every instruction set of this CPU."""
 
-import hashlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ksm_ext.build_info import build_info
+from ksm_ext.identity import fingerprint
 
 ORDER = ("portable", "avx2", "avx512")
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """The same in every process that agrees bit for bit, signs of zeros included."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
+def digests(results: Mapping[str, Iterable[Tensor]]) -> dict[str, str]:
+    """By name: the same in every process that agrees bit for bit, signs of zeros included."""
+    return {name: fingerprint(("", each) for each in found) for name, found in results.items()}
 
 
 def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -33,12 +31,13 @@ def run_with(isa: str, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def digests_of(module: str, function: str = "results_of_all") -> dict[str, str]:
-    """The digest of what ``module.function()`` returns, by instruction set."""
-    code = f"import {module}, instruction_sets as s; print(s.digest({module}.{function}()))"
-    found = {}
+def check_every_instruction_set(module: str) -> None:
+    """Assert that ``module.results_of_all()``, tensors by name, has the same bits with each."""
+    code = f"import json, {module} as m, instruction_sets as s"
+    code += "; print(json.dumps(s.digests(m.results_of_all())))"
+    found = []
     for isa in ORDER[: ORDER.index(str(build_info()["cpu_instruction_set"])) + 1]:
         result = run_with(isa, code)
         assert result.returncode == 0, result.stderr
-        found[isa] = result.stdout.strip()
-    return found
+        found.append(json.loads(result.stdout))
+        assert found[0] and found[-1] == found[0], isa

@@ -1,12 +1,13 @@
 """A call of every operator, for what holds for all of them: tests/ops/test_operators.py and
-tools/cuda_smoke.py.
+tools/cuda_smoke.py; and what the tests of single operators share.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from instruction_sets import digests
 from torch import Tensor
 
 from ksm_ext import ops
@@ -29,6 +30,9 @@ class Sizes:
     offset: int = 13  # of the parameters
 
 
+# Masks of many words; and what threads share: more than a block of everything.
+WIDE = Sizes(m=75, l=133, n=1024, t=7, b=60, p=300, k=20, c=999)
+SHARED = Sizes(m=290, l=1333, n=130, t=3, b=700, p=2000, k=300, s=9, c=500)
 SIZES = {
     "one": Sizes(m=1, l=1, n=1, t=1, b=1, p=1, k=4, s=1, c=1),
     "odd": Sizes(),
@@ -139,6 +143,12 @@ def calls(
             ),
             (features, normal(b), normal(m, k) / k),
         ),
+        "glm_gradient, bfloat16": Call(
+            lambda x, h, w: ops.glm_gradient(
+                x, h, offsets, subsets, w, curvature_dtype=torch.bfloat16
+            ),
+            (features, normal(b), normal(m, k) / k),
+        ),
         "softmax_hvp": Call(ops.softmax_hvp, (normal(b, c), normal(s, b, c))),
         "softmax_hvp, weights": Call(
             lambda z, v, w: ops.softmax_hvp(z, v, weights=w),
@@ -171,3 +181,48 @@ def calls(
                 lambda x: ops.project(x, Projector(k, seed=3)), (normal(b, p).to(half),)
             )
     return found
+
+
+def results_of_all() -> dict[str, list[Tensor]]:
+    """What every call gives, by its name and sizes, in both dtypes."""
+    return {
+        f"{name}, {dtype}, {sizes}": call.results()
+        for sizes in (SIZES["odd"], WIDE, SHARED)
+        for dtype in (torch.float32, torch.float64)
+        for name, call in calls(sizes, dtype).items()
+    }
+
+
+def check_any_number_of_threads(results: Callable[[], Mapping[str, list[Tensor]]]) -> None:
+    """Assert that tensors by name are the same, again and with any number of threads."""
+    before, expected = torch.get_num_threads(), None
+    try:
+        for num_threads in (1, 1, 2, 3):
+            torch.set_num_threads(num_threads)
+            found = digests(results())
+            expected = expected or found
+            assert found and found == expected, num_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def refusals(
+    tables: Mapping[type[Exception], Mapping[str, Callable[[], Any]]],
+) -> list[tuple[type[Exception], str, Callable[[], Any]]]:
+    """Rows (error, message, call) of tables from messages to calls, by the kind of error."""
+    return [(error, text, call) for error, table in tables.items() for text, call in table.items()]
+
+
+def derivatives(call: Callable[[Tensor], Tensor], value: Tensor) -> list[Callable[[], Any]]:
+    """Three ways to ask for the derivative of ``call`` at ``value``."""
+    return [
+        lambda: call(value.clone().requires_grad_()),
+        lambda: torch.func.jvp(call, (value,), (value,)),
+        lambda: torch.func.grad(lambda x: call(x).sum())(value),
+    ]
+
+
+def compiled_or_not(compiled: bool, call: Callable[..., Any], *args: Any) -> Any:
+    """What ``call`` gives by itself, or compiled whole."""
+    torch._dynamo.reset()
+    return (torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call)(*args)

@@ -39,7 +39,11 @@ TABLE = {"layers": [8, 8], "rates": (0.1, 0.2)}
 
 def changed(one, other):
     """Names of what differs between two things."""
-    return [name for name, *_ in differences(identify(it=one), identify(it=other))]
+    return names_of(identify(it=one), identify(it=other))
+
+
+def names_of(facts, others):
+    return [name for name, *_ in differences(facts, others)]
 
 
 # -- changes that are noticed -------------------------------------------------------------------
@@ -147,10 +151,7 @@ CHANGES = {
     "a long number": (make(10**5000), make(10**5000 + 1)),
     "an int for a float": (make(1), make(1.0)),
     "a default": (with_default(2), with_default(3)),
-    "a partial": (
-        functools.partial(make(1.0), power=2),
-        functools.partial(make(1.0), power=3),
-    ),
+    "a partial": [functools.partial(make(1.0), power=power) for power in (2, 3)],
     "an argument of a partial": (functools.partial(max, 1), functools.partial(max, 2)),
     "what a partial calls": (functools.partial(make(1.0)), functools.partial(make(2.0))),
     "an object's attribute": (Scaled(1.0), Scaled(2.0)),
@@ -171,10 +172,7 @@ CHANGES = {
     "a path": (make(pathlib.Path("a")), make(pathlib.Path("b"))),
     "random numbers": (make(np.random.default_rng(0)), make(np.random.default_rng(1))),
     "Python's random numbers": (make(random.Random(0)), make(random.Random(1))),
-    "PyTorch's": (
-        make(torch.Generator().manual_seed(0)),
-        make(torch.Generator().manual_seed(1)),
-    ),
+    "PyTorch's": [make(torch.Generator().manual_seed(seed)) for seed in (0, 1)],
     "a projector": (Projector(4), Projector(4, seed=1)),
     "nothing": (None, Projector(4)),
 }
@@ -191,10 +189,7 @@ def test_changed_globals_are_noticed_through_calls(monkeypatch):
     functions = (reads_scale, calls_reads_scale)
     before = [identify(it=function) for function in functions]
     monkeypatch.setitem(globals(), "SCALE", 2.0)
-    names = [
-        [name for name, *_ in differences(identify(it=function), old)]
-        for function, old in zip(functions, before, strict=True)
-    ]
+    names = [names_of(identify(it=f), old) for f, old in zip(functions, before, strict=True)]
     assert names == [["it.globals.SCALE"], ["it.globals.reads_scale"]]
 
 
@@ -279,23 +274,12 @@ def test_what_is_computed_on_demand_is_no_change():
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_a_call_leaves_language_models_the_same(family):
     transformers = pytest.importorskip("transformers")
-    sizes = {
-        "gpt2": {"vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 8},
-    }.get(
-        family,
-        {
-            "vocab_size": 11,
-            "hidden_size": 8,
-            "intermediate_size": 8,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 8,
-        },
-    )
-    config = transformers.AutoConfig.for_model(family, **sizes)
-    kind = (
-        transformers.AutoModelForMaskedLM if family == "bert" else transformers.AutoModelForCausalLM
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 8}
+    if family == "gpt2":
+        sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 8}
+    config = transformers.AutoConfig.for_model(family, vocab_size=11, **sizes)
+    kind = getattr(transformers, f"AutoModelFor{'MaskedLM' if family == 'bert' else 'CausalLM'}")
     model = kind.from_config(config)
     before = identify(it=model)
     model(input_ids=torch.arange(6)[None])
@@ -464,9 +448,8 @@ def test_modules_imported_inside_a_function_are_their_files(own_module):
     own_module("# A comment.\ndef weight(x):\n\n    return 2 * x\n")
     assert not differences(identify(it=imports_inside), before)
     own_module("def weight(x):\n    return 3 * x\n")
-    assert [name for name, *_ in differences(identify(it=imports_inside), before)] == [
-        "it.globals.import module_of_a_user"
-    ]
+    names = names_of(identify(it=imports_inside), before)
+    assert names == ["it.globals.import module_of_a_user"]
 
 
 def test_attributes_of_modules_are_followed(own_module):
@@ -477,9 +460,7 @@ def test_attributes_of_modules_are_followed(own_module):
     before = identify(it=function)
     assert set(before["it"]) == {"code", "globals.module.OTHER", "globals.module.weight"}
     module_of_a_user.RATE = 3.0
-    assert [name for name, *_ in differences(identify(it=function), before)] == [
-        "it.globals.module.weight"
-    ]
+    assert names_of(identify(it=function), before) == ["it.globals.module.weight"]
 
 
 # -- names of this package's own ----------------------------------------------------------------
@@ -515,7 +496,7 @@ def test_an_instance_is_known_by_its_class_and_state_alone():
     facts = identify(it=Projector(3, seed=1))
     former = facts["it"] | {"class": "ksm_ext.projection.Projector"}
     assert not differences(facts, facts | {"it": former})
-    assert [name for name, *_ in differences(facts, identify(it=Projector(3)))] == ["it.seed"]
+    assert names_of(facts, identify(it=Projector(3))) == ["it.seed"]
 
 
 def test_no_two_public_names_of_this_package_are_the_same():

@@ -27,12 +27,6 @@ PYTHONPATH="$built" "$python" -P -c "import ksm_ext; assert '$built' in ksm_ext.
 # takes gigabytes or many draws.
 skipped="compile or opcheck or gradcheck or transforms or derivatives or instruction_set or cuda"
 skipped+=" or 32_bits or moments or expectation or tails"
-# Every kernel has a test file of its name.
-tests=(tests/test_masks.py)
-for kernel in csrc/cpu/*.cpp; do
-  of_kernel="tests/test_$(basename "$kernel" .cpp).py"
-  if [ -e "$of_kernel" ]; then tests+=("$of_kernel"); fi
-done
 "$python" -P -m pytest -q -p no:cacheprovider -o pythonpath="$built ." \
   -m "not slow and not cuda" -k "not ($skipped)" \
-  "${tests[@]}" "$@"
+  tests/ops tests/surrogates/test_masks.py "$@"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.batches import as_dataset, check_datasets
 from ksm_ext.network.gradients import AnyProjector, collect_features
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
@@ -88,10 +88,10 @@ def influence(
 
     Raises:
         ValueError: If an argument is out of its range, or there is no task or target.
-        TypeError: If ``curvature`` or ``solver`` is none.
+        TypeError: If ``curvature`` is no such class, or ``solver`` no solver.
         RuntimeError: If the damped curvature is not positive definite.
     """
-    named = _check_datasets(tasks, targets)
+    named = check_datasets(tasks, targets)
     _check_damping(damping)
     _check_curvature(curvature)
     datasets = [as_dataset(task) for task in tasks]
@@ -189,14 +189,10 @@ def projected_influence(
     Returns:
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
     """
-    named = _check_datasets(tasks, targets)
+    named = check_datasets(tasks, targets)
     _check_damping(damping)
     datasets = [as_dataset(task) for task in tasks]
-    options: dict[str, Any] = {
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "progress": False,
-    }
+    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
 
     def features(data: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = collect_features(model, data, log_odds, projector, **options)
@@ -228,12 +224,3 @@ def _check_curvature(curvature: object) -> None:
     if not (isinstance(curvature, type) and issubclass(curvature, CurvatureOperator)):
         expected = "ksm_ext.GaussNewton or ksm_ext.Hessian"
         raise TypeError(message("curvature", expected, repr(curvature), "Pass the class itself."))
-
-
-def _check_datasets(tasks: Sequence[Any], targets: Any) -> dict[str, Any]:
-    """The targets by name; there is a task and a target."""
-    named = datasets_by_name(targets)
-    for name, given in (("tasks", tasks), ("targets", named)):
-        if len(given) == 0:
-            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
-    return named

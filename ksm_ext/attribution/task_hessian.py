@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.batches import as_dataset, check_datasets
 from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss
 from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
@@ -95,13 +95,10 @@ def task_hessian(
 
     Raises:
         ValueError: If there is no task or target, or the ridge is not positive.
-        TypeError: If ``solver`` is none.
+        TypeError: If ``solver`` is no solver.
         RuntimeError: If the Hessian with its ridge is not positive definite.
     """
-    named = datasets_by_name(targets)
-    for name, given in (("tasks", tasks), ("targets", named)):
-        if len(given) == 0:
-            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    named = check_datasets(tasks, targets)
     if not ridge > 0:
         raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
     solve = as_solver(solver).solve

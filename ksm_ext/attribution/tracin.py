@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm_ext.checks import check_real, message
-from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.batches import as_dataset, check_datasets
 from ksm_ext.network.hessian import loss_gradients
 from ksm_ext.network.outputs import Loss
 
@@ -97,10 +97,7 @@ def _gradients(
     batch_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the tasks' summed losses (n, p), and of the targets' mean losses (t, p)."""
-    named = datasets_by_name(targets)
-    for name, given in (("tasks", tasks), ("targets", named)):
-        if len(given) == 0:
-            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    named = check_datasets(tasks, targets)
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     of_targets = loss_gradients(model, list(named.values()), loss, **options)
     counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(of_targets)

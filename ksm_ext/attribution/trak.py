@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.batches import as_dataset, check_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import AnyProjector, collect_features
@@ -71,10 +71,9 @@ def trak(
         RuntimeError: If the Gram matrix of the features is singular.
     """
     networks = [models] if isinstance(models, nn.Module) else list(models)
-    named = datasets_by_name(targets)
-    for name, given in (("models", networks), ("tasks", tasks), ("targets", named)):
-        if len(given) == 0:
-            raise ValueError(message(name, "one or more", "none", "Pass some."))
+    if not networks:
+        raise ValueError(message("models", "one network or more", "none", "Train one."))
+    named = check_datasets(tasks, targets)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
@@ -89,13 +88,12 @@ def trak(
             collect_features(network, ConcatDataset(part), log_odds, projector, **options)
             for part in (datasets, queries)
         )
-        by_task = _sums(train, [len(data) for data in datasets])  # (n, k)
-        slopes = -(1 - query.values.sigmoid())[:, None] * query.gradients
-        parts = slopes.split([len(data) for data in queries])
-        means = torch.stack([part.mean(0) for part in parts])  # (t, k)
-        answers.append(
-            by_task @ torch.cholesky_solve(means.T, _factor(train, relative_ridge, group))
-        )
+        of_tasks = _steps(train).split([len(data) for data in datasets])
+        by_task = torch.stack([part.sum(0) for part in of_tasks])  # (n, k)
+        of_queries = (-_steps(query)).split([len(data) for data in queries])
+        means = torch.stack([part.mean(0) for part in of_queries])  # (t, k)
+        factor = _factor(train, relative_ridge, group)
+        answers.append(by_task @ torch.cholesky_solve(means.T, factor))
     return torch.stack(answers).mean(0)
 
 
@@ -104,7 +102,7 @@ def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: The same of t samples.
+        queries: Log-odds and projected gradients of t samples.
         relative_ridge: See :func:`trak`.
 
     Returns:
@@ -142,7 +140,7 @@ def top_samples(
 
     Args:
         train: Log-odds and their projected gradients of b training samples.
-        queries: The same of t samples.
+        queries: Log-odds and projected gradients of t samples.
         count: At most b.
         relative_ridge: See :func:`trak`.
         largest: False for the most harmful samples, whose scores are the least.
@@ -160,8 +158,8 @@ def top_samples(
     rows = max(count, _BLOCK_BYTES // (solved.element_size() * max(1, len(queries))))
     for block in torch.arange(len(train), device=solved.device).split(rows):
         part = slice(int(block[0]), int(block[-1]) + 1)
-        wrong = 1 - train.values[part].sigmoid()
-        scores = torch.cat([best, sign * wrong[:, None] * (train.gradients[part] @ solved)])
+        error = 1 - train.values[part].sigmoid()  # the probability of another answer
+        scores = torch.cat([best, sign * error[:, None] * (train.gradients[part] @ solved)])
         samples = torch.cat([numbers, block[:, None].expand(-1, len(queries))])
         best, kept = scores.topk(min(count, len(scores)), dim=0)
         numbers = samples.gather(0, kept)
@@ -184,15 +182,14 @@ def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
         (b,), not negative.
     """
     factor = _factor(train, relative_ridge)
-    wrong = 1 - train.values.sigmoid()
+    error = 1 - train.values.sigmoid()
     whitened = torch.linalg.solve_triangular(factor, train.gradients.T, upper=False)  # (k, b)
-    return wrong.square() * whitened.square().sum(0)
+    return error.square() * whitened.square().sum(0)
 
 
-def _sums(train: Features, counts: list[int]) -> Tensor:
-    """(n, k): what each task adds to the gradient of the total loss, sign reversed."""
-    steps = (1 - train.values.sigmoid())[:, None] * train.gradients
-    return torch.stack([part.sum(0) for part in steps.split(counts)])
+def _steps(features: Features) -> Tensor:
+    """(b, k): gradients of each sample's loss, sign reversed."""
+    return (1 - features.values.sigmoid())[:, None] * features.gradients
 
 
 def _factor(train: Features, relative_ridge: float, group: Group = None) -> Tensor:

@@ -84,6 +84,19 @@ def datasets_by_name(targets: Any) -> dict[str, Any]:
     return dict(targets) if named else {"target": targets}
 
 
+def check_datasets(tasks: Sized, targets: Any) -> dict[str, Any]:
+    """The targets by name, as of :func:`datasets_by_name`.
+
+    Raises:
+        ValueError: If there is no task or no target.
+    """
+    named = datasets_by_name(targets)
+    for name, given in (("tasks", tasks), ("targets", named)):
+        if len(given) == 0:
+            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    return named
+
+
 def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     """A loader of all samples in the data set's order.
 

@@ -1,4 +1,4 @@
-"""Features of samples in memory or in a folder on disk, which an interrupted run can go on with.
+"""Features of samples in memory or in a folder on disk, where an interrupted run continues.
 
 A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy files;
 ``meta.json``, what the features are of (:mod:`ksm_ext.identity`); and ``progress.json``, how many
@@ -31,7 +31,7 @@ from ksm_ext.checks import message
 from ksm_ext.identity import differences
 
 FORMAT = "ksm_ext.features.2"
-# The first form has the same arrays, but says too little of what they are of to go on with it.
+# The first form has the same arrays, but says too little of what they are of to be continued.
 READABLE = (FORMAT, "ksm_ext.features.1")
 
 # What NumPy raises at the header of a file that is no array, or not a whole one.
@@ -130,7 +130,7 @@ class FeatureStore:
         part: tuple[int, int] = (0, 1),
         rows: range | None = None,
     ) -> Iterator["FeatureStore"]:
-        """Create the folder, or open one of the same ``meta`` to go on with it.
+        """Create the folder, or open one of the same ``meta`` to continue it.
 
         Args:
             path: The folder; its parents are created too.

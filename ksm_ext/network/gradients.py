@@ -457,11 +457,11 @@ def _projected(
     """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
     if projector is None:
         return torch.cat([block.flatten(1).to(dtype) for block in gradients.values()], dim=1)
-    some = next(iter(gradients.values()))
-    features = torch.zeros(len(some), projector.dim, dtype=dtype, device=some.device)
+    first_block = next(iter(gradients.values()))
+    features = first_block.new_zeros(len(first_block), projector.dim, dtype=dtype)
     offset = 0
     for gradient in gradients.values():
-        block = gradient.reshape(len(some), -1).to(dtype)
+        block = gradient.reshape(len(gradient), -1).to(dtype)
         projector(block, offset=offset, out=features)
         offset += block.shape[1]
     return features

@@ -80,7 +80,8 @@ class CurvatureOperator(ABC):
         vectors_per_pass: Vectors multiplied together.
 
     Raises:
-        ValueError: If data or labels do not fit the model.
+        ValueError: If data or labels do not fit the model; in products, if a function ``loss`` does
+            not give one number for each sample.
         TypeError: If ``data`` is no data set, or parameters differ in dtype.
     """
 
@@ -102,7 +103,11 @@ class CurvatureOperator(ABC):
         if vectors_per_pass is not None:
             vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
         first = self._weights[names[0]]
-        _check_one_dtype(self._weights)
+        dtypes = {weight.dtype for weight in self._weights.values()}
+        if len(dtypes) > 1:
+            found = " and ".join(sorted(map(str, dtypes)))
+            remedy = "Convert the model with .float() or .double()."
+            raise TypeError(message("model", "of parameters of one dtype", found, remedy))
         self.parameter_shapes = {name: weight.shape for name, weight in self._weights.items()}
         num_parameters = sum(weight.numel() for weight in self._weights.values())
         self.shape = (num_parameters, num_parameters)
@@ -390,7 +395,10 @@ class GaussNewton(CurvatureOperator):
     """
 
     def _products(self, batch: Batch, vectors: Weights) -> Weights:
-        outputs, labels, transposed = self._linearised(batch)
+        result: Any = vjp(
+            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
+        )
+        outputs, transposed, labels = result
 
         def product(vector: Weights) -> Weights:
             change = self._change(batch, vector)
@@ -414,17 +422,9 @@ class GaussNewton(CurvatureOperator):
         return product
 
     def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
-        outputs, labels, _ = self._linearised(batch)
+        outputs, labels = self._outputs(batch, self._weights)
         change = self._change(batch, vector)
         return (change * self._loss_hessian(outputs, labels, change)).flatten(1).sum(1)
-
-    def _linearised(self, batch: Batch) -> tuple[Tensor, Tensor, Callable[[Tensor], Any]]:
-        """Outputs, labels, and the transposed Jacobian: like outputs to a tuple of weights."""
-        result: Any = vjp(
-            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
-        )
-        outputs, transposed, labels = result
-        return outputs, labels, transposed
 
     def _change(self, batch: Batch, vector: Weights) -> Tensor:
         """The Jacobian of the outputs times a vector: like the outputs."""
@@ -520,12 +520,13 @@ def _loss(loss: str | Loss) -> Loss:
     if isinstance(loss, str):
         check_choice("loss", loss, tuple(LOSSES), "Or pass a function (outputs, labels) -> (b,).")
         return LOSSES[loss]
-    return loss
 
+    def of_samples(outputs: Tensor, labels: Tensor) -> Tensor:
+        losses = loss(outputs, labels)
+        if losses.shape != outputs.shape[:1]:
+            found = f"{shape_text(losses)} for {len(outputs)} samples"
+            remedy = "Return one number for each sample, such as by reduction='none'."
+            raise ValueError(message("loss", "a function (outputs, labels) -> (b,)", found, remedy))
+        return losses
 
-def _check_one_dtype(weights: Weights) -> None:
-    dtypes = {weight.dtype for weight in weights.values()}
-    if len(dtypes) > 1:
-        found = " and ".join(sorted(map(str, dtypes)))
-        remedy = "Convert the model with .float() or .double()."
-        raise TypeError(message("model", "of parameters of one dtype", found, remedy))
+    return of_samples

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, TypeVar
@@ -84,57 +84,39 @@ def check_ndim(name: str, tensor: Tensor, ndim: int) -> None:
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """Raise unless ``tensor`` is on ``device`` and the kernels for it were built."""
     if tensor.device != device:
-        raise ValueError(
-            message(
-                name,
-                f"on {device} like the first argument",
-                str(tensor.device),
-                f"Move it to {device}.",
-            )
-        )
+        expected, remedy = f"on {device} like the first argument", f"Move it to {device}."
+        raise ValueError(message(name, expected, str(tensor.device), remedy))
     if device.type == "cuda" and not (BUILT_WITH_CUDA and torch.version.cuda):
         if not torch.cuda.is_available():
-            raise RuntimeError(
-                message(name, "on a device that exists", f"{device} but no CUDA device", "Use cpu.")
-            )
-        raise RuntimeError(
-            message(
-                name,
-                "on the CPU",
-                f"{device}, and ksm_ext was built without CUDA",
-                "Reinstall with KSM_EXT_CUDA=1 pip install .",
-            )
-        )
+            found = f"{device} but no CUDA device"
+            raise RuntimeError(message(name, "on a device that exists", found, "Use cpu."))
+        found = f"{device}, and ksm_ext was built without CUDA"
+        remedy = "Reinstall with KSM_EXT_CUDA=1 pip install ."
+        raise RuntimeError(message(name, "on the CPU", found, remedy))
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise ``TypeError`` unless ``tensor`` is float32 or float64."""
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            message(name, "float32 or float64", str(tensor.dtype), "Convert it to one of them.")
-        )
+        remedy = "Convert it to one of them."
+        raise TypeError(message(name, "float32 or float64", str(tensor.dtype), remedy))
+
+
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a matrix of float32 or float64 that kernels were built for."""
+    check_ndim(name, tensor, 2)
+    check_floating(name, tensor)
+    check_device(name, tensor, tensor.device)
 
 
 def check_beside(name: str, tensor: Tensor, shape: tuple[int, ...], features: Tensor) -> None:
     """Raise unless ``tensor`` has ``shape``, and the dtype and device of the features."""
     if tuple(tensor.shape) != shape:
-        raise ValueError(
-            message(
-                name,
-                f"of shape {shape}",
-                f"shape {tuple(tensor.shape)}",
-                "Its shape follows from the other arguments.",
-            )
-        )
+        remedy = "Its shape follows from the other arguments."
+        raise ValueError(message(name, f"of shape {shape}", f"shape {tuple(tensor.shape)}", remedy))
     if tensor.dtype != features.dtype:
-        raise TypeError(
-            message(
-                name,
-                f"of dtype {features.dtype} like the features",
-                str(tensor.dtype),
-                "Convert one of them.",
-            )
-        )
+        expected = f"of dtype {features.dtype} like the features"
+        raise TypeError(message(name, expected, str(tensor.dtype), "Convert one of them."))
     check_device(name, tensor, features.device)
 
 
@@ -142,64 +124,78 @@ def check_task_offsets(task_offsets: Tensor) -> None:
     """Raise unless ``task_offsets`` is an int64 vector; the operators check its values."""
     check_ndim("task_offsets", task_offsets, 1)
     if task_offsets.dtype != torch.int64:
-        raise TypeError(
-            message("task_offsets", "of dtype torch.int64", str(task_offsets.dtype), "Convert it.")
-        )
+        found = str(task_offsets.dtype)
+        raise TypeError(message("task_offsets", "of dtype torch.int64", found, "Convert it."))
     if task_offsets.shape[0] == 0:
-        raise ValueError(
-            message("task_offsets", "of num_tasks + 1 values", "none", "Start with a 0.")
-        )
+        expected = "of num_tasks + 1 values"
+        raise ValueError(message("task_offsets", expected, "none", "Start with a 0."))
 
 
-def _not_differentiable(name: str) -> str:
-    return message(
-        name,
-        "a constant",
-        "a tensor with a gradient or tangent, which this operator does not propagate",
-        "Detach it, or write the formula in plain PyTorch.",
-    )
+def check_boolean_masks(masks: Tensor) -> None:
+    """Raise unless ``masks`` is a matrix of booleans."""
+    check_ndim("masks", masks, 2)
+    if masks.dtype != torch.bool:
+        found = str(masks.dtype)
+        raise TypeError(message("masks", "of dtype torch.bool", found, "Convert it with .bool()."))
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """``tensor`` or a copy of it, row by row; None stays None."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def not_differentiable(name: str) -> ValueError:
+    """The error of an argument that has no derivative."""
+    found = "a tensor with a gradient or tangent, which this operator does not propagate"
+    remedy = "Detach it, or write the formula in plain PyTorch."
+    return ValueError(message(name, "a constant", found, remedy))
 
 
 def refuse_gradients(**constants: Tensor | None) -> None:
     """Raise ``ValueError`` if one of the named tensors requires a gradient, which would be lost."""
     for name, tensor in constants.items():
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(_not_differentiable(name))
+            raise not_differentiable(name)
 
 
 def refuse_tangents(**tangents: Tensor | None) -> None:
     """Raise ``ValueError`` if one of the named arguments has a tangent, which would be lost."""
     for name, tangent in tangents.items():
         if tangent is not None:
-            raise ValueError(_not_differentiable(name))
+            raise not_differentiable(name)
 
 
 class _Constant(torch.autograd.Function):
     """An operator without derivatives, which says so instead of having silently zero ones."""
 
     @staticmethod
-    def forward(operator: Any, names: Sequence[str], *args: Any) -> Any:
+    def forward(operator: Any, *args: Any) -> Any:
         result = operator(*args)
         return args[0].new_empty(0) if result is None else result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.names = inputs[1]
+        ctx.names = _argument_names(inputs[0])
         ctx.set_materialize_grads(False)  # an absent tangent is None, not zeros
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise ValueError(_not_differentiable(ctx.names[0]))
+        raise not_differentiable(ctx.names[0])
 
     @staticmethod
-    def jvp(ctx: Any, operator: None, names: Any, *tangents: Any) -> Any:
+    def jvp(ctx: Any, operator: None, *tangents: Any) -> Any:
         refuse_tangents(**dict(zip(ctx.names, tangents, strict=True)))
 
 
-def without_derivatives(operator: Any, **args: Any) -> Any:
-    """Call an operator on its named arguments; gradients and tangents of them raise."""
-    refuse_gradients(**{name: a for name, a in args.items() if isinstance(a, Tensor)})
-    return _Constant.apply(operator, tuple(args), *args.values())
+def without_derivatives(operator: Any, *args: Any) -> Any:
+    """Call an operator on its arguments; gradients and tangents of them raise."""
+    named = zip(_argument_names(operator), args, strict=True)
+    refuse_gradients(**{name: arg for name, arg in named if isinstance(arg, Tensor)})
+    return _Constant.apply(operator, *args)
+
+
+def _argument_names(operator: Any) -> list[str]:
+    return [argument.name for argument in operator._schema.arguments]
 
 
 def check_one_tangent(name: str, tensor: Tensor | None) -> None:
@@ -215,26 +211,16 @@ def check_one_tangent(name: str, tensor: Tensor | None) -> None:
         levels += maybe_get_level(tensor) in forward
         tensor = get_unwrapped(tensor)
     if levels > 1:
-        raise ValueError(
-            message(
-                name,
-                "differentiated in forward mode at most once",
-                f"{levels} nested forward transforms",
-                "Use reverse mode inside: torch.func.hessian, or jvp of grad.",
-            )
-        )
+        expected = "differentiated in forward mode at most once"
+        remedy = "Use reverse mode inside: torch.func.hessian, or jvp of grad."
+        raise ValueError(message(name, expected, f"{levels} nested forward transforms", remedy))
 
 
 def one_by_one(function: Any, info: Any, in_dims: tuple[int | None, ...], args: Any) -> Tensor:
     """Batch a function by a loop over its batched arguments; the results, stacked."""
-    rows = []
-    for index in range(info.batch_size):
-        rows.append(
-            function(
-                *(
-                    arg if dim is None else arg.select(dim, index)
-                    for arg, dim in zip(args, in_dims, strict=True)
-                )
-            )
-        )
-    return torch.stack(rows)
+    pairs = list(zip(args, in_dims, strict=True))
+    rows = (
+        [arg if dim is None else arg.select(dim, index) for arg, dim in pairs]
+        for index in range(info.batch_size)
+    )
+    return torch.stack([function(*row) for row in rows])

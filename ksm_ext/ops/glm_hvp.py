@@ -28,10 +28,12 @@ from torch import Tensor
 from ksm_ext.checks import message
 from ksm_ext.ops._library import (
     check_beside,
+    check_boolean_masks,
     check_device,
-    check_floating,
+    check_matrix,
     check_ndim,
     check_task_offsets,
+    contiguous,
     in_graph,
     one_by_one,
     refuse_gradients,
@@ -86,21 +88,15 @@ def glm_hvp(
         _check_curvature_dtype("curvature", curvature.dtype, features)
         shape = (masks.shape[0], features.shape[0])
         if tuple(curvature.shape) != shape:
-            raise ValueError(
-                message(
-                    "curvature",
-                    f"of shape {shape}",
-                    f"shape {tuple(curvature.shape)}",
-                    "Pass one row per subset and one column per sample.",
-                )
-            )
+            found = f"shape {tuple(curvature.shape)}"
+            remedy = "Pass one row per subset and one column per sample."
+            raise ValueError(message("curvature", f"of shape {shape}", found, remedy))
         check_device("curvature", curvature, features.device)
-        curvature = curvature.contiguous()
     return _glm_hvp(
         features.contiguous(),
         task_offsets.cpu().contiguous(),
         masks.cpu().contiguous(),
-        curvature,
+        contiguous(curvature),
         v.contiguous(),
         ridge,
     )
@@ -171,25 +167,14 @@ def _checked(
     ridge: Tensor | float,
 ) -> Tensor:
     """Check what both operators take; the ridge of each subset."""
-    check_ndim("features", features, 2)
-    check_floating("features", features)
-    check_device("features", features, features.device)
+    check_matrix("features", features)
     check_task_offsets(task_offsets)
-    check_ndim("masks", masks, 2)
-    if masks.dtype != torch.bool:
-        raise TypeError(
-            message("masks", "of dtype torch.bool", str(masks.dtype), "Convert it with .bool().")
-        )
-    if masks.shape[1] != task_offsets.shape[0] - 1:
-        raise ValueError(
-            message(
-                "masks",
-                f"of {task_offsets.shape[0] - 1} columns like task_offsets has tasks",
-                f"shape {tuple(masks.shape)}",
-                "Pass one column per task.",
-            )
-        )
-    m = masks.shape[0]
+    check_boolean_masks(masks)
+    m, n = masks.shape
+    if n != len(task_offsets) - 1:
+        expected = f"of {len(task_offsets) - 1} columns like task_offsets has tasks"
+        remedy = "Pass one column per task."
+        raise ValueError(message("masks", expected, f"shape ({m}, {n})", remedy))
     check_ndim(name, vectors, 2)
     check_beside(name, vectors, (m, features.shape[1]), features)
     if not isinstance(ridge, Tensor):
@@ -202,15 +187,8 @@ class _GlmHvp(torch.autograd.Function):
     """Carries the rules of :func:`glm_hvp`: linear in v and its own adjoint, nothing else moves."""
 
     @staticmethod
-    def forward(
-        features: Tensor,
-        task_offsets: Tensor,
-        masks: Tensor,
-        curvature: Tensor | None,
-        v: Tensor,
-        ridge: Tensor,
-    ) -> Tensor:
-        return torch.ops.ksm_ext.glm_hvp.default(features, task_offsets, masks, curvature, v, ridge)
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.ksm_ext.glm_hvp.default(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -255,36 +233,12 @@ def _glm_hvp(
 
 
 @in_graph
-def _glm_gradient(
-    features: Tensor,
-    margins: Tensor,
-    task_offsets: Tensor,
-    masks: Tensor,
-    w: Tensor,
-    ridge: Tensor,
-    curvature_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return without_derivatives(
-        torch.ops.ksm_ext.glm_gradient.default,
-        features=features,
-        margins=margins,
-        task_offsets=task_offsets,
-        masks=masks,
-        w=w,
-        ridge=ridge,
-        curvature_dtype=curvature_dtype,
-    )
+def _glm_gradient(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return without_derivatives(torch.ops.ksm_ext.glm_gradient.default, *args)
 
 
 @torch.library.register_fake("ksm_ext::glm_hvp")
-def _(
-    features: Tensor,
-    task_offsets: Tensor,
-    masks: Tensor,
-    curvature: Tensor | None,
-    v: Tensor,
-    ridge: Tensor,
-) -> Tensor:
+def _(x: Any, offsets: Any, masks: Any, curvature: Any, v: Tensor, ridge: Any) -> Tensor:
     return v.new_empty(v.shape)
 
 

@@ -32,11 +32,11 @@ from torch import Tensor
 from ksm_ext.checks import check_choice, message
 from ksm_ext.ops._library import (
     check_beside,
-    check_device,
-    check_floating,
+    check_matrix,
     check_ndim,
     check_one_tangent,
     check_task_offsets,
+    contiguous,
     in_graph,
     one_by_one,
     without_derivatives,
@@ -65,21 +65,15 @@ def gram_update(gram: Tensor, features: Tensor, weights: Tensor | None = None) -
             gradient.
         TypeError: If a dtype is another.
     """
-    check_ndim("features", features, 2)
-    check_floating("features", features)
-    check_device("features", features, features.device)
+    check_matrix("features", features)
     k = features.shape[1]
     check_beside("gram", gram, (k, k), features)
     if not gram.is_contiguous():
-        raise ValueError(
-            message(
-                "gram", "contiguous, to be updated in place", "a strided one", "Allocate it anew."
-            )
-        )
+        expected = "contiguous, to be updated in place"
+        raise ValueError(message("gram", expected, "a strided one", "Allocate it anew."))
     if weights is not None:
         check_beside("weights", weights, (features.shape[0],), features)
-        weights = weights.contiguous()
-    _gram_update(gram, features.contiguous(), weights)
+    _gram_update(gram, features.contiguous(), contiguous(weights))
     return gram
 
 
@@ -108,19 +102,16 @@ def task_gram(
         TypeError: If a dtype is another.
         RuntimeError: If the values of ``task_offsets`` are not 0 .. b, ascending.
     """
-    check_ndim("features", features, 2)
-    check_floating("features", features)
-    check_device("features", features, features.device)
+    check_matrix("features", features)
     check_task_offsets(task_offsets)
     b = features.shape[0]
     if other is not None:
         check_ndim("other", other, 2)
         check_beside("other", other, (b, other.shape[1]), features)
-        other = other.contiguous()
     if weights is not None:
         check_beside("weights", weights, (b,), features)
-        weights = weights.contiguous()
-    return _task_gram(features.contiguous(), task_offsets.cpu().contiguous(), other, weights)
+    offsets = task_offsets.cpu().contiguous()
+    return _task_gram(features.contiguous(), offsets, contiguous(other), contiguous(weights))
 
 
 def kernel_gram(
@@ -154,38 +145,26 @@ def kernel_gram(
         TypeError: If a dtype is another.
     """
     check_choice("kind", kind, KINDS)
-    check_ndim("x", x, 2)
-    check_floating("x", x)
-    check_device("x", x, x.device)
+    check_matrix("x", x)
     if y is not None:
         check_ndim("y", y, 2)
         check_beside("y", y, (y.shape[0], x.shape[1]), x)
-        y = y.contiguous()
     if kind == "polynomial" and degree < 1:
         raise ValueError(message("degree", "at least 1", str(degree), "Use 2 or 3."))
     if kind in KINDS[2:] and not gamma >= 0:
         remedy = "A negative one grows with the distance."
         raise ValueError(message("gamma", "at least 0", str(gamma), remedy))
-    return _kernel_gram(x.contiguous(), y, KINDS.index(kind), gamma, coef0, degree)
+    return _kernel_gram(x.contiguous(), contiguous(y), KINDS.index(kind), gamma, coef0, degree)
 
 
 @in_graph
-def _gram_update(gram: Tensor, features: Tensor, weights: Tensor | None) -> None:
-    operator = torch.ops.ksm_ext.gram_update.default
-    without_derivatives(operator, gram=gram, features=features, weights=weights)
+def _gram_update(*args: Any) -> None:
+    without_derivatives(torch.ops.ksm_ext.gram_update.default, *args)
 
 
 @in_graph
-def _task_gram(
-    features: Tensor, task_offsets: Tensor, other: Tensor | None, weights: Tensor | None
-) -> Tensor:
-    return without_derivatives(
-        torch.ops.ksm_ext.task_gram.default,
-        features=features,
-        task_offsets=task_offsets,
-        other=other,
-        weights=weights,
-    )
+def _task_gram(*args: Any) -> Tensor:
+    return without_derivatives(torch.ops.ksm_ext.task_gram.default, *args)
 
 
 def _squared_distances(x: Tensor, y: Tensor | None) -> Tensor:
@@ -217,10 +196,8 @@ class _KernelGram(torch.autograd.Function):
     """Carries the rules of :func:`kernel_gram`, in PyTorch: they are differentiable in turn."""
 
     @staticmethod
-    def forward(
-        x: Tensor, y: Tensor | None, kind: int, gamma: float, coef0: float, degree: int
-    ) -> Tensor:
-        return torch.ops.ksm_ext.kernel_gram.default(x, y, kind, gamma, coef0, degree)
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.ksm_ext.kernel_gram.default(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -288,12 +265,10 @@ def _columns(columns: list[Tensor], like: Tensor) -> Tensor:
 
 
 @in_graph
-def _kernel_gram(
-    x: Tensor, y: Tensor | None, kind: int, gamma: float, coef0: float, degree: int
-) -> Tensor:
+def _kernel_gram(x: Tensor, y: Tensor | None, *kernel: Any) -> Tensor:
     check_one_tangent("x", x)
     check_one_tangent("y", y)
-    return _KernelGram.apply(x, y, kind, gamma, coef0, degree)
+    return _KernelGram.apply(x, y, *kernel)
 
 
 @torch.library.register_fake("ksm_ext::gram_update")

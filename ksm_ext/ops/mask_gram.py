@@ -17,10 +17,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from ksm_ext.checks import message
-from ksm_ext.ops._library import check_device, check_ndim, in_graph, one_by_one
+from ksm_ext.ops._library import (
+    check_boolean_masks,
+    check_device,
+    check_floating,
+    check_ndim,
+    contiguous,
+    in_graph,
+    not_differentiable,
+    one_by_one,
+    refuse_gradients,
+    refuse_tangents,
+)
 
 BITS_PER_WORD = 64
 
@@ -38,11 +48,7 @@ def pack_masks(masks: Tensor) -> Tensor:
         ValueError: If ``masks`` is not two-dimensional.
         TypeError: If ``masks`` is not bool.
     """
-    check_ndim("masks", masks, 2)
-    if masks.dtype != torch.bool:
-        raise TypeError(
-            message("masks", "of dtype torch.bool", str(masks.dtype), "Convert it with .bool().")
-        )
+    check_boolean_masks(masks)
     check_device("masks", masks, masks.device)
     return torch.ops.ksm_ext.pack_masks.default(masks.contiguous())
 
@@ -75,7 +81,7 @@ def mask_gram(
         TypeError: If the masks are not int64, or the tables not of one of the two dtypes.
     """
     tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
-    return _mask_gram(x.contiguous(), None if y is None else y.contiguous(), num_tasks, *tables)
+    return _mask_gram(x.contiguous(), contiguous(y), num_tasks, *tables)
 
 
 def mask_gram_matmul(
@@ -113,39 +119,25 @@ def mask_gram_matmul(
     check_device("v", v, x.device)
     name, rows = ("x", len(x)) if y is None else ("y", len(y))
     if v.shape[0] != rows:
-        raise ValueError(
-            message(
-                "v",
-                f"of {rows} rows like {name}",
-                f"shape {tuple(v.shape)}",
-                f"Pass one row per mask of {name}.",
-            )
-        )
+        found, remedy = f"shape {tuple(v.shape)}", f"Pass one row per mask of {name}."
+        raise ValueError(message("v", f"of {rows} rows like {name}", found, remedy))
     dtype = next(table.dtype for table in tables if table is not None)
     if v.dtype != dtype:
-        raise TypeError(
-            message("v", f"of dtype {dtype} like the tables", str(v.dtype), "Convert one of them.")
-        )
-    y = None if y is None else y.contiguous()
-    return _mask_gram_matmul(x.contiguous(), y, num_tasks, *tables, v.contiguous())
+        expected = f"of dtype {dtype} like the tables"
+        raise TypeError(message("v", expected, str(v.dtype), "Convert one of them."))
+    return _mask_gram_matmul(x.contiguous(), contiguous(y), num_tasks, *tables, v.contiguous())
 
 
 def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device) -> None:
     check_ndim(name, masks, 2)
     if masks.dtype != torch.int64:
-        raise TypeError(
-            message(name, "packed masks of torch.int64", str(masks.dtype), "Use ops.pack_masks.")
-        )
+        expected = "packed masks of torch.int64"
+        raise TypeError(message(name, expected, str(masks.dtype), "Use ops.pack_masks."))
     words = -(-num_tasks // BITS_PER_WORD)
     if masks.shape[1] != words:
-        raise ValueError(
-            message(
-                name,
-                f"of {words} words for {num_tasks} tasks",
-                f"shape {tuple(masks.shape)}",
-                "Pass the num_tasks that the masks were packed from.",
-            )
-        )
+        expected, found = f"of {words} words for {num_tasks} tasks", f"shape {tuple(masks.shape)}"
+        remedy = "Pass the num_tasks that the masks were packed from."
+        raise ValueError(message(name, expected, found, remedy))
     check_device(name, masks, device)
 
 
@@ -163,80 +155,43 @@ def _checked_tables(
     if y is not None:
         _check_packed("y", y, num_tasks, x.device)
     if hamming_table is None and overlap_table is None:
-        raise ValueError(
-            message("hamming_table", "given where overlap_table is not", "neither", "Pass one.")
-        )
+        expected = "given where overlap_table is not"
+        raise ValueError(message("hamming_table", expected, "neither", "Pass one."))
     for name, table in (("hamming_table", hamming_table), ("overlap_table", overlap_table)):
         if table is None:
             continue
         check_ndim(name, table, 1)
-        if table.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                message(name, "float32 or float64", str(table.dtype), "Convert it to one of them.")
-            )
+        check_floating(name, table)
         if table.shape[0] != num_tasks + 1:
-            raise ValueError(
-                message(
-                    name,
-                    f"of {num_tasks + 1} values",
-                    f"shape {tuple(table.shape)}",
-                    "Tabulate the counts 0 .. num_tasks.",
-                )
-            )
-        if table.requires_grad and torch.is_grad_enabled():
-            raise ValueError(_not_differentiable(name))
+            found, remedy = f"shape {tuple(table.shape)}", "Tabulate the counts 0 .. num_tasks."
+            raise ValueError(message(name, f"of {num_tasks + 1} values", found, remedy))
+        refuse_gradients(**{name: table})
         check_device(name, table, x.device)
     dtypes = [table.dtype for table in (hamming_table, overlap_table) if table is not None]
     if dtypes[0] != dtypes[-1]:
-        raise TypeError(
-            message(
-                "overlap_table",
-                f"of dtype {dtypes[0]} like hamming_table",
-                str(dtypes[-1]),
-                "Convert one of them.",
-            )
-        )
-    return (
-        None if hamming_table is None else hamming_table.contiguous(),
-        None if overlap_table is None else overlap_table.contiguous(),
-    )
-
-
-def _not_differentiable(name: str) -> str:
-    return message(
-        name,
-        "a constant",
-        "a table with a gradient or tangent, which this operator does not propagate",
-        "Detach it, or index the table with counts in plain PyTorch.",
-    )
-
-
-def _refuse_table_tangents(hamming_tangent: Tensor | None, overlap_tangent: Tensor | None) -> None:
-    for name, tangent in (("hamming_table", hamming_tangent), ("overlap_table", overlap_tangent)):
-        if tangent is not None:
-            raise ValueError(_not_differentiable(name))
+        expected = f"of dtype {dtypes[0]} like hamming_table"
+        raise TypeError(message("overlap_table", expected, str(dtypes[-1]), "Convert one of them."))
+    return contiguous(hamming_table), contiguous(overlap_table)
 
 
 class _MaskGram(torch.autograd.Function):
     """Carries the rules of :func:`mask_gram`: no derivative, and an error instead of zeros."""
 
     @staticmethod
-    def forward(
-        x: Tensor, y: Tensor | None, num_tasks: int, hamming: Tensor | None, overlap: Tensor | None
-    ) -> Tensor:
-        return torch.ops.ksm_ext.mask_gram.default(x, y, num_tasks, hamming, overlap)
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.ksm_ext.mask_gram.default(*args)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: Any, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.set_materialize_grads(False)  # an absent tangent is None, not zeros
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Any:
-        raise ValueError(_not_differentiable("hamming_table"))
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise not_differentiable("hamming_table")
 
     @staticmethod
-    def jvp(ctx: FunctionCtx, x: None, y: None, n: None, hamming: Any, overlap: Any) -> None:
-        _refuse_table_tangents(hamming, overlap)
+    def jvp(ctx: Any, x: None, y: None, n: None, hamming: Any, overlap: Any) -> None:
+        refuse_tangents(hamming_table=hamming, overlap_table=overlap)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
@@ -247,15 +202,8 @@ class _MaskGramMatmul(torch.autograd.Function):
     """Carries the rules of :func:`mask_gram_matmul`: linear in v, nothing else moves."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        y: Tensor | None,
-        num_tasks: int,
-        hamming: Tensor | None,
-        overlap: Tensor | None,
-        v: Tensor,
-    ) -> Tensor:
-        return torch.ops.ksm_ext.mask_gram_matmul.default(x, y, num_tasks, hamming, overlap, v)
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.ksm_ext.mask_gram_matmul.default(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -275,11 +223,9 @@ class _MaskGramMatmul(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, x: None, y: None, n: None, hamming: Any, overlap: Any, v: Tensor) -> Tensor:
-        _refuse_table_tangents(hamming, overlap)
-        x_saved, y_saved, hamming_saved, overlap_saved = ctx.saved_tensors
-        return _mask_gram_matmul(
-            x_saved, y_saved, ctx.num_tasks, hamming_saved, overlap_saved, v.contiguous()
-        )
+        refuse_tangents(hamming_table=hamming, overlap_table=overlap)
+        saved_x, saved_y, *tables = ctx.saved_tensors
+        return _mask_gram_matmul(saved_x, saved_y, ctx.num_tasks, *tables, v.contiguous())
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
@@ -318,12 +264,5 @@ def _(
 
 
 @torch.library.register_fake("ksm_ext::mask_gram_matmul")
-def _(
-    x: Tensor,
-    y: Tensor | None,
-    num_tasks: int,
-    hamming: Tensor | None,
-    overlap: Tensor | None,
-    v: Tensor,
-) -> Tensor:
+def _(x: Tensor, y: Any, num_tasks: int, hamming: Any, overlap: Any, v: Tensor) -> Tensor:
     return v.new_empty(x.shape[0], v.shape[1])

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import check_choice, check_positive_int, message
-from ksm_ext.ops._library import check_device, check_ndim, in_graph
+from ksm_ext.ops._library import check_device, check_floating, check_ndim, in_graph
 
 KINDS = ("sbp", "rademacher", "gaussian", "sjlt")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -69,18 +69,12 @@ class Projector:
             raise ValueError(message("seed", "an int64", str(self.seed), "Choose a smaller one."))
         sparse = self.kind in ("sbp", "sjlt")
         if self.sparsity != 1 and not sparse:
-            raise ValueError(
-                message("sparsity", f"1 for {self.kind}", str(self.sparsity), "Leave it out.")
-            )
+            expected = f"1 for {self.kind}"
+            raise ValueError(message("sparsity", expected, str(self.sparsity), "Leave it out."))
         if self.dim % self.sparsity or self.sparsity >= 2**16 - 1:
-            raise ValueError(
-                message(
-                    "sparsity",
-                    f"a divisor of dim {self.dim} below 65535",
-                    str(self.sparsity),
-                    "Choose dim as a multiple of it.",
-                )
-            )
+            expected = f"a divisor of dim {self.dim} below 65535"
+            remedy = "Choose dim as a multiple of it."
+            raise ValueError(message("sparsity", expected, str(self.sparsity), remedy))
         if self.hadamard and self.kind != "sbp":
             raise ValueError(message("hadamard", f"False for {self.kind}", "True", "Leave it out."))
 
@@ -165,27 +159,17 @@ def project_(out: Tensor, x: Tensor, projection: Projector, *, offset: int = 0) 
     check_ndim("out", out, 2)
     check_device("out", out, x.device)
     if out.shape != (len(x), projection.dim) or not out.is_contiguous():
-        raise ValueError(
-            message(
-                "out",
-                f"contiguous of shape ({len(x)}, {projection.dim})",
-                f"shape {tuple(out.shape)} with strides {out.stride()}",
-                "Allocate it by torch.zeros.",
-            )
-        )
+        expected = f"contiguous of shape ({len(x)}, {projection.dim})"
+        found = f"shape {tuple(out.shape)} with strides {out.stride()}"
+        raise ValueError(message("out", expected, found, "Allocate it by torch.zeros."))
     if out.dtype != _result_dtype(x):
-        raise TypeError(
-            message("out", f"{_result_dtype(x)} for this x", str(out.dtype), "Allocate it anew.")
-        )
+        expected = f"{_result_dtype(x)} for this x"
+        raise TypeError(message("out", expected, str(out.dtype), "Allocate it anew."))
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
-        raise ValueError(
-            message(
-                "x" if x.requires_grad else "out",
-                "without a gradient for accumulation in place",
-                "requires_grad=True",
-                "Detach it, or use project.",
-            )
-        )
+        name = "x" if x.requires_grad else "out"
+        expected = "without a gradient for accumulation in place"
+        remedy = "Detach it, or use project."
+        raise ValueError(message(name, expected, "requires_grad=True", remedy))
     torch.ops.ksm_ext.project_.default(out, _unit_stride(x), offset, *projection._arguments)
     return out
 
@@ -210,26 +194,19 @@ def project_adjoint(
     """
     num_coordinates = check_positive_int("num_coordinates", num_coordinates, 0)
     _check_input("y", y, offset)
-    if y.dtype not in (torch.float32, torch.float64):
-        raise TypeError(message("y", "float32 or float64", str(y.dtype), "Convert it to one."))
+    check_floating("y", y)
     if y.shape[1] != projection.dim:
-        raise ValueError(
-            message(
-                "y",
-                f"of {projection.dim} columns like the projection",
-                f"shape {tuple(y.shape)}",
-                "Pass what project returned.",
-            )
-        )
+        expected = f"of {projection.dim} columns like the projection"
+        found = f"shape {tuple(y.shape)}"
+        raise ValueError(message("y", expected, found, "Pass what project returned."))
     return _project_adjoint(y, projection, num_coordinates, offset)
 
 
 def _check_input(name: str, x: Tensor, offset: int) -> None:
     check_ndim(name, x, 2)
     if x.dtype not in _DTYPES:
-        raise TypeError(
-            message(name, "of a floating-point dtype", str(x.dtype), "Convert it with .float().")
-        )
+        expected, remedy = "of a floating-point dtype", "Convert it with .float()."
+        raise TypeError(message(name, expected, str(x.dtype), remedy))
     offset = check_positive_int("offset", offset, 0)
     if offset > 2**62:
         raise ValueError(message("offset", "at most 2^62", str(offset), "Count from 0."))
@@ -317,28 +294,10 @@ def _project_adjoint(*args: Any) -> Tensor:
 
 
 @torch.library.register_fake("ksm_ext::project_")
-def _(
-    out: Tensor,
-    x: Tensor,
-    offset: int,
-    dim: int,
-    kind: int,
-    seed: int,
-    sparsity: int,
-    hadamard: bool,
-) -> None:
+def _(out: Tensor, x: Tensor, offset: int, *projection: Any) -> None:
     return None
 
 
 @torch.library.register_fake("ksm_ext::project_adjoint")
-def _(
-    y: Tensor,
-    num_coordinates: int,
-    offset: int,
-    dim: int,
-    kind: int,
-    seed: int,
-    sparsity: int,
-    hadamard: bool,
-) -> Tensor:
+def _(y: Tensor, num_coordinates: int, offset: int, *projection: Any) -> Tensor:
     return y.new_empty(len(y), num_coordinates)

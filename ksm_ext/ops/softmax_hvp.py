@@ -20,9 +20,9 @@ from torch import Tensor
 from ksm_ext.checks import message
 from ksm_ext.ops._library import (
     check_beside,
-    check_device,
-    check_floating,
+    check_matrix,
     check_ndim,
+    contiguous,
     in_graph,
     refuse_gradients,
     refuse_tangents,
@@ -49,11 +49,7 @@ def softmax_hvp(logits: Tensor, tangents: Tensor, *, weights: Tensor | None = No
         TypeError: If a dtype is another.
     """
     _check(logits, tangents, weights)
-    return _softmax_hvp(
-        logits.contiguous(),
-        tangents.contiguous(),
-        None if weights is None else weights.contiguous(),
-    )
+    return _softmax_hvp(logits.contiguous(), tangents.contiguous(), contiguous(weights))
 
 
 def softmax_hvp_(tangents: Tensor, logits: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -68,16 +64,12 @@ def softmax_hvp_(tangents: Tensor, logits: Tensor, *, weights: Tensor | None = N
     if not tangents.is_contiguous():
         found = f"strides {tuple(tangents.stride())}"
         raise ValueError(message("tangents", "contiguous", found, "Use `softmax_hvp`."))
-    _softmax_hvp_in_place(
-        tangents, logits.contiguous(), None if weights is None else weights.contiguous()
-    )
+    _softmax_hvp_in_place(tangents, logits.contiguous(), contiguous(weights))
     return tangents
 
 
 def _check(logits: Tensor, tangents: Tensor, weights: Tensor | None) -> None:
-    check_ndim("logits", logits, 2)
-    check_floating("logits", logits)
-    check_device("logits", logits, logits.device)
+    check_matrix("logits", logits)
     check_ndim("tangents", tangents, 3)
     check_beside("tangents", tangents, (tangents.shape[0], *logits.shape), logits)
     if weights is not None:
@@ -142,10 +134,8 @@ def _softmax_hvp(logits: Tensor, tangents: Tensor, weights: Tensor | None) -> Te
 
 
 @in_graph
-def _softmax_hvp_in_place(tangents: Tensor, logits: Tensor, weights: Tensor | None) -> None:
-    without_derivatives(
-        torch.ops.ksm_ext.softmax_hvp_.default, tangents=tangents, logits=logits, weights=weights
-    )
+def _softmax_hvp_in_place(*args: Any) -> None:
+    without_derivatives(torch.ops.ksm_ext.softmax_hvp_.default, *args)
 
 
 @torch.library.register_fake("ksm_ext::softmax_hvp")

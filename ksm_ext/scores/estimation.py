@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
-from ksm_ext.network.batches import as_dataset, datasets_by_name
+from ksm_ext.network.batches import as_dataset, check_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import collect_features, parameter_names
@@ -140,17 +140,14 @@ class GradientEstimator:
         self._models = [models] if isinstance(models, nn.Module) else list(models)
         if not self._models:
             raise ValueError(message("models", "one network or more", "none", "Train one."))
-        if len(tasks) == 0:
-            raise ValueError(message("tasks", "one data set or more", "none", "Pass some."))
+        named = check_datasets(tasks, targets)
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
         self.ridge = _check_ridge(ridge)
-        named = datasets_by_name(targets)
-        if not named:
-            raise ValueError(message("targets", "one data set or more", "none", "Pass some."))
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
-        self.task_names = _task_names(task_names, len(tasks))
+        names = range(self.num_tasks) if task_names is None else task_names
+        self.task_names = checked_names("task_names", names, self.num_tasks)
         self.calibration: Calibration | None = None
         self._task_data = [as_dataset(task) for task in tasks]
         self._target_data = [as_dataset(target) for target in named.values()]
@@ -158,8 +155,8 @@ class GradientEstimator:
         self._store = None if store is None else Path(store)
         self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
         self._group = group
-        weights = dict(self._models[0].named_parameters())
         self._names = parameter_names(self._models[0], parameters)
+        weights = dict(self._models[0].named_parameters())
         num_parameters = sum(weights[name].numel() for name in self._names)
         if projector is None and num_parameters > 1024:
             projector = Projector(1024)
@@ -182,24 +179,23 @@ class GradientEstimator:
         """
         self._features, self._sums = [], []
         for number, model in enumerate(self._models):
-            pair = []
-            for name, data in (("tasks", self._task_data), ("targets", self._target_data)):
-                store = None if self._store is None else self._store / f"model_{number}" / name
-                pair.append(
-                    collect_features(
-                        model,
-                        ConcatDataset(data),
-                        self._output,
-                        self.projector,
-                        parameters=self._names,
-                        store=store,
-                        batch_size=self._batch_size,
-                        vectorize=self._vectorize,
-                        progress=self._progress,
-                        group=self._group,
-                    )
+            store = None if self._store is None else self._store / f"model_{number}"
+            of_tasks, of_targets = (
+                collect_features(
+                    model,
+                    ConcatDataset(data),
+                    self._output,
+                    self.projector,
+                    parameters=self._names,
+                    store=None if store is None else store / name,
+                    batch_size=self._batch_size,
+                    vectorize=self._vectorize,
+                    progress=self._progress,
+                    group=self._group,
                 )
-            self._features.append((pair[0], pair[1]))
+                for name, data in (("tasks", self._task_data), ("targets", self._target_data))
+            )
+            self._features.append((of_tasks, of_targets))
         return self
 
     def predict(self, masks: ArrayLike) -> Any:
@@ -314,15 +310,8 @@ class GradientEstimator:
         """z_S of every subset, (m, k)."""
         features = self._features[number][0]
         if self._solver == "exact" and self._loss == "logistic":
-            fitted = fit_logistic(
-                features.gradients,
-                features.values,
-                self._task_offsets,
-                masks,
-                ridge,
-                progress=self._progress,
-            )
-            return fitted.weights
+            data = features.gradients, features.values, self._task_offsets
+            return fit_logistic(*data, masks, ridge, progress=self._progress).weights
         while len(self._sums) <= number:
             self._sums.append(self._sums_of(self._features[len(self._sums)][0]))
         grams, slopes = self._sums[number]
@@ -370,14 +359,9 @@ def _check_ridge(ridge: object) -> float:
     return number
 
 
-def _task_names(given: Sequence[str] | None, num_tasks: int) -> tuple[str, ...]:
-    return checked_names("task_names", range(num_tasks) if given is None else given, num_tasks)
-
-
 def _offsets(datasets: Sequence[Any]) -> Tensor:
     """(n + 1,) first sample of each data set, then their number."""
-    sizes = torch.tensor([0, *(len(data) for data in datasets)])
-    return sizes.cumsum(0)
+    return torch.tensor([0, *map(len, datasets)]).cumsum(0)
 
 
 # Corrections of estimates (m, t) by true scores (m, t): intercepts (t,) and slopes (t,).

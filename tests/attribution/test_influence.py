@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from retrained import effects
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,9 +33,8 @@ def by_dense_algebra(model, tasks, targets, kind, damping):
     data = tuple(torch.cat(column) for column in zip(*tasks, strict=True))
     matrix = kind(model, data)(torch.eye(sum(w.numel() for w in model.parameters())).double())
     matrix += damping * torch.eye(len(matrix)).double()
-    pulls = loss_gradients(model, tasks)
     means = torch.stack([loss_gradients(model, [d])[0] / len(d[1]) for d in targets.values()])
-    return -pulls @ torch.linalg.solve(matrix, means.T) / len(data[1])
+    return -loss_gradients(model, tasks) @ torch.linalg.solve(matrix, means.T) / len(data[1])
 
 
 @pytest.mark.parametrize("curvature, damping", [(GaussNewton, 0.01), (Hessian, 0.5)])
@@ -92,10 +92,7 @@ def test_ekfac_of_curvlinops_as_the_solver():
     curvlinops = pytest.importorskip("curvlinops")
     model, tasks, targets, data = problem()
     factored = curvlinops.EKFACLinearOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        list(model.parameters()),
-        [data],
+        *(model, nn.CrossEntropyLoss(), list(model.parameters()), [data]),
         fisher_type=curvlinops.FisherType.TYPE2,
     )
     inverse = curvlinops.KFACInverseLinearOperator(factored, damping=0.1, use_exact_damping=True)
@@ -125,30 +122,11 @@ def test_it_predicts_real_retraining_of_a_convex_problem():
     model = nn.Linear(5, 3).double()
     ridge = 0.01
 
-    def retrain(kept):
-        data = tuple(torch.cat([tasks[i][c] for i in kept]) for c in range(2))
-        optimizer = torch.optim.LBFGS(
-            model.parameters(),
-            lr=1,
-            max_iter=200,
-            tolerance_grad=1e-12,
-            line_search_fn="strong_wolfe",
-        )
+    def objective(x, y):
+        penalty = sum(w.square().sum() for w in model.parameters())
+        return cross_entropy(model(x), y, reduction="sum") / 150 + ridge / 2 * penalty
 
-        def closure():
-            optimizer.zero_grad()
-            total = cross_entropy(model(data[0]), data[1], reduction="sum") / 150
-            penalty = sum(w.square().sum() for w in model.parameters())
-            objective = total + ridge / 2 * penalty
-            objective.backward()
-            return objective.detach()
-
-        optimizer.step(closure)
-        return float(cross_entropy(model(target[0]), target[1]).detach())
-
-    without = [retrain([j for j in range(30) if j != i]) for i in range(30)]
-    full = retrain(range(30))
-    truth = torch.tensor([full - score for score in without]).double()
+    truth = effects(model, tasks, target, objective)
     said = influence(model, tasks, target, damping=ridge, solver=TO_THE_END).values[:, 0]
     assert float(pearson(said[None], truth[None])) > 0.99
     assert 0.8 < float((said @ truth) / (truth @ truth)) < 1.2  # in its units
@@ -181,11 +159,8 @@ def test_dattri_agrees_at_full_batch():
         return cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
     def of(batch):
-        task = AttributionTask(
-            loss_func=loss,
-            model=model,
-            checkpoints={k: v.detach() for k, v in model.state_dict().items()},
-        )
+        weights = {k: v.detach() for k, v in model.state_dict().items()}
+        task = AttributionTask(loss_func=loss, model=model, checkpoints=weights)
         peer = IFAttributorExplicit(task=task, regularization=0.5, device="cpu")
         peer.cache(DataLoader(TensorDataset(*data), batch_size=batch))
         with torch.no_grad():
@@ -211,9 +186,7 @@ def test_bad_input():
         influence(model, [], targets, damping=0.1)
     with pytest.raises(ValueError, match="`targets` must be one data set or more"):
         influence(model, tasks, {}, damping=0.1)
-    with pytest.raises(
-        TypeError, match=r"`solver` must be .* got 'projected'.*projected_influence"
-    ):
+    with pytest.raises(TypeError, match=r"`solver` must be .* got 'projected'.*projected_influ"):
         influence(model, tasks, targets, damping=0.1, solver="projected")
     for curvature in ("hessian", nn.Linear, Hessian(model, tasks[0])):
         with pytest.raises(TypeError, match=r"`curvature` must be ksm_ext\.GaussNewton or"):

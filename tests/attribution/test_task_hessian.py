@@ -101,11 +101,11 @@ def test_without_interactions_the_diagonal_is_the_same():
     options = {"ridge": RIDGE, "solver": TO_THE_END}
     model = problem.trained()
     whole = task_hessian(model, problem.tasks, problem.targets, **options)
-    some = task_hessian(model, problem.tasks, problem.targets, interactions=False, **options)
-    own, expected = (found.hessian.diagonal(dim1=1, dim2=2) for found in (some, whole))
+    alone = task_hessian(model, problem.tasks, problem.targets, interactions=False, **options)
+    own, expected = (found.hessian.diagonal(dim1=1, dim2=2) for found in (alone, whole))
     torch.testing.assert_close(own, expected)
-    torch.testing.assert_close(some.gradient, whole.gradient)
-    assert int(some.hessian.isnan().sum()) == 2 * 4 * 3
+    torch.testing.assert_close(alone.gradient, whole.gradient)
+    assert int(alone.hessian.isnan().sum()) == 2 * 4 * 3
 
 
 def test_second_order_is_nearer_to_leaving_a_task_out():

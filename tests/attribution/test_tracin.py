@@ -26,10 +26,10 @@ def test_tracin_and_cosine_are_products_of_gradients():
     for i, task in enumerate(tasks):
         for j, target in enumerate(targets.values()):
             for model, rate in zip(models, (0.5, 0.1), strict=True):
-                pull, wish = gradient(model, task, "sum"), gradient(model, target, "mean")
-                exact[i, j] -= rate * pull @ wish / 10
-            wish = gradient(models[0], target, "mean")
-            cosine[i, j] = -cosine_similarity(gradient(models[0], task, "sum"), wish, dim=0)
+                of_task, of_target = gradient(model, task, "sum"), gradient(model, target, "mean")
+                exact[i, j] -= rate * of_task @ of_target / 10
+            of_task, of_target = (gradient(models[0], d, "mean") for d in (task, target))
+            cosine[i, j] = -cosine_similarity(of_task, of_target, dim=0)
     torch.testing.assert_close(tracin(models, [0.5, 0.1], tasks, targets), exact)
     torch.testing.assert_close(gradient_cosine(models[0], tasks, targets), cosine)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from retrained import effects
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -10,12 +11,10 @@ from ksm_ext.network.gradients import collect_features
 from ksm_ext.network.outputs import log_odds
 
 
-def problem(seed=0, num_models=2):
-    torch.manual_seed(seed)
-    models = [
-        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-        for _ in range(num_models)
-    ]
+def problem():
+    torch.manual_seed(0)
+    layers = lambda: (nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))  # noqa: E731
+    models = [nn.Sequential(*layers()).double() for _ in range(2)]
     draw = lambda n: (torch.randn(n, 4).double(), torch.randint(3, (n,)))  # noqa: E731
     return models, [draw(8), draw(25), draw(17)], {"one": draw(4), "two": draw(6)}
 
@@ -83,8 +82,8 @@ def test_top_samples_are_the_extremes_of_all_scores(largest, block_bytes, monkey
 def test_self_influence_is_the_diagonal_of_all_scores():
     train, _ = samples()
     own = trak_scores(train, train, relative_ridge=0.1).diagonal()
-    wrong = 1 - train.values.sigmoid()
-    torch.testing.assert_close(self_influence(train, relative_ridge=0.1), own * wrong)
+    error = 1 - train.values.sigmoid()
+    torch.testing.assert_close(self_influence(train, relative_ridge=0.1), own * error)
 
 
 def test_traker_agrees_given_the_same_projection(tmp_path):
@@ -142,25 +141,7 @@ def test_trak_knows_what_retraining_does():
     target = x[120:], y[120:]
     model = nn.Linear(3, 2).double()
 
-    def retrain(kept):
-        data = tuple(torch.cat([tasks[i][c] for i in kept]) for c in range(2))
-        nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
-        optimizer = torch.optim.LBFGS(
-            model.parameters(), max_iter=100, line_search_fn="strong_wolfe"
-        )
-
-        def closure():
-            optimizer.zero_grad()
-            loss = cross_entropy(model(data[0]), data[1])
-            loss.backward()
-            return loss.detach()
-
-        optimizer.step(closure)
-        return float(cross_entropy(model(target[0]), target[1]).detach())
-
-    without = [retrain([j for j in range(15) if j != i]) for i in range(15)]
-    full = retrain(range(15))
-    truth = torch.tensor([full - score for score in without]).double()
+    truth = effects(model, tasks, target, lambda x, y: cross_entropy(model(x), y))
     said = trak(model, tasks, target, projector=Projector(6, kind="gaussian"), relative_ridge=1e-3)
     assert float(pearson(said.T, truth[None])) > 0.7
 
@@ -173,7 +154,7 @@ def test_singular_grams_are_errors_and_not_garbage():
     assert bool(found.isfinite().all())
     with pytest.raises(ValueError, match="`relative_ridge` must be non-negative"):
         trak(model, tasks, targets, projector=Projector(4), relative_ridge=-1.0)
-    with pytest.raises(ValueError, match="`models` must be one or more"):
+    with pytest.raises(ValueError, match="`models` must be one network or more"):
         trak([], tasks, targets, projector=Projector(4))
 
 

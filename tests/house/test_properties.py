@@ -837,7 +837,7 @@ ELSEWHERE = {  # by the test file that has them
     "network/test_spectrum": ("signs",),
     "ops/test_glm_hvp": ("glm_gradient",),
     "report/test_page": ("write_report",),
-    "scores/test_estimation": ("attribute_tasks",),
+    "test_pipeline": ("attribute_tasks",),
     "surrogates/test_more_subsets": ("more_subsets",),
     "tables/test_scores": ("read_scores",),
 }

@@ -47,6 +47,11 @@ def collect(model, batch, path, output=log_odds, projector=None, **options):
     return collect_features(model, batch, output, projector, store=path, **options)
 
 
+def same(features, expected):
+    assert torch.equal(features.values, expected.values)
+    assert torch.equal(features.gradients, expected.gradients)
+
+
 def contents(path):
     return {name: (path / name).read_bytes() for name in ("values.npy", "gradients.npy")}
 
@@ -73,8 +78,7 @@ def test_a_store_holds_what_memory_would(tmp_path, dtype):
     for _ in range(2):  # made, and found complete
         features = collect(model, batch, tmp_path / "store")
         assert features.gradients.dtype == dtype
-        assert torch.equal(features.values, expected.values)
-        assert torch.equal(features.gradients, expected.gradients)
+        same(features, expected)
 
 
 def test_a_complete_store_computes_five_samples_and_takes_no_lock(tmp_path, monkeypatch):
@@ -102,7 +106,7 @@ def test_mapped_tensors_are_private(tmp_path):
     assert torch.equal(load_features(tmp_path).gradients, GRADIENTS)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="files of holes, and how maps are charged")
+@pytest.mark.skipif(sys.platform != "linux", reason="files of holes, and maps larger than memory")
 def test_a_table_larger_than_memory(tmp_path):
     """A million samples of 4096 numbers, of which a few are written."""
     meta = {"num_samples": 10**6, "dim": 4096 * 16, "dtype": "float32"}
@@ -240,10 +244,15 @@ def long_run(path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of one process")
 def test_runs_killed_at_random_moments_end_with_the_same_bits(tmp_path):
-    code = [sys.executable, "-c", KILLED, str(tmp_path), str(int.from_bytes(os.urandom(2), "big"))]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    run = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=120)
+    run = run_python(KILLED, str(tmp_path), str(int.from_bytes(os.urandom(2), "big")))
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def run_python(code, *arguments):
+    """Run it in a process that finds this package and its tests."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -439,8 +448,7 @@ class Opaque:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_has_no_identity_is_told_and_found_by_its_features(tmp_path, dtype):
     model, batch = mlp(dtype), table(40, dtype=dtype)
-    one = collect(model, batch, tmp_path, output_with(Opaque(2.0).factor))
-    assert one.unidentified == ()
+    assert collect(model, batch, tmp_path, output_with(2.0)).unidentified == ()
     path, opaque = tmp_path / "opaque", Opaque(2.0)
 
     def output(model, batch):
@@ -451,9 +459,7 @@ def test_what_has_no_identity_is_told_and_found_by_its_features(tmp_path, dtype)
     assert load_features(path).unidentified == first.unidentified
     assert torch.equal(collect(model, batch, path, output).gradients, first.gradients)
     opaque.factor = 2.1
-    form = (
-        r"whose sample [0-9]+ is now another by 0\.048 of the largest\. Something changed that has"
-    )
+    form = r"whose sample [0-9]+ is now another by 0\.048 of the largest\. Something changed that"
     with pytest.raises(ValueError, match=form):
         collect(model, batch, path, output)
 
@@ -464,9 +470,7 @@ def test_rows_that_are_damaged_are_found_where_they_are_looked_at(tmp_path):
     rows = open_memmap(tmp_path / "gradients.npy", mode="r+")
     rows[39] *= -1
     rows.flush()
-    with pytest.raises(
-        ValueError, match=r"whose sample 39 is now another by .*, or the rows are dam"
-    ):
+    with pytest.raises(ValueError, match=r"whose sample 39 is now another by .*, or the rows are"):
         collect(model, batch, tmp_path)
 
 
@@ -481,7 +485,7 @@ def test_other_precision_is_refused(tmp_path):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_folder_of_the_first_format_is_loaded_and_not_gone_on_with(tmp_path):
+def test_a_folder_of_the_first_format_is_loaded_and_not_continued(tmp_path):
     model, batch = mlp(), table()
     features = collect(model, batch, tmp_path)
     meta = json.loads((tmp_path / "meta.json").read_text())
@@ -490,14 +494,12 @@ def test_a_folder_of_the_first_format_is_loaded_and_not_gone_on_with(tmp_path):
     meta |= {"format": "ksm_ext.features.1", "output": "log_odds"}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     assert torch.equal(load_features(tmp_path).gradients, features.gradients)
-    with pytest.raises(
-        ValueError, match=r"got format = 'ksm_ext\.features\.2' where .*delete this"
-    ):
+    with pytest.raises(ValueError, match=r"got format = 'ksm_ext\.features\.2' where .*delete"):
         collect(model, batch, tmp_path)
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
-def test_a_folder_that_names_former_modules_is_gone_on_with(tmp_path, is_complete):
+def test_a_folder_that_names_former_modules_is_continued(tmp_path, is_complete):
     """``ksm_ext.outputs.log_odds`` and ``ksm_ext.projection.Projector``, before they moved."""
     model, batch, projector = mlp(), table(40), Projector(6)
     expected = collect(model, batch, tmp_path / "new", projector=projector)
@@ -511,13 +513,9 @@ def test_a_folder_that_names_former_modules_is_gone_on_with(tmp_path, is_complet
     assert (meta["output"], meta["projector"]["class"]) == ("ksm_ext.log_odds", "ksm_ext.Projector")
     meta["output"], meta["projector"]["class"] = FORMER
     (path / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(
-        ValueError, match=r"got output = 'ksm_ext\.margin' where .* has .*log_odds'"
-    ):
+    with pytest.raises(ValueError, match=r"output = 'ksm_ext\.margin' where .* has .*log_odds'"):
         collect(model, batch, path, margin, projector)
-    again = collect(model, batch, path, projector=projector)
-    assert torch.equal(again.gradients, expected.gradients)
-    assert torch.equal(again.values, expected.values)
+    same(collect(model, batch, path, projector=projector), expected)
 
 
 @pytest.mark.parametrize("path, error", [("", ValueError), (3, TypeError)])
@@ -582,20 +580,22 @@ def test_damage_is_named(tmp_path, name, content, rows):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     form = rf"`store` must be a folder of features with a whole {name}, got .*\. The folder is dam"
-    if rows == 7:
-        with pytest.raises(ValueError, match=form):
-            load_features(tmp_path)
-    else:
-        with pytest.raises(ValueError, match=form):
-            write(tmp_path, 7)
+    with pytest.raises(ValueError, match=form):
+        load_features(tmp_path) if rows == 7 else write(tmp_path, 7)
 
 
-def test_an_array_of_another_shape_is_damage(tmp_path):
+@pytest.mark.parametrize(
+    "array, layout",
+    [
+        (np.zeros((7, 4), np.float32), r"\(7, 4\)"),
+        (np.asfortranarray(GRADIENTS.numpy()), r"\(7, 3\) by columns"),
+    ],
+)
+def test_an_array_of_another_layout_is_damage(tmp_path, array, layout):
     write(tmp_path, 7)
-    np.save(tmp_path / "gradients.npy", np.zeros((7, 4), dtype=np.float32))
-    with pytest.raises(
-        ValueError, match=r"whole gradients.npy, got float32 of shape \(7, 4\)\. Th"
-    ):
+    np.save(tmp_path / "gradients.npy", array)
+    form = rf"whole gradients.npy, got float32 of shape {layout}\. The folder"
+    with pytest.raises(ValueError, match=form):
         load_features(tmp_path)
 
 
@@ -607,16 +607,7 @@ def test_a_layout_that_cannot_be_is_damage(tmp_path, change):
     stored = json.loads((tmp_path / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps(stored | change))
     ((name, value),) = change.items()
-    with pytest.raises(
-        ValueError, match=rf"a whole meta.json, got {name} = {value!r}\. The folder"
-    ):
-        load_features(tmp_path)
-
-
-def test_an_array_by_columns_is_damage(tmp_path):
-    write(tmp_path, 7)
-    np.save(tmp_path / "gradients.npy", np.asfortranarray(GRADIENTS.numpy()))
-    with pytest.raises(ValueError, match=r"got float32 of shape \(7, 3\) by columns\. The folder"):
+    with pytest.raises(ValueError, match=rf"whole meta.json, got {name} = {value!r}\. The folder"):
         load_features(tmp_path)
 
 
@@ -648,10 +639,7 @@ def test_a_full_disk_keeps_what_was_done(tmp_path, monkeypatch, call):
 
     write(tmp_path / "whole", 7)
     write(tmp_path / "part", 4)
-    form = (
-        r"`store` must be a writable folder, got .*: No space left on device\. Free some space and "
-        r"run again: the first 4 samples are kept"
-    )
+    form = r"be a writable folder, got .*: No space left on device\. Free .*the first 4 samples are"
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(OSError, match=form) as error:
@@ -678,10 +666,7 @@ def test_a_write_that_really_breaks_off(tmp_path):
         except OSError as error:
             print(error)
     """
-    code = [sys.executable, "-c", textwrap.dedent(code)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    run = subprocess.run(code, capture_output=True, text=True, check=True, env=environment)
-    part, new = run.stdout.splitlines()
+    part, new = run_python(code).stdout.splitlines()
     assert "File too large. Free some space and run again: the first 6 samples are kept" in part
     assert "must be writable" in new or "File too large. Free some space or choose anot" in new
     for name in ("part", "new"):
@@ -691,9 +676,7 @@ def test_a_write_that_really_breaks_off(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    form = (
-        r"`store` must be a writable folder, got .*/file: File exists\. Free some space or choose"
-    )
+    form = r"`store` must be a writable folder, got .*/file: File exists\. Free some space or cho"
     with pytest.raises(FileExistsError, match=form):
         write(tmp_path / "file", 7)
 

@@ -19,14 +19,8 @@ def mlp(seed=0):
 
 def convolution(seed=0):
     torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.GELU(),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(12, 3),
-    ).double()
+    layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Dropout()
+    net = nn.Sequential(*layers, nn.Linear(12, 3)).double()
     net(torch.randn(8, 1, 4, 4).double())  # running statistics that are not the initial ones
     return net, (torch.randn(6, 1, 4, 4).double(), torch.randint(3, (6,)))
 
@@ -137,13 +131,8 @@ def test_curvature_of_each_sample(make):
     model, batch = make()
     v = torch.randn(2, Hessian(model, batch).shape[0], dtype=torch.float64)
     for kind in (Hessian, GaussNewton):
-        expected = torch.stack(
-            [
-                ((v @ kind(model, tuple(c[i : i + 1] for c in batch)).__call__(v).T).diagonal())
-                for i in range(len(batch[-1]))
-            ],
-            dim=1,
-        )
+        alone = [kind(model, tuple(c[i : i + 1] for c in batch)) for i in range(len(batch[-1]))]
+        expected = torch.stack([(v * operator(v)).sum(1) for operator in alone], dim=1)
         torch.testing.assert_close(kind(model, batch).per_sample_quadratic(v), expected)
 
 
@@ -177,8 +166,8 @@ def test_nothing_depends_on_batches_passes_or_threads(kind):
         torch.testing.assert_close(
             kind(model, batch, batch_size=size)(v), whole, rtol=1e-12, atol=1e-14
         )
-        some = kind(model, batch, vectors_per_pass=size)(v)
-        torch.testing.assert_close(some, whole, rtol=1e-12, atol=1e-14)
+        in_passes = kind(model, batch, vectors_per_pass=size)(v)
+        torch.testing.assert_close(in_passes, whole, rtol=1e-12, atol=1e-14)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if before > 1 else 2)
@@ -323,6 +312,25 @@ def test_the_model_is_left_as_it_was():
     assert model.training and model[1].training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda operator, v: operator(v),
+        lambda operator, v: operator(v[0]),
+        lambda operator, v: operator.gradient(),
+        lambda operator, v: operator.per_sample_slopes(v),
+        lambda operator, v: operator.per_sample_gradients(),
+        lambda operator, v: operator.per_sample_quadratic(v),
+    ],
+)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_loss_that_is_not_one_number_for_each_sample(kind, ask):
+    operator = kind(*mlp(), cross_entropy)  # the mean of a batch
+    form = r"`loss` must be a function \(outputs, labels\) -> \(b,\), got shape \(\) for "
+    with pytest.raises(ValueError, match=form):
+        ask(operator, torch.ones(2, operator.shape[0]).double())
 
 
 def test_bad_input():

@@ -189,9 +189,9 @@ def test_traces_of_samples(network):
 
 
 def test_probes_depend_on_seed_and_number_only():
-    some, more = (signs(lambda v: v, 9, count, 5) for count in (3, 7))
-    assert torch.equal(more[:3], some) and set(more.flatten().tolist()) == {-1.0, 1.0}
-    assert not torch.equal(some, signs(lambda v: v, 9, 3, 6))
+    few, more = (signs(lambda v: v, 9, count, 5) for count in (3, 7))
+    assert torch.equal(more[:3], few) and set(more.flatten().tolist()) == {-1.0, 1.0}
+    assert not torch.equal(few, signs(lambda v: v, 9, 3, 6))
 
 
 def test_bad_input():

@@ -1,12 +1,11 @@
 """glm_hvp and glm_gradient against loops over the subsets in float64."""
 
-import itertools
 from functools import partial
 
 import pytest
 import reference
 import torch
-from instruction_sets import digests_of
+from operators import compiled_or_not, derivatives, refusals
 from torch.library import opcheck
 
 from ksm_ext import ops
@@ -208,45 +207,6 @@ def test_newton_with_narrow_curvature_reaches_the_exact_minimum():
     assert float(problem.gradient().gradient.norm(dim=1).max()) < 1e-12
 
 
-def results_of(name, dtype):
-    problem = Problem(name, dtype)
-    gradient = problem.gradient(curvature_dtype=torch.bfloat16)
-    narrow = gradient.curvature
-    return [
-        gradient.gradient,
-        gradient.objective,
-        narrow.float(),
-        problem.hvp(problem.vectors, narrow),
-        problem.hvp(problem.vectors, problem.curvature),
-        problem.hvp(problem.vectors, None),
-    ]
-
-
-@every_problem
-def test_results_repeat_and_do_not_depend_on_threads(name):
-    threads, results = torch.get_num_threads(), []
-    try:
-        for num_threads in (1, 1, 2, 3):
-            torch.set_num_threads(num_threads)
-            torch.manual_seed(0)
-            results.append(results_of(name, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
-
-
-def results_of_all():
-    torch.manual_seed(0)
-    problems = itertools.product(DTYPES, ("many small", "large tasks"))
-    return [tensor for dtype, name in problems for tensor in results_of(name, dtype)]
-
-
-@pytest.mark.slow
-def test_every_instruction_set_gives_the_same_bits():
-    assert len(set(digests_of("test_glm_hvp").values())) == 1
-
-
 # Derivatives: linear in v, nothing else.
 
 
@@ -265,9 +225,7 @@ def test_transforms_see_the_derivative(compiled):
     v, dv = problem.vectors, torch.randn_like(problem.vectors)
     function = partial(problem.hvp, curvature=problem.curvature)
 
-    def run(call, *args):
-        torch._dynamo.reset()
-        return (torch.compile(call, backend="aot_eager") if compiled else call)(*args)
+    run = partial(compiled_or_not, compiled)
 
     def energy(u):
         return 0.5 * function(u).square().sum()
@@ -293,34 +251,23 @@ def test_transforms_see_the_derivative(compiled):
 def test_constants_refuse_gradients_and_tangents():
     problem = Problem("small")
 
-    def hvp(name):
-        def call(value):
-            other = Problem("small")
-            setattr(other, name, value)
-            return other.hvp(other.vectors, other.curvature)
+    def with_another(ask, name, value):
+        other = Problem("small")
+        setattr(other, name, value)
+        return ask(other)
 
-        return call
-
-    def gradient(name):
-        def call(value):
-            other = Problem("small")
-            setattr(other, name, value)
-            return other.gradient().gradient
-
-        return call
-
-    calls = [(name, hvp(name)) for name in ("features", "curvature", "ridge")]
-    calls += [(name, gradient(name)) for name in ("features", "margins", "vectors", "ridge")]
+    hvp, gradient = lambda p: p.hvp(p.vectors, p.curvature), lambda p: p.gradient().gradient
+    calls = [
+        (name, partial(with_another, hvp, name)) for name in ("features", "curvature", "ridge")
+    ]
+    names = ("features", "margins", "vectors", "ridge")
+    calls += [(name, partial(with_another, gradient, name)) for name in names]
     for name, call in calls:
         value = getattr(problem, name)
         shown = "w" if name == "vectors" else name
-        for differentiate in (
-            lambda call=call, value=value: call(value.clone().requires_grad_()),
-            lambda call=call, value=value: torch.func.jvp(call, (value,), (value,)),
-            lambda call=call, value=value: torch.func.grad(lambda a: call(a).sum())(value),
-        ):
+        for derivative in derivatives(call, value):
             with pytest.raises(ValueError, match=f"`{shown}` must be a constant, got a tensor wi"):
-                differentiate()
+                derivative()
         with torch.no_grad():
             call(value.clone().requires_grad_())
 
@@ -351,40 +298,33 @@ def gradient(h=H, **options):
     return ops.glm_gradient(X, h, OFFSETS, MASKS, V, **options)
 
 
-@pytest.mark.parametrize(
-    "error, message, call",
-    [
-        (ValueError, r"`features` must be 2-dimensional, got shape \(5,\)", lambda: hvp(x=H)),
-        (TypeError, r"`features` must be float32 or float64, got", lambda: hvp(x=X.half())),
-        (ValueError, r"`task_offsets` must be 1-dimensional", lambda: hvp(offsets=OFFSETS[None])),
-        (TypeError, r"`task_offsets` must be of dtype torch.int64", lambda: hvp(offsets=H)),
-        (ValueError, r"`task_offsets` must be of num_tasks", lambda: hvp(offsets=OFFSETS[:0])),
-        (TypeError, r"`masks` must be of dtype torch.bool", lambda: hvp(masks=MASKS.int())),
-        (ValueError, r"`masks` must be of 2 columns like", lambda: hvp(masks=MASKS[:, :1])),
-        (ValueError, r"`v` must be 2-dimensional", lambda: hvp(v=V[0])),
-        (ValueError, r"`v` must be of shape \(4, 3\), got shape \(3, 3\)", lambda: hvp(v=V[1:])),
-        (TypeError, r"`v` must be of dtype torch.float32 like", lambda: hvp(v=V.double())),
-        (ValueError, r"`ridge` must be of shape \(4,\), got", lambda: hvp(ridge=H)),
-        (ValueError, r"`curvature` must be of shape \(4, 5\)", lambda: hvp(curvature=X)),
-        (TypeError, r"`curvature` must be torch.float32 like", lambda: hvp(curvature=X.double())),
-        (ValueError, r"`margins` must be of shape \(5,\), got", lambda: gradient(h=H[1:])),
-        (
-            TypeError,
-            r"`curvature_dtype` must be torch.float32 like",
-            lambda: gradient(curvature_dtype=torch.half),
-        ),
-        (
-            RuntimeError,
-            r"task_offsets must be 0 first and 5 samples last, got 0 and 4",
-            lambda: hvp(offsets=torch.tensor([0, 2, 4])),
-        ),
-        (
-            RuntimeError,
-            r"task_offsets must be non-decreasing, got 7 before 5",
-            lambda: hvp(offsets=torch.tensor([0, 7, 5])),
-        ),
-    ],
-)
+VALUES = {
+    r"`features` must be 2-dimensional, got shape \(5,\)": lambda: hvp(x=H),
+    "`task_offsets` must be 1-dimensional": lambda: hvp(offsets=OFFSETS[None]),
+    "`task_offsets` must be of num_tasks": lambda: hvp(offsets=OFFSETS[:0]),
+    "`masks` must be of 2 columns like": lambda: hvp(masks=MASKS[:, :1]),
+    "`v` must be 2-dimensional": lambda: hvp(v=V[0]),
+    r"`v` must be of shape \(4, 3\), got shape \(3, 3\)": lambda: hvp(v=V[1:]),
+    r"`ridge` must be of shape \(4,\), got": lambda: hvp(ridge=H),
+    r"`curvature` must be of shape \(4, 5\)": lambda: hvp(curvature=X),
+    r"`margins` must be of shape \(5,\), got": lambda: gradient(h=H[1:]),
+}
+DTYPES_THAT_DIFFER = {
+    "`features` must be float32 or float64, got": lambda: hvp(x=X.half()),
+    "`task_offsets` must be of dtype torch.int64": lambda: hvp(offsets=H),
+    "`masks` must be of dtype torch.bool": lambda: hvp(masks=MASKS.int()),
+    "`v` must be of dtype torch.float32 like": lambda: hvp(v=V.double()),
+    "`curvature` must be torch.float32 like": lambda: hvp(curvature=X.double()),
+    "`curvature_dtype` must be torch.float32 like": lambda: gradient(curvature_dtype=torch.half),
+}
+CONTENTS = {
+    "must be 0 first and 5 samples last, got 0 and 4": lambda: hvp(offsets=torch.tensor([0, 2, 4])),
+    "must be non-decreasing, got 7 before 5": lambda: hvp(offsets=torch.tensor([0, 7, 5])),
+}
+ERRORS = {ValueError: VALUES, TypeError: DTYPES_THAT_DIFFER, RuntimeError: CONTENTS}
+
+
+@pytest.mark.parametrize("error, message, call", refusals(ERRORS))
 def test_errors_name_what_is_wrong(error, message, call):
     with pytest.raises(error, match=message):
         call()

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from operators import SIZES, calls
+from instruction_sets import check_every_instruction_set
+from operators import SHARED, SIZES, calls, check_any_number_of_threads
 
 from ksm_ext import ops  # noqa: F401  registers the operators
 
@@ -32,6 +33,17 @@ def test_calls_repeat_their_bits_and_keep_their_arguments(size):
         same_bits(call.results(), call.results())
         for tensor, kept in zip(call.tensors, before, strict=True):
             assert torch.equal(tensor, kept), name
+
+
+def test_results_do_not_depend_on_threads():
+    check_any_number_of_threads(
+        lambda: {name: call.results() for name, call in calls(SHARED).items()}
+    )
+
+
+@pytest.mark.slow
+def test_every_instruction_set_gives_the_same_bits():
+    check_every_instruction_set("operators")
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

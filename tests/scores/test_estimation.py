@@ -1,4 +1,4 @@
-"""GradientEstimator where its linearisation is exact, and the pipeline around it."""
+"""GradientEstimator where its linearisation is exact."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import TensorDataset
 
 import ksm_ext
-from ksm_ext import GradientEstimator, Projector, attribute_tasks, subsets
+from ksm_ext import GradientEstimator, Projector
 from ksm_ext.network.gradients import parameter_names
 from ksm_ext.network.outputs import cross_entropy, prediction
 from ksm_ext.selection import Predictor, exact, under_budget
@@ -226,43 +226,6 @@ def test_calibration_leaves_what_is_right():
     torch.testing.assert_close(fitted.predict(MASKS), truth, rtol=1e-10, atol=1e-10)
 
 
-def test_attributions_in_one_call():
-    result = attribute_tasks(
-        linear(),
-        data(),
-        {"new": data((20,), seed=1)[0]},
-        masks=MASKS,
-        readout="shapley",
-        kernel="anova2",
-        projector=None,
-        ridge=0.1,
-        task_names=list("abcd"),
-        progress=False,
-    )
-    assert result.values.shape == (4, 1) and result.std.shape == (4, 1)
-    assert result.surrogate.task_names == tuple("abcd")
-    total = result.surrogate.predict(MASKS[-1:]) - result.surrogate.predict(MASKS[:1])
-    torch.testing.assert_close(result.values.sum(0), total[0], rtol=1e-8, atol=1e-8)
-    drawn = attribute_tasks(linear(), data(), data()[0], num_subsets=8, progress=False)
-    assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
-    assert not drawn.exhaustive and not result.exhaustive
-    assert str(result) == "Attributions of 4 tasks to 1 target from 16 subsets"
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
-def test_few_tasks_have_all_their_subsets(n):
-    """With the defaults: up to ten tasks there are fewer subsets than are asked for."""
-    torch.manual_seed(0)
-    tasks = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(n)]
-    options = {"kernel": "linear", "progress": False}
-    result = attribute_tasks(nn.Linear(3, 2), tasks, tasks[0], **options)
-    sizes = range(max(1, n // 2), max(n, 3))
-    every = torch.cat([next(subsets.iterate_subsets(n, size)) for size in sizes])
-    assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
-    assert result.exhaustive and len(result.masks) == len(every) < 1000
-    assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
-
-
 @pytest.mark.parametrize("ask", [lambda fitted: fitted, lambda fitted: fitted.predict])
 def test_tasks_are_chosen_by_the_estimate_itself(ask):
     names = list("abcd")
@@ -311,17 +274,10 @@ class Prompts(torch.utils.data.Dataset):
 
 def test_language_models_with_chosen_parameters():
     transformers = pytest.importorskip("transformers")
-    shape = {
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "vocab_size": 17,
-        "n_positions": 8,
-        "n_embd": 8,
-        "n_layer": 1,
-        "n_head": 2,
-    }
+    sizes = {"vocab_size": 17, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double()
+    model = transformers.GPT2LMHeadModel(config).double()
     tasks = [Prompts(3, seed) for seed in range(3)]
     options = {"parameters": "*.mlp.*", "projector": Projector(32), "ridge": 100.0}
     fitted = GradientEstimator(model, tasks, Prompts(4, 9), progress=False, **options).fit()
@@ -337,16 +293,20 @@ def test_language_models_with_chosen_parameters():
     torch.testing.assert_close(scores, moved, rtol=1e-2, atol=0)
 
 
+def calibrated(scores, count=16, **options):
+    return estimator().fit().calibrate(MASKS[:count], scores, **options)
+
+
 @pytest.mark.parametrize(
     "error, match, call",
     [
-        (ValueError, r"`models` must be one network", lambda: estimator(models=[])),
-        (ValueError, r"`tasks` must be one data set", lambda: estimator(tasks=[])),
-        (ValueError, r"`targets` must be one data set", lambda: estimator(targets={})),
-        (ValueError, r"`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
-        (ValueError, r"`loss` must be one of", lambda: estimator(loss="hinge")),
-        (ValueError, r"`solver` must be one of", lambda: estimator(solver="newton")),
-        (RuntimeError, r"`estimator` must be fitted", lambda: estimator().predict(MASKS)),
+        (ValueError, "`models` must be one network", lambda: estimator(models=[])),
+        (ValueError, "`tasks` must be one data set", lambda: estimator(tasks=[])),
+        (ValueError, "`targets` must be one data set", lambda: estimator(targets={})),
+        (ValueError, "`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
+        (ValueError, "`loss` must be one of", lambda: estimator(loss="hinge")),
+        (ValueError, "`solver` must be one of", lambda: estimator(solver="newton")),
+        (RuntimeError, "`estimator` must be fitted", lambda: estimator().predict(MASKS)),
         (
             ValueError,
             r"`masks` must be of 4 columns like the tasks, got shape \(16, 3\)",
@@ -354,40 +314,13 @@ def test_language_models_with_chosen_parameters():
         ),
         (
             ValueError,
-            r"`true_scores` must be of shape \(16, 2\), got shape \(16, 1\)",
-            lambda: estimator().fit().calibrate(MASKS, torch.ones(16)),
+            r"of shape \(16, 2\), got shape \(16, 1\)",
+            lambda: calibrated(torch.ones(16)),
         ),
-        (
-            ValueError,
-            r"`true_scores` must be finite",
-            lambda: estimator().fit().calibrate(MASKS, torch.full((16, 2), torch.nan)),
-        ),
-        (
-            ValueError,
-            r"`true_scores` must be nonzero",
-            lambda: estimator().fit().calibrate(MASKS, torch.zeros(16, 2)),
-        ),
-        (
-            ValueError,
-            r"`masks` must be four subsets or more, got 3",
-            lambda: estimator().fit().calibrate(MASKS[:3], torch.ones(3, 2)),
-        ),
-        (
-            ValueError,
-            r"`ridges` must be one penalty or more",
-            lambda: estimator().fit().calibrate(MASKS, torch.ones(16, 2), ridges=[]),
-        ),
-        (ValueError, r"`tasks` must be two", lambda: attribute_tasks(linear(), data()[:1], None)),
-        (
-            ValueError,
-            r"`readout` must be one of",
-            lambda: attribute_tasks(linear(), data(), data()[0], readout="owen"),
-        ),
-        (
-            TypeError,
-            r"attribute_tasks\(\) got an unexpected keyword argument 'batchsize'",
-            lambda: attribute_tasks(linear(), data(), data()[0], batchsize=4),
-        ),
+        (ValueError, "be finite", lambda: calibrated(torch.full((16, 2), torch.nan))),
+        (ValueError, "`true_scores` must be nonzero", lambda: calibrated(torch.zeros(16, 2))),
+        (ValueError, "four subsets or more, got 3", lambda: calibrated(torch.ones(3, 2), 3)),
+        (ValueError, "one penalty or more", lambda: calibrated(torch.ones(16, 2), ridges=[])),
     ],
 )
 def test_errors_name_what_is_wrong(error, match, call):

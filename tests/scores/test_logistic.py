@@ -30,10 +30,10 @@ def dense(features, margins, mask, ridge):
         )
 
     for _ in range(60):
-        wrong = torch.sigmoid(-(h + x @ weights))
+        error = torch.sigmoid(-(h + x @ weights))
         size = max(len(x), 1)
-        gradient = -(x * wrong[:, None]).sum(0) / size + ridge * weights
-        hessian = (x * (wrong * (1 - wrong))[:, None]).T @ x / size
+        gradient = -(x * error[:, None]).sum(0) / size + ridge * weights
+        hessian = (x * (error * (1 - error))[:, None]).T @ x / size
         hessian.diagonal().add_(ridge)
         step = torch.linalg.solve(hessian, gradient)
         while objective(weights - step) > objective(weights) and step.norm() > 1e-14:

@@ -156,12 +156,19 @@ def test_a_dask_cluster_trains(tmp_path):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
     with cluster, distributed.Client(cluster), joblib.parallel_config("dask"):
-        scores = quiet(train, MASKS, seeds=(0, 1), store=tmp_path / "runs.sqlite")
-        pids = quiet(lambda mask, seed: os.getpid(), MASKS).values
-        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-            quiet(lambda mask, seed: 1 / 0, MASKS)
+        check_other_processes_train(tmp_path)
+
+
+def check_other_processes_train(folder):
+    scores = quiet(train, MASKS, seeds=(0, 1), store=folder / "runs.sqlite")
     assert torch.equal(scores.values, plain_loop(MASKS, (0, 1)))
-    assert os.getpid() not in pids
+    assert os.getpid() not in quiet(lambda mask, seed: os.getpid(), MASKS).values
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        quiet(divides_by_zero, MASKS)
+
+
+def divides_by_zero(mask, seed):
+    return 1 / 0
 
 
 def test_a_backend_without_generators_trains_in_rounds(tmp_path):
@@ -191,14 +198,9 @@ def test_a_ray_cluster_trains(tmp_path):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
     try:
         with joblib.parallel_config("ray", n_jobs=2):
-            scores = quiet(train, MASKS, seeds=(0, 1), store=tmp_path / "runs.sqlite")
-            pids = quiet(lambda mask, seed: os.getpid(), MASKS).values
-            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-                quiet(lambda mask, seed: 1 / 0, MASKS)
+            check_other_processes_train(tmp_path)
     finally:
         ray.shutdown()
-    assert torch.equal(scores.values, plain_loop(MASKS, (0, 1)))
-    assert os.getpid() not in pids
 
 
 # -- ends and resumptions -----------------------------------------------------------------------
@@ -260,11 +262,6 @@ def test_an_error_names_the_run_and_loses_no_other(tmp_path, n_jobs):
     assert torch.equal(scores.values, plain_loop(MASKS, (0,)))
     assert logged(log).pop((spell(MASKS[2]), "0")) == 2
     assert logged(log).total() == 7
-
-
-def test_an_error_without_a_store_recommends_one():
-    with pytest.raises(RuntimeError, match="call again, with a `store` to keep finished runs"):
-        quiet(lambda mask, seed: 1 / 0, MASKS)
 
 
 def test_a_worker_that_dies_loses_no_finished_run(tmp_path):
@@ -489,9 +486,7 @@ def test_damaged_stores_are_refused(tmp_path, statement, found):
 
 def test_a_store_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "runs.sqlite"):
-        with pytest.raises(
-            OSError, match=rf"`store` must be writable, got {path} \(unable to open"
-        ):
+        with pytest.raises(OSError, match=rf"`store` must be writable, got {path} \(unable to"):
             quiet(train, MASKS, store=path)
 
 
@@ -629,9 +624,8 @@ def inner_of_a_failure():
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_an_error_has_what_finished_and_the_whole_traceback(n_jobs):
-    with pytest.raises(
-        RetrainingError, match="got LookupError: a first line for subset 4"
-    ) as caught:
+    form = "got LookupError: a first line for subset 4"
+    with pytest.raises(RetrainingError, match=form) as caught:
         quiet(fails_late, MASKS, n_jobs=n_jobs, target_names=("loss", "accuracy"))
     error = caught.value
     assert isinstance(error, RuntimeError)
@@ -646,9 +640,10 @@ def test_an_error_has_what_finished_and_the_whole_traceback(n_jobs):
             assert line in text
 
 
-def test_an_error_before_anything_finished_has_nothing():
-    with pytest.raises(RetrainingError, match=r"to keep finished runs\.$") as caught:
-        quiet(lambda mask, seed: 1 / 0, MASKS)
+def test_an_error_before_anything_finished_has_nothing_and_recommends_a_store():
+    form = r"call again, with a `store` to keep finished runs\.$"
+    with pytest.raises(RetrainingError, match=form) as caught:
+        quiet(divides_by_zero, MASKS)
     assert caught.value.completed is None
 
 
@@ -699,16 +694,14 @@ def test_runs_that_fail_are_skipped_and_told(tmp_path, n_jobs):
     assert {(run.row, run.seed) for run in scores.skipped} == {(1, 0), (1, 1), (1, 2), (3, 1)}
     assert all("in fails_sometimes" in run.traceback for run in scores.skipped)
     assert "14 runs of 5 subsets of 7 tasks; 4 skipped" in repr(scores)
-    with pytest.raises(
-        ValueError, match="`values` must be scores of every run, got 1 skipped ones"
-    ):
+    with pytest.raises(ValueError, match="`values` must be scores of every run, got 1 skipped"):
         _ = scores.values
     assert scores.ceiling.isfinite().all()
 
 
 def test_nothing_but_skipped_runs_is_an_error():
     with pytest.raises(RetrainingError, match="ZeroDivisionError"):
-        quiet(lambda mask, seed: 1 / 0, MASKS, on_error="skip")
+        quiet(divides_by_zero, MASKS, on_error="skip")
 
 
 def with_loader(mask, seed, context=None, num_workers=1):
@@ -724,10 +717,9 @@ def test_loaders_with_workers_are_told_what_works():
         quiet(with_loader, MASKS[:2], n_jobs=2)
     advice = "multiprocessing_context='fork' or num_workers=0, or call with n_jobs=1"
     assert advice in str(caught.value)
-    for options, n_jobs in (({"context": "fork"}, 2), ({"num_workers": 0}, 2)):
-        assert torch.equal(
-            quiet(partial(with_loader, **options), MASKS[:2], n_jobs=n_jobs).mean, expected
-        )
+    for options in ({"context": "fork"}, {"num_workers": 0}):
+        found = quiet(partial(with_loader, **options), MASKS[:2], n_jobs=2).mean
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -772,9 +764,7 @@ def test_the_callers_random_numbers_go_on(fails):
 
 @pytest.mark.parametrize("store", ["", ":memory:"])
 def test_a_store_that_keeps_nothing_is_refused(store):
-    with pytest.raises(
-        ValueError, match=r"`store` must be a (path|file), got .* or None to keep not"
-    ):
+    with pytest.raises(ValueError, match=r"`store` must be a (path|file), got .* or None to keep"):
         quiet(train, MASKS, store=store)
 
 
