@@ -99,7 +99,7 @@ tests() {
       -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider --durations=10 \
       --continue-on-collection-errors \
       --deselect tests/ops/test_operators.py::test_another_device_than_the_current_one \
-      $(grep -lE 'mark\.cuda|\bdevice\b' tests/test_*.py)
+      $(grep -rlE 'mark\.cuda|\bdevice\b' --include 'test_*.py' tests)
   fi
 }
 

@@ -25,6 +25,7 @@ from ksm_ext.ops import Projector
 
 Runner = Callable[[], Any]
 Builder = Callable[[], Runner]
+Peers = dict[str, Callable[[Tensor, Projector], Runner]]
 Scale = Literal["gpu", "cpu", "small"]  # small: for a check of the code, anywhere
 
 
@@ -103,7 +104,7 @@ def _projected(
     b: int,
     p: int,
     k: int,
-    peers: dict[str, Callable[[Tensor, Projector], Runner]],
+    peers: Peers,
     *,
     sparsity: int = 1,
     memory: float | None = None,
@@ -376,9 +377,7 @@ def kernel_rows(scale: Scale) -> Iterator[Row]:
 def _gram_updates(b: int, k: int, device: torch.device) -> Problem:
     x, gram = _normal(device, b, k), torch.zeros(k, k, device=device)
 
-    def update() -> Tensor:
-        return torch.addmm(gram, x.T, x, out=gram)
-
+    update = partial(torch.addmm, gram, x.T, x, out=gram)
     methods: dict[str, Builder] = {
         "ksm_ext": lambda: lambda: ops.gram_update(gram, x),
         "torch.addmm float32": lambda: update,
@@ -684,7 +683,7 @@ def _spelt(**sizes: int) -> str:
 def _compiled(function: Callable[..., Tensor], *arguments: Any) -> Runner:
     run = torch.compile(function, dynamic=False)
     run(*arguments)
-    return lambda: run(*arguments)
+    return partial(run, *arguments)
 
 
 def _in_tf32(run: Runner) -> Any:

@@ -47,7 +47,6 @@ class Grouped:
     num_classes: int
 
     def by_task(self) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and labels of each task."""
         return [
             (self.inputs[self.tasks == task], self.labels[self.tasks == task])
             for task in range(len(self.task_names))
@@ -57,8 +56,8 @@ class Grouped:
         """Held-out inputs and labels of each target, by its name."""
         rows = [self.held_targets == target for target in range(len(self.target_names))]
         return {
-            name: (self.held_inputs[some], self.held_labels[some])
-            for name, some in zip(self.target_names, rows, strict=True)
+            name: (self.held_inputs[own], self.held_labels[own])
+            for name, own in zip(self.target_names, rows, strict=True)
         }
 
 

@@ -28,9 +28,9 @@ PYTHONPATH="$built" "$python" -P -c "import ksm_ext; assert '$built' in ksm_ext.
 skipped="compile or opcheck or gradcheck or transforms or derivatives or instruction_set or cuda"
 skipped+=" or 32_bits or moments or expectation or tails"
 # Every kernel has a test file of its name.
-tests=(tests/test_masks.py)
+tests=(tests/surrogates/test_masks.py)
 for kernel in csrc/cpu/*.cpp; do
-  of_kernel="tests/test_$(basename "$kernel" .cpp).py"
+  of_kernel="tests/ops/test_$(basename "$kernel" .cpp).py"
   if [ -e "$of_kernel" ]; then tests+=("$of_kernel"); fi
 done
 "$python" -P -m pytest -q -p no:cacheprovider -o pythonpath="$built ." \

@@ -318,7 +318,6 @@ class Runs:
         return Runs(self.model, self.demonstrations, queries, path, self.facts)
 
     def failures(self) -> list[dict[str, Any]]:
-        """Records of what failed."""
         return [record for record in self._records.values() if "error" in record]
 
     def _remember(self, records: Sequence[dict[str, Any]]) -> None:

@@ -44,7 +44,6 @@ class Compressed(Dataset[tuple[Tensor, Tensor]]):
 
 
 def problems(samples: int) -> dict[str, tuple[nn.Module, Any]]:
-    """Networks with their data."""
     torch.manual_seed(0)
     x, y = torch.rand(samples, 3, 32, 32), torch.randint(10, (samples,))
     perceptron = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -70,7 +69,6 @@ def seconds(run: Any) -> float:
 
 
 def row(model: nn.Module, data: Any, samples: int) -> str:
-    """The cells of a problem."""
     loader, projector = ordered_loader(data, 64), Projector(512)
     whole = seconds(lambda: collect_features(model, data, log_odds, projector, progress=False))
     _, some = content_digests(loader, 64, range(samples), [0, 100, 200, 300, samples - 1])
@@ -91,7 +89,6 @@ def row(model: nn.Module, data: Any, samples: int) -> str:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=1024)
     samples = parser.parse_args().samples
