@@ -5,7 +5,7 @@
 
 writes ``<gpu>.json`` to ``$OUT``, or to ``benchmarks/results``, after every row: what is cut off
 keeps what it has. After an error that leaves the GPU unusable, or a row that hangs, the process
-ends; started again with the same ``$RUN``, it goes on behind that row. ``on_device.sh`` runs all
+ends; started again with the same ``$RUN``, it continues behind that row. ``on_device.sh`` runs all
 parts; ``--device cpu --small`` runs the same code in seconds without a GPU. Methods of a row take
 turns; times are medians, of CUDA events where there is a GPU, behind a write of 256 MiB that
 empties its L2 cache.

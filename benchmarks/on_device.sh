@@ -126,7 +126,7 @@ ceilings() {
   return $status
 }
 
-# A row that breaks its process is not tried again; the next process goes on behind it.
+# A row that breaks its process is not tried again; the next process continues behind it.
 rows() {
   local before=none after=""
   until $measure --parts project masks gram glm softmax hvp --until "$until"; do

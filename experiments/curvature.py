@@ -51,12 +51,9 @@ def curvature_of(
     operator = Hessian(network, (data.inputs, data.labels))
     trace = hutch_pp_trace(operator, num_products=num_products, seed=0)
     largest, _ = top_eigenpairs(operator, 1, tolerance=1e-2)
+    place = {"dtype": operator.dtype, "device": operator.device}
     per_sample, _ = per_sample_traces(
-        operator.per_sample_quadratic,
-        operator.shape[0],
-        num_probes=8,
-        dtype=operator.dtype,
-        device=operator.device,
+        operator.per_sample_quadratic, operator.shape[0], num_probes=8, **place
     )
     start, end = (
         parameters_to_vector(net.parameters()).detach().cpu()

@@ -207,14 +207,10 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
     kinds = (nn.Linear, nn.Conv2d)
     linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     weights = {n: w for n, w in model.named_parameters() if n.rpartition(".")[0] in linear}
-    factored = EKFACLinearOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        list(weights.values()),
-        list(zip(*(part.split(512) for part in problem.samples), strict=True)),
-        fisher_type=FisherType.TYPE2,
-        check_deterministic=False,
-    )
+    batches = list(zip(*(part.split(512) for part in problem.samples), strict=True))
+    options = {"fisher_type": FisherType.TYPE2, "check_deterministic": False}
+    loss = nn.CrossEntropyLoss()
+    factored = EKFACLinearOperator(model, loss, list(weights.values()), batches, **options)
     damping = problem.settings.methods.damping
     inverse = KFACInverseLinearOperator(factored, damping=damping, use_exact_damping=True)
     solver = lambda rhs: (inverse @ rhs.T).T  # noqa: E731

@@ -139,9 +139,8 @@ def guided(task: Task) -> Choice:
 def at_random(task: Task) -> Choice:
     """Nothing known: the mean over random sets."""
     draw = random.Random(task.seed)
-    numbers = range(task.num_demonstrations)
-    count = task.settings.methods.num_random
-    return Choice([draw.sample(numbers, task.size) for _ in range(count)], ordered=True)
+    n, count = task.num_demonstrations, task.settings.methods.num_random
+    return Choice([draw.sample(range(n), task.size) for _ in range(count)], ordered=True)
 
 
 def by_similarity(task: Task) -> Choice:
@@ -158,8 +157,8 @@ def by_similarity(task: Task) -> Choice:
 def by_embedding(task: Task) -> Choice:
     """The same with the mean of the language model's last hidden states."""
     model = task.runs.model
-    pieces = [mean_states(model, x) for x in (task.pool.demonstrations, task.pool.validation)]
-    shown, asked = (x / x.norm(dim=1, keepdim=True) for x in pieces)
+    parts = [mean_states(model, x) for x in (task.pool.demonstrations, task.pool.validation)]
+    shown, asked = (x / x.norm(dim=1, keepdim=True) for x in parts)
     return Choice([top_k((shown @ asked.T).mean(1), task.size, maximize=True).tolist()])
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from experiments.studies.memory import resident, restart_peak
+from experiments.common import resident, restart_peak
 
 SAMPLES, INPUTS, CLASSES = 64, 64, 10
 SMALL = {"p": 10_000, "k": 256, "n": 16}

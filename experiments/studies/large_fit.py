@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import ksm_ext
-from experiments.studies.memory import resident, restart_peak
+from experiments.common import resident, restart_peak
 from ksm_ext.evaluation import residual_error
 from ksm_ext.surrogates.masks import Masks
 

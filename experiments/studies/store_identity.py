@@ -71,7 +71,7 @@ def seconds(run: Any) -> float:
 def row(model: nn.Module, data: Any, samples: int) -> str:
     loader, projector = ordered_loader(data, 64), Projector(512)
     whole = seconds(lambda: collect_features(model, data, log_odds, projector, progress=False))
-    _, some = content_digests(loader, 64, range(samples), [0, 100, 200, 300, samples - 1])
+    _, five = content_digests(loader, 64, range(samples), [0, 100, 200, 300, samples - 1])
 
     def code_and_parameters() -> None:
         identify(output=log_odds, projector=projector, network=model)
@@ -81,7 +81,7 @@ def row(model: nn.Module, data: Any, samples: int) -> str:
         content_digests(loader, 64, range(samples))
 
     def five_samples() -> None:
-        for sample in some.values():
+        for sample in five.values():
             projector([*per_sample_gradients(model, log_odds, sample)[1].values()])
 
     parts = (code_and_parameters, all_data, five_samples)

@@ -54,26 +54,16 @@ def pool():
 @pytest.fixture(scope="module")
 def model(pool):
     """A GPT at its random start, with weights large enough for demonstrations to matter."""
-    return random_model([x.shown() for x in pool.demonstrations + pool.validation + pool.test])
+    texts = [x.shown() for x in pool.demonstrations + pool.validation + pool.test]
+    return random_model(train_tokenizer(texts, ("yes", "no")))
 
 
-def random_model(texts, context=128, batch_size=4):
-    return LanguageModel(*random_gpt(train_tokenizer(texts, ("yes", "no")), context), batch_size)
-
-
-def random_gpt(tokenizer, context=128):
+def random_model(tokenizer):
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=context,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return transformers.GPT2LMHeadModel(config).eval(), tokenizer
+    sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id")}
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), **sizes, **special)
+    return LanguageModel(transformers.GPT2LMHeadModel(config).eval(), tokenizer, 4)
 
 
 def test_coin_flips_answer_what_their_text_says():
@@ -243,8 +233,7 @@ TOKENIZERS = {
 
 
 def with_tokenizer(tokenizer, **special):
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    return LanguageModel(*random_gpt(made), 4)
+    return random_model(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
 @torch.no_grad()
@@ -381,9 +370,10 @@ for prompt in draw_prompts(12, 3, 12, 42):
 """
 
 
-def test_a_killed_inference_goes_on_where_it_was(tmp_path):
+def test_a_killed_inference_continues_where_it_was(tmp_path):
     pool = pool_of(SMOKE.data, 3)
-    saved = random_model([x.shown() for x in pool.demonstrations + pool.validation])
+    texts = [x.shown() for x in pool.demonstrations + pool.validation]
+    saved = random_model(train_tokenizer(texts, ("yes", "no")))
     saved.model.save_pretrained(tmp_path / "model")
     saved.tokenizer.save_pretrained(tmp_path / "model")
     path, prompts = tmp_path / "killed.jsonl", draw_prompts(12, 3, 12, 42)

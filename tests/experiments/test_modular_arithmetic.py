@@ -112,7 +112,6 @@ def test_retrained_scores_are_those_of_the_network(tmp_path):
     mask = subsets(experiment)[:2]
     scores = retrained(Run(experiment, tmp_path), mask, 2)
     assert scores.shape == (2, 2, 3, 9)
-    torch.set_num_threads(1)
     for number, network in enumerate(experiment.train("main", mask[1], 1)):
         torch.testing.assert_close(scores[1, 1, number], experiment.score(network))
     with pytest.raises(ValueError, match="settings"):
