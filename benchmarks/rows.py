@@ -25,7 +25,6 @@ from ksm_ext.ops import Projector
 
 Runner = Callable[[], Any]
 Builder = Callable[[], Runner]
-Peers = dict[str, Callable[[Tensor, Projector], Runner]]
 Scale = Literal["gpu", "cpu", "small"]  # small: for a check of the code, anywhere
 
 
@@ -104,7 +103,7 @@ def _projected(
     b: int,
     p: int,
     k: int,
-    peers: Peers,
+    peers: dict[str, Callable[[Tensor, Projector], Runner]],
     *,
     sparsity: int = 1,
     memory: float | None = None,
@@ -592,7 +591,7 @@ def _softmaxes_in_place(b: int, c: int, s: int, device: torch.device) -> Problem
 
 
 def _softmax_float64(logits: Tensor, tangents: Tensor) -> Tensor:
-    """Of the first samples."""
+    """The products of the first samples."""
     p, v = logits[:8].double().softmax(-1), tangents[:, :8].double()
     return p * (v - (p * v).sum(-1, keepdim=True))
 
