@@ -35,7 +35,7 @@ def judge_published(
     prompts, losses = read_published(Path(settings.path))
     n = int(prompts.max()) + 1
 
-    def judged(recipe: Recipe, seed: int) -> tuple[float, float, float]:
+    def judged(recipe: Recipe, seed: int) -> dict[str, float]:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(prompts)))
         fit, held = order[: settings.num_fit], order[settings.num_fit :]
         true, predicted = losses[held], recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
@@ -43,14 +43,12 @@ def judge_published(
         pair = true[:, kept], predicted[:, kept]
         ranks, error = lds(*pair, constant="zero").mean(), residual_error(*pair, pooled=True)
         mean = spearmanr(true.mean(1), predicted.mean(1)).statistic
-        return float(ranks), float(mean), float(error)
+        return {"spearman": float(ranks), "of the mean loss": float(mean), "error": float(error)}
 
-    found, seeds = {}, range(settings.num_permutations)
+    found = {}
     for name in names:
-        values = zip(*(judged(RECIPES[name], seed) for seed in seeds), strict=True)
-        found[name] = dict(
-            zip(("spearman", "of the mean loss", "error"), map(list, values), strict=True)
-        )
+        facts = [judged(RECIPES[name], seed) for seed in range(settings.num_permutations)]
+        found[name] = {key: [fact[key] for fact in facts] for key in facts[0]}
     return found
 
 
