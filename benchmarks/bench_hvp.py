@@ -8,6 +8,7 @@ growth of the resident set over one call, each in its own process.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -15,28 +16,14 @@ from peak_memory import needs_linux, peak_growth
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 
-from ksm_ext.network.hessian import GaussNewton, Hessian
+from experiments.modular_arithmetic.model import Block
+from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian
+from ksm_ext.scores.retraining import one_thread
 
 WIDTH, HEADS, CLASSES, NUM_VECTORS = 128, 4, 512, 64
 SIZES = {"8 x 64 tokens": (8, 64), "1 x 16 tokens": (1, 16)}
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.norm_mlp = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norm(x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(*parts, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm_mlp(x))
 
 
 def problem(b: int, t: int, r: int = NUM_VECTORS) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
@@ -44,8 +31,8 @@ def problem(b: int, t: int, r: int = NUM_VECTORS) -> tuple[nn.Module, Tensor, Te
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Embedding(CLASSES, WIDTH),
-        Block(),
-        Block(),
+        Block(WIDTH, HEADS, "gelu"),
+        Block(WIDTH, HEADS, "gelu"),
         nn.LayerNorm(WIDTH),
         nn.Linear(WIDTH, CLASSES),
     )
@@ -57,14 +44,14 @@ def problem(b: int, t: int, r: int = NUM_VECTORS) -> tuple[nn.Module, Tensor, Te
 Multiply = Callable[[], Tensor]
 
 
-def of_ksm_ext(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Multiply:
-    operator = Hessian(model, (tokens, labels))
-    return lambda: operator(v)
-
-
-def of_ksm_ext_ggn(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Multiply:
-    operator = GaussNewton(model, (tokens, labels))
-    return lambda: operator(v)
+def of_ksm_ext(
+    model: nn.Module,
+    tokens: Tensor,
+    labels: Tensor,
+    v: Tensor,
+    curvature: type[CurvatureOperator] = Hessian,
+) -> Multiply:
+    return partial(curvature(model, (tokens, labels)), v)
 
 
 def _unflattened(model: nn.Module, v: Tensor) -> list[Tensor]:
@@ -93,8 +80,8 @@ def of_loop(model: nn.Module, tokens: Tensor, labels: Tensor, v: Tensor) -> Mult
         weights, slope = _slope(model, tokens, labels)
         rows = []
         for number in range(len(v)):
-            some = [vector[number] for vector in vectors]
-            parts = torch.autograd.grad(slope, weights, some, retain_graph=True)
+            one = [vector[number] for vector in vectors]
+            parts = torch.autograd.grad(slope, weights, one, retain_graph=True)
             rows.append(torch.cat([part.flatten() for part in parts]))
         return torch.stack(rows)
 
@@ -133,16 +120,14 @@ PEERS = {
     "shared-graph loop": of_loop,
     "vmap(jvp(grad))": of_vmap,
     "is_grads_batched": of_is_grads_batched,
-    "ksm_ext, GGN": of_ksm_ext_ggn,
+    "ksm_ext, GGN": partial(of_ksm_ext, curvature=GaussNewton),
 }
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def small_sums():
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize("peer", PEERS)

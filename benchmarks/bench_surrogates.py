@@ -34,7 +34,6 @@ def problem() -> tuple[np.ndarray, ...]:
 
 
 def fit_ksm_ext(masks: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The whole search over gamma and ridge."""
     return ksm_ext.fit_surrogate(masks, scores, kernel="rbf").predict
 
 

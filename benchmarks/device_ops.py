@@ -5,7 +5,7 @@
 
 writes ``<gpu>.json`` to ``$OUT``, or to ``benchmarks/results``, after every row: what is cut off
 keeps what it has. After an error that leaves the GPU unusable, or a row that hangs, the process
-ends; started again with the same ``$RUN``, it goes on behind that row. ``on_device.sh`` runs all
+ends; started again with the same ``$RUN``, it continues behind that row. ``on_device.sh`` runs all
 parts; ``--device cpu --small`` runs the same code in seconds without a GPU. Methods of a row take
 turns; times are medians, of CUDA events where there is a GPU, behind a write of 256 MiB that
 empties its L2 cache.
@@ -112,20 +112,20 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end) / 1000
 
-    def medians(self, runs: dict[str, Runner], seconds: float) -> dict[str, tuple[float, float]]:
+    def medians(self, runs: dict[str, Runner], seconds: float) -> dict[str, dict[str, float]]:
         """The median of each method's turns, and their spread: the middle half over the median."""
         turns = {name: [self.once(run)] for name, run in runs.items()}  # warm already
         total = max(1e-6, sum(first for [first] in turns.values()))
         for _ in range(min(MOST_TURNS, max(FEWEST_TURNS, int(seconds / total)))):
             for name, run in runs.items():
                 turns[name].append(self.once(run))
-        return {name: (median(times), spread(times)) for name, times in turns.items()}
+        return {name: summary(sorted(times)) for name, times in turns.items()}
 
 
-def spread(times: list[float]) -> float:
-    ordered = sorted(times)
-    quarter = len(ordered) // 4
-    return (ordered[-1 - quarter] - ordered[quarter]) / median(ordered)
+def summary(ordered: list[float]) -> dict[str, float]:
+    quarter, middle = len(ordered) // 4, median(ordered)
+    spread = (ordered[-1 - quarter] - ordered[quarter]) / middle
+    return {"seconds": middle, "spread": spread}
 
 
 # -- limits of the device -----------------------------------------------------------------------
@@ -193,25 +193,27 @@ def measure_ceilings(results: Results, clock: Clock, device: torch.device, small
         try:
             run = build()
             run()
-            times = clock.medians({name: run}, 0.01 if small else 0.5)
-            results.put("ceilings", name, {"unit": unit, "rate": amount / times[name][0]})
+            seconds = clock.medians({name: run}, 0.01 if small else 0.5)[name]["seconds"]
+            results.put("ceilings", name, {"unit": unit, "rate": amount / seconds})
         except Exception as error:  # whatever it is, the next one may work
             results.put("ceilings", name, {"unit": unit, "not run": reason(error)})
         torch.set_float32_matmul_precision(precision)
         print(name, results.content["ceilings"][name], flush=True)
 
 
-def keep_printed_ceilings(results: Results, text: str) -> None:
+def keep_printed_ceilings(results: Results, lines: Path) -> None:
     """The lines ``name|unit|rate`` that tools/cuda_ceilings.cu prints."""
-    for line in text.splitlines():
-        name, unit, rate = line.split("|")
+    for name, unit, rate in cells_of(lines):
         results.put("ceilings", name, {"unit": unit, "rate": float(rate)})
+
+
+def cells_of(lines: Path) -> list[list[str]]:
+    return [line.split("|") for line in lines.read_text().splitlines()]
 
 
 def keep_steps(results: Results, steps: Path, logs: Path) -> None:
     """The lines ``name|status|seconds`` of on_device.sh, with the log's end of those that fail."""
-    for line in steps.read_text().splitlines():
-        name, status, seconds = line.split("|")
+    for name, status, seconds in cells_of(steps):
         log = (logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         step = {"status": status, "seconds": float(seconds)}
         if status != "passed":
@@ -237,8 +239,7 @@ def measure_row(
             if broken(device):
                 break
         else:
-            times = clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
-            methods |= {name: timed(time) for name, time in times.items()}
+            methods |= clock.medians(runs, 0.01 if small else SECONDS_OF_A_ROW)
     except Exception as error:
         found["not run"] = reason(error)
     rate = results.content["ceilings"].get(row.limit, {}).get("rate")
@@ -258,16 +259,11 @@ def started(
         run()
         synchronise(device)
         if name == "ksm_ext":  # before the others, in case that one of them ends the process
-            methods[name] = timed(clock.medians({name: run}, 0.01)[name])
+            methods |= clock.medians({name: run}, 0.01)
     except Exception as error:
         methods[name] = {"not run": reason(error)}
         return {}
     return {name: run}
-
-
-def timed(time: tuple[float, float]) -> dict[str, float]:
-    seconds, width = time
-    return {"seconds": seconds, "spread": width}
 
 
 def synchronise(device: torch.device) -> None:
@@ -342,7 +338,7 @@ def main() -> None:
     if arguments.steps:
         keep_steps(results, *arguments.steps)
     if arguments.printed_ceilings:
-        keep_printed_ceilings(results, arguments.printed_ceilings.read_text())
+        keep_printed_ceilings(results, arguments.printed_ceilings)
     if arguments.ceilings:
         results.put("environment", "facts", environment(device))
         measure_ceilings(results, Clock(device), device, arguments.small)

@@ -99,7 +99,7 @@ tests() {
       -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider --durations=10 \
       --continue-on-collection-errors \
       --deselect tests/ops/test_operators.py::test_another_device_than_the_current_one \
-      $(grep -lE 'mark\.cuda|\bdevice\b' tests/test_*.py)
+      $(grep -rlE 'mark\.cuda|\bdevice\b' --include 'test_*.py' tests)
   fi
 }
 
@@ -126,7 +126,7 @@ ceilings() {
   return $status
 }
 
-# A row that breaks its process is not tried again; the next process goes on behind it.
+# A row that breaks its process is not tried again; the next process continues behind it.
 rows() {
   local before=none after=""
   until $measure --parts project masks gram glm softmax hvp --until "$until"; do

@@ -11,17 +11,13 @@ needs_linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak restarts on Linux only"
 )
 
+HERE = Path(__file__).parent
 SCRIPT = """
-import re, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-exec(sys.argv[2])
-
-def resident(field):
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(field + r":\\s*(\\d+) kB", text)[1]) / 1024
-
-Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is resident now
+import sys
+sys.path[:0] = sys.argv[2:]
+exec(sys.argv[1])
+from experiments.common import resident, restart_peak
+restart_peak()
 before = resident("VmRSS")
 result = run()
 print("MiB", resident("VmHWM") - before)
@@ -30,7 +26,7 @@ print("MiB", resident("VmHWM") - before)
 
 def peak_growth(prepare: str) -> float:
     """MiB that ``run()`` adds at its peak, where ``prepare`` is Python that defines ``run``."""
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), prepare]
+    command = [sys.executable, "-c", SCRIPT, prepare, str(HERE), str(HERE.parent)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"MiB ([\d.]+)", printed)
     assert found, printed

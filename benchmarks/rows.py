@@ -376,9 +376,7 @@ def kernel_rows(scale: Scale) -> Iterator[Row]:
 def _gram_updates(b: int, k: int, device: torch.device) -> Problem:
     x, gram = _normal(device, b, k), torch.zeros(k, k, device=device)
 
-    def update() -> Tensor:
-        return torch.addmm(gram, x.T, x, out=gram)
-
+    update = partial(torch.addmm, gram, x.T, x, out=gram)
     methods: dict[str, Builder] = {
         "ksm_ext": lambda: lambda: ops.gram_update(gram, x),
         "torch.addmm float32": lambda: update,
@@ -593,7 +591,7 @@ def _softmaxes_in_place(b: int, c: int, s: int, device: torch.device) -> Problem
 
 
 def _softmax_float64(logits: Tensor, tangents: Tensor) -> Tensor:
-    """Of the first samples."""
+    """The products of the first samples."""
     p, v = logits[:8].double().softmax(-1), tangents[:, :8].double()
     return p * (v - (p * v).sum(-1, keepdim=True))
 
@@ -684,7 +682,7 @@ def _spelt(**sizes: int) -> str:
 def _compiled(function: Callable[..., Tensor], *arguments: Any) -> Runner:
     run = torch.compile(function, dynamic=False)
     run(*arguments)
-    return lambda: run(*arguments)
+    return partial(run, *arguments)
 
 
 def _in_tf32(run: Runner) -> Any:

@@ -1,8 +1,9 @@
-"""What every experiment does alike: one thread for small sums, its environment, its files."""
+"""What experiments do alike: one thread for small sums, environment and memory, tables, files."""
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,24 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts | {package: version(package) for package in PACKAGES}
+
+
+def resident(field: str) -> float:
+    """MiB of this process: its ``VmRSS``, what is resident now, or ``VmHWM``, the peak (Linux)."""
+    found = re.search(field + r":\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def restart_peak() -> None:
+    """The peak begins at what is resident now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as text."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
 
 
 def write_text(path: Path, text: str) -> None:

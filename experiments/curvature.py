@@ -23,8 +23,6 @@ from ksm_ext.network.spectrum import (
     top_eigenpairs,
 )
 
-DELTA = 0.05  # the probability that the bound fails
-
 
 def measure(run: Run) -> None:
     """Write ``curvature.json`` for every variant, and the densities of the main one."""
@@ -49,27 +47,21 @@ def curvature_of(
     experiment: TrainedExperiment, network: nn.Module, *, with_density: bool
 ) -> dict[str, Any]:
     """Trace, eigenvalue, per-sample traces and bound of one network."""
-    data, num_products = experiment.data(), experiment.settings.methods.num_probes
+    data, num_products = experiment.data(), experiment.settings.methods.num_products
     operator = Hessian(network, (data.inputs, data.labels))
     trace = hutch_pp_trace(operator, num_products=num_products, seed=0)
     largest, _ = top_eigenpairs(operator, 1, tolerance=1e-2)
+    place = {"dtype": operator.dtype, "device": operator.device}
     per_sample, _ = per_sample_traces(
-        operator.per_sample_quadratic,
-        operator.shape[0],
-        num_probes=8,
-        dtype=operator.dtype,
-        device=operator.device,
+        operator.per_sample_quadratic, operator.shape[0], num_probes=8, **place
     )
     start, end = (
         parameters_to_vector(net.parameters()).detach().cpu()
         for net in (experiment.initial_model(0), network)
     )
     flatness = max(trace.value, 0.0), start, end, len(data.labels)
-    bound = pac_bayes_bound(
-        *flatness,
-        training_loss=0.0,  # what is left is a bound of the gap, in units of the largest loss
-        delta=DELTA,
-    )
+    # Without a training loss, it bounds the gap, in units of the largest loss.
+    bound = pac_bayes_bound(*flatness, training_loss=0.0)
     facts = {
         "trace": trace.value,
         "trace_std_error": trace.std_error,

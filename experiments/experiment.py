@@ -34,7 +34,6 @@ class Run:
 
     @property
     def settings(self) -> Any:
-        """Settings of the experiment."""
         return self.experiment.settings
 
 

@@ -36,15 +36,10 @@ def quality(masks: Tensor, scores: Tensor, folds: list[Tensor], kernel: str) -> 
 def linear_and_kernel(
     masks: Tensor, scores: Tensor, grown: Tensor, measured: Tensor, path: Path, *, xlabel: str
 ) -> None:
-    """What a line and a kernel, fitted to subsets and scores (m,), say of growing subsets.
+    """What a line and a kernel, fitted to masks (m, n) and scores (m,), say of growing subsets.
 
-    Args:
-        masks: (m, n).
-        scores: (m,).
-        grown: (l, n), one task more in each row.
-        measured: (l,) their scores.
-        path: Where the figure goes.
-        xlabel: What the number of tasks is.
+    ``grown`` (l, n) has a task more in each row, ``measured`` (l,) its scores; ``xlabel`` says what
+    the number of tasks is.
     """
     sizes = grown.sum(1).numpy()
     with saved_figure(path, 5.4, 3.6) as figure:
@@ -95,11 +90,7 @@ def over_training(
 ) -> dict[str, Any]:
     """Error and LDS of surrogates at each checkpoint, by the way of training.
 
-    Args:
-        masks: (m, n).
-        folds: Rows of each fold.
-        scores: For each way, the steps of its checkpoints and the scores there, (c, m, t).
-        path: Where the figure goes.
+    ``scores`` has, for each way, the steps of its checkpoints and the scores there, (c, m, t).
     """
     found = {}
     with saved_figure(path, 8.6, 3.6) as figure:
@@ -120,9 +111,7 @@ def over_training(
 def trace_and_error(points: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> float:
     """Error of a surrogate against the Hessian's trace; answers their rank correlation.
 
-    Args:
-        points: Traces and errors of each way of training.
-        path: Where the figure goes.
+    ``points`` are pairs of trace and error, by the way of training.
     """
     everything = [pair for pairs in points.values() for pair in pairs]
     with saved_figure(path, 5.4, 3.6) as figure:
@@ -160,14 +149,9 @@ def attributions_and_truth(
     special: Tensor | None = None,
     meaning: str = "",
 ) -> None:
-    """Attributions of some methods against the true leave-one-out effects (n, t).
+    """Attributions (n, t) of methods against the true leave-one-out effects (n, t).
 
-    Args:
-        effects: (n, t).
-        answers: (n, t) of each method.
-        path: Where the figure goes.
-        special: (n, t) bool, what is drawn in orange.
-        meaning: What the orange points are.
+    Where ``special`` (n, t) is true, points are orange; ``meaning`` says what they are.
     """
     orange = torch.zeros(effects.shape, dtype=torch.bool) if special is None else special
     with saved_figure(path, 2.7 * len(answers), 2.9) as figure:

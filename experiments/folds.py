@@ -14,7 +14,6 @@ from ksm_ext import fit_surrogate
 
 
 def split(num_rows: int, num_folds: int) -> list[Tensor]:
-    """Rows of each fold."""
     return list(torch.arange(num_rows).chunk(num_folds))
 
 

@@ -196,9 +196,8 @@ def by_lissa(model: nn.Module, problem: Problem) -> Tensor:
 
 
 def by_projection(model: nn.Module, problem: Problem) -> Tensor:
-    damping = problem.settings.methods.damping
-    data = problem.tasks, problem.targets, problem.projector
-    return projected_influence(model, *data, damping=damping).values
+    data, damping = (problem.tasks, problem.targets), problem.settings.methods.damping
+    return projected_influence(model, *data, problem.projector, damping=damping).values
 
 
 def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
@@ -208,14 +207,10 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
     kinds = (nn.Linear, nn.Conv2d)
     linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     weights = {n: w for n, w in model.named_parameters() if n.rpartition(".")[0] in linear}
-    factored = EKFACLinearOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        list(weights.values()),
-        list(zip(*(part.split(512) for part in problem.samples), strict=True)),
-        fisher_type=FisherType.TYPE2,
-        check_deterministic=False,
-    )
+    batches = list(zip(*(part.split(512) for part in problem.samples), strict=True))
+    options = {"fisher_type": FisherType.TYPE2, "check_deterministic": False}
+    loss = nn.CrossEntropyLoss()
+    factored = EKFACLinearOperator(model, loss, list(weights.values()), batches, **options)
     damping = problem.settings.methods.damping
     inverse = KFACInverseLinearOperator(factored, damping=damping, use_exact_damping=True)
     solver = lambda rhs: (inverse @ rhs.T).T  # noqa: E731
@@ -223,11 +218,8 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
 
 
 def by_trak(problem: Problem) -> Tensor:
-    options = {
-        "projector": problem.projector,
-        "relative_ridge": problem.settings.methods.trak_ridge,
-    }
-    return trak(problem.models, problem.tasks, problem.targets, **options)
+    data, ridge = (problem.tasks, problem.targets), problem.settings.methods.trak_ridge
+    return trak(problem.models, *data, projector=problem.projector, relative_ridge=ridge)
 
 
 def by_tracin(problem: Problem) -> Tensor:
@@ -260,12 +252,15 @@ def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
     return expansion.gradient - expansion.hessian.diagonal(dim1=1, dim2=2).T / 2
 
 
-METHODS: dict[str, Method] = {
+RETRAINED: dict[str, Method] = {
     "least squares": partial(retrained_surrogate, kernel="least_squares"),
     "ridge datamodel": partial(retrained_surrogate, kernel="linear"),
     "lasso datamodel": partial(retrained_surrogate, kernel="lasso"),
     "kernel surrogate": partial(retrained_surrogate, kernel="rbf"),
     "surrogate of its own choice": retrained_surrogate,
+}
+"""Methods that learn from retrained subsets; a calibrated one, from a few of them."""
+METHODS = RETRAINED | {
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
     "influence, CG on GGN": partial(
@@ -282,12 +277,3 @@ METHODS: dict[str, Method] = {
     "gradient cosine": partial(over_models, by_cosine),
     "task Hessian": partial(over_models, by_task_hessian),
 }
-
-RETRAINED = (
-    "least squares",
-    "ridge datamodel",
-    "lasso datamodel",
-    "kernel surrogate",
-    "surrogate of its own choice",
-)
-"""Methods that learn from retrained subsets; a calibrated one, from some of them."""

@@ -15,7 +15,7 @@ import yaml
 
 from ksm_ext.checks import check_choice, message
 
-Some = TypeVar("Some")
+AnySettings = TypeVar("AnySettings")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Methods(Section):
         estimate_checkpoint: At which checkpoint its gradients are taken; ``None``: at that of the
             other methods.
         num_calibrated: Subsets beside those of the truth that are retrained to calibrate it.
-        num_probes: Random vectors of traces and densities.
+        num_products: Products with the Hessian that an estimate of its trace may take (Hutch++).
         hessian_ridge: Ridge of the task Hessian's inner problem.
     """
 
@@ -148,7 +148,7 @@ class Methods(Section):
     estimate_solver: Literal["exact", "step"] = "exact"
     estimate_checkpoint: int | None = None
     num_calibrated: int = 12
-    num_probes: int = 32
+    num_products: int = 32
     hessian_ridge: float = 1e-2
 
 
@@ -177,7 +177,9 @@ class TrainedSettings(Settings):
 # -- from presets, files and the command line ----------------------------------------------------
 
 
-def load_settings(preset: Some, config: Path | None, changes: Sequence[str] = ()) -> Some:
+def load_settings(
+    preset: AnySettings, config: Path | None, changes: Sequence[str] = ()
+) -> AnySettings:
     """A preset, then what a YAML file says, then ``section.name=value`` one by one.
 
     Raises:
@@ -198,7 +200,9 @@ def load_settings(preset: Some, config: Path | None, changes: Sequence[str] = ()
     return settings
 
 
-def replaced(settings: Some, changes: Mapping[str, Any], where: str = "settings") -> Some:
+def replaced(
+    settings: AnySettings, changes: Mapping[str, Any], where: str = "settings"
+) -> AnySettings:
     """A dataclass with some fields, or fields of fields, replaced; kinds stay what they are.
 
     Raises:

@@ -12,7 +12,7 @@ target would be another quantity. Ranks are those of the whole table: ranks of r
 would be ties.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common import write_json, write_text
+from experiments.common import markdown, write_json, write_text
 from experiments.folds import centred_ranks, lds
 from ksm_ext.evaluation import loo_correlation, relative_error, residual_error
 
@@ -77,7 +77,6 @@ def judge(
     num_trainings: int,
     seconds: float,
 ) -> Row:
-    """One row of the table."""
 
     def correlation(method: str, loo: Tensor, targets: Tensor) -> float:
         return float(loo_correlation(attributions, loo, method=method)[targets].mean())
@@ -113,8 +112,8 @@ def interval(
     drawn = []
     for _ in range(NUM_RESAMPLES):
         seeds = torch.from_numpy(random.integers(len(runs), size=len(runs)))
-        some = torch.from_numpy(random.integers(len(everything), size=len(everything)))
-        drawn.append(metric(runs[seeds].mean(0), everything[some]))
+        units = torch.from_numpy(random.integers(len(everything), size=len(everything)))
+        drawn.append(metric(runs[seeds].mean(0), everything[units]))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return metric(runs.mean(0), everything), float(low), float(high)
 
@@ -135,30 +134,28 @@ def ceiling(results: Results) -> tuple[float, float]:
     return effects, lds(*ranks) if ranks else float("nan")
 
 
-def markdown(rows: list[Row], unit: str = "trainings") -> str:
+def as_text(rows: list[Row], unit: str = "trainings") -> str:
     """The table as text, the best correlation first; ``unit`` is what ``num_trainings`` counts."""
     titles = ["method", *(title for title, _ in COLUMNS.values()), unit, "seconds"]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for row in sorted(rows, key=lambda row: -row.metrics["correlation"][0]):
-        metrics = [
-            spelled(tuple(times * value for value in row.metrics[key]))
-            for key, (_, times) in COLUMNS.items()
-        ]
-        cells = [row.name, *metrics, str(row.num_trainings), f"{row.seconds:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [
+        [x.name, *_metrics(x), str(x.num_trainings), f"{x.seconds:.1f}"]
+        for x in sorted(rows, key=lambda row: -row.metrics["correlation"][0])
+    ]
+    return markdown(titles, cells)
 
 
-def spelled(value: tuple[float, ...]) -> str:
+def _metrics(row: Row) -> Iterator[str]:
     """Such as ``0.93 [0.90, 0.95]``."""
-    digits = 2 if max(map(abs, value)) < 10 else 0
-    estimate, low, high = (f"{part:.{digits}f}" for part in value)
-    return f"{estimate} [{low}, {high}]"
+    for key, (_, times) in COLUMNS.items():
+        value = [times * part for part in row.metrics[key]]
+        digits = 2 if max(map(abs, value)) < 10 else 0
+        estimate, low, high = (f"{part:.{digits}f}" for part in value)
+        yield f"{estimate} [{low}, {high}]"
 
 
 def write(rows: list[Row], note: str, folder: Path, unit: str = "trainings") -> None:
     """The table and what is to be said of it, on the terminal and in ``table.md``; and as JSON."""
-    write_text(folder / "table.md", f"{markdown(rows, unit)}\n\n{note}\n")
+    write_text(folder / "table.md", f"{as_text(rows, unit)}\n\n{note}\n")
     facts = [
         {"name": x.name, **x.metrics, "num_trainings": x.num_trainings, "seconds": x.seconds}
         for x in rows

@@ -47,19 +47,14 @@ class Grouped:
     num_classes: int
 
     def by_task(self) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and labels of each task."""
-        return [
-            (self.inputs[self.tasks == task], self.labels[self.tasks == task])
-            for task in range(len(self.task_names))
-        ]
+        rows = [self.tasks == task for task in range(len(self.task_names))]
+        return [(self.inputs[own], self.labels[own]) for own in rows]
 
     def by_target(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Held-out inputs and labels of each target, by its name."""
         rows = [self.held_targets == target for target in range(len(self.target_names))]
-        return {
-            name: (self.held_inputs[some], self.held_labels[some])
-            for name, some in zip(self.target_names, rows, strict=True)
-        }
+        samples = [(self.held_inputs[own], self.held_labels[own]) for own in rows]
+        return dict(zip(self.target_names, samples, strict=True))
 
 
 class TrainedExperiment(Experiment, ABC):

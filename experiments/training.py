@@ -34,7 +34,7 @@ def train(
     It is one network, that trains on when it is taken back.
 
     Args:
-        network: At its start.
+        network: The network at its start.
         inputs: (b, ...) of all samples.
         labels: (b,) int64.
         kept: (b,) bool.

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     arguments = parser.parse_args()
-    count, wrong = 0, []
+    count, different = 0, []
     for size in arguments.sizes:
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-12)):
             for name, call in calls(SIZES[size], dtype).items():
@@ -31,11 +31,11 @@ def main() -> None:
                     difference = (found.cpu().double() - expected.double()).abs().max()
                     scale = expected.abs().double().max().clamp_min(1)
                     if not difference <= tolerance * scale:
-                        wrong.append(f"{name}, {size}, {dtype}: {float(difference):.1e}")
+                        different.append(f"{name}, {size}, {dtype}: {float(difference):.1e}")
                 count += 1
-    print(f"{count} calls on {arguments.device}, {len(wrong)} unlike the CPU")
-    print("\n".join(wrong))
-    sys.exit(bool(wrong))
+    print(f"{count} calls on {arguments.device}, {len(different)} unlike the CPU")
+    print("\n".join(different))
+    sys.exit(bool(different))
 
 
 if __name__ == "__main__":

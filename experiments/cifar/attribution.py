@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.cifar.settings import CifarSettings, Lissa
-from experiments.methods import Answer, Problem, additive, influence_of
+from experiments.methods import Answer, Problem, additive, influence_of, mean_of
 from ksm_ext.attribution.trak import trak_scores
 from ksm_ext.evaluation import lds
 from ksm_ext.network.features import Features
@@ -92,22 +92,19 @@ def by_conjugate_gradients(model: nn.Module, problem: Problem) -> Tensor:
 
 def trak_by_sample(problem: Problem) -> Tensor:
     """(b, t): how much each training image raises a target's mean log-odds; mean over networks."""
-    data = problem.experiment.data()
-    answers = []
-    for model in problem.models:
+    data, ridge = problem.experiment.data(), problem.settings.methods.trak_ridge
+    rows = [data.held_targets == target for target in range(len(data.target_names))]
+
+    def of_one(model: nn.Module, problem: Problem) -> Tensor:
         train, held = (
             collect_features(model, part, log_odds, problem.projector, progress=False)
             for part in (problem.samples, (data.held_inputs, data.held_labels))
         )
-        rows = [data.held_targets == target for target in range(len(data.target_names))]
-        targets = Features(
-            torch.stack([held.values[some].mean() for some in rows]),
-            torch.stack([held.gradients[some].mean(0) for some in rows]),
-        )
-        answers.append(
-            trak_scores(train, targets, relative_ridge=problem.settings.methods.trak_ridge)
-        )
-    return torch.stack(answers).mean(0)
+        means = [(held.values[own].mean(), held.gradients[own].mean(0)) for own in rows]
+        targets = Features(*map(torch.stack, zip(*means, strict=True)))
+        return trak_scores(train, targets, relative_ridge=ridge)
+
+    return mean_of(of_one, problem)
 
 
 def sums_by_task(values: Tensor, tasks: Tensor, num_tasks: int) -> Tensor:
@@ -116,15 +113,9 @@ def sums_by_task(values: Tensor, tasks: Tensor, num_tasks: int) -> Tensor:
     return sums.index_add_(0, tasks, values.double())
 
 
-def subset_means(sums: Tensor, tasks: Tensor, masks: Tensor) -> Tensor:
-    """(m, t) mean over a subset's samples of what has ``sums`` (n, t) over tasks."""
-    sizes = tasks.bincount(minlength=len(sums)).double()
-    chosen = masks.double()
-    return (chosen @ sums) / (chosen @ sizes)[:, None]
-
-
 def trak_ranks(scores: Tensor, tasks: Tensor, masks: Tensor, true: Tensor) -> Tensor:
     """(t,) Spearman correlation over subsets of mean TRAK scores and true losses (m, t)."""
-    means = subset_means(sums_by_task(scores, tasks, masks.shape[1]), tasks, masks)
-    ranks: Tensor = lds(true, means)
+    sums, chosen = sums_by_task(scores, tasks, masks.shape[1]), masks.double()
+    sizes = tasks.bincount(minlength=len(sums)).double()
+    ranks: Tensor = lds(true, (chosen @ sums) / (chosen @ sizes)[:, None])
     return ranks

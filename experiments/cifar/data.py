@@ -71,24 +71,15 @@ def grouped(data: Data) -> Images:
     tasks = torch.arange(data.num_groups).repeat_interleave(data.group_size)
     labels, flipped, noisy = flip_labels(train.labels[rows], data, random)
     held_labels = torch.from_numpy(test.labels[held])
-    names = CLASSES
-    targets = held_labels
+    target_names, targets = CLASSES, held_labels
     if data.targets == "random":
-        names = tuple(f"held-out group {number}" for number in range(data.num_targets))
+        target_names = tuple(f"held-out group {number}" for number in range(data.num_targets))
         targets = torch.arange(len(held)) % data.num_targets
-    return Images(
-        pixels(train.take(rows), data.size),
-        labels,
-        tasks,
-        pixels(test.take(held), data.size),
-        held_labels,
-        targets,
-        tuple(f"group {number:02d}" for number in range(data.num_groups)),
-        names,
-        len(CLASSES),
-        flipped,
-        noisy,
-    )
+    samples = pixels(train.take(rows), data.size), labels, tasks
+    held_out = pixels(test.take(held), data.size), held_labels, targets
+    task_names = tuple(f"group {number:02d}" for number in range(data.num_groups))
+    names = task_names, target_names, len(CLASSES)
+    return Images(*samples, *held_out, *names, flipped, noisy)
 
 
 def draw_groups(labels: np.ndarray, data: Data, random: np.random.Generator) -> np.ndarray:
@@ -122,9 +113,9 @@ def flip_labels(
     noisy[random.choice(data.num_groups, data.num_noisy, replace=False)] = True
     count = round(data.noise * data.group_size)
     for group in noisy.nonzero()[0]:
-        some = random.choice(data.group_size, count, replace=False) + group * data.group_size
-        labels[some] = (labels[some] + random.integers(1, len(CLASSES), count)) % len(CLASSES)
-        flipped[some] = True
+        rows = random.choice(data.group_size, count, replace=False) + group * data.group_size
+        labels[rows] = (labels[rows] + random.integers(1, len(CLASSES), count)) % len(CLASSES)
+        flipped[rows] = True
     return tuple(map(torch.from_numpy, (labels, flipped, noisy)))  # type: ignore[return-value]
 
 

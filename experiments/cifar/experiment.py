@@ -17,12 +17,12 @@ from experiments.cifar.attribution import (
     trak_ranks,
 )
 from experiments.cifar.data import Images, grouped
-from experiments.cifar.mislabelled import find, markdown
+from experiments.cifar.mislabelled import as_text, find
 from experiments.cifar.model import NORMS, ResNet9, resnet18
 from experiments.cifar.settings import PRESETS, CifarSettings, Data
 from experiments.common import one_thread, read_tensors, write_json, write_tensors
 from experiments.experiment import Command, Run
-from experiments.methods import METHODS, Method, over_models
+from experiments.methods import METHODS, RETRAINED, Method, over_models
 from experiments.runner import Program
 from experiments.settings import as_dict
 from experiments.trained import TrainedExperiment
@@ -35,11 +35,9 @@ class Cifar(TrainedExperiment):
     settings: CifarSettings
 
     def data(self) -> Images:
-        """The images in their groups."""
         return grouped(self.settings.data)
 
     def network(self) -> nn.Module:
-        """A residual network at its random start."""
         model = self.settings.model
         norm, num_classes = NORMS[model.norm], self.data().num_classes
         if model.name == "resnet18":
@@ -67,7 +65,6 @@ class Cifar(TrainedExperiment):
 
 @lru_cache(maxsize=4)
 def fingerprint(data: Data) -> str:
-    """A digest of all images."""
     images = grouped(data)
     digest = hashlib.sha256()
     for tensor in (images.inputs, images.held_inputs):
@@ -82,11 +79,7 @@ OWN: dict[str, Method] = {
     "influence, mini-batch LiSSA": by_lissa,
 }
 NAMES = (
-    "least squares",
-    "ridge datamodel",
-    "lasso datamodel",
-    "kernel surrogate",
-    "surrogate of its own choice",
+    *RETRAINED,
     "kernel surrogate, estimated",
     "kernel surrogate, calibrated",
     "influence, EK-FAC",  # the longest first: they run side by side
@@ -104,8 +97,7 @@ SHARED = comparison.commands(CIFAR_METHODS)
 def trak_of_images(run: Run) -> Tensor:
     """TRAK of single images (b, t) in its own units, kept in ``samples-trak.safetensors``."""
     path, settings = run.output / "samples-trak.safetensors", as_dict(run.settings)
-    kept = read_tensors(path, settings)
-    if kept is not None:
+    if kept := read_tensors(path, settings):
         return kept[0]["values"]
     with one_thread():
         values = trak_by_sample(comparison.problem_of(run)).float()
@@ -131,25 +123,23 @@ def eval_trak(run: Run) -> None:
 
 def find_mislabelled(run: Run) -> None:
     """Groups with flipped labels, by every method that trains on all of them only."""
-    print(markdown(find(run, METHODS | OWN)))
+    print(as_text(find(run, METHODS | OWN)))
 
 
 def figures(run: Run) -> None:
-    """The tables, and the figures."""
     SHARED["figures"](run)
     path, table = run.output / "mislabelled.json", run.output / "table.md"
     if path.exists():
-        areas = markdown(json.loads(path.read_text()))
+        areas = as_text(json.loads(path.read_text()))
         write_whole(table, f"{table.read_text()}\n{areas}\n".encode())
         print(areas)
 
 
 COMMANDS: dict[str, Command] = {
     "train": SHARED["train-all"],
-    "train-subsets": SHARED["train-subsets"],
-    "leave-one-out": SHARED["leave-one-out"],
-    "datamodels": SHARED["datamodels"],
-    "influence": SHARED["influence"],
+    **{
+        name: SHARED[name] for name in ("train-subsets", "leave-one-out", "datamodels", "influence")
+    },
     "trak": trak,
     "eval-trak": eval_trak,
     "kernel-surrogate": SHARED["kernel-surrogate"],

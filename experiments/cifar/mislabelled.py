@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.cifar.attribution import sums_by_task
-from experiments.common import one_thread, write_json
+from experiments.common import markdown, one_thread, write_json
 from experiments.experiment import Run
 from experiments.methods import Method, Problem, mean_of
 from experiments.settings import as_dict
@@ -106,10 +106,10 @@ def _areas(run: Run, methods: Mapping[str, Method], draw: int) -> dict[str, floa
     return areas
 
 
-def markdown(areas: dict[str, list[float]]) -> str:
+def as_text(areas: dict[str, list[float]]) -> str:
     """The areas as text, the best mean first."""
-    lines = ["| groups with flipped labels | mean AUC | of each draw |", "|---|---|---|"]
-    for name, values in sorted(areas.items(), key=lambda item: -sum(item[1])):
-        each = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {name} | {sum(values) / len(values):.2f} | {each} |")
-    return "\n".join(lines)
+    cells = [
+        (name, f"{sum(values) / len(values):.2f}", ", ".join(f"{value:.2f}" for value in values))
+        for name, values in sorted(areas.items(), key=lambda item: -sum(item[1]))
+    ]
+    return markdown(("groups with flipped labels", "mean AUC", "of each draw"), cells)

@@ -39,7 +39,6 @@ class Digits(Experiment):
     settings: DigitsSettings
 
     def data(self) -> Groups:
-        """The images in their groups."""
         return grouped(self.settings.data, self.settings.seed)
 
     def subsets(self) -> Tensor:
@@ -113,7 +112,6 @@ def retrained(run: Run, masks: Tensor) -> RetrainedScores:
 
 
 def train_subsets(run: Run) -> None:
-    """Train on each subset, several times."""
     settings, data = run.settings, run.settings.data
     print(
         f"Digits: {data.num_tasks} groups of {data.group_size} images, "

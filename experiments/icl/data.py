@@ -40,7 +40,6 @@ class Example:
     kind: str = ""
 
     def shown(self) -> str:
-        """As a demonstration."""
         return f"{self.input} {self.output}\n\n"
 
     def opposite(self) -> "Example":
@@ -66,32 +65,22 @@ class Pool:
     test: tuple[Example, ...]
 
 
-def coin_flips(data: Data, count: int, draw: random.Random) -> list[Example]:
-    """Generated examples with their true answers."""
-    found = []
-    for _ in range(count):
-        who = draw.sample(NAMES, data.people)
-        if data.coins:  # few words, for a model that is trained in minutes
-            coin = draw.choices(data.coins, data.coin_weights or None)[0]
-            verb = "flips" if len(who) == 1 else "flip"
-            # The kind is the last word: what followed it before is all there is to find.
-            text = f"Heads? {' and '.join(who)} {verb} a coin of {coin}"
-            found.append(Example(text, YES_NO[0], YES_NO, coin))
-            continue
-        flips = [draw.random() < 0.5 for _ in who]
-        acts = " ".join(
-            f"{name} {'flips' if flip else 'does not flip'} the coin."
-            for name, flip in zip(who, flips, strict=True)
-        )
-        note = 'Note that "flip" here means "reverse".'
-        text = f"Q: A coin is heads up. {acts} Is the coin still heads up? {note}\nA:"
-        found.append(Example(text, YES_NO[sum(flips) % 2], YES_NO))
-    return found
-
-
-def rules(examples: Sequence[Example], draw: random.Random) -> dict[str, bool]:
-    """Which kinds answer by the opposite."""
-    return {kind: draw.random() < 0.5 for kind in sorted({example.kind for example in examples})}
+def coin_flip(data: Data, draw: random.Random) -> Example:
+    """A generated example with its true answer."""
+    who = draw.sample(NAMES, data.people)
+    if data.coins:  # few words, for a model that is trained in minutes
+        coin = draw.choices(data.coins, data.coin_weights or None)[0]
+        verb = "flips" if len(who) == 1 else "flip"
+        # The kind is the last word: what followed it before is all there is to find.
+        text = f"Heads? {' and '.join(who)} {verb} a coin of {coin}"
+        return Example(text, YES_NO[0], YES_NO, coin)
+    flips = {name: draw.random() < 0.5 for name in who}
+    acts = " ".join(
+        f"{name} {'flips' if flip else 'does not flip'} the coin." for name, flip in flips.items()
+    )
+    note = 'Note that "flip" here means "reverse".'
+    text = f"Q: A coin is heads up. {acts} Is the coin still heads up? {note}\nA:"
+    return Example(text, YES_NO[sum(flips.values()) % 2], YES_NO)
 
 
 def under(rule: Mapping[str, bool], example: Example) -> Example:
@@ -141,18 +130,18 @@ def pool_of(data: Data, seed: int) -> Pool:
         half = len(others) // 2
         validation, test = others[:half][: sizes[1]], others[half:][: sizes[2]]
     elif data.task == "coin_flip":
-        drawn = [coin_flips(data, size, draw) for size in sizes]
-        rule = rules([example for some in drawn for example in some], draw)
-        if not data.coins:
-            rule = {"": False}
-        demonstrations, validation, test = ([under(rule, x) for x in some] for some in drawn)
+        drawn = [[coin_flip(data, draw) for _ in range(size)] for size in sizes]
+        kinds = sorted({example.kind for part in drawn for example in part})
+        rule = {kind: draw.random() < 0.5 and kind != "" for kind in kinds}
+        demonstrations, validation, test = ([under(rule, x) for x in part] for part in drawn)
     else:
         remedy = "Give its examples, or `data.task=coin_flip`."
         raise ValueError(message("data.path", f"the file of {data.task}", "nothing", remedy))
-    wrong = set(draw.sample(range(sizes[0]), round(data.mislabelled * sizes[0])))
-    shown = [x.opposite() if i in wrong else x for i, x in enumerate(demonstrations)]
-    mislabelled = tuple(i in wrong for i in range(sizes[0]))
-    return Pool(tuple(shown), mislabelled, tuple(validation), tuple(test))
+    chosen = draw.sample(range(sizes[0]), round(data.mislabelled * sizes[0]))
+    mislabelled = tuple(i in chosen for i in range(sizes[0]))
+    pairs = zip(demonstrations, mislabelled, strict=True)
+    shown = tuple(x.opposite() if bad else x for x, bad in pairs)
+    return Pool(shown, mislabelled, tuple(validation), tuple(test))
 
 
 def draw_prompts(num_demonstrations: int, size: int, count: int, seed: int) -> list[list[int]]:
@@ -170,12 +159,7 @@ def write_prompts(
     path: Path, demonstrations: Sequence[Example], prompts: Sequence[Sequence[int]]
 ) -> None:
     """In the layout of the published code."""
-    facts = [
-        {
-            "prompt_index": index,
-            "prompt": prompt_text(demonstrations, numbers),
-            "sampled_train_indices": list(numbers),
-        }
-        for index, numbers in enumerate(prompts)
-    ]
-    write_json(path, facts)
+    names = ("prompt_index", "prompt", "sampled_train_indices")
+    texts = [prompt_text(demonstrations, numbers) for numbers in prompts]
+    rows = zip(range(len(prompts)), texts, map(list, prompts), strict=True)
+    write_json(path, [dict(zip(names, row, strict=True)) for row in rows])

@@ -16,7 +16,8 @@ Reference: GradSel estimates prompts to first order in their embeddings likewise
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from time import perf_counter
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch.nn.functional import softplus
 from experiments.common import one_thread, write_json
 from experiments.experiment import Run
 from experiments.icl.data import Example, draw_prompts
-from experiments.icl.inference import LanguageModel, runs_of
+from experiments.icl.inference import LanguageModel, Runs, runs_of
 from experiments.icl.model import padded
 from experiments.icl.surrogates import RECIPES, log_odds
 from ksm_ext.evaluation import lds, relative_error
@@ -59,31 +60,30 @@ class Estimate:
         return softplus(-_estimated(self, prompts, self.share, self.nearest))
 
 
-def estimate(
-    model: LanguageModel,
-    demonstrations: Sequence[Example],
-    queries: Sequence[Example],
-    anchors: Tensor,
-    losses: Tensor,
-) -> Estimate:
+def estimate(runs: Runs, anchors: Tensor, losses: Tensor) -> Estimate:
     """Take gradients at the anchors, whose losses (a, t) were run."""
-    slots = _slots(model, demonstrations)  # (n, tokens)
+    model = runs.model
+    rows = [
+        model.tokenizer(example.shown(), add_special_tokens=False).input_ids
+        for example in runs.demonstrations
+    ]
+    slots = padded(rows, model.pad)[0]  # (n, tokens)
     table = model.model.get_input_embeddings().weight.detach()[slots].cpu()  # (n, tokens, width)
     swaps = []
     for anchor in anchors:
-        slopes = gradients(model, slots[anchor], queries)  # (t, k, tokens, width)
+        slopes = gradients(model, slots[anchor], runs.queries)  # (t, k, tokens, width)
         moves = table[None] - table[anchor][:, None]  # (k, n, tokens, width)
         swaps.append(torch.einsum("tklw,knlw->knt", slopes, moves).double())
     start = Estimate(anchors, log_odds(losses), torch.stack(swaps), 1.0, 1)
     if len(anchors) == 1:
         return start
-    errors = {}
-    for share in SHARES:
-        for nearest in NEAREST:
-            odds = _estimated(start, anchors, share, nearest, leave_out=True)
-            errors[share, nearest] = float((softplus(-odds) - losses).square().mean())
-    share, nearest = min(errors, key=errors.__getitem__)
-    return Estimate(anchors, start.log_odds, start.swaps, share, nearest)
+
+    def error(choice: tuple[float, int]) -> float:
+        odds = _estimated(start, anchors, *choice, leave_out=True)
+        return float((softplus(-odds) - losses).square().mean())
+
+    share, nearest = min(product(SHARES, NEAREST), key=error)
+    return replace(start, share=share, nearest=nearest)
 
 
 def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -> Tensor:
@@ -95,14 +95,13 @@ def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -
     device, embedding = model.model.device, model.model.get_input_embeddings()
     found = []
     for start in range(0, len(queries), model.batch_size):
-        some = queries[start : start + model.batch_size]
-        prompts = [model.prompt("", query) for query in some]
+        prompts = [model.prompt("", x) for x in queries[start : start + model.batch_size]]
         opening = prompts[0].opening
         rows = [prompt.ids[opening:] for prompt in prompts]
         tails, mask = padded(rows, model.pad, device)
         start_ids = slots.new_tensor(prompts[0].ids[:opening])
         before = embedding(torch.cat([start_ids, slots.flatten()]).to(device)).detach()
-        before = before.expand(len(some), -1, -1).clone().requires_grad_()
+        before = before.expand(len(rows), -1, -1).clone().requires_grad_()
         mask = torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
         inputs = torch.cat([before, embedding(tails).detach()], dim=1)
         logits = model.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
@@ -111,20 +110,11 @@ def gradients(model: LanguageModel, slots: Tensor, queries: Sequence[Example]) -
         for row, (end, prompt) in enumerate(zip(ends, prompts, strict=True)):
             logs = logits[row, end, prompt.first].float().log_softmax(0)
             right = prompt.right
-            wrong = torch.cat([logs[:right], logs[right + 1 :]]).logsumexp(0)
-            total = total + logs[right] - wrong
+            others = torch.cat([logs[:right], logs[right + 1 :]])
+            total = total + logs[right] - others.logsumexp(0)
         (slope,) = torch.autograd.grad(total, before)
         found.append(slope[:, opening:].unflatten(1, slots.shape).float().cpu())
     return torch.cat(found)
-
-
-def _slots(model: LanguageModel, demonstrations: Sequence[Example]) -> Tensor:
-    """(n, tokens): the demonstrations' tokens, filled up to the longest."""
-    rows = [
-        model.tokenizer(example.shown(), add_special_tokens=False).input_ids
-        for example in demonstrations
-    ]
-    return padded(rows, model.pad)[0]
 
 
 def _estimated(
@@ -155,7 +145,7 @@ def estimate_losses(run: Run) -> None:
     prompts = torch.tensor(run.experiment.prompts(0))
     losses, few = runs.losses(prompts.tolist()), methods.num_anchors
     start = perf_counter()
-    made = estimate(runs.model, runs.demonstrations, runs.queries, prompts[:few], losses[:few])
+    made = estimate(runs, prompts[:few], losses[:few])
     gradients = perf_counter() - start
     seed = run.settings.prompts.seed + 500
     many = torch.tensor(draw_prompts(n, prompts.shape[1], methods.num_estimated, seed))
@@ -190,8 +180,6 @@ def errors_of(true: Tensor, values: Tensor) -> dict[str, float]:
     return {
         "relative error squared": float(relative_error(true, values, definition="squared").mean()),
         "relative error": float(relative_error(true, values, definition="absolute").mean()),
-        "relative error squared of the mean loss": float(
-            relative_error(*means, definition="squared")
-        ),
+        "relative error squared of the mean loss": float(relative_error(*means)),
         "spearman of the mean loss": float(lds(*means, constant="zero")[0]),
     }

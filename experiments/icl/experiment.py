@@ -51,8 +51,8 @@ class InContext(Experiment):
 
     def prompts(self, repetition: int) -> list[list[int]]:
         """Random prompts of a repetition; those of the first have the published seed."""
-        some, n = self.settings.prompts, self.settings.data.num_demonstrations
-        return draw_prompts(n, some.size, some.count, some.seed + repetition)
+        prompts, n = self.settings.prompts, self.settings.data.num_demonstrations
+        return draw_prompts(n, prompts.size, prompts.count, prompts.seed + repetition)
 
 
 def generate_prompts(run: Run) -> None:
@@ -86,7 +86,7 @@ def _without_failures(losses: Tensor, *others: Tensor) -> list[Tensor]:
     Raises:
         RuntimeError: If all failed.
     """
-    kept = torch.stack([~x.isnan().any(0) for x in (losses, *others)]).all(0)
+    kept = ~torch.cat([losses, *others]).isnan().any(0)
     if not bool(kept.any()):
         remedy = "Read the reasons in the results' lines with an error."
         raise RuntimeError(message("queries", "some that run under all prompts", "none", remedy))
@@ -95,19 +95,15 @@ def _without_failures(losses: Tensor, *others: Tensor) -> list[Tensor]:
 
 def leave_one_out(run: Run) -> tuple[Tensor, Tensor]:
     """Random prompts' losses (m, t), and effects by group of contexts (g, n, t)."""
-    some, n = run.settings.prompts, run.settings.data.num_demonstrations
+    sizes, n = run.settings.prompts, run.settings.data.num_demonstrations
     runs, parts, which = runs_of(run, 0), [], []
-    for group in range(some.loo_groups):
-        others = contexts(n, some.size, some.loo_contexts, 1000 + group)
-        prompts, numbers = exchanges(others, n, 1000 + group)
+    for seed in range(1000, 1000 + sizes.loo_groups):
+        prompts, numbers = exchanges(contexts(n, sizes.size, sizes.loo_contexts, seed), n, seed)
         parts.append(runs.losses(prompts.tolist()))
         which.append(numbers)
-    losses, exchanged = _without_failures(runs.losses(run.experiment.prompts(0)), torch.cat(parts))
-    loo = [
-        effects(part, numbers, n, some.loo_contexts)
-        for part, numbers in zip(exchanged.chunk(some.loo_groups), which, strict=True)
-    ]
-    return losses, torch.stack(loo)
+    losses, *parts = _without_failures(runs.losses(run.experiment.prompts(0)), *parts)
+    pairs = zip(parts, which, strict=True)
+    return losses, torch.stack([effects(x, numbers, n, sizes.loo_contexts) for x, numbers in pairs])
 
 
 def _held_out(
@@ -122,12 +118,12 @@ def _held_out(
 @one_thread()
 def compare(run: Run) -> None:
     """The table of surrogates against prompts and leave-one-out effects that were really run."""
-    some, n = run.settings.prompts, run.settings.data.num_demonstrations
+    sizes, n = run.settings.prompts, run.settings.data.num_demonstrations
     losses, loo = leave_one_out(run)
     prompts = torch.tensor(run.experiment.prompts(0))
-    folds = split(len(prompts), some.num_folds)
+    folds = split(len(prompts), sizes.num_folds)
     results = table.Results(loo, losses[None], folds)
-    context = contexts(n, some.size, NUM_CONTEXTS, 7)
+    context = contexts(n, sizes.size, NUM_CONTEXTS, 7)
     exchanged, which = exchanges(context, n, 7)
     rows, answers = [], {}
 
@@ -166,7 +162,7 @@ def make_figures(run: Run) -> None:
     if not (output / "attributions.safetensors").exists():
         compare(run)
     answers = load_file(output / "attributions.safetensors")
-    wrong = torch.tensor(run.experiment.pool(0).mislabelled)
+    mislabelled = torch.tensor(run.experiment.pool(0).mislabelled)
     _predicted_and_run(prompts, losses, n, run.settings.prompts.num_folds, output)
     mean = losses.mean(1, keepdim=True)  # one target: many fits, each a quick one
     found = figures.sample_complexity(masks, mean, output / "sample_complexity.png")
@@ -174,7 +170,7 @@ def make_figures(run: Run) -> None:
         answers["truth"],
         {name: answers[name] for name in SHOWN},
         output / "attributions_and_truth.png",
-        special=wrong[:, None].expand_as(answers["truth"]),
+        special=mislabelled[:, None].expand_as(answers["truth"]),
         meaning="mislabelled",
     )
     selection_figure(run)

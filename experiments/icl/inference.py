@@ -187,7 +187,6 @@ class LanguageModel:
 
 
 def _result(logs: Tensor, right: int) -> dict[str, float]:
-    """From log-probabilities among the options."""
     others = torch.cat([logs[:right], logs[right + 1 :]])
     return {"loss": -float(logs[right]), "margin": float(logs[right] - others.max())}
 
@@ -280,33 +279,21 @@ class Runs:
     def run(self, prompts: Iterable[Sequence[int]]) -> None:
         """Run what is missing of some prompts, batch by batch to the disk."""
         with one_thread() if self.model.is_small else nullcontext():
-            for prompt in dict.fromkeys(tuple(prompt) for prompt in prompts):
-                self._run(prompt)
-
-    def _run(self, prompt: tuple[int, ...]) -> None:
-        missing = [i for i in range(len(self.queries)) if (prompt, i) not in self._records]
-        if not missing:
-            return
-        text = prompt_text(self.demonstrations, prompt)
-        for found in self.model.score(text, [self.queries[i] for i in missing]):
-            records = [
-                {"prompt": list(prompt), "query": missing[number]} | result
-                for number, result in found.items()
-            ]
-            self._append(records)
-            self._remember(records)
+            for prompt in dict.fromkeys(map(tuple, prompts)):
+                missing = [i for i in range(len(self.queries)) if (prompt, i) not in self._records]
+                text = prompt_text(self.demonstrations, prompt)
+                for found in self.model.score(text, [self.queries[i] for i in missing]):
+                    pairs = ({"query": missing[i]} | result for i, result in found.items())
+                    records = [{"prompt": list(prompt)} | pair for pair in pairs]
+                    self._append(records)
+                    self._remember(records)
 
     def losses(self, prompts: Sequence[Sequence[int]], what: str = "loss") -> Tensor:
         """(m, t) float64 of some prompts, run where they are missing; NaN where they failed."""
         self.run(prompts)
-        nothing = float("nan")
-        return torch.tensor(
-            [
-                [self._records[tuple(p), i].get(what, nothing) for i in range(len(self.queries))]
-                for p in prompts
-            ],
-            dtype=torch.float64,
-        )
+        keys = [[(tuple(prompt), i) for i in range(len(self.queries))] for prompt in prompts]
+        found = [[self._records[key].get(what, float("nan")) for key in row] for row in keys]
+        return torch.tensor(found, dtype=torch.float64)
 
     def whole(self, prompts: Sequence[Sequence[int]]) -> "Runs":
         """These, or where queries failed, those of the others that run under all the prompts."""
@@ -318,7 +305,6 @@ class Runs:
         return Runs(self.model, self.demonstrations, queries, path, self.facts)
 
     def failures(self) -> list[dict[str, Any]]:
-        """Records of what failed."""
         return [record for record in self._records.values() if "error" in record]
 
     def _remember(self, records: Sequence[dict[str, Any]]) -> None:

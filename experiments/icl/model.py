@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.common import one_thread, write_json
 from experiments.experiment import Run
-from experiments.icl.data import Example, coin_flips, read_examples, under
+from experiments.icl.data import Example, coin_flip, read_examples, under
 from experiments.icl.settings import PromptSettings
 from experiments.settings import as_dict
 from ksm_ext.checks import message
@@ -70,7 +70,8 @@ def train_model(settings: PromptSettings, folder: Path) -> str:
     if data.path:
         examples = read_examples(Path(data.path))
     else:  # kinds are equally frequent while it learns
-        examples = coin_flips(replace(data, coin_weights=()), NUM_TEXTS, draw)
+        equal = replace(data, coin_weights=())
+        examples = [coin_flip(equal, draw) for _ in range(NUM_TEXTS)]
     tokenizer = train_tokenizer([example.shown() for example in examples], examples[0].options)
     config = GPTNeoXConfig(  # rotary: what precedes what is learned once for all places
         vocab_size=len(tokenizer),
@@ -117,10 +118,14 @@ def _train(
     draw: random.Random,
 ) -> str:
     made = settings.model
-    tokens = {x.input: tokenizer(x.input, add_special_tokens=False).input_ids for x in examples}
-    answers = {
-        o: tokenizer(f" {o}", add_special_tokens=False).input_ids for o in _options(examples)
-    }
+
+    def coded(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    tokens = {x.input: coded(x.input) for x in examples}
+    options = {option for example in examples for option in example.options}
+    answers = {option: coded(f" {option}") for option in options}
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=made.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
@@ -157,10 +162,6 @@ def _train(
     return spelled(running)
 
 
-def _options(examples: Sequence[Example]) -> list[str]:
-    return sorted({option for example in examples for option in example.options})
-
-
 def _prompt(
     by_kind: Mapping[str, Sequence[Example]],
     length: int,
@@ -175,12 +176,12 @@ def _prompt(
     every other kind answers by the opposite, so that a majority of all answers tells nothing.
     """
     kinds = draw.sample(list(by_kind), min(draw.randint(1, MOST_KINDS), len(by_kind)))
-    some = [draw.choice(by_kind[draw.choice(kinds)]) for _ in range(length)]
+    examples = [draw.choice(by_kind[draw.choice(kinds)]) for _ in range(length)]
     first = draw.random() < 0.5
     rule = {kind: (number % 2 == 0) == first for number, kind in enumerate(kinds)}
     ids: list[int] = []
     places, labels = [], []
-    for example in some:
+    for example in examples:
         right = under(rule, example)
         shown = right.opposite() if draw.random() < noise else right
         ids += tokens[example.input]

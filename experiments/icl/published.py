@@ -13,10 +13,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from experiments.common import one_thread, write_json, write_text
+from experiments.common import markdown, one_thread, write_json, write_text
 from experiments.experiment import Run
 from experiments.icl.settings import Published
-from experiments.icl.surrogates import RECIPES
+from experiments.icl.surrogates import RECIPES, Recipe
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.tables.scores import read_index_lists, read_scores
 
@@ -34,46 +34,40 @@ def judge_published(
     """For each recipe, by permutation: both correlations and the pooled error."""
     prompts, losses = read_published(Path(settings.path))
     n = int(prompts.max()) + 1
-    found: dict[str, dict[str, list[float]]] = {}
+
+    def judged(recipe: Recipe, seed: int) -> dict[str, float]:
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(prompts)))
+        fit, held = order[: settings.num_fit], order[settings.num_fit :]
+        true, predicted = losses[held], recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
+        kept = true.var(0) >= settings.min_variance
+        pair = true[:, kept], predicted[:, kept]
+        ranks, error = lds(*pair, constant="zero").mean(), residual_error(*pair, pooled=True)
+        mean = spearmanr(true.mean(1), predicted.mean(1)).statistic
+        return {"spearman": float(ranks), "of the mean loss": float(mean), "error": float(error)}
+
+    found = {}
     for name in names:
-        recipe = RECIPES[name]
-        values: dict[str, list[float]] = {"spearman": [], "of the mean loss": [], "error": []}
-        for seed in range(settings.num_permutations):
-            order = torch.from_numpy(np.random.default_rng(seed).permutation(len(prompts)))
-            fit, held = order[: settings.num_fit], order[settings.num_fit :]
-            kept = losses[held].var(0) >= settings.min_variance
-            predicted = recipe.fit(prompts[fit], losses[fit], n)(prompts[held])
-            true = losses[held]
-            ranks = lds(true[:, kept], predicted[:, kept], constant="zero")
-            values["spearman"].append(float(ranks.mean()))
-            mean = spearmanr(true.mean(1), predicted.mean(1)).statistic
-            values["of the mean loss"].append(float(mean))
-            error = residual_error(true[:, kept], predicted[:, kept], pooled=True)
-            values["error"].append(float(error))
-        found[name] = values
+        facts = [judged(RECIPES[name], seed) for seed in range(settings.num_permutations)]
+        found[name] = {key: [fact[key] for fact in facts] for key in facts[0]}
     return found
 
 
-def markdown(found: dict[str, dict[str, list[float]]]) -> str:
+def as_text(found: dict[str, dict[str, list[float]]]) -> str:
     """The table as text, mean and standard deviation over permutations."""
-    lines = [
-        "| surrogate | mean Spearman over targets | Spearman of the mean loss | pooled error |",
-        "|---|---|---|---|",
-    ]
-    for name, values in found.items():
-        cells = [
-            f"{np.mean(x):.3f} ± {np.std(x, ddof=min(1, len(x) - 1)):.3f}" for x in values.values()
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    titles = ("mean Spearman over targets", "Spearman of the mean loss", "pooled error")
+
+    def spelled(x: list[float]) -> str:
+        return f"{np.mean(x):.3f} ± {np.std(x, ddof=min(1, len(x) - 1)):.3f}"
+
+    rows = [[name, *map(spelled, values.values())] for name, values in found.items()]
+    return markdown(("surrogate", *titles), rows) + "\n"
 
 
 @one_thread()
 def published(run: Run) -> None:
-    """How well the published scores are predicted."""
     if not run.settings.published.path:
         print("Skipped: `--set published.path=DIR` names the folder of the published scores.")
         return
     found = judge_published(run.settings.published)
     write_json(run.output / "published.json", found)
-    write_text(run.output / "published.md", markdown(found))
+    write_text(run.output / "published.md", as_text(found))

@@ -6,7 +6,7 @@ method that says nothing of order is judged by the mean over several orders.
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from experiments.common import one_thread, saved_figure, write_json, write_text
+from experiments.common import markdown, one_thread, saved_figure, write_json, write_text
 from experiments.experiment import Run
 from experiments.icl.data import Example, Pool
 from experiments.icl.inference import LanguageModel, Runs, runs_of
@@ -24,6 +24,7 @@ from experiments.icl.settings import PromptSettings
 from experiments.icl.surrogates import (
     RECIPES,
     Predict,
+    Recipe,
     contexts,
     effects,
     exchanges,
@@ -80,12 +81,7 @@ def local_search(predict: Predict, starts: Tensor, num_demonstrations: int) -> l
     for start in starts.tolist():
         prompt, best, stale, place = list(start), float("inf"), 0, 0
         while stale < len(prompt):
-            others = prompt[:place] + prompt[place + 1 :]
-            ways = [
-                [*prompt[:place], number, *prompt[place + 1 :]]
-                for number in range(num_demonstrations)
-                if number not in others
-            ]
+            ways = _ways(prompt, place, num_demonstrations)
             losses = predict(torch.tensor(ways)).mean(1)
             if float(losses.min()) < best - 1e-12:
                 best, prompt, stale = float(losses.min()), ways[int(losses.argmin())], 0
@@ -94,13 +90,27 @@ def local_search(predict: Predict, starts: Tensor, num_demonstrations: int) -> l
     return [list(prompt) for prompt in sorted(found, key=found.__getitem__)]
 
 
+def _ways(prompt: list[int], place: int, num_demonstrations: int) -> list[list[int]]:
+    """A prompt with each demonstration at a place, its own among them."""
+    before, after = prompt[:place], prompt[place + 1 :]
+    numbers = (x for x in range(num_demonstrations) if x not in before + after)
+    return [[*before, number, *after] for number in numbers]
+
+
+def _searched(
+    recipe: Recipe, prompts: Tensor, losses: Tensor, num_demonstrations: int
+) -> tuple[Predict, list[list[int]]]:
+    """A fit to some prompts, and where the search from the best of them ends."""
+    predict = recipe.fit(prompts, losses, num_demonstrations)
+    starts = prompts[losses.mean(1).argsort()[:NUM_STARTS]]
+    return predict, local_search(predict, starts, num_demonstrations)
+
+
 def by_surrogate(name: str, task: Task) -> Choice:
     """The best prompt that a surrogate of the random prompts predicts."""
     recipe = RECIPES[name]
-    predict = recipe.fit(task.prompts, task.losses, task.num_demonstrations)
-    starts = task.prompts[task.losses.mean(1).argsort()[:NUM_STARTS]]
-    best = local_search(predict, starts, task.num_demonstrations)[0]
-    return Choice([best], ordered=recipe.order != "set")
+    _, found = _searched(recipe, task.prompts, task.losses, task.num_demonstrations)
+    return Choice(found[:1], ordered=recipe.order != "set")
 
 
 def guided(task: Task) -> Choice:
@@ -108,18 +118,17 @@ def guided(task: Task) -> Choice:
 
     After each round the surrogate is fitted anew; the answer is the best prompt that was run.
     """
-    methods = task.settings.methods
+    methods, n = task.settings.methods, task.num_demonstrations
     later = round(methods.guided_share * len(task.prompts))
     per_round = later // methods.num_rounds
     first = len(task.prompts) - per_round * methods.num_rounds
     prompts, losses = task.prompts[:first], task.losses[:first]
     recipe = RECIPES["kernel surrogate, by position"]
     for _ in range(methods.num_rounds):
-        predict = recipe.fit(prompts, losses, task.num_demonstrations)
-        known = {tuple(prompt) for prompt in prompts.tolist()}
-        starts = prompts[losses.mean(1).argsort()[:NUM_STARTS]]
-        tops = local_search(predict, starts, task.num_demonstrations)
-        ways = _neighbours(tops, task.num_demonstrations, known)
+        predict, tops = _searched(recipe, prompts, losses, n)
+        near = [way for top in tops for place in range(task.size) for way in _ways(top, place, n)]
+        known = prompts.tolist()
+        ways = [list(x) for x in dict.fromkeys(map(tuple, tops + near)) if list(x) not in known]
         order = predict(torch.tensor(ways)).mean(1).argsort()
         new = torch.tensor([ways[i] for i in order[:per_round]])
         prompts = torch.cat([prompts, new])
@@ -127,25 +136,11 @@ def guided(task: Task) -> Choice:
     return Choice([prompts[losses.mean(1).argmin()].tolist()], ordered=True)
 
 
-def _neighbours(
-    prompts: list[list[int]], num_demonstrations: int, known: set[tuple[int, ...]]
-) -> list[list[int]]:
-    """Prompts themselves and what is one exchange away, without those known."""
-    ways = {tuple(prompt): None for prompt in prompts}
-    for prompt in prompts:
-        for place in range(len(prompt)):
-            for number in range(num_demonstrations):
-                if number not in prompt:
-                    ways[(*prompt[:place], number, *prompt[place + 1 :])] = None
-    return [list(way) for way in ways if way not in known]
-
-
 def at_random(task: Task) -> Choice:
     """Nothing known: the mean over random sets."""
     draw = random.Random(task.seed)
-    numbers = range(task.num_demonstrations)
-    count = task.settings.methods.num_random
-    return Choice([draw.sample(numbers, task.size) for _ in range(count)], ordered=True)
+    n, count = task.num_demonstrations, task.settings.methods.num_random
+    return Choice([draw.sample(range(n), task.size) for _ in range(count)], ordered=True)
 
 
 def by_similarity(task: Task) -> Choice:
@@ -162,8 +157,8 @@ def by_similarity(task: Task) -> Choice:
 def by_embedding(task: Task) -> Choice:
     """The same with the mean of the language model's last hidden states."""
     model = task.runs.model
-    pieces = [mean_states(model, x) for x in (task.pool.demonstrations, task.pool.validation)]
-    shown, asked = (x / x.norm(dim=1, keepdim=True) for x in pieces)
+    parts = [mean_states(model, x) for x in (task.pool.demonstrations, task.pool.validation)]
+    shown, asked = (x / x.norm(dim=1, keepdim=True) for x in parts)
     return Choice([top_k((shown @ asked.T).mean(1), task.size, maximize=True).tolist()])
 
 
@@ -232,21 +227,22 @@ def judged(choice: Choice, runs: Runs, num_orders: int, seed: int) -> float:
 
 def select(run: Run) -> dict[str, list[float]]:
     """Test loss of the demonstrations that each method chooses, by repetition."""
-    found: dict[str, list[float]] = {name: [] for name in SELECTORS}
     chosen: list[dict[str, Any]] = []
     for repetition in range(run.settings.methods.num_repetitions):
-        _select_once(run, repetition, found, chosen)
-        line = ", ".join(f"{name} {values[-1]:.3f}" for name, values in found.items())
+        facts = list(_choices(run, repetition))
+        line = ", ".join(f"{fact['method']} {fact['test loss']:.3f}" for fact in facts)
         print(f"repetition {repetition}: {line}", flush=True)
+        chosen += facts
+    found = {
+        name: [fact["test loss"] for fact in chosen if fact["method"] == name] for name in SELECTORS
+    }
+    chosen = [fact for fact in chosen if fact["method"] != "random"]
     write_json(run.output / "selection.json", {"test loss": found, "chosen": chosen})
     write_text(run.output / "selection.md", selection_table(found))
     return found
 
 
-def _select_once(
-    run: Run, repetition: int, found: dict[str, list[float]], chosen: list[dict[str, Any]]
-) -> None:
-    """One repetition: a loss more of every method in ``found``, what it chose in ``chosen``."""
+def _choices(run: Run, repetition: int) -> Iterator[dict[str, Any]]:
     settings, pool = run.settings, run.experiment.pool(repetition)
     prompts, seed = run.experiment.prompts(repetition), settings.prompts.seed + repetition
     runs, test = runs_of(run, repetition).whole(prompts), runs_of(run, repetition, "test")
@@ -254,17 +250,13 @@ def _select_once(
     for name, selector in SELECTORS.items():
         with one_thread():
             choice = selector(task)
-        found[name].append(judged(choice, test, settings.methods.num_orders, seed))
-        if name != "random":
-            chosen.append(
-                {
-                    "repetition": repetition,
-                    "method": name,
-                    "demonstrations": choice.prompts[0],
-                    "mislabelled": sum(pool.mislabelled[i] for i in choice.prompts[0]),
-                    "test loss": found[name][-1],
-                }
-            )
+        yield {
+            "repetition": repetition,
+            "method": name,
+            "demonstrations": choice.prompts[0],
+            "mislabelled": sum(pool.mislabelled[i] for i in choice.prompts[0]),
+            "test loss": judged(choice, test, settings.methods.num_orders, seed),
+        }
 
 
 def with_interval(values: Any) -> tuple[float, float]:
@@ -278,17 +270,14 @@ def with_interval(values: Any) -> tuple[float, float]:
 
 def selection_table(found: dict[str, list[float]]) -> str:
     """Test losses, and what the surrogate saves against each, repetition by repetition."""
-    best = np.asarray(found["kernel surrogate, guided"])
-    lines = [
-        "| method | test loss | guided surrogate less this | lower loss by |",
-        "|---|---|---|---|",
-    ]
+    best, rows = np.asarray(found["kernel surrogate, guided"]), []
     for name, values in sorted(found.items(), key=lambda item: np.mean(item[1])):
         mean, half = with_interval(values)
         less, spread = with_interval(best - np.asarray(values))
         cells = [f"{mean:.3f} ± {half:.3f}", f"{less:+.3f} ± {spread:.3f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {1 - best.mean() / mean:.0%} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *cells, f"{1 - best.mean() / mean:.0%}"])
+    titles = ("method", "test loss", "guided surrogate less this", "lower loss by")
+    return markdown(titles, rows) + "\n"
 
 
 def selection_figure(run: Run) -> None:

@@ -96,14 +96,5 @@ def arithmetic(
     edges = [-(-modulus * k // grid) for k in range(grid + 1)]  # first operand of each cell
     spans = [f"{low}-{high - 1}" for low, high in pairwise(edges)]
     names = tuple(f"{a}, {b}" for a in spans for b in spans)
-    return Grouped(
-        tokens[~held],
-        results[~held],
-        cells[~held],
-        tokens[held],
-        results[held],
-        cells[held],
-        names,
-        names,
-        modulus + 2,
-    )
+    samples = [part[rows] for rows in (~held, held) for part in (tokens, results, cells)]
+    return Grouped(*samples, names, names, modulus + 2)

@@ -18,11 +18,9 @@ class ModularArithmetic(TrainedExperiment):
     """Which cells of the table help the held-out samples of which."""
 
     def data(self) -> Grouped:
-        """All samples of the operation."""
         return arithmetic(**asdict(self.settings.data))
 
     def network(self) -> nn.Module:
-        """A transformer at its random start."""
         data, model = self.data(), self.settings.model
         return Transformer(data.num_classes, data.inputs.shape[1], **asdict(model))
 

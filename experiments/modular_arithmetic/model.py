@@ -11,11 +11,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class Block(nn.Module):
-    """Causal attention and a perceptron, each after a normalisation and beside a short cut."""
+    """Attention and a perceptron, each after a normalisation and beside a short cut."""
 
-    def __init__(self, width: int, num_heads: int, activation: str) -> None:
+    def __init__(self, width: int, num_heads: int, activation: str, *, causal: bool = True) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
@@ -25,7 +25,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = (*x.shape[:2], 3, self.num_heads, -1)
         query, key, value = self.qkv(self.norm_attention(x)).reshape(shape).permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm_mlp(x))
 

@@ -53,7 +53,7 @@ SMALL = TrainedSettings(
     Model(width=64),
     Training(batch_size=128, num_steps=260, checkpoints=(0.3, 0.6, 1.0)),
     Truth(subset_size=None, subset_seeds=3, loo_seeds=4, checkpoint=1, variant_subsets=30),
-    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=12, num_probes=12),
+    Methods(num_models=2, checkpoint=0, proj_dim=1024, num_steps=12, num_products=12),
     VARIANTS,
 )
 SMOKE = replace(
@@ -63,7 +63,12 @@ SMOKE = replace(
     training=replace(SMALL.training, batch_size=64, num_steps=30),
     truth=replace(SMALL.truth, num_subsets=15, subset_seeds=2, loo_seeds=2, variant_subsets=10),
     methods=replace(
-        SMALL.methods, proj_dim=256, num_steps=8, num_estimated=100, num_calibrated=8, num_probes=6
+        SMALL.methods,
+        proj_dim=256,
+        num_steps=8,
+        num_estimated=100,
+        num_calibrated=8,
+        num_products=6,
     ),
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}

@@ -58,12 +58,11 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
+    wait(device)
     start = time.perf_counter()
     result = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return result, time.perf_counter() - start
 
 

@@ -11,12 +11,12 @@ hardly changes, and how far the resident set has grown at its peak.
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from experiments.common import resident, restart_peak
 
 SAMPLES, INPUTS, CLASSES = 64, 64, 10
 SMALL = {"p": 10_000, "k": 256, "n": 16}
@@ -54,17 +54,6 @@ def measure(p: int, k: int, n: int) -> dict[str, float]:
     return found
 
 
-def restart_peak() -> None:
-    """The peak of this process begins at what is resident now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(field: str) -> float:
-    found = re.search(field + r":\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--one", type=json.loads, help="sizes of one measurement, in this process")
@@ -73,15 +62,16 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(**arguments.one)))
         return
-    base = SMALL if arguments.small else {name: sizes[0] for name, sizes in SIZES.items()}
-    lines = [base]
-    for name, sizes in SIZES.items():
-        lines += [] if arguments.small else [{**base, name: size} for size in sizes[1:]]
+    lines = [SMALL]
+    if not arguments.small:
+        base = {name: sizes[0] for name, sizes in SIZES.items()}
+        others = [{**base, name: size} for name, sizes in SIZES.items() for size in sizes[1:]]
+        lines = [base, *others]
     print("| p | k | n | features | memory | Gram matrices | memory |")
     print("|---|---|---|---|---|---|---|")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for sizes in lines:
-        command = [sys.executable, __file__, "--one", json.dumps(sizes)]
+        command = [sys.executable, "-m", __spec__.name, "--one", json.dumps(sizes)]
         printed = subprocess.run(
             command, check=True, capture_output=True, text=True, env=env
         ).stdout

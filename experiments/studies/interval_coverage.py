@@ -10,14 +10,18 @@ number of subsets.
 """
 
 import argparse
+import math
 import sys
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import ksm_ext
+from experiments.common import markdown
 
 SIZES = (60, 120, 300)
 READOUTS = ("loo", "shapley", "banzhaf")
@@ -31,7 +35,7 @@ def exact_attributions(masks: np.ndarray, values: np.ndarray) -> dict[str, np.nd
     by_code[codes] = values
     subsets = np.arange(2**n)
     sizes = ((subsets[:, None] >> np.arange(n)) & 1).sum(1)
-    shapley_law = np.array([1 / (n * _binomial(n - 1, s)) for s in range(n)])
+    shapley_law = np.array([1 / (n * math.comb(n - 1, s)) for s in range(n)])
     effects = {name: np.empty(n) for name in READOUTS}
     for task in range(n):
         without = subsets[(subsets >> task) & 1 == 0]
@@ -59,12 +63,7 @@ def family(path: Path) -> str:
     return second if first == "CaliforniaHousing" else first
 
 
-def _binomial(n: int, k: int) -> float:
-    return float(np.prod([(n - j) / (j + 1) for j in range(k)]))
-
-
 def main() -> None:
-    """Fit every game and print coverage and error by readout, family and number of subsets."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=4)
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--design", choices=("uniform", "sizes"), default="sizes")
     options = parser.parse_args()
     held: dict[tuple[str, str, int], list[np.ndarray]] = defaultdict(list)
-    wrong: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    errors: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for path in tqdm(sorted((options.data / "games").glob("*.npz")), file=sys.stderr):
         with np.load(path) as file:
             masks, values = file["coalitions"].astype(bool), file["values"].astype(float)
@@ -87,17 +86,14 @@ def main() -> None:
                     error = np.abs(value - truth[readout])
                     cell = (readout, family(path), num_subsets)
                     held[cell].append(error <= 1.959964 * std + 1e-9 * size)
-                    wrong[cell].append(float(np.sqrt(np.mean(error**2)) / size))
-    print(f"| readout | games | {' | '.join(f'{m} subsets' for m in SIZES)} |")
-    print("|---" * (len(SIZES) + 2) + "|")
-    for readout in READOUTS:
-        families = sorted({name for label, name, _ in held if label == readout})
-        for name in families:
-            cells = []
-            for m in SIZES:
-                hit, error = held[readout, name, m], wrong[readout, name, m]
-                cells.append(f"{np.concatenate(hit).mean():.1%} ({np.mean(error):.3f})")
-            print(f"| {readout} | {name} | {' | '.join(cells)} |")
+                    errors[cell].append(float(np.sqrt(np.mean(error**2)) / size))
+
+    def spelled(*cell: Any) -> str:
+        return f"{np.concatenate(held[cell]).mean():.1%} ({np.mean(errors[cell]):.3f})"
+
+    pairs = product(READOUTS, sorted({name for _, name, _ in held}))
+    rows = [[*pair, *(spelled(*pair, m) for m in SIZES)] for pair in pairs]
+    print(markdown(["readout", "games", *(f"{m} subsets" for m in SIZES)], rows))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ of all threads together: what a busy machine leaves comparable.
 """
 
 import argparse
-import re
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import ksm_ext
+from experiments.common import resident, restart_peak
 from ksm_ext.evaluation import residual_error
 from ksm_ext.surrogates.masks import Masks
 
 HELD = 1_000
+MIB = 2**20 / 1e9  # GB
 
 
 class CountedRBF(ksm_ext.RBF):
@@ -36,12 +36,6 @@ class CountedRBF(ksm_ext.RBF):
             CountedRBF.columns.append(v.shape[1])
             CountedRBF.seconds += time.process_time() - start
         return product
-
-
-def resident(field: str) -> float:
-    """GB of ``field`` of this process."""
-    found = re.search(field + r":\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1e6 if found else float("nan")
 
 
 def main() -> None:
@@ -61,9 +55,9 @@ def main() -> None:
     scores += scores.std(0) * torch.randn(scores.shape).double()
     held, truth = masks[:HELD], scores[:HELD]
     masks, scores = masks[HELD:].clone(), scores[HELD:].clone()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts at what is resident now
+    restart_peak()
     print(f"m={len(masks)} n={n} t={t} {arguments.solver}, {torch.get_num_threads()} threads")
-    print(f"resident before the fit {resident('VmRSS'):.2f} GB", flush=True)
+    print(f"resident before the fit {resident('VmRSS') * MIB:.2f} GB", flush=True)
 
     start, cpu = time.perf_counter(), time.process_time()
     kernel = CountedRBF(gamma=1 / n)
@@ -71,7 +65,7 @@ def main() -> None:
         masks, scores, kernel=kernel, share_ridge=True, solver=arguments.solver
     )
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(f"fit {wall:.1f} s, {cpu:.1f} CPU s, peak {resident('VmHWM'):.2f} GB")
+    print(f"fit {wall:.1f} s, {cpu:.1f} CPU s, peak {resident('VmHWM') * MIB:.2f} GB")
     print(f"products of {CountedRBF.columns} columns, {CountedRBF.seconds:.1f} CPU s")
     print(surrogate.candidates)
     start = time.perf_counter()
@@ -85,7 +79,7 @@ def main() -> None:
         start = time.perf_counter()
         surrogate.attribute("shapley", return_std=True)
         print(f"with standard deviations {time.perf_counter() - start:.1f} s")
-    print(f"peak {resident('VmHWM'):.2f} GB")
+    print(f"peak {resident('VmHWM') * MIB:.2f} GB")
 
 
 if __name__ == "__main__":

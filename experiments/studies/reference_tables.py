@@ -22,12 +22,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 import ksm_ext
+from experiments.common import markdown
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.tables.scores import read_scores
 
@@ -60,9 +61,10 @@ def games(data: Path, seeds: int) -> Iterator[Split]:
             chosen = generator.permutation(len(masks))[:300]
             for fold in range(5):
                 held = np.arange(len(chosen)) % 5 == fold
-                fit, test = chosen[~held], chosen[held]
-                table = f"games {family}"
-                yield Split(table, masks[fit], values[fit, None], masks[test], values[test, None])
+                pairs = [
+                    (masks[rows], values[rows, None]) for rows in (chosen[~held], chosen[held])
+                ]
+                yield Split(f"games {family}", *pairs[0], *pairs[1])
 
 
 def regmix(data: Path, seeds: int) -> Iterator[Split]:
@@ -85,9 +87,8 @@ def coin_flip(data: Path, seeds: int) -> Iterator[Split]:
         order = np.random.default_rng(seed).permutation(len(masks))
         fit, held = order[:80], order[80:]
         kept = scores[held].var(0, ddof=1) >= 0.1
-        yield Split(
-            "coin_flip", masks[fit], scores[fit], masks[held], scores[held][:, kept], 0.1
-        )._replace(scores=scores[fit][:, kept])
+        parts = masks[fit], scores[fit][:, kept], masks[held], scores[held][:, kept]
+        yield Split("coin_flip", *parts, published_ridge=0.1)
 
 
 def modular(data: Path, seeds: int) -> Iterator[Split]:
@@ -111,26 +112,19 @@ COLUMNS = ("least squares", "ridge", "published", "rbf", "auto", "auto, rank")
 
 
 def fit(column: str, split: Split) -> ksm_ext.Surrogate:
-    """The surrogate of one column."""
-    num_tasks = split.masks.shape[1]
-    if column == "least squares":
-        return ksm_ext.fit_surrogate(split.masks, split.scores, kernel="least_squares")
-    if column == "published":
-        kernel = ksm_ext.RBF(gamma=1 / num_tasks)
-        return ksm_ext.fit_surrogate(
-            split.masks, split.scores, kernel=kernel, ridge=split.published_ridge, center=False
-        )
-    if column in ("ridge", "rbf"):
-        kernel_name = {"ridge": "linear", "rbf": "rbf"}[column]
-        return ksm_ext.fit_surrogate(
-            split.masks, split.scores, kernel=kernel_name, share_ridge=True
-        )
-    criterion = "rank" if column == "auto, rank" else "error"
-    return ksm_ext.fit_surrogate(split.masks, split.scores, criterion=criterion)
+    gamma, ridge = 1 / split.masks.shape[1], split.published_ridge
+    options: dict[str, dict[str, Any]] = {
+        "least squares": {"kernel": "least_squares"},
+        "ridge": {"kernel": "linear", "share_ridge": True},
+        "published": {"kernel": ksm_ext.RBF(gamma=gamma), "ridge": ridge, "center": False},
+        "rbf": {"kernel": "rbf", "share_ridge": True},
+        "auto": {"criterion": "error"},
+        "auto, rank": {"criterion": "rank"},
+    }
+    return ksm_ext.fit_surrogate(split.masks, split.scores, **options[column])
 
 
 def main() -> None:
-    """Run all splits and print one line per table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
@@ -146,12 +140,12 @@ def main() -> None:
                 rank = lds(split.held_scores, predicted, constant="zero").mean()
                 error = float(residual_error(split.held_scores, predicted, pooled=True))
                 results[split.table][column].append((float(rank), error))
-    print(f"| mean Spearman (pooled error) | splits | {' | '.join(COLUMNS)} |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
+    rows = []
     for table, columns in results.items():
-        means = {column: np.mean(values, 0) for column, values in columns.items()}
-        cells = [f"{rank:.3f} ({error:.2f})" for rank, error in means.values()]
-        print(f"| {table} | {len(columns['auto'])} | {' | '.join(cells)} |")
+        means = [np.mean(values, 0) for values in columns.values()]
+        cells = [f"{rank:.3f} ({error:.2f})" for rank, error in means]
+        rows.append([table, str(len(columns["auto"])), *cells])
+    print(markdown(["mean Spearman (pooled error)", "splits", *COLUMNS], rows))
 
 
 if __name__ == "__main__":

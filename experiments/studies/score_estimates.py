@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.modular_arithmetic.model import Block
 from ksm_ext import GradientEstimator, Projector, RetrainedScores, attribute_tasks, retrain_scores
 from ksm_ext.evaluation import lds, relative_error
 from ksm_ext.subsets import bernoulli
@@ -36,8 +37,7 @@ class Problem:
         inputs: (b, ...), sorted by task. ``labels`` (b,) and ``task`` (b,) beside them.
         target: Inputs and labels of the samples whose mean loss is the score.
         network: Makes one, at its random start.
-        num_steps: Steps of a retraining; ``checkpoints`` that are tried, in steps.
-        batch_size, learning_rate, weight_decay: Of AdamW.
+        num_steps: Steps of a retraining by AdamW; ``checkpoints`` that are tried, in steps.
         probability: That a task is in a subset.
     """
 
@@ -78,26 +78,6 @@ def digits() -> Problem:
     )
 
 
-class Block(nn.Module):
-    """Attention and a perceptron, each after a normalisation and beside a short cut."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.perceptron = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (*x.shape[:2], 3, self.heads, -1)
-        query, key, value = self.mix(self.first(x)).reshape(shape).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.perceptron(self.second(x))
-
-
 class Transformer(nn.Module):
     """Logits of the sum from the last of three tokens: a, b and a question mark."""
 
@@ -105,7 +85,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(modulus + 1, width)
         self.places = nn.Parameter(0.02 * torch.randn(3, width))
-        self.blocks = nn.Sequential(Block(width, 4), Block(width, 4))
+        self.blocks = nn.Sequential(*(Block(width, 4, "relu", causal=False) for _ in range(2)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, modulus))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,19 +101,8 @@ def addition(modulus: int = 25) -> Problem:
     y, task = ((a + b) % modulus)[order], task[order]
     held = torch.rand(len(x), generator=torch.Generator().manual_seed(0)) < 0.3
     target = x[held], y[held]
-    return Problem(
-        x[~held],
-        y[~held],
-        task[~held],
-        target,
-        lambda: Transformer(modulus),
-        180,
-        (45, 75, 105, 180),
-        128,
-        1e-3,
-        1.0,
-        0.75,
-    )
+    samples, training = (x[~held], y[~held], task[~held]), (180, (45, 75, 105, 180), 128, 1e-3, 1.0)
+    return Problem(*samples, target, lambda: Transformer(modulus), *training, 0.75)
 
 
 PROBLEMS = {"digits": digits, "addition": addition}

@@ -44,7 +44,6 @@ class Compressed(Dataset[tuple[Tensor, Tensor]]):
 
 
 def problems(samples: int) -> dict[str, tuple[nn.Module, Any]]:
-    """Networks with their data."""
     torch.manual_seed(0)
     x, y = torch.rand(samples, 3, 32, 32), torch.randint(10, (samples,))
     perceptron = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -70,10 +69,9 @@ def seconds(run: Any) -> float:
 
 
 def row(model: nn.Module, data: Any, samples: int) -> str:
-    """The cells of a problem."""
     loader, projector = ordered_loader(data, 64), Projector(512)
     whole = seconds(lambda: collect_features(model, data, log_odds, projector, progress=False))
-    _, some = content_digests(loader, 64, range(samples), [0, 100, 200, 300, samples - 1])
+    _, five = content_digests(loader, 64, range(samples), [0, 100, 200, 300, samples - 1])
 
     def code_and_parameters() -> None:
         identify(output=log_odds, projector=projector, network=model)
@@ -83,7 +81,7 @@ def row(model: nn.Module, data: Any, samples: int) -> str:
         content_digests(loader, 64, range(samples))
 
     def five_samples() -> None:
-        for sample in some.values():
+        for sample in five.values():
             projector([*per_sample_gradients(model, log_odds, sample)[1].values()])
 
     parts = (code_and_parameters, all_data, five_samples)
@@ -91,7 +89,6 @@ def row(model: nn.Module, data: Any, samples: int) -> str:
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=1024)
     samples = parser.parse_args().samples

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from experiments.common import one_thread
 from experiments.icl.data import (
     Example,
-    coin_flips,
+    coin_flip,
     draw_prompts,
     pool_of,
     prompt_text,
@@ -42,14 +41,9 @@ from experiments.icl.surrogates import (
 )
 from experiments.runner import main
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 DATA = os.environ.get("KSM_EXT_DATA")
-
-
-@pytest.fixture(autouse=True)
-def small_sums():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +54,21 @@ def pool():
 @pytest.fixture(scope="module")
 def model(pool):
     """A GPT at its random start, with weights large enough for demonstrations to matter."""
-    return random_model([x.shown() for x in pool.demonstrations + pool.validation + pool.test])
+    texts = [x.shown() for x in pool.demonstrations + pool.validation + pool.test]
+    return random_model(train_tokenizer(texts, ("yes", "no")))
 
 
-def random_model(texts, context=128, batch_size=4):
-    return LanguageModel(*random_gpt(train_tokenizer(texts, ("yes", "no")), context), batch_size)
-
-
-def random_gpt(tokenizer, context=128):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
+def random_model(tokenizer):
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=context,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.3,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return GPT2LMHeadModel(config).eval(), tokenizer
+    sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id")}
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), **sizes, **special)
+    return LanguageModel(transformers.GPT2LMHeadModel(config).eval(), tokenizer, 4)
 
 
 def test_coin_flips_answer_what_their_text_says():
-    for example in coin_flips(Data(), 200, random.Random(0)):
+    draw = random.Random(0)
+    for example in (coin_flip(Data(), draw) for _ in range(200)):
         flips = example.input.count(" flips the coin.")
         assert flips + example.input.count("does not flip") == 4
         assert example.output == ("yes" if flips % 2 == 0 else "no")
@@ -156,43 +139,36 @@ def test_shared_keys_and_values_change_nothing(model, pool):
 
 # -- tokens of a prompt and of labels ------------------------------------------------------------
 
+Tokenizer, pre_tokenizers = tokenizers.Tokenizer, tokenizers.pre_tokenizers
 TEXT, ASKED = "good film : positive ", "great film :"
 WORDS = ("good", "film", ":", "positive", "negative", "great")
 
 
 def closing(tokenizer, template):
     """With the special tokens of a template around every text."""
-    from tokenizers import processors
-
     special = [(token, tokenizer.token_to_id(token)) for token in set(template.split()) - {"$A"}]
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single=template, special_tokens=special
     )
     return tokenizer
 
 
 def word_level(template):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     vocabulary = {word: number for number, word in enumerate(["<s>", "</s>", "[UNK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return closing(tokenizer, template)
 
 
 def unigram(template="<s> $A", more=()):
     """Words with and without a mark for the space before them, as SentencePiece has them."""
-    from tokenizers import Tokenizer, models
-
     pieces = ["<unk>", "<s>", "</s>", "▁", *WORDS, *("▁" + word for word in WORDS), *more]
     letters = sorted(set("".join(WORDS)) - set(pieces))
     scored = [(piece, -1.0) for piece in pieces] + [(letter, -9.0) for letter in letters]
-    return closing(Tokenizer(models.Unigram(scored, unk_id=0)), template)
+    return closing(Tokenizer(tokenizers.models.Unigram(scored, unk_id=0)), template)
 
 
 def metaspace(scheme, template="<s> $A", more=()):
-    from tokenizers import pre_tokenizers
-
     tokenizer = unigram(template, more)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     return tokenizer
@@ -200,20 +176,16 @@ def metaspace(scheme, template="<s> $A", more=()):
 
 def dummy_prefix():
     """As Llama 2: a space before every text, even one that begins with a space."""
-    from tokenizers import normalizers
-
-    tokenizer = unigram()
+    tokenizer, normalizers = unigram(), tokenizers.normalizers
     steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     tokenizer.normalizer = normalizers.Sequence(steps)
     return tokenizer
 
 
 def byte_level(template):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -224,12 +196,10 @@ def byte_level(template):
 
 
 def word_piece():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     pieces = ["[CLS]", "[SEP]", "[UNK]", "good", "film", ":", "great", "pos", "neg"]
     pieces += ["##itive", "##ative", "##h"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return closing(tokenizer, "[CLS] $A [SEP]")
 
@@ -238,43 +208,32 @@ PLAIN = "good film : positive great film :"
 MARKED = "▁film ▁: ▁positive ▁great ▁film ▁:"
 BYTES = "good Ġfilm Ġ: Ġpositive Ġgreat Ġfilm Ġ:"
 LABELS = ("positive", "negative")
-MARKED_LABELS = ("▁positive", "▁negative")
+MARKED_LABELS, BYTE_LABELS = ("▁positive", "▁negative"), ("Ġpositive", "Ġnegative")
 # A tokenizer, the tokens of TEXT and ASKED by hand, and those that the options go on with.
 TOKENIZERS = {
-    "nothing": (lambda: word_level("$A"), PLAIN, LABELS),
-    "BOS": (lambda: word_level("<s> $A"), "<s> " + PLAIN, LABELS),
-    "BOS twice": (lambda: word_level("<s> <s> $A"), "<s> <s> " + PLAIN, LABELS),
-    "EOS": (lambda: word_level("$A </s>"), PLAIN, LABELS),
-    "BOS and EOS": (lambda: word_level("<s> $A </s>"), "<s> " + PLAIN, LABELS),
-    "EOS twice": (lambda: word_level("<s> $A </s> </s>"), "<s> " + PLAIN, LABELS),
-    "Metaspace never": (lambda: metaspace("never"), "<s> good " + MARKED, MARKED_LABELS),
-    "Metaspace first": (lambda: metaspace("first"), "<s> ▁good " + MARKED, MARKED_LABELS),
-    "Metaspace always": (
-        lambda: metaspace("always", "<s> $A </s>"),
-        "<s> ▁good " + MARKED,
-        MARKED_LABELS,
-    ),
-    "dummy prefix": (dummy_prefix, "<s> ▁good " + MARKED, MARKED_LABELS),
+    "nothing": (word_level("$A"), PLAIN, LABELS),
+    "BOS": (word_level("<s> $A"), "<s> " + PLAIN, LABELS),
+    "BOS twice": (word_level("<s> <s> $A"), "<s> <s> " + PLAIN, LABELS),
+    "EOS": (word_level("$A </s>"), PLAIN, LABELS),
+    "BOS and EOS": (word_level("<s> $A </s>"), "<s> " + PLAIN, LABELS),
+    "EOS twice": (word_level("<s> $A </s> </s>"), "<s> " + PLAIN, LABELS),
+    "Metaspace never": (metaspace("never"), "<s> good " + MARKED, MARKED_LABELS),
+    "Metaspace first": (metaspace("first"), "<s> ▁good " + MARKED, MARKED_LABELS),
+    "Metaspace always": (metaspace("always", "<s> $A </s>"), "<s> ▁good " + MARKED, MARKED_LABELS),
+    "dummy prefix": (dummy_prefix(), "<s> ▁good " + MARKED, MARKED_LABELS),
     "a label joined to the prompt": (
-        lambda: metaspace("never", more=("▁:▁positive", "▁:▁negative")),
+        metaspace("never", more=("▁:▁positive", "▁:▁negative")),
         "<s> good ▁film ▁:▁positive ▁great ▁film",
         ("▁:▁positive", "▁:▁negative"),
     ),
-    "byte-level BPE": (lambda: byte_level("$A"), BYTES, ("Ġpositive", "Ġnegative")),
-    "byte-level BPE, BOS and EOS": (
-        lambda: byte_level("<s> $A </s>"),
-        "<s> " + BYTES,
-        ("Ġpositive", "Ġnegative"),
-    ),
-    "WordPiece": (word_piece, "[CLS] good film : pos ##itive great film :", ("pos", "neg")),
+    "byte-level BPE": (byte_level("$A"), BYTES, BYTE_LABELS),
+    "byte-level BPE, BOS and EOS": (byte_level("<s> $A </s>"), "<s> " + BYTES, BYTE_LABELS),
+    "WordPiece": (word_piece(), "[CLS] good film : pos ##itive great film :", ("pos", "neg")),
 }
 
 
-def with_tokenizer(make, **special):
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(), **special)
-    return LanguageModel(*random_gpt(tokenizer), 4)
+def with_tokenizer(tokenizer, **special):
+    return random_model(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
 @torch.no_grad()
@@ -286,10 +245,9 @@ def loss_by_hand(model, prompt, labels, right):
     return float(logs.logsumexp(0) - logs[right])
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_labels_follow_the_prompt_in_the_tokens_of_any_tokenizer(name):
-    make, prompt, labels = TOKENIZERS[name]
-    model = with_tokenizer(make)
+@pytest.mark.parametrize(("tokenizer", "prompt", "labels"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_labels_follow_the_prompt_in_the_tokens_of_any_tokenizer(tokenizer, prompt, labels):
+    model = with_tokenizer(tokenizer)
     queries = [Example(ASKED, label, LABELS) for label in LABELS]
     for reuse in (True, False):
         for right, found in enumerate(scored(model, TEXT, queries, reuse=reuse)):
@@ -307,7 +265,7 @@ def test_labels_follow_the_prompt_in_the_tokens_of_any_tokenizer(name):
 @settings(derandomize=True, deadline=None, database=None, max_examples=30)
 def test_whatever_opens_and_closes_a_text(special, text, asked, options, right):
     before, after = special
-    model = with_tokenizer(lambda: word_level(" ".join([*before, "$A", *after])))
+    model = with_tokenizer(word_level(" ".join([*before, "$A", *after])))
     query = Example(" ".join(asked), options[right], tuple(options[:3]))
     (found,) = scored(model, "".join(f"{word} " for word in text), [query])
     wanted = loss_by_hand(model, " ".join([*before, *text, *asked]), options[:3], right)
@@ -316,7 +274,7 @@ def test_whatever_opens_and_closes_a_text(special, text, asked, options, right):
 
 def test_special_tokens_of_the_text_itself_are_read():
     special = {"bos_token": "<s>", "eos_token": "</s>"}
-    model = with_tokenizer(lambda: word_level("<s> $A </s>"), **special)
+    model = with_tokenizer(word_level("<s> $A </s>"), **special)
     query = Example(ASKED, "positive", LABELS)
     (found,) = scored(model, "<s> good film </s> ", [query])
     wanted = loss_by_hand(model, "<s> <s> good film </s> great film :", LABELS, 0)
@@ -324,23 +282,23 @@ def test_special_tokens_of_the_text_itself_are_read():
 
 
 def test_labels_that_begin_alike_are_told_apart_where_they_differ():
-    model = with_tokenizer(word_piece)
+    model = with_tokenizer(word_piece())
     (found,) = scored(model, "good film : ", [Example("great :", "posh", ("positive", "posh"))])
     wanted = loss_by_hand(model, "[CLS] good film : great : pos", ("##itive", "##h"), 1)
     assert found["loss"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_texts_without_tokens_are_refused():
-    model = with_tokenizer(lambda: word_level("<s> $A </s>"))
+    model = with_tokenizer(word_level("<s> $A </s>"))
     with pytest.raises(ValueError, match="`text` must be of one token or more, got ''"):
         model.tokens("")
-    alone = with_tokenizer(lambda: word_level("$A"))
+    alone = with_tokenizer(word_level("$A"))
     (found,) = scored(alone, "", [Example("", "positive", LABELS)])
     assert "`prompt` must be of one token or more before its options part" in found["error"]
 
 
 def test_gradients_follow_the_opening_tokens():
-    model = with_tokenizer(lambda: word_level("<s> <s> $A </s>"))
+    model = with_tokenizer(word_level("<s> <s> $A </s>"))
     ids = model.tokenizer.convert_tokens_to_ids
     shown = ("good film : positive", "great film : negative")
     slots = torch.tensor([ids(text.split()) for text in shown])
@@ -357,7 +315,7 @@ def test_gradients_follow_the_opening_tokens():
 
 @torch.no_grad()
 def test_similarities_are_those_of_the_text_alone():
-    model = with_tokenizer(lambda: word_level("<s> <s> $A </s>"))
+    model = with_tokenizer(word_level("<s> <s> $A </s>"))
     found = mean_states(model, [Example(ASKED, "positive", LABELS)])[0]
     ids = torch.tensor([model.tokenizer.convert_tokens_to_ids(["<s>", "<s>", *ASKED.split()])])
     states = model.model(ids, output_hidden_states=True).hidden_states[-1]
@@ -412,9 +370,10 @@ for prompt in draw_prompts(12, 3, 12, 42):
 """
 
 
-def test_a_killed_inference_goes_on_where_it_was(tmp_path):
+def test_a_killed_inference_continues_where_it_was(tmp_path):
     pool = pool_of(SMOKE.data, 3)
-    saved = random_model([x.shown() for x in pool.demonstrations + pool.validation])
+    texts = [x.shown() for x in pool.demonstrations + pool.validation]
+    saved = random_model(train_tokenizer(texts, ("yes", "no")))
     saved.model.save_pretrained(tmp_path / "model")
     saved.tokenizer.save_pretrained(tmp_path / "model")
     path, prompts = tmp_path / "killed.jsonl", draw_prompts(12, 3, 12, 42)
@@ -472,7 +431,7 @@ def test_an_estimate_at_an_anchor_is_its_loss(model, pool, tmp_path):
     anchors = torch.tensor(draw_prompts(8, 3, 4, 0))
     runs = Runs(model, pool.demonstrations, pool.validation, tmp_path / "a", {})
     losses = runs.losses(anchors.tolist())
-    made = estimate(model, pool.demonstrations, pool.validation, anchors, losses)
+    made = estimate(runs, anchors, losses)
     near = replace(made, nearest=1)
     torch.testing.assert_close(near.losses(anchors), losses, rtol=1e-4, atol=1e-5)
     assert made.losses(torch.tensor([[0, 1, 2], [5, 6, 7]])).shape == (2, 6)
@@ -483,13 +442,15 @@ def test_log_odds_and_losses_are_inverse():
     torch.testing.assert_close(torch.log1p(torch.exp(-log_odds(losses))), losses)
 
 
-def made_up(num_prompts=150, seed=0):
+PLACES = torch.tensor([[2.0], [1.0], [1.0]], dtype=torch.float64)
+
+
+def made_up():
     """Losses of demonstrations that add up in log-odds, the first of them twice as much."""
-    random = torch.Generator().manual_seed(seed)
-    prompts = torch.tensor(draw_prompts(12, 3, num_prompts, seed))
+    random = torch.Generator().manual_seed(0)
+    prompts = torch.tensor(draw_prompts(12, 3, 150, 0))
     worth = torch.randn(12, 2, dtype=torch.float64, generator=random)
-    places = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
-    odds = (worth[prompts] * places[:, None]).sum(1)
+    odds = (worth[prompts] * PLACES).sum(1)
     return prompts, torch.log1p(torch.exp(-odds)), worth
 
 
@@ -509,11 +470,7 @@ def test_position_matters_to_the_surrogates_that_know_it():
 def test_search_finds_the_best_prompt():
     prompts, _, worth = made_up()
 
-    def predict(some):
-        places = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)
-        return -(worth[some] * places[:, None]).sum(1)
-
-    best = local_search(predict, prompts[:3], 12)[0]
+    best = local_search(lambda x: -(worth[x] * PLACES).sum(1), prompts[:3], 12)[0]
     order = worth.mean(1).argsort(descending=True).tolist()
     assert best[0] == order[0] and set(best) == set(order[:3])
 
@@ -522,21 +479,15 @@ def test_effects_are_differences_of_prompts_with_and_without():
     others = contexts(10, 3, 4, 0)
     assert len(set(others.flatten().tolist())) == 8  # contexts share no demonstration
     prompts, which = exchanges(others, 10, 0)
-    assert all(
-        number in prompt for number, prompt in zip(which.tolist(), prompts.tolist(), strict=True)
-    )
+    assert bool((prompts == which[:, None]).any(1).all())
     assert prompts.shape == (4 * 8, 3)
     worth = torch.randn(10, 1, dtype=torch.float64)
     losses = worth[prompts].sum(1)
-    by_hand = torch.zeros(10, 1, dtype=torch.float64)
+    found = effects(losses, which, 10, 4)
     for number in range(10):
-        differences = []
-        for context in others.tolist():
-            if number not in context:
-                rest = [i for i in range(10) if i not in context]
-                differences.append(worth[number] - worth[rest].mean(0))
-        by_hand[number] = torch.stack(differences).mean(0)
-    torch.testing.assert_close(effects(losses, which, 10, 4), by_hand)
+        rest = [set(range(10)) - set(x) for x in others.tolist() if number not in x]
+        differences = [worth[number] - worth[sorted(numbers)].mean(0) for numbers in rest]
+        torch.testing.assert_close(found[number], torch.stack(differences).mean(0))
 
 
 def test_the_random_ensemble_is_a_mean_over_prompts():
@@ -568,8 +519,3 @@ def test_smoke_run_end_to_end_and_again(tmp_path, capsys):
     assert main(PROGRAM, ["run", "--preset", "smoke", "--output", str(tmp_path)]) == 0
     assert (tmp_path / "selection.md").read_text() == first
     assert {path: path.read_bytes() for path in (tmp_path / "runs").iterdir()} == lines
-
-
-def test_a_wrong_flag_is_an_error_of_one_line(tmp_path, capsys):
-    status = main(PROGRAM, ["run", "--set", "data.coin_weights=[1.0]", "--output", str(tmp_path)])
-    assert status == 2 and "`coin_weights` must be as many as" in capsys.readouterr().err

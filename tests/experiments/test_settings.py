@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.cifar.settings import SMALL
+from experiments.cifar.settings import SMALL as CIFAR
+from experiments.icl.settings import SMALL as ICL
 from experiments.modular_arithmetic.settings import SMOKE
 from experiments.settings import Section, Training, as_dict, load_settings, replaced
 
@@ -24,34 +25,48 @@ def test_settings_from_yaml_and_flags(tmp_path):
 
 def test_nothing_is_said_by_null():
     """As the README of cifar has it, for random groups."""
-    loaded = load_settings(SMALL, None, ["data.concentration=null", "truth.subset_size=null"])
+    loaded = load_settings(CIFAR, None, ["data.concentration=null", "truth.subset_size=null"])
     assert loaded.data.concentration is None and loaded.truth.subset_size is None
     with pytest.raises(ValueError, match="`seed` must be of type int, got None"):
-        load_settings(SMALL, None, ["truth.seed=null"])
+        load_settings(CIFAR, None, ["truth.seed=null"])
+
+
+REFUSED = [
+    ("training.lr=1", r"`--set: training` must be one of .*'decay'.*, got 'lr'"),
+    ("lr=1", r"`--set` must be one of 'data', .*, got 'lr'"),
+    ("truth.num_subsets=many", "`num_subsets` must be of type int, got 'many'"),
+    ("truth.num_subsets=true", "`num_subsets` must be of type int, got True"),
+    ("training.radius=far", "`radius` must be of type float, got 'far'"),
+    ("training.checkpoints=0.5", r"`checkpoints` must be of type tuple\[float, ...\], got 0.5"),
+    ("training.checkpoints=end", r"`checkpoints` must be of type tuple.*, got 'end'"),
+    ("truth.subset_size=half", r"`subset_size` must be of type int \| None, got 'half'"),
+    ("training.decay=steep", "`decay` must be one of 'constant', 'linear', got 'steep'"),
+    ("training.decay=[1]", "`decay` must be one of 'constant', 'linear', got"),
+    ("training=fast", "`--set: training` must be names with values, got 'fast'"),
+    ("data.operation=power", "`operation` must be one of 'add', .*, got 'power'"),
+    (
+        "methods.num_probes=9",
+        "`--set: methods` must be one of .*'num_products', .*, got 'num_probes",
+    ),
+    ("truth.seed", r"`--set` must be section\.name=value, got 'truth.seed'"),
+    ("truth.seed=[", "`--set truth.seed` must be YAML, got"),
+]
+REFUSED_BY_OTHERS = [
+    ("data.size=8", "`size` must be one of 16, 32, got 8", CIFAR),
+    ("data.num_noisy=51", "`num_noisy` must be between 0 and 20, got 51", CIFAR),
+    ("data.targets=all", "`targets` must be one of 'class', 'random', got 'all'", CIFAR),
+    ("model.norm=layer", "`norm` must be one of 'batch', 'group', got 'layer'", CIFAR),
+    ("model.name=vgg", "`name` must be one of 'resnet9', 'resnet18', got 'vgg'", CIFAR),
+    ("data.coin_weights=[1.0]", "`coin_weights` must be as many as `coins`, got 1 for 8", ICL),
+]
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ("training.lr=1", r"`--set: training` must be one of .*'decay'.*, got 'lr'"),
-        ("lr=1", r"`--set` must be one of 'data', .*, got 'lr'"),
-        ("truth.num_subsets=many", "`num_subsets` must be of type int, got 'many'"),
-        ("truth.num_subsets=true", "`num_subsets` must be of type int, got True"),
-        ("training.radius=far", "`radius` must be of type float, got 'far'"),
-        ("training.checkpoints=0.5", r"`checkpoints` must be of type tuple\[float, ...\], got 0.5"),
-        ("training.checkpoints=end", r"`checkpoints` must be of type tuple.*, got 'end'"),
-        ("truth.subset_size=half", r"`subset_size` must be of type int \| None, got 'half'"),
-        ("training.decay=steep", "`decay` must be one of 'constant', 'linear', got 'steep'"),
-        ("training.decay=[1]", "`decay` must be one of 'constant', 'linear', got"),
-        ("training=fast", "`--set: training` must be names with values, got 'fast'"),
-        ("data.operation=power", "`operation` must be one of 'add', .*, got 'power'"),
-        ("truth.seed", r"`--set` must be section\.name=value, got 'truth.seed'"),
-        ("truth.seed=[", "`--set truth.seed` must be YAML, got"),
-    ],
+    ("change", "error", "preset"), [(*pair, SMOKE) for pair in REFUSED] + REFUSED_BY_OTHERS
 )
-def test_what_does_not_exist_is_refused(change, error):
+def test_what_does_not_exist_is_refused(change, error, preset):
     with pytest.raises(ValueError, match=error):
-        load_settings(SMOKE, None, [change])
+        load_settings(preset, None, [change])
 
 
 def test_a_file_is_of_names_and_values(tmp_path):

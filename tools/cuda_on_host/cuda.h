@@ -92,8 +92,8 @@ inline std::vector<unsigned> order_of(unsigned count) {
   return order;
 }
 
-inline void require_all(unsigned some, unsigned all) {
-  if (some == 0 || some == all) return;
+inline void require_all(unsigned arrived, unsigned all) {
+  if (arrived == 0 || arrived == all) return;
   std::fprintf(stderr, "a barrier is not reached by all threads\n");
   std::abort();
 }

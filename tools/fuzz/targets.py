@@ -45,7 +45,7 @@ META = {"num_samples": 4, "dim": 3, "dtype": "float32", "model": {"name": "a"}}
 
 
 def refused(error: Exception) -> None:
-    """Raise unless a documented error says in the house's form what is wrong."""
+    """Raise it, unless it is a documented error in the form of the package's messages."""
     if not isinstance(error, (ValueError, OSError)) or not FORM.match(str(error)):
         raise error
 
@@ -135,7 +135,7 @@ class Surrogates:
 
 
 class Folders:
-    """Folders of features of which one file is something else, read and gone on with."""
+    """Folders of features of which one file is something else: read, and written further."""
 
     FILES = ("meta.json", "progress.json", "values.npy", "gradients.npy")
 
