@@ -452,11 +452,15 @@ def bootstrap(
     few = resample == "rows" and math.isfinite(_bounds(metric, None)[1])
     tables, options = _aligned(metric, arrays, options, _FEWEST_ROWS if few else 2)
     values = as_tensor("metric", metric(*tables, **options)).double().cpu()
-    statistic: Callable[[np.ndarray], float]
-    if resample == "targets":
-        units, statistic = _target_values(values), _mean
-    else:
+    statistic: Callable[[np.ndarray], Any]
+    if resample == "rows":
         units, statistic = np.arange(len(tables[0])), _mean_of_rows(metric, tables, options)
+    elif values.ndim == 1 and len(values) > 1:
+        units, statistic = values.numpy(), np.mean
+    else:
+        expected = "a function to (t,) with at least 2 targets to resample"
+        remedy = "Pass resample='rows'."
+        raise ValueError(message("metric", expected, shape_text(values), remedy))
     result = stats.bootstrap(
         (units,),
         statistic,
@@ -496,7 +500,6 @@ def _checked_level(level: object) -> float:
 
 
 def _bounds(metric: Callable[..., Any], given: tuple[float, float] | None) -> tuple[float, float]:
-    """The least and the largest value of a metric."""
     if given is None:
         metric = getattr(metric, "func", metric)  # of functools.partial
         return _METRICS[metric][0] if metric in _METRICS else (-math.inf, math.inf)
@@ -552,18 +555,6 @@ def _aligned(
         remedy = "An interval needs a sample."
         raise ValueError(message("arrays", f"{minimum_rows} rows or longer", found, remedy))
     return tables, options
-
-
-def _mean(sample: np.ndarray) -> float:
-    return float(sample.mean())
-
-
-def _target_values(values: Tensor) -> np.ndarray:
-    if values.ndim != 1 or len(values) < 2:
-        expected = "a function to (t,) with at least 2 targets to resample"
-        remedy = "Pass resample='rows'."
-        raise ValueError(message("metric", expected, shape_text(values), remedy))
-    return values.numpy()
 
 
 def _mean_of_rows(

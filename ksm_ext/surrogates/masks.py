@@ -70,11 +70,9 @@ class Masks:
         return self.values.shape[1]
 
     def __len__(self) -> int:
-        """Number of rows m."""
         return self.values.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> "Masks":
-        """The subsets at ``rows``."""
         return Masks(self.values[rows])
 
     def to(self, device: torch.device) -> "Masks":

@@ -168,14 +168,10 @@ def _collapsed(
     used = exactly | (present & ~known[subset])
     scores, counts, deviation = pooled_runs(rows, subset, used)
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
-    std: Tensor | None = None
+    degrees = degrees if noise is None and degrees >= MIN_REPEATS else 0
+    std: Tensor | None = deviation / counts.clamp_min(1).sqrt() if degrees else None
     if noise is not None:
-        degrees = 0
         std = total(torch.where(used, noise.square(), 0.0)).sqrt() / counts.clamp_min(1)
-    elif degrees >= MIN_REPEATS:
-        std = deviation / counts.clamp_min(1).sqrt()
-    else:
-        degrees = 0
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
     return Observations(table[first], scores, counts, std, known, degrees)

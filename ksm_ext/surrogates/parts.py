@@ -78,7 +78,7 @@ class Part:
             )
 
     def _nugget_of_ridge(self, term: KernelTerm) -> Tensor | None:
-        """(q_g,) share of the ridge that is peculiar to subsets, at weight 1."""
+        """(q_g,) see :attr:`KernelTerm.nugget_share`."""
         if self.noise is None:
             return None
         if self.model.rotation is None:

@@ -215,10 +215,7 @@ def test_the_seed_decides_to_the_bit():
     masks, scores = problem(m=200)
     first, again, other = (
         fit_surrogate(
-            masks,
-            scores,
-            kernel=RBF(gamma=0.1),
-            solver=ConjugateGradients(rank=20, seed=seed),
+            masks, scores, kernel=RBF(gamma=0.1), solver=ConjugateGradients(rank=20, seed=seed)
         )
         for seed in (0, 0, 1)
     )

@@ -6,12 +6,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 from ksm_ext import fit_surrogate
-from ksm_ext.surrogates.lasso import (
-    fit_lasso,
-    lasso_path,
-    least_squares,
-    least_squares_residuals,
-)
+from ksm_ext.surrogates.lasso import fit_lasso, lasso_path, least_squares, least_squares_residuals
 
 
 def problem(m=40, n=12, t=3, nonzero=3):

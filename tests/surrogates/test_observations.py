@@ -335,8 +335,7 @@ def test_deviations_with_known_noise_are_those_of_dense_algebra(readout, noise):
     deviation = surrogate.predict(query, return_std=True)[1]
     every = torch.eye(32, dtype=torch.float64)
     close(
-        deviation.square(),
-        reference.posterior_variance(every, prior, fitted, left, True) * scale,
+        deviation.square(), reference.posterior_variance(every, prior, fitted, left, True) * scale
     )
     pairs = reference.posterior_variance(
         reference.interaction_functionals(n, readout), prior, fitted, left, True

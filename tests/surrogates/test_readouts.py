@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, fit_surrogate
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.readouts import (
-    READOUTS,
-    prior_variance,
-    tables,
-)
+from ksm_ext.surrogates.readouts import READOUTS, prior_variance, tables
 
 KERNELS = [
     Linear(),
