@@ -350,23 +350,22 @@ def test_one_space_serves_all_ridges():
 
 def test_what_cannot_be_done_is_said():
     masks, scores = problem(m=100)
-    with pytest.raises(ValueError, match="`solver` must be one of 'auto', 'eigh', 'cg', got 'lu'"):
-        fit_surrogate(masks, scores, solver="lu")
-    with pytest.raises(
-        ValueError, match="`ridge` must be positive with conjugate gradients, got 0"
-    ):
-        fit_surrogate(masks, scores, kernel=Linear(), ridge=0.0, solver="cg")
-    with pytest.raises(
-        ValueError, match="`kernel` must be a kernel or 'lasso' with conjugate grad"
-    ):
-        fit_surrogate(masks, scores, kernel="least_squares", solver="cg")
     short = ConjugateGradients(rank=1, max_steps=1)
-    message = r"`ridge` must be large enough for conjugate gradients to converge, got 1e-06, which"
-    with pytest.raises(RuntimeError, match=message):
+    form = r"`ridge` must be large enough for conjugate gradients to converge, got 1e-06, which"
+    with pytest.raises(RuntimeError, match=form):
         fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), ridge=1e-6, solver=short)
-    with pytest.raises(ValueError, match="`rank` must be at least 1, got 0"):
-        ConjugateGradients(rank=0)
-    with pytest.raises(ValueError, match="`num_probes` must be at least 2, got 1"):
-        ConjugateGradients(num_probes=1)
-    with pytest.raises(ValueError, match=r"`tolerance` must be in \(0, 1\), got 0"):
-        ConjugateGradients(tolerance=0)
+    cg = {"solver": "cg"}
+    for options, form in (
+        ({"solver": "lu"}, "`solver` must be one of 'auto', 'eigh', 'cg', got 'lu'"),
+        (cg | {"kernel": Linear(), "ridge": 0.0}, "`ridge` must be positive with conj.*, got 0"),
+        (cg | {"kernel": "least_squares"}, "`kernel` must be a kernel or 'lasso' with conjugate"),
+    ):
+        with pytest.raises(ValueError, match=form):
+            fit_surrogate(masks, scores, **options)
+    for options, form in (
+        ({"rank": 0}, "`rank` must be at least 1, got 0"),
+        ({"num_probes": 1}, "`num_probes` must be at least 2, got 1"),
+        ({"tolerance": 0}, r"`tolerance` must be in \(0, 1\), got 0"),
+    ):
+        with pytest.raises(ValueError, match=form):
+            ConjugateGradients(**options)
