@@ -294,7 +294,7 @@ def test_as_masks_refuses_other_numbers():
     with pytest.raises(ValueError, match=r"`masks` must be boolean, or 0 and 1, got 2 at \(1, 0\)"):
         as_masks("masks", [[0, 1], [2, 0]])
     with pytest.raises(ValueError, match="got nan at"):
-        as_masks("masks", [[0.0, float("nan")]])
+        as_masks("masks", [[0.0, math.nan]])
     with pytest.raises(ValueError, match="`masks` must be 2-dimensional"):
         as_masks("masks", [0, 1])
 

@@ -74,27 +74,6 @@ def test_the_order_of_subsets_changes_nothing(kernel, share_ridge):
     close(permuted.loo_residuals, surrogate.loo_residuals[order], 1e-8)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "linear+rbf", "lasso"])
-@pytest.mark.parametrize("share_ridge", ["auto", False])
-def test_two_fits_are_bit_equal(kernel, share_ridge):
-    masks, scores = problem()
-    first, second = (
-        fit_surrogate(masks, scores, kernel=kernel, share_ridge=share_ridge) for _ in range(2)
-    )
-    assert torch.equal(first.attribute("shapley"), second.attribute("shapley"))
-    assert torch.equal(first.loo_residuals, second.loo_residuals)
-    assert str(first.candidates) == str(second.candidates)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64], ids=str)
-def test_masks_of_any_number_kind_give_one_answer(dtype):
-    masks, scores = problem(m=16)
-    expected = fit_surrogate(masks, scores).attribute("banzhaf")
-    assert torch.equal(fit_surrogate(masks.to(dtype), scores).attribute("banzhaf"), expected)
-    table = np.asfortranarray(masks.to(dtype).numpy())
-    assert torch.equal(fit_surrogate(table, scores).attribute("banzhaf"), expected)
-
-
 @every_choice
 @pytest.mark.parametrize("scale, shift", [(-2.0, 0.0), (1e-6, 0.0), (1.0, 1000.0)])
 def test_units_and_sign_are_kept(kernel, scale, shift):

@@ -2,30 +2,17 @@
 
 import math
 
+import problems
 import pytest
 import reference
 import torch
+from problems import every_kernel
 from sklearn.metrics import pairwise
 
 from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
 from ksm_ext.surrogates import kernels
 from ksm_ext.surrogates.kernels import KERNELS, Sum, by_name, from_description
 from ksm_ext.surrogates.masks import Masks
-
-KERNELS_SET = [
-    Linear(),
-    Polynomial(gamma=0.3),
-    Polynomial(degree=2, gamma=1.5, coef0=0.0),
-    Polynomial(degree=1, gamma=0.2, coef0=2.0),
-    ANOVA2(pair_weight=0.3),
-    RBF(gamma=0.07),
-    RBF(gamma=30.0),
-    Laplace(gamma=0.4),
-    Exponential(gamma=0.5),
-    Linear() + 0.5 * RBF(gamma=0.2),
-    ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
-]
-every_kernel = pytest.mark.parametrize("kernel", KERNELS_SET, ids=str)
 
 
 def oracle(kernel, x, y):
@@ -152,7 +139,9 @@ def test_gram_does_not_depend_on_the_order_of_tasks(kernel, m, n):
 # -- parameters ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS_SET, RBF(), Linear() + RBF(), by_name("rbf+anova2")])
+@pytest.mark.parametrize(
+    "kernel", [*problems.KERNELS, RBF(), Linear() + RBF(), by_name("rbf+anova2")]
+)
 def test_descriptions_round_trip(kernel):
     assert from_description(kernel.describe()) == kernel
 

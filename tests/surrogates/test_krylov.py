@@ -1,7 +1,6 @@
 """fit_surrogate by conjugate gradients: the answers of one factorisation, without the matrix."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -223,23 +222,6 @@ def test_the_seed_decides_to_the_bit():
     assert torch.equal(first.loo_residuals, again.loo_residuals)
     assert not torch.equal(first.loo_residuals, other.loo_residuals)
     close(other.attribute("shapley"), first.attribute("shapley"), 1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_answers_have_the_kind_of_the_scores(dtype):
-    masks, scores = problem(m=80)
-    options = {"kernel": RBF(gamma=0.1), "ridge": 0.3, "solver": USUAL}
-    found = fit_surrogate(masks, scores.to(dtype), **options)
-    expected = found.attribute("shapley")
-    assert expected.dtype == dtype
-    array = fit_surrogate(masks.numpy(), scores.to(dtype).numpy(), **options)
-    np.testing.assert_array_equal(array.attribute("shapley"), expected.numpy())
-    frame = pd.DataFrame(scores.to(dtype).numpy(), columns=["u", "v", "w"])
-    table = fit_surrogate(pd.DataFrame(masks.numpy()), frame, **options).attribute("shapley")
-    np.testing.assert_array_equal(table.to_numpy(), expected.numpy())
-    assert list(table.columns) == ["u", "v", "w"]
-    single = fit_surrogate(masks, scores[:, 0].to(dtype), **options)
-    assert single.attribute("shapley").shape == (N,)
 
 
 def test_no_gram_matrix_is_formed(monkeypatch):

@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
 import reference
 import torch
@@ -24,23 +23,6 @@ def test_zeros_and_ones_of_any_dtype_are_masks(dtype):
     plain = random_masks(5, 3)
     masks = Masks.of(plain.to(dtype))
     assert masks.binary and torch.equal(masks.values, plain)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        lambda rows: rows,
-        lambda rows: np.array(rows),
-        lambda rows: np.asfortranarray(np.array(rows, dtype=np.uint16)),
-        lambda rows: np.array(rows, dtype=object),
-        lambda rows: pd.DataFrame(rows, columns=list("abc")),
-        lambda rows: torch.tensor(rows).T.contiguous().T,
-    ],
-    ids=["list", "numpy", "fortran", "object", "pandas", "transposed"],
-)
-def test_every_array_kind_is_taken(kind):
-    rows = [[1, 0, 1], [0, 0, 1]]
-    assert Masks.of(kind(rows)).values.tolist() == [[True, False, True], [False, False, True]]
 
 
 def test_other_numbers_are_weights():

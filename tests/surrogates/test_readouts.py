@@ -11,26 +11,13 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import KERNELS, close, every_kernel, few_subsets
 
-from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, fit_surrogate
+from ksm_ext import RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.kernels import Identity
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.readouts import READOUTS, prior_variance, tables
 
-KERNELS = [
-    Linear(),
-    Polynomial(gamma=0.3),
-    Polynomial(degree=2, gamma=1.5, coef0=0.0),
-    ANOVA2(pair_weight=0.3),
-    RBF(gamma=0.07),
-    RBF(gamma=9.0),
-    Laplace(gamma=0.4),
-    Exponential(gamma=0.5),
-    Exponential(gamma=3.0),
-    Linear() + 0.5 * RBF(gamma=0.2),
-    ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
-]
-every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 SEEDS = st.integers(0, 10**6)
 every_readout = pytest.mark.parametrize("readout", READOUTS)
 
@@ -39,26 +26,11 @@ pairs = lru_cache(reference.interaction_functionals)
 subsets = lru_cache(reference.all_subsets)
 
 
-def problem(n, t=2, seed=0):
-    """Indices of subsets (m,), their masks (m, n) and scores (m, t)."""
-    generator = torch.Generator().manual_seed(seed)
-    m = min(20, 2**n + 1)
-    index = torch.cat([torch.randperm(2**n, generator=generator), torch.zeros(1).long()])[:m]
-    if n == 1:
-        index = torch.tensor([0, 1, 1])
-    return index, subsets(n)[index], torch.randn(m, t, generator=generator, dtype=torch.float64)
-
-
-def close(actual, expected, tolerance=1e-10):
-    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
-
-
 @every_kernel
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
-    index, masks, scores = problem(n)
+    index, masks, scores = few_subsets(n)
     options = {"kernel": kernel, "center": center, "share_ridge": False}
     surrogate = fit_surrogate(masks, scores, ridge=0.3, **options)
     values = surrogate.predict(subsets(n))
@@ -106,7 +78,7 @@ def test_prior_variances_equal_enumeration(kernel, n):
 def test_variances_of_components_rotate_to_targets(readout):
     """Latent columns with different ridges: independent components, so variances add."""
     n = 5
-    index, masks, scores = problem(n, t=3)
+    index, masks, scores = few_subsets(n, t=3)
     surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), ridge=1.0)
     (term,) = surrogate.kernel_terms
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
@@ -125,7 +97,7 @@ def test_variances_of_components_rotate_to_targets(readout):
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 6), SEEDS, st.sampled_from(KERNELS), st.sampled_from(READOUTS))
 def test_readouts_of_random_problems(n, seed, kernel, readout):
-    _, masks, scores = problem(n, seed=seed)
+    _, masks, scores = few_subsets(n, seed=seed)
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.05)
     close(surrogate.attribute(readout), effects(n, readout) @ surrogate.predict(subsets(n)))
 
@@ -135,7 +107,7 @@ def test_readouts_of_random_problems(n, seed, kernel, readout):
 def test_shapiq_agrees(kernel):
     shapiq = pytest.importorskip("shapiq", reason="peer of the closed forms")
     n = 6
-    _, masks, scores = problem(n)
+    _, masks, scores = few_subsets(n)
     surrogate = fit_surrogate(masks, scores[:, 0], kernel=kernel, ridge=0.1)
     game = shapiq.ExactComputer(lambda rows: surrogate.predict(rows).numpy(), n_players=n)
     for readout, single, double in (("shapley", "SV", "SII"), ("banzhaf", "BV", "BII")):
@@ -257,52 +229,3 @@ def test_ten_thousand_tasks():
     none, every = surrogate.predict(torch.tensor([[False], [True]]).expand(2, n))
     assert shapley.sum().item() == pytest.approx((every - none).item(), rel=1e-8)
     assert surrogate.attribute("banzhaf").isfinite().all()
-
-
-# -- the Walsh spectrum -------------------------------------------------------------------------
-
-
-@every_kernel
-@pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("n", [1, 2, 3, 6])
-def test_walsh_spectrum(kernel, center, n):
-    _, masks, scores = problem(n)
-    surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.2, center=center)
-    expected = reference.walsh_spectrum(surrogate.predict(subsets(n)), n)
-    spectrum = surrogate.walsh_spectrum()
-    close(spectrum, expected)
-    close(spectrum.sum(0), torch.ones(2).double())
-    for max_order in range(1, n + 1):
-        close(surrogate.walsh_spectrum(max_order), expected[:max_order])
-
-
-@pytest.mark.parametrize("kernel", ["lasso", "least_squares", "linear"])
-def test_walsh_spectrum_of_linear_surrogates(kernel):
-    _, masks, noise = problem(6)
-    scores = masks.double() @ torch.randn(6, 2).double() + 0.1 * noise
-    spectrum = fit_surrogate(masks, scores, kernel=kernel).walsh_spectrum()
-    close(spectrum, torch.eye(6).double()[:, :1].expand(6, 2), 1e-12)
-
-
-def test_walsh_spectrum_of_constant_targets_is_zero():
-    _, masks, scores = problem(5)
-    scores[:, 1] = 3.0
-    spectrum = fit_surrogate(masks, scores, kernel="rbf", share_ridge=False).walsh_spectrum()
-    assert not spectrum[:, 1].any()
-
-
-def test_walsh_orders_of_many_tasks():
-    masks = torch.rand(50, 100) < 0.5
-    scores = masks[:, 0].double() + (masks[:, 1] & masks[:, 2]).double()
-    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.01), ridge=0.1)
-    spectrum = surrogate.walsh_spectrum()
-    assert spectrum.shape == (10,) and (spectrum >= 0).all() and spectrum.sum() <= 1 + 1e-12
-    close(surrogate.walsh_spectrum(3), spectrum[:3])
-
-
-@pytest.mark.parametrize("max_order", [0, -1, 6])
-def test_walsh_order_errors(max_order):
-    _, masks, scores = problem(5)
-    form = rf"^`max_order` must be between 1 and 5, got {max_order}\."
-    with pytest.raises(ValueError, match=form):
-        fit_surrogate(masks, scores, kernel="linear").walsh_spectrum(max_order)
