@@ -208,7 +208,14 @@ def relative_error(
     true, predicted = true.double(), predicted.double()
     scale = true.abs()
     if baseline is not None:
-        scale = torch.maximum(scale, _baseline(baseline, true, like).abs())
+        along = {"true_scores": (like, *_SCORES), "baseline": (baseline, "target")}
+        least = as_tensor("baseline", aligned(along)[1])
+        if least.ndim and least.shape != true.shape[1:]:
+            expected = f"one number or of shape ({true.shape[1]},)"
+            remedy = "Give one score per target."
+            raise ValueError(message("baseline", expected, shape_text(least), remedy))
+        check_finite("baseline", least)
+        scale = torch.maximum(scale, least.to(true).abs())
     if bool((scale == 0).any()):
         row, column = (scale == 0).nonzero()[0].tolist()
         remedy = "Use `residual_error`, or give a `baseline`."
@@ -603,17 +610,6 @@ def _pair(
         remedy = "Hold out more."
         raise ValueError(message(names[0], f"{minimum_rows} rows or more", str(len(first)), remedy))
     return first, second, values[0]
-
-
-def _baseline(value: ArrayLike, true: Tensor, like: ArrayLike) -> Tensor:
-    tables = {"true_scores": (like, *_SCORES), "baseline": (value, "target")}
-    baseline = as_tensor("baseline", aligned(tables)[1])
-    if baseline.ndim and baseline.shape != true.shape[1:]:
-        expected = f"one number or of shape ({true.shape[1]},)"
-        remedy = "Give one score per target."
-        raise ValueError(message("baseline", expected, shape_text(baseline), remedy))
-    check_finite("baseline", baseline)
-    return baseline.to(true)
 
 
 def _check_varying(name: str, table: Tensor, remedy: str) -> None:

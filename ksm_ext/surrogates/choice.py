@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.judgement import Scores
+from ksm_ext.surrogates.judgement import Scores, folds_of
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
@@ -232,12 +232,6 @@ class Contest:
 def clearly_better(gain: Tensor, errors: float = _CLEAR) -> Tensor:
     """(...) bool: whether mean gains over subsets (m, ...) exceed so many standard errors."""
     return gain.mean(0) > errors * gain.std(0) / len(gain) ** 0.5
-
-
-def folds_of(num_subsets: int, device: torch.device) -> Tensor:
-    """(m,) int64 fold of each subset, five of equal size, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randperm(num_subsets, generator=generator) % min(5, num_subsets)).to(device)
 
 
 def _validation_residuals(

@@ -268,23 +268,20 @@ class KrylovRidge:
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
     def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
     ) -> Tensor:
         """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q), never too large.
 
         Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
         order and has one sign: what is not solved counts as not explained.
         """
-        scale = torch.zeros_like(ridge) if more is None or scale is None else scale
         pairs, index = torch.stack([ridge, scale]).unique(dim=1, return_inverse=True)
         known = len(self._basis)
         parts = []
         for start in range(0, len(rows), _BLOCK):
             columns = []
             for value, factor in pairs.T.tolist():
-                block = rows[start : start + _BLOCK]
-                if more is not None and factor:
-                    block = block + factor * more[start : start + _BLOCK]
+                block = rows[start : start + _BLOCK] + factor * more[start : start + _BLOCK]
                 rhs = self.rotate(block.T)
                 check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
                 columns.append((self._approximate(rhs, value) * rhs).sum(0))

@@ -246,8 +246,8 @@ def nugget_share(ratio: Tensor, relative: Tensor) -> Tensor:
     r"""Share of a subset's residual that is peculiar to it: :math:`\kappa / (\kappa + \sigma_i^2)`.
 
     Args:
-        ratio: (t,) as of :func:`nugget_to_noise`.
-        relative: (m, t) as of :func:`relative_noise`.
+        ratio: (t,) what :func:`nugget_to_noise` returns.
+        relative: (m, t) what :func:`relative_noise` returns.
 
     Returns:
         (m, t) in [0, 1].
@@ -259,8 +259,8 @@ def precision_weights(ratio: Tensor, relative: Tensor) -> Tensor:
     """(m,) weights of subsets in the fit, of mean 1: one over the variance of their residuals.
 
     Args:
-        ratio: () as of :func:`nugget_to_noise`; for targets that share a fit, their mean.
-        relative: (m,) as of :func:`relative_noise`.
+        ratio: () what :func:`nugget_to_noise` returns, of targets that share a fit the mean.
+        relative: (m,) what :func:`relative_noise` returns.
     """
     weights = 1 / (ratio + relative).clamp_min(1e-3 * (1 + ratio))  # no row outweighs all others
     return weights / weights.mean()

@@ -16,26 +16,9 @@ from tqdm import tqdm
 
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import (
-    Choice,
-    Contest,
-    Model,
-    Sharing,
-    clearly_better,
-    folds_of,
-    solve,
-)
-from ksm_ext.surrogates.judgement import Scores
-from ksm_ext.surrogates.kernels import (
-    ANOVA2,
-    RBF,
-    Exponential,
-    Kernel,
-    KernelChoice,
-    Laplace,
-    Linear,
-    as_kernel,
-)
+from ksm_ext.surrogates.choice import Choice, Contest, Model, Sharing, clearly_better, solve
+from ksm_ext.surrogates.judgement import Scores, folds_of
+from ksm_ext.surrogates.kernels import Exponential, Kernel, KernelChoice, Linear, as_kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.trials import KernelTrial, KrylovTrial, LinearTrial, MeanTrial, Trial
@@ -128,7 +111,7 @@ class Search:
         """Kernels with all parameters set, and linear surrogates by name."""
         asked = self._asked
         if self.kernel == "auto":  # the last equals RBF on masks
-            asked = (Linear(), ANOVA2(), RBF(), Exponential(), Laplace())[: 5 - masks.binary]
+            asked = ("linear", "anova2", "rbf", "exponential", "laplace")[: 5 - masks.binary]
         linear = [each for each in asked if each in LINEAR]
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]

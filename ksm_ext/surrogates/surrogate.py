@@ -38,15 +38,9 @@ from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_someth
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
-from ksm_ext.surrogates.readouts import (
-    READOUTS,
-    Readout,
-    effects,
-    functionals,
-    pair_effects,
-    prior_variance,
-)
+from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_effects, prior_variance
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.walsh import walsh_energies

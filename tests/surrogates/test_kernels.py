@@ -2,10 +2,10 @@
 
 import math
 
-import problems
 import pytest
 import reference
 import torch
+from problems import KERNELS as KERNELS_SET
 from problems import every_kernel
 from sklearn.metrics import pairwise
 
@@ -139,9 +139,7 @@ def test_gram_does_not_depend_on_the_order_of_tasks(kernel, m, n):
 # -- parameters ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kernel", [*problems.KERNELS, RBF(), Linear() + RBF(), by_name("rbf+anova2")]
-)
+@pytest.mark.parametrize("kernel", [*KERNELS_SET, RBF(), Linear() + RBF(), by_name("rbf+anova2")])
 def test_descriptions_round_trip(kernel):
     assert from_description(kernel.describe()) == kernel
 

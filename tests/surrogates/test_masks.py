@@ -1,4 +1,4 @@
-"""Masks: any array kind in, bits and sizes out, real weights told apart from 0/1."""
+"""Masks: numbers of any kind in, bits and sizes out; what is not 0 or 1 is a weight."""
 
 import itertools
 
@@ -80,8 +80,8 @@ def test_errors_name_what_is_wrong(masks, error, found):
 
 
 def test_other_tasks_are_refused():
-    with pytest.raises(ValueError, match=r"^`q` must be of 3 columns .*, got shape \(1, 2\)\. Use"):
-        Masks.of([[1, 0]], name="q", num_tasks=3)
+    with pytest.raises(ValueError, match=r"^`masks` must be of 3 columns .*, got shape \(1, 2\)\."):
+        Masks.of([[1, 0]], num_tasks=3)
 
 
 @pytest.mark.parametrize("m, n", [(0, 3), (1, 1), (5, 64), (7, 130), (9, 8)])
