@@ -208,7 +208,14 @@ def relative_error(
     true, predicted = true.double(), predicted.double()
     scale = true.abs()
     if baseline is not None:
-        scale = torch.maximum(scale, _baseline(baseline, true, like).abs())
+        along = {"true_scores": (like, *_SCORES), "baseline": (baseline, "target")}
+        least = as_tensor("baseline", aligned(along)[1])
+        if least.ndim and least.shape != true.shape[1:]:
+            expected = f"one number or of shape ({true.shape[1]},)"
+            remedy = "Give one score per target."
+            raise ValueError(message("baseline", expected, shape_text(least), remedy))
+        check_finite("baseline", least)
+        scale = torch.maximum(scale, least.to(true).abs())
     if bool((scale == 0).any()):
         row, column = (scale == 0).nonzero()[0].tolist()
         remedy = "Use `residual_error`, or give a `baseline`."
@@ -452,11 +459,15 @@ def bootstrap(
     few = resample == "rows" and math.isfinite(_bounds(metric, None)[1])
     tables, options = _aligned(metric, arrays, options, _FEWEST_ROWS if few else 2)
     values = as_tensor("metric", metric(*tables, **options)).double().cpu()
-    statistic: Callable[[np.ndarray], float]
-    if resample == "targets":
-        units, statistic = _target_values(values), _mean
-    else:
+    statistic: Callable[[np.ndarray], Any]
+    if resample == "rows":
         units, statistic = np.arange(len(tables[0])), _mean_of_rows(metric, tables, options)
+    elif values.ndim == 1 and len(values) > 1:
+        units, statistic = values.numpy(), np.mean
+    else:
+        expected = "a function to (t,) with at least 2 targets to resample"
+        remedy = "Pass resample='rows'."
+        raise ValueError(message("metric", expected, shape_text(values), remedy))
     result = stats.bootstrap(
         (units,),
         statistic,
@@ -496,7 +507,6 @@ def _checked_level(level: object) -> float:
 
 
 def _bounds(metric: Callable[..., Any], given: tuple[float, float] | None) -> tuple[float, float]:
-    """The least and the largest value of a metric."""
     if given is None:
         metric = getattr(metric, "func", metric)  # of functools.partial
         return _METRICS[metric][0] if metric in _METRICS else (-math.inf, math.inf)
@@ -554,18 +564,6 @@ def _aligned(
     return tables, options
 
 
-def _mean(sample: np.ndarray) -> float:
-    return float(sample.mean())
-
-
-def _target_values(values: Tensor) -> np.ndarray:
-    if values.ndim != 1 or len(values) < 2:
-        expected = "a function to (t,) with at least 2 targets to resample"
-        remedy = "Pass resample='rows'."
-        raise ValueError(message("metric", expected, shape_text(values), remedy))
-    return values.numpy()
-
-
 def _mean_of_rows(
     metric: Callable[..., Any], tables: list[Tensor], options: dict[str, Any]
 ) -> Callable[[np.ndarray], float]:
@@ -612,17 +610,6 @@ def _pair(
         remedy = "Hold out more."
         raise ValueError(message(names[0], f"{minimum_rows} rows or more", str(len(first)), remedy))
     return first, second, values[0]
-
-
-def _baseline(value: ArrayLike, true: Tensor, like: ArrayLike) -> Tensor:
-    tables = {"true_scores": (like, *_SCORES), "baseline": (value, "target")}
-    baseline = as_tensor("baseline", aligned(tables)[1])
-    if baseline.ndim and baseline.shape != true.shape[1:]:
-        expected = f"one number or of shape ({true.shape[1]},)"
-        remedy = "Give one score per target."
-        raise ValueError(message("baseline", expected, shape_text(baseline), remedy))
-    check_finite("baseline", baseline)
-    return baseline.to(true)
 
 
 def _check_varying(name: str, table: Tensor, remedy: str) -> None:

@@ -80,11 +80,7 @@ class Selection:
 
 
 def top_k(
-    attributions: ArrayLike,
-    k: int,
-    *,
-    maximize: bool,
-    target_weights: ArrayLike | None = None,
+    attributions: ArrayLike, k: int, *, maximize: bool, target_weights: ArrayLike | None = None
 ) -> Any:
     """The k tasks of the best attribution, best first.
 
@@ -155,15 +151,8 @@ def greedy_forward(
     given = range(num_tasks) if candidates is None else candidates
     left = sorted(set(_task_list("candidates", given, num_tasks)) - set(tasks))
     size = _check_reachable(size, len(tasks), len(tasks) + len(left))
-    mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
-    path = []
-    while len(tasks) < size:
-        best, score = objective.best_of(_toggled(mask, left))
-        task = left.pop(best)
-        mask[task] = True
-        tasks.append(task)
-        path.append(score)
-    return Selection(tuple(tasks), path[-1] if path else objective.of(mask), tuple(path))
+    added, path, score = _greedy_steps(objective, tasks, left, size - len(tasks), num_tasks)
+    return Selection((*tasks, *added), score, path)
 
 
 def greedy_backward(
@@ -206,17 +195,22 @@ def greedy_backward(
         raise ValueError(message("keep", "a part of `start`", f"task {outside[0]}", remedy))
     size = _check_reachable(size, len(kept), len(tasks))
     left = sorted(set(tasks) - set(kept))
+    removed, path, score = _greedy_steps(objective, tasks, left, len(tasks) - size, num_tasks)
+    return Selection(tuple(sorted(set(tasks) - set(removed))), score, path, removed)
+
+
+def _greedy_steps(
+    objective: "_Objective", tasks: list[int], left: list[int], steps: int, num_tasks: int
+) -> tuple[tuple[int, ...], tuple[float, ...], float]:
+    """The tasks of ``left`` that are added to ``tasks`` or removed, the scores and the last one."""
     mask = from_index_lists([tasks], num_tasks)[0]  # (n,)
-    removed, path = [], []
-    while len(kept) + len(left) > size:
+    changed, path = [], []
+    for _ in range(steps):
         best, score = objective.best_of(_toggled(mask, left))
-        task = left.pop(best)
-        mask[task] = False
-        removed.append(task)
+        changed.append(left.pop(best))
+        mask[changed[-1]] ^= True
         path.append(score)
-    remaining = tuple(sorted(kept + left))
-    score = path[-1] if path else objective.of(mask)
-    return Selection(remaining, score, tuple(path), tuple(removed))
+    return tuple(changed), tuple(path), path[-1] if path else objective.of(mask)
 
 
 def exact(
@@ -401,7 +395,6 @@ class _Objective:
         return row, float(scores[row])
 
     def first_best(self, scores: Tensor) -> int:
-        """Where the best of ``scores`` (l,) appears first."""
         best = scores.max() if self.maximize else scores.min()
         return int((scores == best).nonzero()[0])
 

@@ -153,9 +153,8 @@ def mixed_sizes(
     given = range(1, num_tasks) if sizes is None else sizes
     chosen = sorted({_check_size("sizes", size, num_tasks) for size in given})
     if not chosen:
-        raise ValueError(
-            message("sizes", "a list of sizes", "none", "Leave it out for 1 to num_tasks - 1.")
-        )
+        remedy = "Leave it out for 1 to num_tasks - 1."
+        raise ValueError(message("sizes", "a list of sizes", "none", remedy))
     weights = _weights_of_sizes(num_tasks, chosen)
     return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
@@ -199,14 +198,12 @@ def paired(
     num_tasks = check_positive_int("num_tasks", num_tasks, minimum=2)
     num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
     if num_subsets % 2:
-        raise ValueError(
-            message("num_subsets", "even", str(num_subsets), "A pair takes two subsets.")
-        )
+        remedy = "A pair takes two subsets."
+        raise ValueError(message("num_subsets", "even", str(num_subsets), remedy))
     if (size is None) == (probability is None):
         found = "neither" if size is None else "both"
-        raise ValueError(
-            message("size", "given or else `probability`", found, "Give exactly one of the two.")
-        )
+        remedy = "Give exactly one of the two."
+        raise ValueError(message("size", "given or else `probability`", found, remedy))
     if size is not None:
         size = _check_size("size", size, num_tasks, minimum=1, maximum=num_tasks - 1)
         weights = _weights_of_sizes(num_tasks, [size])
@@ -507,18 +504,9 @@ def _sample(
     *,
     pairs: bool = False,
 ) -> Tensor:
-    """Draw from the law of the module's head; ``pairs`` counts a complement as a repeat.
+    """Draw from the law of the module's head, sizes with probabilities (n + 1,); (m, n) bool.
 
-    Args:
-        size_weights: (n + 1,) float64, the probabilities of the sizes.
-        num_subsets: m.
-        seed: Seeds a generator made here.
-        allow_repeats: Whether to draw independently.
-        allow_fewer: Whether to answer what there is, or was found, where that is less than m.
-        pairs: Whether a subset and its complement are the same thing.
-
-    Returns:
-        (m, n) bool on the CPU.
+    ``pairs`` counts a complement as a repeat.
     """
     num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
     seed = check_positive_int("seed", seed, minimum=0)
@@ -532,18 +520,22 @@ def _sample(
         expected = f"at most {num_possible * (1 + pairs)}, the number of {what}"
         remedy = "Ask for fewer, or pass allow_fewer=True or allow_repeats=True."
         raise ValueError(message("num_subsets", expected, str(num_subsets * (1 + pairs)), remedy))
-    identity = _up_to_complement if pairs else _as_it_is
+
+    def distinct(masks: Tensor) -> Tensor:
+        """Where rows appear first; of pairs, those of the member that has task 0."""
+        return distinct_rows(masks ^ ~masks[:, :1] if pairs else masks)[1]
+
     # Where most of what exists is asked for, drawing until it was all seen would take too long; and
     # where little exists, listing it costs nothing.
     cells = num_possible * len(size_weights)
     if num_possible <= 2 * num_subsets or cells <= _LISTED_CELLS:
         shuffled = _shuffle_all(size_weights, generator)
-        return shuffled[distinct_rows(identity(shuffled))[1][:num_subsets]]
+        return shuffled[distinct(shuffled)[:num_subsets]]
     masks = torch.empty(0, len(size_weights) - 1, dtype=torch.bool)
     for _ in range(_MAX_ROUNDS):
         drawn = _draw(size_weights, num_subsets, generator)
         masks = torch.cat([masks, drawn]) if len(masks) else drawn
-        kept = distinct_rows(identity(masks))[1]
+        kept = distinct(masks)
         if len(kept) == num_subsets == len(masks):
             return masks  # the usual case, spared a copy
         masks = masks[kept[:num_subsets]]
@@ -569,15 +561,6 @@ def _count_possible(size_weights: Tensor, pairs: bool, cap: int) -> int:
     return doubled // 2
 
 
-def _as_it_is(masks: Tensor) -> Tensor:
-    return masks
-
-
-def _up_to_complement(masks: Tensor) -> Tensor:
-    """The member of each complementary pair that has task 0."""
-    return masks ^ ~masks[:, :1]
-
-
 def _shuffle_all(size_weights: Tensor, generator: torch.Generator) -> Tensor:
     """All possible subsets in the order in which drawing without repeats would find them.
 
@@ -594,7 +577,7 @@ def _shuffle_all(size_weights: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _draw(size_weights: Tensor, num_subsets: int, generator: torch.Generator) -> Tensor:
-    """Independent draws from the law of the module's head; (num_subsets, n) bool."""
+    """Independent draws from the law of the module's head; (m, n) bool."""
     n = len(size_weights) - 1
     masks = torch.empty(num_subsets, n, dtype=torch.bool)
     if num_subsets == 0:

@@ -87,9 +87,8 @@ def test_constant_predictions_count_as_zero():
 def test_constant_truth_is_an_error_unless_asked_for():
     true, predicted = tables()
     true[:, [1, 3]] = 0.1
-    with pytest.raises(
-        ValueError, match=r"`true_scores` must be varying .* 2 constant columns, the f"
-    ):
+    form = r"`true_scores` must be varying .* 2 constant columns, the f"
+    with pytest.raises(ValueError, match=form):
         lds(true, predicted)
     with pytest.raises(ValueError, match=r"`true_loo` must be varying in every column"):
         loo_correlation(predicted, true)
@@ -98,14 +97,6 @@ def test_constant_truth_is_an_error_unless_asked_for():
     expected = lds(tables()[0], predicted)
     expected[[1, 3]] = 0
     np.testing.assert_array_equal(lds(true, predicted, constant="zero"), expected)
-
-
-def test_lds_of_many_targets():
-    true, predicted = tables(50, 10_000)
-    actual = lds(true, predicted)
-    sample = [0, 17, 9_999]
-    expected = by_column(stats.spearmanr, true[:, sample], predicted[:, sample])
-    np.testing.assert_allclose(actual[sample], expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -144,12 +135,6 @@ def test_residual_error():
     pooled = residual_error(true, predicted, pooled=True)
     np.testing.assert_allclose(pooled, mse.sum() / variance.sum(), rtol=1e-14)
     assert pooled.shape == ()
-
-
-def test_residual_error_of_the_mean():
-    true, _ = tables(rows=20)
-    mean = np.broadcast_to(true.mean(axis=0), true.shape)
-    np.testing.assert_allclose(residual_error(true, mean), 19 / 20, rtol=1e-13)
 
 
 def test_residual_error_of_constant_truth():
@@ -299,11 +284,9 @@ def test_options_reach_the_metric():
 
 
 def test_intervals_say_which_resample_failed():
-    true, predicted = np.eye(10)[9], np.arange(10.0)
-    with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
-        jackknife(lds, true, predicted)
-    with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
-        bootstrap(lds, true, predicted)
+    for interval in (jackknife, bootstrap):
+        with pytest.raises(ValueError, match=r"`arrays` must be such that the metric .* varying"):
+            interval(lds, np.eye(10)[9], np.arange(10.0))
 
 
 @pytest.mark.parametrize(
@@ -364,14 +347,8 @@ def test_interval_reads_well():
 # Kinds and checks
 
 
-METRICS = {
-    "lds": lds,
-    "noise_ceiling": noise_ceiling,
-    "loo_correlation": loo_correlation,
-    "residual_error": residual_error,
-    "relative_error": relative_error,
-}
-metrics = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+METRICS = [lds, noise_ceiling, loo_correlation, residual_error, relative_error]
+metrics = pytest.mark.parametrize("metric", METRICS)
 
 
 @metrics
@@ -405,9 +382,8 @@ def test_half_precision_is_computed_in_double(metric):
 @metrics
 def test_shapes_and_values_are_checked(metric):
     true, predicted = tables()
-    with pytest.raises(
-        ValueError, match=r"must be of shape \(30, 4\) like .*, got shape \(30, 3\)"
-    ):
+    form = r"must be of shape \(30, 4\) like .*, got shape \(30, 3\)"
+    with pytest.raises(ValueError, match=form):
         metric(true, predicted[:, :3])
     with pytest.raises(ValueError, match=r"must be 2-dimensional"):
         metric(true[None], predicted[None])

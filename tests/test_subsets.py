@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from ksm_ext.subsets import (
@@ -226,17 +224,11 @@ def test_iterate_subsets(size, chunk_rows):
         assert to_index_lists(torch.cat(chunks)) == tuples
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.sets(st.integers(0, 69)), max_size=8))
-def test_index_lists_round_trip(subsets):
-    lists = [sorted(tasks) for tasks in subsets]
+@pytest.mark.parametrize("lists", [[], [[]], [[0], [1]], [[], [0, 69]], [list(range(70)), [3, 64]]])
+def test_index_lists_round_trip(lists):
     masks = from_index_lists(lists, 70)
     assert masks.shape == (len(lists), 70)
     assert to_index_lists(masks) == lists
-
-
-def test_index_lists_reach_the_last_task():
-    assert from_index_lists([[0], [1]], num_tasks=3).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +294,7 @@ def test_as_masks_refuses_other_numbers():
     with pytest.raises(ValueError, match=r"`masks` must be boolean, or 0 and 1, got 2 at \(1, 0\)"):
         as_masks("masks", [[0, 1], [2, 0]])
     with pytest.raises(ValueError, match="got nan at"):
-        as_masks("masks", [[0.0, float("nan")]])
+        as_masks("masks", [[0.0, math.nan]])
     with pytest.raises(ValueError, match="`masks` must be 2-dimensional"):
         as_masks("masks", [0, 1])
 

@@ -56,23 +56,18 @@ class CandidateTable:
     score_variance: Tensor
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Iterate over the rows."""
         return iter(self.rows)
 
     def __len__(self) -> int:
-        """Number of candidates."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Candidate:
-        """The row at ``index``."""
         return self.rows[index]
 
     @property
     def best(self) -> Candidate:
         """The row with the smallest error among those judged on most subsets."""
-        most = max(row.num_subsets for row in self.rows)
-        judged = [row for row in self.rows if row.num_subsets == most]
-        return min(judged, key=lambda row: row.error)
+        return min(self.rows, key=lambda row: (-row.num_subsets, row.error))
 
     def to_pandas(self) -> Any:
         """The rows as a pandas DataFrame."""

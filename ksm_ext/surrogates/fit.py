@@ -2,7 +2,9 @@
 
 Rows of one subset become one observation (:mod:`.observations`); targets that share their subsets
 are fitted together, on standardised scores (:mod:`.parts`); every candidate is judged at every
-ridge, and the best is chosen for all targets or for some (:mod:`.search`).
+ridge (:mod:`.search`, :mod:`.trials`), and the best is chosen for all targets or for each
+(:mod:`.choice`). So `fit_surrogate` calls `fitted_parts`, that `Search.fit`, that `KernelTrial`,
+and that `SpectralRidge`: one eigendecomposition per kernel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,11 +37,7 @@ from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 MAX_DIRECT = 20_000
 """Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
 
-_ANSWERS = {
-    torch.float32: torch.float32,
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-}
+_ANSWERED_IN_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fit_surrogate(
@@ -136,10 +134,13 @@ def fit_surrogate(
         solver=_solver(solver, len(observed.masks)),
         progress=progress,
     )
-    names = {
-        "task_names": _names("task_names", task_names, masks, observed.masks.num_tasks),
-        "target_names": _names("target_names", target_names, scores, observed.scores.shape[1]),
-    }
+    names = {}
+    for argument, given, table, count in (
+        ("task_names", task_names, masks, observed.masks.num_tasks),
+        ("target_names", target_names, scores, observed.scores.shape[1]),
+    ):
+        found = names_along(table, 1) or range(count) if given is None else given
+        names[argument] = checked_names(argument, found, count)
     parts = fitted_parts(observed, search)
     return _assembled(parts, observed, search, names, like=scores)
 
@@ -226,14 +227,6 @@ def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
     return ConjugateGradients() if solver == "cg" or num_subsets > MAX_DIRECT else None
 
 
-def _names(
-    argument: str, given: Sequence[str] | None, table: ArrayLike, count: int
-) -> tuple[str, ...]:
-    """Names that were given, or those of the table's columns, or numbers."""
-    names = names_along(table, 1) or range(count) if given is None else given
-    return checked_names(argument, names, count)
-
-
 # -- assemble -----------------------------------------------------------------------------------
 
 
@@ -265,6 +258,7 @@ def _assembled(
     mixed = "target" if rotation is None else "component"
     tried = tuple(row for part in parts for row in part.candidates)
     original = as_tensor("scores", like)
+    single = original.dtype in _ANSWERED_IN_SINGLE
     surrogate = Surrogate(
         masks=observed.masks,
         intercept=intercept,
@@ -286,7 +280,7 @@ def _assembled(
         excluded=excluded,
         varying=varying_tasks(observed.masks, search),
         kind=ArrayKind.of(like),
-        dtype=_ANSWERS.get(original.dtype, torch.float64),
+        dtype=torch.float32 if single else torch.float64,
         single_target=original.ndim == 1,
         solver=search.solver,
     )

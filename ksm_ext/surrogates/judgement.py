@@ -182,3 +182,9 @@ def judge(
         torch.stack(target),
         torch.stack(component) if components else None,
     )
+
+
+def folds_of(num_subsets: int, device: torch.device) -> Tensor:
+    """(m,) int64 fold of each subset, five of equal size, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randperm(num_subsets, generator=generator) % min(5, num_subsets)).to(device)

@@ -119,7 +119,7 @@ class Kernel(ABC):
         """``k(S, S)`` of every row, (m,) float64."""
         if x.binary:
             hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            total = torch.zeros(len(x), dtype=torch.float64, device=x.values.device)
+            total = x.values.new_zeros(len(x), dtype=torch.float64)
             if hamming is not None:
                 total = total + hamming[0]
             return total if overlap is None else total + overlap[x.sizes]
@@ -160,10 +160,7 @@ class Linear(Kernel):
         """``o``."""
         return o.clone()
 
-    @property
-    def overlap_degree(self) -> int:
-        """Linear: 1."""
-        return 1
+    overlap_degree = 1
 
 
 @dataclass(frozen=True)
@@ -232,10 +229,7 @@ class ANOVA2(Kernel):
         """``o + pair_weight o (o - 1) / 2``."""
         return o + _given("pair_weight", self.pair_weight) * o * (o - 1) / 2
 
-    @property
-    def overlap_degree(self) -> int:
-        """Pairs: 2."""
-        return 2
+    overlap_degree = 2
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """``pair_weight`` at 1 down to 0.01."""
@@ -477,11 +471,10 @@ def as_kernel(given: object) -> Kernel:
 
 def from_description(description: dict[str, Any]) -> Kernel:
     """Inverse of :meth:`Kernel.describe`."""
-    parameters = dict(description)
-    name = parameters.pop("name")
-    if name == Sum.name:
-        return Sum(tuple((w, from_description(inner)) for w, inner in parameters["terms"]))
-    return KERNELS[name](**parameters)
+    if description["name"] == Sum.name:
+        return Sum(tuple((w, from_description(inner)) for w, inner in description["terms"]))
+    parameters = {name: value for name, value in description.items() if name != "name"}
+    return KERNELS[description["name"]](**parameters)
 
 
 _TINY = 1e-12

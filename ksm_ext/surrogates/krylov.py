@@ -94,12 +94,9 @@ class Preconditioner:
         factor *= constant[:, None].float()
         self.missing = missing * constant.square()
         if center:
-            half = constant.float()
-            factor.addr_(
-                half, half @ factor / half.square().sum(), alpha=-1
-            )  # in place, for memory
-        gram = torch.zeros(factor.shape[1], factor.shape[1], dtype=torch.float64)
-        gram = gram.to(factor.device)
+            half = constant.float()  # below in place, for memory
+            factor.addr_(half, half @ factor / half.square().sum(), alpha=-1)
+        gram = missing.new_zeros(factor.shape[1], factor.shape[1])
         for rows in factor.split(_ROWS):
             gram += rows.T.double() @ rows.double()
         eigenvalues, rotation = torch.linalg.eigh(gram)
@@ -197,12 +194,7 @@ class KrylovRidge:
         self.share = weights / weights.sum()  # (m,) of each score in the mean score
         self._half = weights.sqrt()[:, None]  # (m, 1) the diagonal of W
         self._preconditioner = Preconditioner(
-            kernel,
-            masks,
-            self._half[:, 0],
-            center=center,
-            rank=settings.rank,
-            seed=settings.seed,
+            kernel, masks, self._half[:, 0], center=center, rank=settings.rank, seed=settings.seed
         )
         generator = torch.Generator().manual_seed(settings.seed)
         signs = torch.randint(0, 2, (len(masks), settings.num_probes), generator=generator)
@@ -237,13 +229,8 @@ class KrylovRidge:
         length = rhs.norm(dim=0)
         length = torch.where(length > 0, length, 1.0)  # a constant target is solved by zero
         label = f"{self._kernel}, ridge {float(ridges.min()):.2g}"
-        with tqdm(
-            total=self.settings.max_steps,
-            desc=label,
-            unit=" products",
-            leave=False,
-            disable=not self._progress,
-        ) as bar:
+        shown = {"desc": label, "unit": " products", "leave": False, "disable": not self._progress}
+        with tqdm(total=self.settings.max_steps, **shown) as bar:
             for step in range(self.settings.max_steps + 1):
                 residuals = self._residuals(rhs, ridges) / length
                 relative = residuals.norm(dim=0)
@@ -281,23 +268,20 @@ class KrylovRidge:
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
     def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
     ) -> Tensor:
         """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q), never too large.
 
         Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
         order and has one sign: what is not solved counts as not explained.
         """
-        scale = torch.zeros_like(ridge) if more is None or scale is None else scale
         pairs, index = torch.stack([ridge, scale]).unique(dim=1, return_inverse=True)
         known = len(self._basis)
         parts = []
         for start in range(0, len(rows), _BLOCK):
             columns = []
             for value, factor in pairs.T.tolist():
-                block = rows[start : start + _BLOCK]
-                if more is not None and factor:
-                    block = block + factor * more[start : start + _BLOCK]
+                block = rows[start : start + _BLOCK] + factor * more[start : start + _BLOCK]
                 rhs = self.rotate(block.T)
                 check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
                 columns.append((self._approximate(rhs, value) * rhs).sum(0))
@@ -370,7 +354,6 @@ class KrylovRidge:
         return total
 
     def _approximate(self, rhs: Tensor, ridge: Tensor | float) -> Tensor:
-        """Solutions (m, q) as the space has them."""
         if not self._basis:
             return torch.zeros_like(rhs)
         return self._combine(self._basis, self._coordinates(rhs, ridge))
@@ -385,8 +368,9 @@ class KrylovRidge:
 
     def _precision(self, ridge: Tensor | float) -> Tensor:
         """``P_ii``, (m, 1 or q)."""
-        ridges, index = _distinct(ridge)
-        columns = [self._precision_at(value) for value in ridges]
+        given = torch.as_tensor(ridge, dtype=torch.float64).reshape(-1)
+        ridges, index = given.unique(return_inverse=True)
+        columns = [self._precision_at(value) for value in ridges.tolist()]
         return torch.stack(columns, dim=1)[:, index]
 
     def _precision_at(self, ridge: float) -> Tensor:
@@ -415,11 +399,3 @@ def check_solved(ridge: float, residual: float, tolerance: float) -> None:
         remedy = "Raise the ridge, or `rank` or `max_steps` of ksm_ext.ConjugateGradients."
         expected = "large enough for conjugate gradients to converge"
         raise RuntimeError(message("ridge", expected, found, remedy))
-
-
-def _distinct(ridge: Tensor | float) -> tuple[list[float], Tensor]:
-    """Distinct ridges, and the index (1 or q,) into them."""
-    values, index = (
-        torch.as_tensor(ridge, dtype=torch.float64).reshape(-1).unique(return_inverse=True)
-    )
-    return values.tolist(), index

@@ -31,23 +31,23 @@ class Masks:
     values: Tensor
 
     @classmethod
-    def of(cls, masks: ArrayLike, *, name: str = "masks", num_tasks: int | None = None) -> "Masks":
+    def of(cls, masks: ArrayLike, *, num_tasks: int | None = None) -> "Masks":
         """Validate any array kind; 0/1 numbers of any dtype count as masks.
 
         Raises:
             ValueError: If ``masks`` is not (m, n) with n >= 1, holds NaN or infinities, or has
                 other than ``num_tasks`` columns.
         """
-        tensor = as_tensor(name, masks)
-        check_ndim(name, tensor, 2, "(subsets, tasks)")
+        tensor = as_tensor("masks", masks)
+        check_ndim("masks", tensor, 2, "(subsets, tasks)")
         if tensor.shape[1] == 0:
             remedy = "Give one column per task."
-            raise ValueError(message(name, "of at least one task", shape_text(tensor), remedy))
+            raise ValueError(message("masks", "of at least one task", shape_text(tensor), remedy))
         if num_tasks is not None and tensor.shape[1] != num_tasks:
             expected = f"of {num_tasks} columns like the fitted masks"
             remedy = "Use the same tasks in the same order."
-            raise ValueError(message(name, expected, shape_text(tensor), remedy))
-        check_finite(name, tensor)
+            raise ValueError(message("masks", expected, shape_text(tensor), remedy))
+        check_finite("masks", tensor)
         if tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all()):
             return cls(tensor.to(torch.bool, copy=True))  # the caller may reuse the table
         return cls(tensor.to(torch.float64, copy=True))
@@ -70,11 +70,9 @@ class Masks:
         return self.values.shape[1]
 
     def __len__(self) -> int:
-        """Number of rows m."""
         return self.values.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> "Masks":
-        """The subsets at ``rows``."""
         return Masks(self.values[rows])
 
     def to(self, device: torch.device) -> "Masks":

@@ -101,17 +101,7 @@ def more_subsets(
 
 
 def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
-    """Draw subsets of random tasks, with sizes drawn from those of given subsets.
-
-    Args:
-        masks: (m, n) bool: the given subsets.
-        num_subsets: How many to draw.
-        seed: Seed of the draws.
-
-    Returns:
-        (num_subsets, n) bool, on the device of ``masks``.
-    """
-    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    """Subsets (num_subsets, n) of random tasks, with sizes drawn from those of ``masks`` (m, n)."""
     seed = check_positive_int("seed", seed, minimum=-(2**63))
     generator = torch.Generator().manual_seed(seed)
     m, n = masks.shape

@@ -168,14 +168,10 @@ def _collapsed(
     used = exactly | (present & ~known[subset])
     scores, counts, deviation = pooled_runs(rows, subset, used)
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
-    std: Tensor | None = None
+    degrees = degrees if noise is None and degrees >= MIN_REPEATS else 0
+    std: Tensor | None = deviation / counts.clamp_min(1).sqrt() if degrees else None
     if noise is not None:
-        degrees = 0
         std = total(torch.where(used, noise.square(), 0.0)).sqrt() / counts.clamp_min(1)
-    elif degrees >= MIN_REPEATS:
-        std = deviation / counts.clamp_min(1).sqrt()
-    else:
-        degrees = 0
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
     return Observations(table[first], scores, counts, std, known, degrees)
@@ -250,8 +246,8 @@ def nugget_share(ratio: Tensor, relative: Tensor) -> Tensor:
     r"""Share of a subset's residual that is peculiar to it: :math:`\kappa / (\kappa + \sigma_i^2)`.
 
     Args:
-        ratio: (t,) as of :func:`nugget_to_noise`.
-        relative: (m, t) as of :func:`relative_noise`.
+        ratio: (t,) what :func:`nugget_to_noise` returns.
+        relative: (m, t) what :func:`relative_noise` returns.
 
     Returns:
         (m, t) in [0, 1].
@@ -263,8 +259,8 @@ def precision_weights(ratio: Tensor, relative: Tensor) -> Tensor:
     """(m,) weights of subsets in the fit, of mean 1: one over the variance of their residuals.
 
     Args:
-        ratio: () as of :func:`nugget_to_noise`; for targets that share a fit, their mean.
-        relative: (m,) as of :func:`relative_noise`.
+        ratio: () what :func:`nugget_to_noise` returns, of targets that share a fit the mean.
+        relative: (m,) what :func:`relative_noise` returns.
     """
     weights = 1 / (ratio + relative).clamp_min(1e-3 * (1 + ratio))  # no row outweighs all others
     return weights / weights.mean()

@@ -77,13 +77,8 @@ class Part:
                 nugget_share=self._nugget_of_ridge(term),
             )
 
-    def without_factors(self) -> "Part":
-        """The same part; the eigenvectors of all parts would take more than may be kept."""
-        terms = tuple(replace(term, factor=None) for term in self.model.kernel_terms)
-        return replace(self, model=replace(self.model, kernel_terms=terms))
-
     def _nugget_of_ridge(self, term: KernelTerm) -> Tensor | None:
-        """(q_g,) share of the ridge that is peculiar to subsets, at weight 1."""
+        """(q_g,) see :attr:`KernelTerm.nugget_share`."""
         if self.noise is None:
             return None
         if self.model.rotation is None:
@@ -110,9 +105,32 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
     groups = list(_groups(active, observed, search))
     parts: list[Part] = []
     for rows, columns in groups:
-        found = _fitted(active[rows], observed.part(rows, columns), rows, columns, search)
-        few = len(rows) ** 2 * len(groups) <= KEPT**2
-        parts += found if few else (part.without_factors() for part in found)
+        masks, part = active[rows], observed.part(rows, columns)
+        scores, shift = _standardised(part, search)
+        if part.noise is None or search.all_is_noise:
+            fits, candidates = search.fit(masks, scores)
+            share = part.known.to(torch.float64)
+            if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
+                share = torch.ones_like(share)
+        else:
+            variance = (part.noise / part.unit).square()
+            scores, fits, candidates, share = _fitted_to_noise(masks, scores, variance, search)
+        for model, targets in fits:
+            if len(rows) ** 2 * len(groups) > KEPT**2:  # more eigenvectors than may be kept
+                model = model.without_factors()
+            found = Part(
+                rows=rows,
+                columns=columns[targets],
+                shift=shift[targets],
+                unit=part.unit[targets],
+                weights=scores.weights,
+                model=model,
+                nugget_share=share[:, targets],
+                noise=None if scores.noise is None else scores.noise[targets],
+                candidates=candidates,
+            )
+            parts.append(found)
+            candidates = []
     return parts
 
 
@@ -178,34 +196,6 @@ def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
     if search.ridge is not None:  # the ridge of a run: means of several have less
         weights = part.counts.to(torch.float64).mean(1)
     return Scores(values, search.center, search.by_rank, weights), shift
-
-
-def _fitted(
-    masks: Masks, part: Observations, rows: Tensor, columns: Tensor, search: Search
-) -> Iterator[Part]:
-    """The models of targets and subsets that are fitted together."""
-    scores, shift = _standardised(part, search)
-    if part.noise is None or search.all_is_noise:
-        fits, candidates = search.fit(masks, scores)
-        share = part.known.to(torch.float64)
-        if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
-            share = torch.ones_like(share)
-    else:
-        variance = (part.noise / part.unit).square()
-        scores, fits, candidates, share = _fitted_to_noise(masks, scores, variance, search)
-    for model, targets in fits:
-        yield Part(
-            rows=rows,
-            columns=columns[targets],
-            shift=shift[targets],
-            unit=part.unit[targets],
-            weights=scores.weights,
-            model=model,
-            nugget_share=share[:, targets],
-            noise=None if scores.noise is None else scores.noise[targets],
-            candidates=candidates,
-        )
-        candidates = []
 
 
 def _fitted_to_noise(

@@ -41,7 +41,7 @@ class Functionals:
     on_mean: Tensor | None = None
 
     def prior_column(self) -> Tensor:
-        """(rows, 1)."""
+        """``L k L^T``, (rows, 1)."""
         prior = torch.as_tensor(self.prior, dtype=torch.float64, device=self.of_fitted.device)
         return prior.expand(len(self.of_fitted))[:, None]
 
@@ -108,10 +108,8 @@ class FittedSubsets:
         fitted = slice(None) if term.rows is None else term.rows
         all_weights = term.all_weights()
         weights = all_weights[fitted]
-        rows, prior, on_mean = self._without_apart(term, smooth, observed)
-        if (
-            term.nugget_share is None
-        ):  # all of the ridge of a score that is known, and nothing of others
+        rows, prior, on_mean = self._without_excluded(term, smooth, observed)
+        if term.nugget_share is None:  # all of the ridge where a score is known, else nothing
             nugget = term.ridge
             exact = observed.of_fitted[:, fitted] * (self.exact[fitted] / weights)
             others = (exact * observed.of_fitted[:, fitted]).sum(1, keepdim=True)
@@ -140,7 +138,7 @@ class FittedSubsets:
         rest = missed * noise
         return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, nugget, rest)
 
-    def _without_apart(
+    def _without_excluded(
         self, term: KernelTerm, smooth: Functionals, observed: Functionals
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``L K``, ``L k L^T`` and the part of the mean score, without the scores left out.

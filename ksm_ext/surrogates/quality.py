@@ -5,7 +5,6 @@ Shapes: t targets.
 
 from dataclasses import dataclass
 
-from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.surrogate import Surrogate
 
 NOTHING = "nothing is predicted: the mean is as good"
@@ -69,10 +68,10 @@ def _linear_targets(surrogate: Surrogate) -> set[int]:
 
 
 def has_interactions(surrogate: Surrogate) -> list[bool]:
-    """Of each target, whether its fitted function is one that can have interactions."""
-    able = [term for term in surrogate.kernel_terms if _interacts(term.kernel)]
+    """Whether the function fitted to each target is one that can have interactions."""
+    able = [
+        term
+        for term in surrogate.kernel_terms
+        if term.kernel.decays() or term.kernel.overlap_degree > 1
+    ]
     return surrogate.moved_by(able).tolist()
-
-
-def _interacts(kernel: Kernel) -> bool:
-    return bool(kernel.decays()) or kernel.overlap_degree > 1

@@ -2,7 +2,7 @@
 
 Every kernel is factored once and judged at every ridge (:mod:`.trials`); with many subsets, kernels
 are first compared on a sample of them. The choice may be made once for all targets, per target, or
-per principal component of the targets (:mod:`.contest`).
+per principal component of the targets (:mod:`.choice`).
 
 Shapes: m subsets, t targets; scores standardised, float64.
 """
@@ -16,19 +16,9 @@ from tqdm import tqdm
 
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import Choice, Model, Sharing, solve
-from ksm_ext.surrogates.contest import Contest, clearly_better, folds_of
-from ksm_ext.surrogates.judgement import Scores
-from ksm_ext.surrogates.kernels import (
-    ANOVA2,
-    RBF,
-    Exponential,
-    Kernel,
-    KernelChoice,
-    Laplace,
-    Linear,
-    as_kernel,
-)
+from ksm_ext.surrogates.choice import Choice, Contest, Model, Sharing, clearly_better, solve
+from ksm_ext.surrogates.judgement import Scores, folds_of
+from ksm_ext.surrogates.kernels import Exponential, Kernel, KernelChoice, Linear, as_kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.trials import KernelTrial, KrylovTrial, LinearTrial, MeanTrial, Trial
@@ -109,8 +99,8 @@ class Search:
         contest = self._contest(kernel_trials, linear, masks, scores, sharing)
         choices = contest.choose(masks, sharing)
         tried += described(contest.trials, len(masks), choices)
-        lenders = kernel_trials or [trial_of(Linear())]
-        companion = next((trial for trial in lenders if _is_default(trial.kernel)), lenders[0])
+        uncertain = kernel_trials or [trial_of(Linear())]
+        companion = next((each for each in uncertain if _is_default(each.kernel)), uncertain[0])
         fits = [
             (solve(choice, scores, companion).select(targets), targets)
             for choice, targets in choices
@@ -121,7 +111,7 @@ class Search:
         """Kernels with all parameters set, and linear surrogates by name."""
         asked = self._asked
         if self.kernel == "auto":  # the last equals RBF on masks
-            asked = (Linear(), ANOVA2(), RBF(), Exponential(), Laplace())[: 5 - masks.binary]
+            asked = ("linear", "anova2", "rbf", "exponential", "laplace")[: 5 - masks.binary]
         linear = [each for each in asked if each in LINEAR]
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]

@@ -96,18 +96,15 @@ class SpectralRidge:
         return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
     def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor | None = None, scale: Tensor | None = None
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
     ) -> Tensor:
         """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q): what the scores explain.
 
         ``rows`` and ``more`` are (rows, m), ``scale`` is (q,); constants in a row change nothing.
         """
         known = 1.0 / self._shifted(ridge)  # (rank, q)
-        a = rows @ self.vectors  # (rows, rank)
+        a, b = rows @ self.vectors, more @ self.vectors  # (rows, rank)
         explained = a.square() @ known
-        if more is None or scale is None:
-            return explained
-        b = more @ self.vectors
         return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
 
     def noise_gain(

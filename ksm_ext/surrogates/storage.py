@@ -32,10 +32,7 @@ FORMERLY = "ksm_ext.surrogate.2"
 """Files without observed scores: their surrogates have the smooth part alone."""
 
 # What the parts of a damaged or foreign file raise where they are missing, or of other kinds.
-_NO_SURROGATE = (
-    *(LookupError, TypeError, ValueError, AttributeError),
-    *(ArithmeticError, RecursionError),
-)
+_NO_SURROGATE = LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError
 
 Form = tuple[torch.dtype, tuple[int, ...], float, float]
 """dtype, shape, least and largest number of a tensor."""

@@ -38,22 +38,15 @@ from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_someth
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
-from ksm_ext.surrogates.readouts import (
-    READOUTS,
-    Readout,
-    effects,
-    functionals,
-    pair_effects,
-    prior_variance,
-)
+from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_effects, prior_variance
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.walsh import walsh_energies
 
 Z95 = 1.959964
 """``value +- Z95 * std`` is a 95 % interval."""
-
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
 _SHOWN = 6  # names or numbers in a line
@@ -67,7 +60,7 @@ _TENSORS = (
 _OF_KERNEL = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
 _OF_LINEAR = ("columns", "weights")
 _CALLED = {"gaps": "fit_residuals", "own": "nugget_share", "apart": "excluded"}
-"""What attributes are called here whose names in files are older."""
+"""Attributes whose names in files are older."""
 _FACTS = ("center", "sharing", "single_target", "task_names", "target_names")
 
 
@@ -226,9 +219,7 @@ class Surrogate:
             return self._attribute_weights(readout, return_std)
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
         values = self._with_observed(
-            n,
-            lambda kernel, dual: effects(masks, kernel, name, dual),
-            lambda term: term.weights,
+            n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
         )
         values, axes = self._of_all_tasks(values), {"task": self.task_names}
         if not return_std:
@@ -320,13 +311,13 @@ class Surrogate:
             excluded: (m, t) bool: these scores. They change no answer for other subsets.
         """
         rows = excluded.any(1).nonzero()[:, 0]
-        fit_residuals, residuals = self.fit_residuals.clone(), self.residuals.clone()
-        distance = self.scores[rows] - self._smooth(self._active[rows])
-        fit_residuals[rows] = torch.where(excluded[rows], distance, fit_residuals[rows])
-        residuals[rows] = torch.where(excluded[rows], distance, residuals[rows])
-        nugget_share = torch.where(excluded, 1.0, self.nugget_share)
+        distance = torch.zeros_like(self.scores)
+        distance[rows] = self.scores[rows] - self._smooth(self._active[rows])
         return replace(
-            self, fit_residuals=fit_residuals, residuals=residuals, nugget_share=nugget_share
+            self,
+            fit_residuals=torch.where(excluded, distance, self.fit_residuals),
+            residuals=torch.where(excluded, distance, self.residuals),
+            nugget_share=torch.where(excluded, 1.0, self.nugget_share),
         )
 
     def with_design(self, masks: Masks) -> "Surrogate":
@@ -522,7 +513,6 @@ class Surrogate:
 
     @cached_property
     def _loo_error(self) -> Tensor:
-        """(t,) see :attr:`loo_error`."""
         squares = (self.residuals / self.unit).square()
         judged = ~squares.isnan() & ~self.excluded
         error = torch.where(judged, squares, 0.0).sum(0) / judged.sum(0)
@@ -532,7 +522,6 @@ class Surrogate:
 
     @cached_property
     def _noise_std(self) -> Tensor | None:
-        """(t,) see :attr:`noise_std`."""
         if self.noise is None:
             return None
         runs = (self.noise / self.unit).square() * self.counts
@@ -619,9 +608,6 @@ class Surrogate:
         smooth = self._assemble(rows, lambda term: of_kernel(term.kernel, term.dual), of_linear)
         return self.unit * smooth + of_kernel(Identity(), self.nugget_share * self.fit_residuals)
 
-    def _rotate(self, latent: Tensor) -> Tensor:
-        return latent if self.rotation is None else latent @ self.rotation.T
-
     def _rotate_columns(self, values: Tensor, columns: Tensor) -> Tensor:
         if self.rotation is not None:
             return values @ self.rotation[:, columns].T
@@ -636,14 +622,13 @@ class Surrogate:
         of_linear: Callable[[LinearTerm], Tensor],
     ) -> Tensor:
         """(rows, t) from each term's (rows, q_g)."""
-        latent = torch.zeros(rows, self._num_latent, dtype=torch.float64)
-        latent = latent.to(self.masks.values.device)
+        latent = self.unit.new_zeros(rows, self._num_latent)
         for kernel_term in self.kernel_terms:
             if bool(kernel_term.dual.any()):
                 latent[:, kernel_term.columns] += of_kernel(kernel_term)
         for linear_term in self.linear_terms:
             latent[:, linear_term.columns] += of_linear(linear_term)
-        return self._rotate(latent)
+        return latent if self.rotation is None else latent @ self.rotation.T
 
     def _answer(self, values: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:
         """(..., t) float64 as the caller's kind and dtype, without t for (m,) scores."""
@@ -653,7 +638,7 @@ class Surrogate:
         return self.kind.restore(values, {**axes, "target": self.target_names})
 
     def _per_target(self, values: Tensor) -> Any:
-        """(t,) likewise; a number for (m,) scores."""
+        """(t,) like the scores; a number for scores (m,)."""
         if self.single_target:
             return self._answer(values[None], {"target": None})[0]
         return self._answer(values, {})

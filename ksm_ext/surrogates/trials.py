@@ -137,7 +137,6 @@ class KernelTrial:
         self.judgement = found
 
     def _latent(self, columns: Tensor, components: bool) -> Tensor:
-        """Latent columns in the eigenbasis, (m, columns)."""
         if not components:
             return self._rotated[:, columns]
         return self.factor.rotate(self._scores.components[:, columns])
@@ -216,7 +215,7 @@ class KrylovTrial(KernelTrial):
         self._judge(factor, self._rotated, ridges, searched=ridge is None)
 
     def _search(self, factor: KrylovRidge, guess: Judgement, per_target: bool) -> Tensor:
-        """The ridges solved for, (R,) increasing."""
+        """(R,) increasing: the ridges that were solved for."""
         informed = bool(guess.losses.isfinite().all())  # not if the sample's scores are constant
         start = int(guess.losses.argmin()) if informed else len(guess.ridges) // 2
         varying = self._scores.variance > 0  # a constant target has no best ridge

@@ -34,8 +34,7 @@ def walsh_energies(
 ) -> tuple[Tensor, Tensor]:
     """Energies at orders 1..max_order and in total, orders beyond included.
 
-    ``first_order`` (t,) is given, because the caller has it from Banzhaf values for any surrogate,
-    linear terms included.
+    The caller has ``first_order`` (t,) from Banzhaf values, of linear terms too.
     """
     n = masks.num_tasks
     degree = max((kernel.overlap_degree for kernel, _ in mixtures), default=0)

@@ -5,29 +5,14 @@ import math
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from problems import KERNELS as KERNELS_SET
+from problems import every_kernel
 from sklearn.metrics import pairwise
 
 from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
 from ksm_ext.surrogates import kernels
 from ksm_ext.surrogates.kernels import KERNELS, Sum, by_name, from_description
 from ksm_ext.surrogates.masks import Masks
-
-KERNELS_SET = [
-    Linear(),
-    Polynomial(gamma=0.3),
-    Polynomial(degree=2, gamma=1.5, coef0=0.0),
-    Polynomial(degree=1, gamma=0.2, coef0=2.0),
-    ANOVA2(pair_weight=0.3),
-    RBF(gamma=0.07),
-    RBF(gamma=30.0),
-    Laplace(gamma=0.4),
-    Exponential(gamma=0.5),
-    Linear() + 0.5 * RBF(gamma=0.2),
-    ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
-]
-every_kernel = pytest.mark.parametrize("kernel", KERNELS_SET, ids=str)
 
 
 def oracle(kernel, x, y):
@@ -39,6 +24,10 @@ def oracle(kernel, x, y):
 
 def random_masks(m, n):
     return torch.rand(m, n) < torch.rand(m, 1)
+
+
+def mixture_of(kernel, h):
+    return sum(weight * torch.xlogy(h, math.exp(-rate)).exp() for weight, rate in kernel.decays())
 
 
 @every_kernel
@@ -97,23 +86,14 @@ def test_tables_are_the_kernel_of_counts(kernel, n):
 
 
 @every_kernel
-def test_gram_is_positive_semi_definite(kernel):
-    gram = kernel.gram(Masks.of(reference.all_subsets(5)))
-    assert torch.linalg.eigvalsh(gram).min() > -1e-12 * gram.diagonal().max()
-
-
-@every_kernel
 def test_decays_and_degree_describe_the_tables(kernel):
     n = 12
     h = torch.arange(n + 1, dtype=torch.float64)
     hamming, overlap = kernel.tables(n, h.device)
-    mixture = sum(
-        weight * torch.xlogy(h, math.exp(-rate)).exp() for weight, rate in kernel.decays()
-    )
     if hamming is None:
         assert kernel.decays() == []
     else:
-        torch.testing.assert_close(mixture, hamming, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mixture_of(kernel, h), hamming, rtol=0, atol=1e-12)
     if overlap is None:
         assert kernel.overlap_degree == 0
     else:  # differences beyond the degree vanish, those of the degree do not
@@ -124,12 +104,10 @@ def test_decays_and_degree_describe_the_tables(kernel):
 
 @pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.03, 0.1, 0.3, 0.7, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0])
 def test_exponential_is_a_mixture_of_products(gamma):
-    h = torch.arange(201, dtype=torch.float64)
-    mixture = torch.zeros_like(h)
-    for weight, rate in Exponential(gamma=gamma).decays():
-        assert weight > -1e-15
-        mixture += weight * torch.xlogy(h, math.exp(-rate)).exp()
-    torch.testing.assert_close(mixture, torch.exp(-gamma * h.sqrt()), rtol=0, atol=1e-12)
+    h, kernel = torch.arange(201, dtype=torch.float64), Exponential(gamma=gamma)
+    assert min(kernel.decays())[0] > -1e-15
+    expected = torch.exp(-gamma * h.sqrt())
+    torch.testing.assert_close(mixture_of(kernel, h), expected, rtol=0, atol=1e-12)
 
 
 def test_laplace_is_rbf_on_masks_only():
@@ -151,17 +129,10 @@ def test_scikit_learn_agrees():
         torch.testing.assert_close(kernel.on_weights(x, y), torch.from_numpy(expected))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 70), st.integers(0, 9), st.data())
-def test_gram_does_not_depend_on_the_order_of_tasks(n, m, data):
-    x = torch.tensor(
-        data.draw(
-            st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=m, max_size=m)
-        ),
-        dtype=torch.bool,
-    ).reshape(m, n)
-    order = torch.tensor(data.draw(st.permutations(range(n))))
-    kernel = data.draw(st.sampled_from(KERNELS_SET))
+@every_kernel
+@pytest.mark.parametrize("m, n", [(0, 3), (1, 1), (9, 2), (5, 63), (9, 64), (7, 70)])
+def test_gram_does_not_depend_on_the_order_of_tasks(kernel, m, n):
+    x, order = random_masks(m, n), torch.randperm(n)
     assert torch.equal(kernel.gram(Masks.of(x)), kernel.gram(Masks.of(x[:, order])))
 
 
@@ -196,11 +167,9 @@ def test_by_name(name):
 @pytest.mark.parametrize("name", ["", "gauss", "linear+", "RBF", "linear*rbf"])
 def test_unknown_names(name):
     known = "linear, polynomial, anova2, rbf, laplace, exponential"
-    with pytest.raises(
-        ValueError, match=rf"^`kernel` must be 'auto', one of {known}.*, got '"
-    ) as e:
+    form = rf"^`kernel` must be 'auto', one of {known}.*, got '.*Pass a name, or an object such as "
+    with pytest.raises(ValueError, match=form):
         by_name(name)
-    assert str(e.value).endswith("Pass a name, or an object such as ksm_ext.RBF(gamma=0.1).")
 
 
 @pytest.mark.parametrize(
@@ -227,9 +196,8 @@ def test_parameter_errors(make, found):
 @pytest.mark.parametrize("kernel", [RBF(), Laplace(), Exponential(), Polynomial(), ANOVA2()])
 def test_open_parameters_are_no_kernel_yet(kernel):
     masks = Masks.of(random_masks(4, 3))
-    with pytest.raises(
-        ValueError, match=r"^`(gamma|pair_weight)` must be a number, got None\. Set"
-    ):
+    form = r"^`(gamma|pair_weight)` must be a number, got None\. Set"
+    with pytest.raises(ValueError, match=form):
         kernel.gram(masks)
     filled = kernel.grid(masks)
     assert len(filled) >= 3 and len({str(one) for one in filled}) == len(filled)

@@ -6,12 +6,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 from ksm_ext import fit_surrogate
-from ksm_ext.surrogates.lasso import (
-    fit_lasso,
-    lasso_path,
-    least_squares,
-    least_squares_residuals,
-)
+from ksm_ext.surrogates.lasso import fit_lasso, lasso_path, least_squares, least_squares_residuals
 
 
 def problem(m=40, n=12, t=3, nonzero=3):
@@ -25,8 +20,11 @@ def centred(x):
     return x - x.mean(0)
 
 
-def folds_of(m, k=5):
-    return torch.arange(m) % k
+FOLDS = torch.arange(40) % 5
+
+
+def scikit_learn(masks, scores, penalty, tol=1e-10):
+    return Lasso(alpha=penalty.item(), tol=tol, max_iter=100_000).fit(masks.numpy(), scores.numpy())
 
 
 def path_of(masks, scores, tol=1e-12):
@@ -56,17 +54,15 @@ def test_scikit_learn_finds_the_same_weights(m, n):
     penalties, path = path_of(masks, scores)
     for penalty, weights in zip(penalties, path, strict=True):
         for j in range(3):
-            peer = Lasso(alpha=penalty[j].item(), tol=1e-12, max_iter=100_000)
-            peer.fit(masks.numpy(), scores[:, j].numpy())
+            peer = scikit_learn(masks, scores[:, j], penalty[j], tol=1e-12)
             np.testing.assert_allclose(weights[:, j].numpy(), peer.coef_, atol=1e-8)
 
 
 def test_fitted_weights_are_scikit_learns_at_the_chosen_penalty():
     masks, scores = problem()
-    weights, penalties, _ = fit_lasso(masks, scores, folds_of(40))
+    weights, penalties, _ = fit_lasso(masks, scores, FOLDS)
     for j in range(3):
-        peer = Lasso(alpha=penalties[j].item(), tol=1e-10, max_iter=100_000)
-        peer.fit(masks.numpy(), scores[:, j].numpy())
+        peer = scikit_learn(masks, scores[:, j], penalties[j])
         np.testing.assert_allclose(weights[:, j].numpy(), peer.coef_, atol=2e-3)
         surrogate = fit_surrogate(masks, scores[:, j], kernel="lasso")
         assert surrogate.attribute("loo").shape == (12,)
@@ -74,13 +70,11 @@ def test_fitted_weights_are_scikit_learns_at_the_chosen_penalty():
 
 def test_cross_validated_residuals_are_those_of_refitting():
     masks, scores = problem()
-    folds = folds_of(40)
-    _, penalties, residuals = fit_lasso(masks, scores, folds)
+    _, penalties, residuals = fit_lasso(masks, scores, FOLDS)
     for fold in range(5):
-        held, rest = folds == fold, folds != fold
+        held = FOLDS.eq(fold)
         for j in range(3):
-            peer = Lasso(alpha=penalties[j].item(), tol=1e-10, max_iter=100_000)
-            peer.fit(masks[rest].numpy(), scores[rest, j].numpy())
+            peer = scikit_learn(masks[~held], scores[~held, j], penalties[j])
             expected = scores[held, j].numpy() - peer.predict(masks[held].numpy())
             np.testing.assert_allclose(residuals[held, j].numpy(), expected, atol=0.05)
 
@@ -97,8 +91,8 @@ def test_the_truth_is_found():
 
 def test_targets_are_independent():
     masks, scores = problem()
-    together = fit_lasso(masks, scores, folds_of(40))[0]
-    apart = [fit_lasso(masks, scores[:, [j]], folds_of(40))[0] for j in range(3)]
+    together = fit_lasso(masks, scores, FOLDS)[0]
+    apart = [fit_lasso(masks, scores[:, [j]], FOLDS)[0] for j in range(3)]
     torch.testing.assert_close(together, torch.cat(apart, 1), rtol=0, atol=1e-12)
 
 
@@ -107,7 +101,7 @@ def test_constant_tasks_and_targets_weigh_nothing(constant):
     masks, scores = problem()
     masks[:, 4] = constant
     scores[:, 1] = 7.0
-    weights = fit_lasso(masks, scores, folds_of(40))[0]
+    weights = fit_lasso(masks, scores, FOLDS)[0]
     assert weights.isfinite().all() and not weights[4].any() and not weights[:, 1].any()
 
 

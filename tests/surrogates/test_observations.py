@@ -1,4 +1,4 @@
-"""What was observed: units, company, repeats, noise, known and missing scores, constant tasks."""
+"""What was observed: units, repeats, noise, known and missing scores, constant tasks."""
 
 import numpy as np
 import pytest
@@ -39,6 +39,12 @@ def close(actual, expected, tolerance=1e-7):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
+def close_with_deviations(actual, expected, tolerance=1e-7):
+    """Two pairs of answers and their standard deviations."""
+    for found, other in zip(actual, expected, strict=True):
+        close(found, other, tolerance)
+
+
 def truth(seed, masks, t):
     """Main effects and pairs (m, t), with a different amount of noise in every target."""
     n = masks.shape[1]
@@ -64,16 +70,13 @@ def test_the_unit_of_a_target_decides_nothing(kernel, share_ridge, criterion):
         one = fit_surrogate(masks, scores, **options)
         other = fit_surrogate(masks, scores * unit + shift, **options)
         for readout in READOUTS:
-            value, std = one.attribute(readout, return_std=True)
-            moved, moved_std = other.attribute(readout, return_std=True)
-            close(moved / unit, value)
-            close(moved_std / unit, std)
+            moved = [each / unit for each in other.attribute(readout, return_std=True)]
+            close_with_deviations(moved, one.attribute(readout, return_std=True))
         query = subsets.all_subsets(7)
         close((other.predict(query) - shift) / unit, one.predict(query))
         close(other.loo_error, one.loo_error)
-        assert [str(term.kernel) for term in one.kernel_terms] == [
-            str(term.kernel) for term in other.kernel_terms
-        ]
+        terms = zip(one.kernel_terms, other.kernel_terms, strict=True)
+        assert all(str(term.kernel) == str(same.kernel) for term, same in terms)
 
 
 @pytest.mark.parametrize("share_ridge", ["auto", False])
@@ -90,14 +93,10 @@ def test_the_unit_decides_nothing_for_conjugate_gradients(share_ridge):
 def test_scores_of_any_size(size):
     masks = design(3)
     scores = truth(3, masks, 1)[:, 0]
-    expected, std = fit_surrogate(masks, scores).attribute("shapley", return_std=True)
-    surrogate = fit_surrogate(masks, scores * size)
-    value, deviation = surrogate.attribute("shapley", return_std=True)
-    close(value / size, expected)
-    close(deviation / size, std)
-    assert float(surrogate.loo_error) == pytest.approx(
-        float(fit_surrogate(masks, scores).loo_error)
-    )
+    one, other = fit_surrogate(masks, scores), fit_surrogate(masks, scores * size)
+    found = [each / size for each in other.attribute("shapley", return_std=True)]
+    close_with_deviations(found, one.attribute("shapley", return_std=True))
+    assert float(other.loo_error) == pytest.approx(float(one.loo_error))
 
 
 def held_out_error(surrogate, masks, scores):
@@ -118,7 +117,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("unit", [pytest.param(1e-4, marks=pytest.mark.slow), 1e4])
-def test_no_target_is_fitted_worse_for_its_company(family, unit):
+def test_no_target_is_fitted_worse_beside_others(family, unit):
     """20 draws: beside pure noise in another unit, and beside a target of another kind."""
     together, alone, noise = [], [], []
     for seed in range(20):
@@ -155,22 +154,16 @@ def test_rows_of_repeats_and_their_means_give_one_fit(seed, runs):
     query = subsets.all_subsets(7)
     close(rows.predict(query), means.predict(query))
     for readout in READOUTS:
-        for found, expected in zip(
-            rows.attribute(readout, return_std=True),
-            means.attribute(readout, return_std=True),
-            strict=True,
-        ):
-            close(found, expected)
+        answers = (each.attribute(readout, return_std=True) for each in (rows, means))
+        close_with_deviations(*answers)
     close(rows.loo_error, means.loo_error)
     plain = fit_surrogate(masks, scores.mean(0), kernel="rbf")
     assert plain.noise_std is None
-    if [str(each) for each in (rows.kernel_terms, rows.sharing)] == [
-        str(each) for each in (plain.kernel_terms, plain.sharing)
-    ]:
+    chosen = [str((each.kernel_terms, each.sharing)) for each in (rows, plain)]
+    if chosen[0] == chosen[1]:
         close(rows.loo_residuals, plain.loo_residuals)
     assert len(rows.masks) == 24 and (rows.counts == runs).all()
-    expected = scores.var(0).mean(0).sqrt()
-    close(rows.noise_std, expected)
+    close(rows.noise_std, scores.var(0).mean(0).sqrt())
 
 
 def test_repeats_do_not_predict_each_other():
@@ -222,34 +215,27 @@ def test_subsets_of_different_precision_are_weighted():
     scores, noise = truth(2, masks, 1), torch.rand(30).double() + 0.2
     surrogate = fit_surrogate(masks, scores[:, 0], kernel=Exponential(0.3), noise_std=noise)
     (term,) = surrogate.kernel_terms
-    gram = term.kernel.gram(surrogate.masks)
-    covariance = gram + (term.ridge / term.weights).diag()
-    one = torch.ones(30, dtype=torch.float64)
-    inverse = torch.linalg.inv(covariance)
-    intercept = (one @ inverse @ scores) / (one @ inverse @ one)
-    dual = inverse @ (scores - intercept)
+    gram, ridges = term.kernel.gram(surrogate.masks), term.ridge / term.weights
+    dual, intercept = weighted_kernel_ridge(gram, scores[:, 0], ridges)
     query = subsets.all_subsets(7)
     fresh = ~(query[:, None] == masks).all(2).any(1)
     expected = term.kernel.gram(surrogate._query(query), surrogate.masks) @ dual + intercept
-    close(surrogate.predict(query[fresh]), expected[fresh, 0])
-    left_out = reference_weighted_loo(gram, scores[:, 0], term.ridge / term.weights)
-    close(surrogate.loo_residuals, left_out)
+    close(surrogate.predict(query[fresh]), expected[fresh])
+    left_out = []
+    for i in range(30):
+        rest = torch.arange(30) != i
+        one = weighted_kernel_ridge(gram[rest][:, rest], scores[rest, 0], ridges[rest])
+        left_out.append(scores[i, 0] - gram[i, rest] @ one[0] - one[1])
+    close(surrogate.loo_residuals, torch.stack(left_out))
     ratio = term.weights.max() / term.weights.min()
     assert ratio > 1.5 and (term.weights.argmax() == noise.argmin())
 
 
-def reference_weighted_loo(gram, scores, ridges):
-    """(m,) residuals by refitting without each subset, ridges (m,)."""
-    residuals = []
-    for i in range(len(gram)):
-        rest = torch.tensor([j for j in range(len(gram)) if j != i])
-        covariance = gram[rest][:, rest] + ridges[rest].diag()
-        one = torch.ones(len(rest), dtype=torch.float64)
-        inverse = torch.linalg.inv(covariance)
-        intercept = (one @ inverse @ scores[rest]) / (one @ inverse @ one)
-        dual = inverse @ (scores[rest] - intercept)
-        residuals.append(scores[i] - gram[i, rest] @ dual - intercept)
-    return torch.stack(residuals)
+def weighted_kernel_ridge(gram, scores, ridges):
+    """Dual coefficients (m,) and intercept by a dense inverse, ridges (m,)."""
+    inverse = torch.linalg.inv(gram + ridges.diag())
+    intercept = (inverse @ scores).sum() / inverse.sum()
+    return inverse @ (scores - intercept), intercept
 
 
 # -- known scores and noise ---------------------------------------------------------------------
@@ -327,23 +313,18 @@ def test_deviations_with_known_noise_are_those_of_dense_algebra(readout, noise):
     prior = gram + own * torch.eye(32).double()
     fitted = torch.tensor([int((query == mask).all(1).nonzero()) for mask in masks])
     left = float(term.ridge) - own
-    functionals = reference.effect_functionals(n, readout)
-    variance = reference.posterior_variance(functionals, prior, fitted, left, True)
     scale = (term.signal_variance * surrogate.unit.square()).item()
-    deviation = surrogate.attribute(readout, return_std=True)[1]
-    close(deviation.square(), variance * scale)
-    deviation = surrogate.predict(query, return_std=True)[1]
-    every = torch.eye(32, dtype=torch.float64)
-    close(
-        deviation.square(),
-        reference.posterior_variance(every, prior, fitted, left, True) * scale,
-    )
-    pairs = reference.posterior_variance(
-        reference.interaction_functionals(n, readout), prior, fitted, left, True
-    )
     first, second = torch.triu_indices(n, n, 1)
-    deviation = surrogate.interactions(readout, return_std=True)[1][first, second]
-    close(deviation.square(), pairs * scale)
+    for functionals, deviation in (
+        (reference.effect_functionals(n, readout), surrogate.attribute(readout, True)[1]),
+        (torch.eye(32, dtype=torch.float64), surrogate.predict(query, True)[1]),
+        (
+            reference.interaction_functionals(n, readout),
+            surrogate.interactions(readout, True)[1][first, second],
+        ),
+    ):
+        variance = reference.posterior_variance(functionals, prior, fitted, left, True)
+        close(deviation.square(), variance * scale)
 
 
 @pytest.mark.parametrize("kernel", ["auto", Exponential(0.01)], ids=str)
@@ -512,12 +493,8 @@ def test_missing_scores_leave_the_other_targets_alone():
         query = subsets.all_subsets(7)
         close(surrogate.predict(query)[:, columns], alone.predict(query))
         for readout in READOUTS:
-            for found, expected in zip(
-                surrogate.attribute(readout, return_std=True),
-                alone.attribute(readout, return_std=True),
-                strict=True,
-            ):
-                close(found[:, columns], expected)
+            found = [each[:, columns] for each in surrogate.attribute(readout, return_std=True)]
+            close_with_deviations(found, alone.attribute(readout, return_std=True))
         close(surrogate.loo_error[columns], alone.loo_error)
     assert torch.equal(surrogate.loo_residuals.isnan(), holes.isnan())
     with pytest.raises(ValueError, match=r"`scores` must be finite, got 6 NaN.*missing='drop'"):
@@ -526,7 +503,7 @@ def test_missing_scores_leave_the_other_targets_alone():
 
 @FEW
 @given(seed=SEEDS, on=st.booleans(), kernel=st.sampled_from(["auto", "linear", "rbf", "lasso"]))
-def test_a_constant_task_changes_nobody(seed, on, kernel):
+def test_a_constant_task_changes_no_other(seed, on, kernel):
     masks = design(seed)
     scores = truth(seed, masks, 2)
     column = torch.full((len(masks), 1), on)
@@ -535,13 +512,10 @@ def test_a_constant_task_changes_nobody(seed, on, kernel):
     other = fit_surrogate(more, scores, kernel=kernel)
     others = [0, 1, 2, 4, 5, 6, 7]
     for readout in READOUTS:
-        for found, expected in zip(
-            other.attribute(readout, return_std=True),
-            one.attribute(readout, return_std=True),
-            strict=True,
-        ):
-            close(found[others], expected, 1e-6)
-            assert not found[3].any()
+        found = other.attribute(readout, return_std=True)
+        expected = one.attribute(readout, return_std=True)
+        close_with_deviations([each[others] for each in found], expected, 1e-6)
+        assert not any(each[3].any() for each in found)
         matrix = other.interactions(readout)
         close(matrix[others][:, others], one.interactions(readout), 1e-6)
         assert not matrix[3].any() and not matrix[:, 3].any()
@@ -559,12 +533,8 @@ def test_what_was_observed_is_saved(tmp_path):
     loaded = load_surrogate(tmp_path / "s")
     assert str(loaded) == str(surrogate) and torch.equal(loaded.counts, surrogate.counts)
     for readout in READOUTS:
-        for found, expected in zip(
-            loaded.attribute(readout, return_std=True),
-            surrogate.attribute(readout, return_std=True),
-            strict=True,
-        ):
-            assert torch.equal(found, expected)
+        expected = surrogate.attribute(readout, return_std=True)
+        assert all(map(torch.equal, loaded.attribute(readout, return_std=True), expected))
     assert torch.equal(loaded.predict(masks), surrogate.predict(masks))
 
 
@@ -581,9 +551,8 @@ def test_intervals_of_a_target_that_is_noise_hold_zero():
     """By the mean: 0, as uncertain as a kernel that may see half of the variance."""
     held = []
     for seed in range(20):
-        value, std = fit_surrogate(design(seed, m=60), normal(seed, 60)).attribute(
-            "shapley", return_std=True
-        )
+        surrogate = fit_surrogate(design(seed, m=60), normal(seed, 60))
+        value, std = surrogate.attribute("shapley", return_std=True)
         held.append((value.abs() <= 1.96 * std).double().mean())
     assert torch.stack(held).mean() > 0.9
 
@@ -609,9 +578,6 @@ def test_scores_are_means_of_what_was_given():
     assert seen.masks.values.tolist() == masks[[0, 1, 3]].tolist()
     assert seen.scores[:, 0].tolist() == [2.5, 2.0, 8.0] and seen.counts[:, 0].tolist() == [2, 1, 1]
     exact = observe(masks, np.array([1.0, 2.0, 4.0, 8.0]), known=[2])
-    assert exact.scores[:, 0].tolist() == [4.0, 2.0, 8.0] and exact.known.any(1).tolist() == [
-        True,
-        False,
-        False,
-    ]
+    assert exact.scores[:, 0].tolist() == [4.0, 2.0, 8.0]
+    assert exact.known[:, 0].tolist() == [True, False, False]
     assert Linear().gram(seen.masks).shape == (3, 3)

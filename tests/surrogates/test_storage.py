@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from ksm_ext import (
     ANOVA2,
@@ -29,16 +29,18 @@ from ksm_ext import (
     load_surrogate,
     subsets,
 )
+from ksm_ext.surrogates.candidates import Candidate
 from ksm_ext.surrogates.storage import checksum
 
 SAVED = Path(__file__).parents[1] / "data"
 MASKS = torch.rand(16, 5, generator=torch.Generator().manual_seed(0)) < 0.5
 SCORES = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+FIXED = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
 
 
 def component_surrogate():
     """Latent columns with a rotation, whatever the fit prefers."""
-    surrogate = fit_surrogate(MASKS, SCORES, kernel=RBF(gamma=0.2), ridge=0.1)
+    surrogate = fit_surrogate(MASKS, SCORES, **FIXED)
     rotation = torch.linalg.qr(SCORES[:3])[0]
     ridges = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64)
     (term,) = surrogate.kernel_terms
@@ -54,22 +56,17 @@ SURROGATES = {
     "sum": lambda: fit_surrogate(MASKS, SCORES, kernel=Linear() + 0.3 * RBF(gamma=0.1), ridge=0.1),
     "per target": lambda: fit_surrogate(MASKS, SCORES, share_ridge=False),
     "auto": lambda: fit_surrogate(MASKS, SCORES),
-    "no intercept": lambda: fit_surrogate(
-        MASKS, SCORES, kernel=RBF(gamma=1), ridge=0.1, center=False
-    ),
+    "no intercept": lambda: fit_surrogate(MASKS, SCORES, **FIXED, center=False),
     "lasso": lambda: fit_surrogate(MASKS, SCORES, kernel="lasso"),
     "least squares": lambda: fit_surrogate(MASKS, SCORES, kernel="least_squares"),
     "component": component_surrogate,
     "weights": lambda: fit_surrogate(0.3 * MASKS, SCORES, kernel=Laplace(gamma=1.0), ridge=0.1),
-    "single float32": lambda: fit_surrogate(
-        MASKS, SCORES[:, 0].float(), kernel=RBF(gamma=0.2), ridge=0.1
-    ),
-    "numpy": lambda: fit_surrogate(MASKS.numpy(), SCORES.numpy(), kernel=RBF(gamma=0.2), ridge=0.1),
+    "single float32": lambda: fit_surrogate(MASKS, SCORES[:, 0].float(), **FIXED),
+    "numpy": lambda: fit_surrogate(MASKS.numpy(), SCORES.numpy(), **FIXED),
     "pandas": lambda: fit_surrogate(
         pd.DataFrame(MASKS.numpy(), columns=list("abcde")),
         pd.DataFrame(SCORES.numpy(), columns=["u", "v", "ŵ"]),
-        kernel=RBF(gamma=0.2),
-        ridge=0.1,
+        **FIXED,
     ),
 }
 
@@ -113,23 +110,16 @@ def test_answers_are_bit_equal_after_a_round_trip(make, tmp_path):
 
 
 def test_the_file_is_safetensors_and_no_pickle(tmp_path):
-    path = tmp_path / "s"
-    SURROGATES["sum"]().save(path)
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    assert header["__metadata__"]["format"] == "ksm_ext.surrogate.3"
-    assert not content.startswith((b"\x80", b"PK"))
+    SURROGATES["sum"]().save(tmp_path / "s")
+    assert parts_of(tmp_path / "s")[1]["format"] == "ksm_ext.surrogate.3"
+    assert not (tmp_path / "s").read_bytes().startswith((b"\x80", b"PK"))
 
 
 def test_equal_surrogates_make_equal_files(tmp_path):
     for name in "ab":
         SURROGATES["auto"]().save(tmp_path / name)
-    assert (
-        load_surrogate(tmp_path / "a")
-        .predict(MASKS)
-        .equal(load_surrogate(tmp_path / "b").predict(MASKS))
-    )
+    one, other = (load_surrogate(tmp_path / name).predict(MASKS) for name in "ab")
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
@@ -151,9 +141,8 @@ def test_a_state_is_tensors_and_plain_facts(make):
 
 def test_missing_file(tmp_path):
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(
-            FileNotFoundError, match=r"^`path` must be a file, got .*\. Check where"
-        ):
+        form = r"^`path` must be a file, got .*\. Check where"
+        with pytest.raises(FileNotFoundError, match=form):
             load_surrogate(path)
 
 
@@ -183,31 +172,27 @@ def test_damaged_files(damage, tmp_path):
 def test_foreign_safetensors(metadata, tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x", metadata=metadata)
     found = (metadata or {}).get("format")
-    form = (
-        rf"^`path` must be a saved surrogate, got .*/x with format {found!r}\. This version reads"
-    )
+    form = rf"^`path` must be a saved surrogate, got .* with format {found!r}\. This version reads"
     with pytest.raises(ValueError, match=form):
         load_surrogate(tmp_path / "x")
 
 
-CANDIDATE = {
-    "kernel": "rbf",
-    "ridge": 0.1,
-    "error": 0.5,
-    "rank_correlation": 0.5,
-    "num_subsets": 16,
-    "num_chosen": 3,
-}
+CANDIDATE = asdict(Candidate("rbf", 0.1, 0.5, 0.5, 16, 3))
+DAMAGED = r"^`path` must be a saved surrogate, got .*/s \(.*\)\. The file is damaged: save the"
+
+
+def parts_of(path):
+    """The tensors and the metadata of a file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 def changed_facts(path, change):
     """The surrogate's file with other facts, or without one that ``change`` gives None."""
-    content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata = header["__metadata__"]
+    tensors, metadata = parts_of(path)
     facts = json.loads(metadata["facts"]) | change
     facts = {name: x for name, x in facts.items() if x is not None or name not in change}
-    saved(path, load(content), metadata | {"facts": json.dumps(facts)})
+    saved(path, tensors, metadata | {"facts": json.dumps(facts)})
 
 
 def saved(path, tensors, metadata):
@@ -256,8 +241,7 @@ def test_facts_that_do_not_fit(change, tmp_path):
     if change == {"kernels": []}:  # a surrogate of its mean
         assert load_surrogate(path).predict(MASKS).shape == (16, 3)
         return
-    form = r"^`path` must be a saved surrogate, got .*/s \(.*\)\. The file is damaged: save the"
-    with pytest.raises(ValueError, match=form):
+    with pytest.raises(ValueError, match=DAMAGED):
         load_surrogate(path)
 
 
@@ -266,32 +250,26 @@ def test_facts_that_do_not_fit(change, tmp_path):
 def test_tensors_that_do_not_fit(name, change, tmp_path):
     path = tmp_path / "s"
     SURROGATES["linear"]().save(path)
-    content = path.read_bytes()
-    tensors = load(content)
+    tensors, metadata = parts_of(path)
     tensor = tensors.pop(name)
     if change == "columns":
         tensors["kernel.0.columns"] = torch.tensor([0, 1, 3])
     if change != "missing":
         tensors[name] = {"short": tensor[1:], "dtype": tensor.half(), "columns": tensor}[change]
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    saved(path, tensors, header["__metadata__"])
-    with pytest.raises(
-        ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
-    ):
+    saved(path, tensors, metadata)
+    with pytest.raises(ValueError, match=DAMAGED):
         load_surrogate(path)
 
 
 @pytest.mark.parametrize("path", sorted(SAVED.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_tables_of_any_other_shape_are_refused(path, tmp_path):
     """By one error, whichever is compared with which first."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = parts_of(path)
     for name, tensor in tensors.items():
         cases = [tensor[:-1], tensor[None], tensor.repeat(3, *([1] * (tensor.ndim - 1)))]
         for other in cases if tensor.ndim else []:
             saved(tmp_path / "s", tensors | {name: other.contiguous()}, metadata)
-            with pytest.raises(ValueError, match=r"saved surrogate, got .* is damaged: save"):
+            with pytest.raises(ValueError, match=DAMAGED):
                 load_surrogate(tmp_path / "s")
 
 
@@ -309,14 +287,10 @@ def test_tables_of_any_other_shape_are_refused(path, tmp_path):
 def test_numbers_that_cannot_be(name, value, tmp_path):
     path = tmp_path / "s"
     SURROGATES["weights" if name == "masks" else "linear"]().save(path)
-    content = path.read_bytes()
-    tensors = load(content)
+    tensors, metadata = parts_of(path)
     tensors[name].view(-1)[0] = value
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    saved(path, tensors, header["__metadata__"])
-    with pytest.raises(
-        ValueError, match=r"`path` must be a saved surrogate, got .*is damaged: save"
-    ):
+    saved(path, tensors, metadata)
+    with pytest.raises(ValueError, match=DAMAGED):
         load_surrogate(path)
 
 
@@ -399,9 +373,8 @@ def test_saving_over_a_link_writes_what_it_points_to(tmp_path, is_there):
 
 def test_saving_over_a_link_to_itself(tmp_path):
     (tmp_path / "s").symlink_to("s")
-    with pytest.raises(
-        OSError, match=r"`path` must be writable, got .*/s: Too many levels of symb"
-    ):
+    form = r"`path` must be writable, got .*/s: Too many levels of symb"
+    with pytest.raises(OSError, match=form):
         SURROGATES["linear"]().save(tmp_path / "s")
     assert (tmp_path / "s").is_symlink() and os.listdir(tmp_path) == ["s"]
 
@@ -456,17 +429,14 @@ def test_files_of_the_former_format_answer_as_they_did(tmp_path):
     scores = masks.double() @ torch.randn(5, 2).double() * torch.tensor([1.0, 50.0]) + 3
     surrogate = fit_surrogate(masks, scores, kernel="rbf", ridge=0.1)
     surrogate.save(tmp_path / "new")
-    with safe_open(tmp_path / "new", framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = parts_of(tmp_path / "new")
     unit = surrogate.unit
     for name in ("unit", "gaps", "own", "known", "counts", "apart", "varying", "kernel.0.weights"):
         tensors.pop(name, None)
     columns = tensors["kernel.0.columns"]
     tensors["kernel.0.dual"] = tensors["kernel.0.dual"] * unit[columns]
     tensors["kernel.0.signal_variance"] *= unit[columns].square()
-    metadata = {"format": "ksm_ext.surrogate.2", "facts": json.dumps(facts)}
-    save_file(tensors, tmp_path / "old", metadata=metadata)
+    save_file(tensors, tmp_path / "old", metadata | {"format": "ksm_ext.surrogate.2"})
     loaded = load_surrogate(tmp_path / "old")
     torch.testing.assert_close(loaded.predict(masks), surrogate.predict(masks))
     torch.testing.assert_close(loaded.attribute("shapley"), surrogate.attribute("shapley"))

@@ -1,104 +1,22 @@
-"""Ridge regression in the eigenbasis, and the fitted surrogate: answers, kinds and errors."""
+"""The fitted surrogate: answers, kinds and errors."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import reference
 import torch
+from problems import close, many_subsets
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
 from ksm_ext import ANOVA2, RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.spectral import SpectralRidge
 
+FIXED = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
 RIDGES = [1e-3, 0.1, 1.0, 30.0]
 centred_or_not = pytest.mark.parametrize("center", [True, False])
 KERNELS = [Linear(), RBF(gamma=0.2), Exponential(gamma=0.5), ANOVA2(0.2) + 0.5 * RBF(gamma=0.1)]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
-
-
-def problem(m=20, n=6, t=2):
-    masks = reference.all_subsets(n)[torch.randperm(2**n)[:m]]
-    scores = masks.double() @ torch.randn(n, t).double() + 0.3 * torch.randn(m, t).double() + 2
-    return masks, scores
-
-
-def gram_and_scores():
-    masks, scores = problem(12, 5, 3)
-    return Exponential(gamma=0.4).gram(Masks.of(masks)), scores
-
-
-def close(actual, expected, tolerance=1e-9):
-    scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
-
-
-# -- ridge regression in the eigenbasis ---------------------------------------------------------
-
-
-@centred_or_not
-@pytest.mark.parametrize("ridge", RIDGES)
-def test_leave_one_out_is_refitting(center, ridge):
-    gram, scores = gram_and_scores()
-    factor = SpectralRidge(gram, center=center)
-    expected = reference.leave_one_out(gram, scores, ridge, center)
-    close(factor.leave_one_out(factor.rotate(scores), ridge), expected)
-
-
-@centred_or_not
-@pytest.mark.parametrize("ridge", RIDGES)
-def test_dual_is_the_dense_solution(center, ridge):
-    gram, scores = gram_and_scores()
-    factor = SpectralRidge(gram, center=center)
-    dual, intercept = reference.kernel_ridge(gram, scores, ridge, center)
-    close(factor.dual(factor.rotate(scores), ridge), dual)
-    if center:
-        close(scores.mean(0) - factor.gram_row_mean @ dual, intercept)
-        close(dual.sum(0), torch.zeros(3).double())
-
-
-@centred_or_not
-def test_each_column_may_have_its_ridge(center):
-    gram, scores = gram_and_scores()
-    factor = SpectralRidge(gram, center=center)
-    rotated, ridges = factor.rotate(scores), torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64)
-    for answer in (factor.dual, factor.leave_one_out):
-        single = [answer(rotated[:, [j]], ridge) for j, ridge in enumerate(ridges.tolist())]
-        close(answer(rotated, ridges), torch.cat(single, 1), 1e-13)
-
-
-@centred_or_not
-@pytest.mark.parametrize("ridge", RIDGES)
-def test_signal_variance_makes_left_out_errors_standard(center, ridge):
-    """Predicting subset i from the rest has variance signal (k_ii - ... + ridge)."""
-    gram, scores = gram_and_scores()
-    m = len(gram)
-    factor = SpectralRidge(gram, center=center)
-    signal = factor.signal_variance(factor.rotate(scores), ridge)
-    residuals = reference.leave_one_out(gram, scores, ridge, center)
-    variance = []
-    for i in range(m):
-        rest = torch.tensor([j for j in range(m) if j != i])
-        one = torch.zeros(1, m, dtype=torch.float64)
-        one[0, i] = 1
-        variance.append(reference.posterior_variance(one, gram, rest, ridge, center) + ridge)
-    standardised = residuals.square() / torch.cat(variance)[:, None] / signal
-    close(standardised.mean(0), torch.ones(3).double())
-
-
-@pytest.mark.parametrize("center, rank", [(True, "2 of 3"), (False, "3 of 4")])
-def test_ridge_zero_needs_a_regular_gram_matrix(center, rank):
-    masks = Masks.of([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
-    factor = SpectralRidge(RBF(gamma=1.0).gram(masks), center=center)
-    with pytest.raises(
-        ValueError,
-        match=rf"^`ridge` must be positive for these masks, got 0 with a singular Gram matrix "
-        rf"\(rank {rank}\)\. Use a positive ridge or ridge='loo'\.$",
-    ):
-        factor.check_ridge(0.0)
-    factor.check_ridge(1e-9)
-    SpectralRidge(RBF(gamma=1.0).gram(masks[:3]), center=center).check_ridge(0.0)
 
 
 # -- predictions --------------------------------------------------------------------------------
@@ -106,7 +24,7 @@ def test_ridge_zero_needs_a_regular_gram_matrix(center, rank):
 
 @pytest.mark.parametrize("ridge", RIDGES)
 def test_linear_kernel_is_scikit_learn_ridge(ridge):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=ridge)
     peer = Ridge(alpha=ridge).fit(masks.double().numpy(), scores.numpy())
     query = reference.all_subsets(6)
@@ -116,7 +34,7 @@ def test_linear_kernel_is_scikit_learn_ridge(ridge):
 
 @pytest.mark.parametrize("ridge", RIDGES)
 def test_rbf_without_intercept_is_scikit_learn_kernel_ridge(ridge):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.3), ridge=ridge, center=False)
     peer = KernelRidge(alpha=ridge, kernel="rbf", gamma=0.3)
     peer.fit(masks.double().numpy(), scores.numpy())
@@ -128,7 +46,7 @@ def test_rbf_without_intercept_is_scikit_learn_kernel_ridge(ridge):
 @centred_or_not
 @pytest.mark.parametrize("weights", [False, True], ids=["masks", "weights"])
 def test_predictions_are_those_of_dense_algebra(kernel, center, weights):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     table = torch.rand(20, 6).double() if weights else masks
     query = torch.rand(7, 6).double() if weights else torch.rand(7, 6) < 0.5
     surrogate = fit_surrogate(table, scores, kernel=kernel, ridge=0.2, center=center)
@@ -155,26 +73,25 @@ def test_standard_deviations_for_real_weights(kernel, center):
 
 
 def test_masks_may_be_asked_of_weights_and_weights_of_masks():
-    masks, scores = problem()
-    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.2), ridge=0.1)
+    masks, scores = many_subsets()
+    surrogate = fit_surrogate(masks, scores, **FIXED)
     corners = torch.cat([masks[:3].double(), torch.full((1, 6), 0.5).double()])
     close(surrogate.predict(corners)[:3], surrogate.predict(masks[:3]))
-    mixture = fit_surrogate(torch.rand(20, 6), scores, kernel=RBF(gamma=0.2), ridge=0.1)
+    mixture = fit_surrogate(torch.rand(20, 6), scores, **FIXED)
     close(mixture.predict(masks[:3]), mixture.predict(masks[:3].double()))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_few_queries(rows):
-    masks, scores = problem()
-    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.2), ridge=0.1)
+    masks, scores = many_subsets()
+    surrogate = fit_surrogate(masks, scores, **FIXED)
     mean, deviation = surrogate.predict(masks[:rows], return_std=True)
     assert mean.shape == deviation.shape == (rows, 2)
 
 
 def test_deviations_shrink_where_there_are_scores():
-    masks = torch.tensor(
-        [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]]
-    )
+    masks = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]).repeat(1, 2)
+    masks[:, 3:] = 0
     surrogate = fit_surrogate(masks, [1.0, 2.0, 3.0, 2.5], kernel=RBF(gamma=0.5), ridge=1e-4)
     near, far = (surrogate.predict(rows, return_std=True)[1] for rows in (masks, 1 - masks))
     assert near.max() < 0.1 * far.min()
@@ -216,39 +133,35 @@ every_answer = pytest.mark.parametrize("ask, shape", SHAPED, ids=ANSWERS)
 
 
 @every_answer
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.float16, torch.int64], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.half, torch.int64], ids=str)
 def test_answers_have_the_scores_kind_and_dtype(ask, shape, dtype):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     scores = (4 * scores).to(dtype)
     expected = {torch.float16: torch.float32, torch.int64: torch.float64}.get(dtype, dtype)
-    options = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
-    double = ask(fit_surrogate(masks, scores.double(), **options))
-    answer = ask(fit_surrogate(masks, scores, **options))
+    double = ask(fit_surrogate(masks, scores.double(), **FIXED))
+    answer = ask(fit_surrogate(masks, scores, **FIXED))
     assert answer.dtype == expected and answer.shape == (*shape, 2)
     torch.testing.assert_close(answer.double(), double, rtol=1e-6, atol=1e-6)
-    single = ask(fit_surrogate(masks, scores[:, 1], **options))
+    single = ask(fit_surrogate(masks, scores[:, 1], **FIXED))
     assert single.shape == shape  # targets do not differ in what one fixed ridge gives
     torch.testing.assert_close(single.double(), double[..., 1], rtol=1e-6, atol=1e-6)
     for kind in (lambda x: x.numpy(), lambda x: x.tolist()):
-        other = ask(fit_surrogate(kind(masks), kind(scores), **options))
+        other = ask(fit_surrogate(kind(masks), kind(scores), **FIXED))
         assert isinstance(other, np.ndarray) and other.shape == (*shape, 2)
         np.testing.assert_allclose(other, answer.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_pandas_carries_names():
-    masks, scores = problem()
+    masks, scores = many_subsets()
     tasks, targets = list("abcdef"), ["u", "v"]
     table = pd.DataFrame(masks.numpy(), columns=tasks)
-    options = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
-    surrogate = fit_surrogate(table, pd.DataFrame(scores.numpy(), columns=targets), **options)
+    surrogate = fit_surrogate(table, pd.DataFrame(scores.numpy(), columns=targets), **FIXED)
     assert surrogate.task_names == tuple(tasks) and surrogate.target_names == tuple(targets)
     for frame in (surrogate.attribute("shapley"), surrogate.attribute("loo", return_std=True)[1]):
         assert list(frame.index) == tasks and list(frame.columns) == targets
     assert list(surrogate.predict(table).columns) == targets
     assert isinstance(surrogate.interactions("loo"), np.ndarray)
-    single = fit_surrogate(table, pd.Series(scores[:, 0].numpy()), **options)
+    single = fit_surrogate(table, pd.Series(scores[:, 0].numpy()), **FIXED)
     assert isinstance(single.attribute("loo"), pd.Series)
     assert list(single.attribute("loo").index) == tasks
     np.testing.assert_allclose(single.attribute("loo"), surrogate.attribute("loo")["u"])
@@ -258,7 +171,7 @@ def test_pandas_carries_names():
 
 
 def test_names_may_be_given():
-    masks, scores = problem(m=8, n=3)
+    masks, scores = many_subsets(m=8, n=3)
     surrogate = fit_surrogate(
         masks, scores, kernel="linear", task_names=["x", "y", "z"], target_names=[1, 2]
     )
@@ -266,8 +179,8 @@ def test_names_may_be_given():
 
 
 def test_text():
-    masks, scores = problem()
-    text = str(fit_surrogate(masks, scores, kernel=RBF(gamma=0.2), ridge=0.1))
+    masks, scores = many_subsets()
+    text = str(fit_surrogate(masks, scores, **FIXED))
     assert text.startswith("Surrogate of 20 subsets, 6 tasks, 2 targets: rbf(gamma=0.2) (shared")
     assert "linear weights" in str(fit_surrogate(masks, scores, kernel="least_squares"))
     one = fit_surrogate([[0], [1], [0], [1]], [1.0, 2.0, 1.1, 2.2])
@@ -302,17 +215,13 @@ def test_leave_one_out_of_mixtures(kernel, shares):
 def test_what_mixtures_do_not_have():
     surrogate = fit_surrogate(torch.rand(12, 3), torch.randn(12), kernel="rbf", ridge=0.1)
     form = r"^`readout` must be 'loo' without return_std for real-valued weights, got {}\. Shapley"
-    with pytest.raises(ValueError, match=form.format("'shapley'")):
-        surrogate.attribute("shapley")
-    with pytest.raises(ValueError, match=form.format("'banzhaf'")):
-        surrogate.attribute("banzhaf")
-    with pytest.raises(ValueError, match=form.format("'loo' with return_std")):
-        surrogate.attribute("loo", return_std=True)
+    for readout, std in (("shapley", ""), ("banzhaf", ""), ("loo", " with return_std")):
+        with pytest.raises(ValueError, match=form.format(f"'{readout}'{std}")):
+            surrogate.attribute(readout, return_std=bool(std))
     form = r"^`masks` must be 0/1 for {}, got real-valued weights\. Use predict, or attribute"
-    with pytest.raises(ValueError, match=form.format("interactions")):
-        surrogate.interactions()
-    with pytest.raises(ValueError, match=form.format("walsh_spectrum")):
-        surrogate.walsh_spectrum()
+    for name in ("interactions", "walsh_spectrum"):
+        with pytest.raises(ValueError, match=form.format(name)):
+            getattr(surrogate, name)()
 
 
 # -- errors -------------------------------------------------------------------------------------
@@ -320,7 +229,7 @@ def test_what_mixtures_do_not_have():
 
 @pytest.mark.parametrize("ask", ["attribute", "interactions"])
 def test_unknown_readout(ask):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=0.1)
     form = r"^`readout` must be one of 'loo', 'shapley', 'banzhaf', got 'owen'\. Choose"
     with pytest.raises(ValueError, match=form):
@@ -337,7 +246,7 @@ def test_unknown_readout(ask):
     ],
 )
 def test_query_errors(query, error, found):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=0.1)
     with pytest.raises(error, match=f"^`masks` must be {found}"):
         surrogate.predict(query)
@@ -345,7 +254,7 @@ def test_query_errors(query, error, found):
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
 def test_linear_surrogates_have_the_deviations_of_the_linear_kernel(kernel):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel=kernel)
     assert surrogate.has_intervals and [str(t.kernel) for t in surrogate.kernel_terms] == ["linear"]
     value, std = surrogate.attribute("shapley", return_std=True)
@@ -363,12 +272,11 @@ def test_linear_surrogates_have_the_deviations_of_the_linear_kernel(kernel):
 @pytest.mark.parametrize("kind", [lambda x: x, lambda x: x.numpy()], ids=["torch", "numpy"])
 @pytest.mark.parametrize("weights", [False, True], ids=["masks", "weights"])
 def test_surrogates_do_not_change_with_the_callers_table(kind, weights):
-    masks, scores = problem()
+    masks, scores = many_subsets()
     masks = masks * 0.5 if weights else masks
     masks, query = masks.double() if weights else masks, masks[:5].clone()
-    options = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
-    untouched = fit_surrogate(masks.clone(), scores.clone(), **options)
-    surrogate = fit_surrogate(kind(masks), kind(scores), **options)
+    untouched = fit_surrogate(masks.clone(), scores.clone(), **FIXED)
+    surrogate = fit_surrogate(kind(masks), kind(scores), **FIXED)
     masks.fill_(0)
     scores.fill_(0)
     for ask in (lambda s: s.attribute("loo"), lambda s: s.predict(query)):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from ksm_ext import RBF, ConjugateGradients, fit_surrogate, load_surrogate, write_report
 from ksm_ext.surrogates import parts, search
 
+OPTIONS = [{"ridge": 0.3}, {"center": False}, {"share_ridge": False}, {"known": [1, 2]}]
+OPTIONS += [{}, {"noise_std": 0.3}]
 SMALL = pytest.param(70, id="70 subsets")
 LARGE = pytest.param(1500, id="1500 subsets", marks=pytest.mark.slow)
 
@@ -145,16 +147,7 @@ def test_the_factor_of_other_subsets_is_not_used():
     seed=st.integers(0, 10**6),
     m=st.integers(6, 40),
     kernel=st.sampled_from(["auto", "linear", "rbf", "lasso", ["anova2", "exponential"]]),
-    options=st.sampled_from(
-        [
-            {},
-            {"ridge": 0.3},
-            {"center": False},
-            {"noise_std": 0.3},
-            {"share_ridge": False},
-            {"known": [1, 2]},
-        ]
-    ),
+    options=st.sampled_from(OPTIONS),
     missing=st.booleans(),
     weights=st.booleans(),
 )
