@@ -29,7 +29,7 @@ _SINGLE_FROM = 768  # ridges are compared in float32 where the products with U d
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class LatentFit:
     """Some latent columns as one trial predicts them.
 
     Attributes:
@@ -67,7 +67,7 @@ class Trial(Protocol):
         """Leave-one-out residuals (m, columns) at ``ridges`` (columns,)."""
         ...
 
-    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Solution:
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """The fit to all subsets at ``ridges`` (columns,)."""
         ...
 
@@ -145,7 +145,7 @@ class KernelTrial:
         """See :class:`Trial`."""
         return self.factor.leave_one_out(self._latent(columns, components), ridges)
 
-    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Solution:
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         rotated = self._latent(columns, components)
         signal = self.factor.signal_variance(rotated, ridges)
@@ -155,7 +155,7 @@ class KernelTrial:
             constant = constant + self.factor.offset(dual)
         residuals = ridges / self._scores.weights[:, None] * dual
         term = self._term(columns, dual, ridges, signal)
-        return Solution(constant, residuals, ridges * signal, kernel_term=term)
+        return LatentFit(constant, residuals, ridges * signal, kernel_term=term)
 
     def uncertainty(self, columns: Tensor, *, components: bool) -> KernelTerm:
         """The term of a fit that predicts nothing: the uncertainty around another trial's fit.
@@ -290,11 +290,11 @@ class MeanTrial(FixedTrial):
         residuals = (scores.values - scores.offset) / (1 - share)[:, None]
         super().__init__("mean", scores, residuals, components=components)
 
-    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Solution:
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         residuals, constant = self._scores.latent(columns, components=components)
         left_out = self.residuals(ridges, columns, components=components)
-        return Solution(constant, residuals, left_out.square().mean(0))
+        return LatentFit(constant, residuals, left_out.square().mean(0))
 
 
 class LinearTrial(FixedTrial):
@@ -317,12 +317,12 @@ class LinearTrial(FixedTrial):
             self._constant = torch.zeros_like(scores.offset)
         super().__init__(label, scores, residuals)
 
-    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Solution:
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         weights, constant = self._weights[:, columns], self._constant[columns]
         fitted = self._masks.floats @ weights + constant
         left_out = self.residuals(ridges, columns, components=components)
-        return Solution(
+        return LatentFit(
             constant,
             self._scores.values[:, columns] - fitted,
             left_out.square().mean(0),
