@@ -1,7 +1,7 @@
 // Gram matrices of real features on the CPU.
 //
-// Threads own strips of rows of the result, and a GEMM inside a thread runs on that thread: no
-// result depends on the number of threads. Of a symmetric matrix a long strip goes with a short
+// Threads own strips of rows of the result, and a GEMM inside a thread runs on that thread. The
+// strips do not depend on the number of threads; how MKL rounds may. Of a symmetric matrix a long strip goes with a short
 // one, so that the threads get equal work.
 #include "gram.h"
 
