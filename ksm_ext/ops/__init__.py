@@ -2,9 +2,10 @@
 
 Every function here runs on the CPU and on CUDA, and raises before it computes. Loops of our own
 give the same bits for any number of threads; PyTorch's products inside of ``gram_update``,
-``task_gram``, ``kernel_gram``, ``glm_gradient`` and ``glm_hvp`` may round by it. Derivatives go through ``torch.autograd.Function`` that compiled graphs
-call whole (``_library.in_graph``): an operator with ``register_autograd`` alone has silently zero
-tangents under ``torch.func.jvp``, and so has a plain ``autograd.Function`` under ``torch.compile``.
+``task_gram``, ``kernel_gram``, ``glm_gradient`` and ``glm_hvp`` may round by it. Derivatives go
+through ``torch.autograd.Function`` that compiled graphs call whole (``_library.in_graph``): an
+operator with ``register_autograd`` alone has silently zero tangents under ``torch.func.jvp``, and
+so has a plain ``autograd.Function`` under ``torch.compile``.
 """
 
 from ksm_ext.ops._library import BUILT_WITH_CUDA as BUILT_WITH_CUDA
