@@ -59,9 +59,9 @@ def write_report(
     """Write a page about a fitted surrogate; it appears whole or not at all.
 
     Six targets at most are shown, evenly spaced, unless ``target`` names one. All tasks can be
-    sorted and searched; 200 of them, those of the largest attributions, are there without scripts.
-    Interactions are shown where their intervals exclude zero; their map has at most 40 tasks, those
-    of the strongest. The page says what it leaves out.
+    sorted and searched; the 200 of the largest attributions are there without scripts. Interactions
+    are shown where their intervals exclude zero; their map has the 40 tasks of the strongest at
+    most. The page says what it leaves out.
 
     Args:
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
@@ -77,25 +77,22 @@ def write_report(
         OSError: If the file cannot be written.
     """
     check_choice("readout", readout, READOUTS)
-    names = surrogate.target_names
+    t = len(surrogate.target_names)
     if target is None:
-        count = min(len(names), _MAX_TARGETS)
-        shown = torch.linspace(0, len(names) - 1, count).round().long().tolist()
+        shown = torch.linspace(0, t - 1, min(t, _MAX_TARGETS)).round().long().tolist()
     else:
-        shown = [position("target", target, names)]
-    single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
+        shown = [position("target", target, surrogate.target_names)]
+    predictions = _predictions(surrogate, held_out)
+    surrogate = surrogate.with_tensor_answers()
     quality = qualities(surrogate)
-    predictions = _predictions(surrogate, held_out, single)
-    facts = {
-        "title": title,
-        "targets": _targets(surrogate, readout, shown, quality, predictions, held_out is not None),
-        **_fit(surrogate, readout, any(target.predicts for target in quality)),
-    }
-    write_whole(Path(path), _page(facts).encode())
+    targets = _targets(surrogate, readout, shown, quality, predictions, held_out is not None)
+    fitted = _fit(surrogate, readout, any(each.predicts for each in quality))
+    page = _filled({"title": title, "targets": targets, **fitted})
+    write_whole(Path(path), page.encode())
 
 
-def _page(facts: dict[str, Any]) -> str:
-    """The template filled in."""
+def _filled(facts: dict[str, Any]) -> str:
+    """The template with these facts."""
     pages = Environment(
         loader=PackageLoader("ksm_ext.report", "."),
         autoescape=True,
@@ -126,7 +123,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
             "targets" if len(error) > 1 else "target": f"{len(error):,}",
             "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
         },
-        "kernels": _kernels(surrogate),
+        "kernels": surrogate.predictors or "mean only",
         "sharing": _SHARING[surrogate.sharing],
         "error": float(error.mean()),
         "num_targets": len(error),
@@ -138,12 +135,6 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "advice": more_subsets(surrogate, readout) if able else None,
         "smooth": surrogate.noise is None and bool(surrogate.nugget_share.any()),
     }
-
-
-def _kernels(surrogate: Surrogate) -> str:
-    names = [str(term.kernel) for term in surrogate.kernel_terms if bool(term.dual.any())]
-    names += ["linear weights"] * bool(surrogate.linear_terms)
-    return ", ".join(dict.fromkeys(names)) or "mean only"
 
 
 def _candidates(surrogate: Surrogate) -> dict[str, Any]:
@@ -187,10 +178,8 @@ def _targets(
     held_out: bool,
 ) -> list[dict[str, Any]]:
     """A section for each target shown."""
-    if surrogate.has_intervals:
-        values, std = surrogate.attribute(readout, return_std=True)
-    else:
-        values, std = surrogate.attribute(readout), None
+    answer = surrogate.attribute(readout, return_std=surrogate.has_intervals)
+    values, std = answer if surrogate.has_intervals else (answer, None)
     structure = _Structure(surrogate, readout)
     sections = []
     for j in shown:
@@ -276,7 +265,7 @@ class _Structure:
 
 
 def _predictions(
-    surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None, single_target: bool
+    surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None
 ) -> tuple[Tensor, Tensor]:
     """(l, t) true scores, NaN where missing, and the predictions that did not see them."""
     if held_out is None:
@@ -288,14 +277,13 @@ def _predictions(
         },
         {"task": surrogate.task_names, "target": surrogate.target_names},
     )
-    predicted = surrogate.predict(masks)
+    predicted = surrogate.with_tensor_answers().predict(masks)
     true = as_tensor("held_out", scores).cpu().double()
-    if single_target and true.ndim == 1:
+    if surrogate.single_target and true.ndim == 1:
         true = true[:, None]
     if true.shape != predicted.shape or len(true) < 2:
-        expected = (
-            f"scores of {len(predicted)} subsets (at least 2) and {predicted.shape[1]} targets"
-        )
+        l, t = predicted.shape
+        expected = f"scores of {l} subsets (at least 2) and {t} targets"
         remedy = "Give masks (l, n) and scores (l, t)."
         raise ValueError(message("held_out", expected, shape_text(true), remedy))
     check_finite("held_out", true)
@@ -334,7 +322,7 @@ def _attributions(
     rows = []
     for i in order.tolist():
         value, width = float(values[i]), float(half[i])
-        ends = (value - width, value + width) if std is not None else ()
+        ends = () if std is None else (value - width, value + width)
         row = {"name": surrogate.task_names[i], **_bar(value, width, left, right)}
         rows.append(row | {"numbers": [fixed(v, digits) for v in (value, *ends)]})
     caption = f"Attributions ({readout}): {_MEANING[readout]}, in units of the score. "
