@@ -96,7 +96,7 @@ class _Labels:
     Attributes:
         whose: The argument they come from.
         names: As text.
-        given: Whether somebody gave them; else they count from 0 because nobody did.
+        given: Whether the caller gave them; else they count from 0.
     """
 
     whose: str
@@ -200,7 +200,7 @@ def _reordered(table: ArrayLike, axis: int, order: list[int]) -> ArrayLike:
 
 
 def _dimensions(table: Any) -> list[Any]:
-    """What the dimensions of an xarray table are called by somebody."""
+    """Names of the dimensions of an xarray table, without those that xarray makes up."""
     return [dim for dim in table.dims if not re.fullmatch(r"dim_\d+", str(dim))]
 
 

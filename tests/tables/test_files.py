@@ -13,6 +13,7 @@ import tempfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -246,10 +247,7 @@ def test_a_long_cell_does_not_widen_its_column(tmp_path):
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("a,loss\n1,2\n")
-
-    def refuse(*args):
-        raise PermissionError(13, "Permission denied")
-
+    refuse = Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(PermissionError, match=r"/x` must be readable, got Permission denied\. M"):
         read_scores(tmp_path / "x")
