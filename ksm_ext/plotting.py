@@ -147,7 +147,7 @@ def interaction_heatmap(
 
 
 def _name_cells(axes: "Axes", labels: list[str]) -> None:
-    """Write the names of rows and columns beside a matrix, some of many."""
+    """Write names beside a matrix: all of up to 40 tasks, else about 20 of them."""
     num_tasks = len(labels)
     ticks = np.arange(num_tasks) if num_tasks <= 40 else np.arange(0, num_tasks, num_tasks // 20)
     shown = [labels[tick] for tick in ticks]

@@ -78,9 +78,6 @@ def test_importing_the_module_does_not_import_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Attribution bars
-
-
 def test_bars_ascend_and_carry_their_names(ax):
     attribution_bars(TAU, names=list("abcde"), ax=ax)
     widths = [bar.get_width() for bar in ax.patches]
@@ -116,9 +113,6 @@ def test_highlight_mutes_the_others(ax):
 def test_pandas_names_the_tasks(ax):
     attribution_bars(pd.Series([2.0, 1.0], index=["x", "y"]), ax=ax)
     assert labels_of(ax.yaxis) == ["y", "x"]
-
-
-# Interactions
 
 
 def test_heatmap_is_centred_on_zero_without_the_diagonal(ax):
@@ -157,9 +151,6 @@ def test_heatmap_sizes(ax, n):
     assert len(ax.texts) == (n * (n - 1) if n <= 12 else 0)
 
 
-# Predictions
-
-
 def test_scatter_has_all_points_the_identity_and_both_numbers(ax):
     rng = np.random.default_rng(0)
     true = rng.normal(size=(20, 3))
@@ -175,9 +166,6 @@ def test_scatter_has_all_points_the_identity_and_both_numbers(ax):
     assert ax.get_title(loc="left") == f"Spearman {spearman:.2f}   residual error {error:.2f}"
 
 
-# Spectrum
-
-
 def test_spectrum_bars(ax):
     walsh_spectrum([0.7, 0.2, 0.06, 0.034, 0.006, 0.0], ax=ax)
     np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [70, 20, 6, 3.4, 0.6, 0])
@@ -189,9 +177,6 @@ def test_spectrum_gathers_the_high_orders(ax):
     walsh_spectrum([0.7, 0.2, 0.06, 0.04], max_order=2, ax=ax)
     np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [70, 20, 10])
     assert labels_of(ax.xaxis) == ["1", "2", "\N{GREATER-THAN OR EQUAL TO}3"]
-
-
-# Learning curves
 
 
 def test_learning_curve_draws_lines_and_bands(ax):

@@ -55,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        return _fail(error, 2)
-    except (OSError, RuntimeError, MemoryError) as error:
-        return _fail(error, 1)
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        from ksm_ext.cli.output import say
+
+        say(f"ksm: error: {getattr(error, 'strerror', None) or error}")
+        return 2 if isinstance(error, (ValueError, TypeError, FileNotFoundError)) else 1
 
 
 def _run(args: Namespace) -> int:
@@ -71,14 +72,6 @@ def _run(args: Namespace) -> int:
 
         run = getattr(commands, args.command)
     return run(args)
-
-
-def _fail(error: BaseException, status: int) -> int:
-    from ksm_ext.cli.output import say
-
-    text = getattr(error, "strerror", None) or str(error)
-    say(f"ksm: error: {text}")
-    return status
 
 
 # -- arguments ----------------------------------------------------------------------------------

@@ -92,7 +92,6 @@ def write_report(
 
 
 def _filled(facts: dict[str, Any]) -> str:
-    """The template with these facts."""
     pages = Environment(
         loader=PackageLoader("ksm_ext.report", "."),
         autoescape=True,
@@ -144,22 +143,15 @@ def _candidates(surrogate: Surrogate) -> dict[str, Any]:
         best.setdefault((row.kernel, row.num_subsets), row)
     chosen = {(row.kernel, row.num_subsets) for row in surrogate.candidates if row.num_chosen}
     ranked = sorted(best.items(), key=lambda item: (item[0] not in chosen, item[1].error))
-    rows = [
-        {
-            "kernel": row.kernel + (" ✓" if key in chosen else ""),
-            "numbers": (row.ridge, row.error, _rank(row)),
-            "num_subsets": row.num_subsets,
-        }
-        for key, row in ranked[:_MAX_KERNELS]
-    ]
+    rows = []
+    for key, row in ranked[:_MAX_KERNELS]:
+        name, rank = row.kernel + " ✓" * (key in chosen), row.rank_correlation
+        if not says_something(row.error, rank):
+            rank = math.nan  # that of a mean, -1 by construction
+        numbers = (row.ridge, row.error, rank)
+        rows.append({"kernel": name, "numbers": numbers, "num_subsets": row.num_subsets})
     caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(rows), len(ranked))}"
     return {"caption": caption, "rows": rows}
-
-
-def _rank(row: Candidate) -> float:
-    """NaN where it would be that of a mean, -1 by construction."""
-    rank = row.rank_correlation
-    return rank if says_something(row.error, rank) else math.nan
 
 
 def _cap(shown: int, total: int) -> str:
@@ -177,7 +169,6 @@ def _targets(
     predictions: tuple[Tensor, Tensor],
     held_out: bool,
 ) -> list[dict[str, Any]]:
-    """A section for each target shown."""
     answer = surrogate.attribute(readout, return_std=surrogate.has_intervals)
     values, std = answer if surrogate.has_intervals else (answer, None)
     structure = _Structure(surrogate, readout)
@@ -249,14 +240,9 @@ class _Structure:
         digits = _decimals(float(values.abs().max()))
         rows = []
         for at in largest(values, _MAX_PAIRS).tolist():
-            ends = (values[at], values[at] - half[at], values[at] + half[at])
-            rows.append(
-                {
-                    "task": self.names[int(first[at])],
-                    "other": self.names[int(second[at])],
-                    "numbers": [(float(end), fixed(float(end), digits)) for end in ends],
-                }
-            )
+            ends = [float(values[at] + side * half[at]) for side in (0, -1, 1)]
+            names = self.names[int(first[at])], self.names[int(second[at])]
+            rows.append({"names": names, "numbers": [(end, fixed(end, digits)) for end in ends]})
         caption = (
             f"Strongest interactions. {len(values):,} of {math.comb(len(pairs), 2):,} have a 95 % "
             f"interval that excludes zero. {_cap(len(rows), len(values))}"
@@ -349,7 +335,6 @@ def _attributions(
 
 
 def _decimals(largest: float) -> int:
-    """Decimals of a column, for three digits of its largest number."""
     return min(9, decimals(largest, 3))
 
 

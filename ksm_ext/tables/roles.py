@@ -51,14 +51,10 @@ BETTER_HIGH = _set(
 )
 """Words of scores of which more is better."""
 
-SCORES = (
-    BETTER_LOW
-    | BETTER_HIGH
-    | _set(
-        "score scores metric metrics eval y target label outcome result output failed failure fail "
-        "diverged converged"
-    )
-)
+SCORES = _set(
+    "score scores metric metrics eval y target label outcome result output failed failure fail "
+    "diverged converged"
+).union(BETTER_LOW, BETTER_HIGH)
 """Words of scores."""
 
 RUNS = _set(

@@ -265,7 +265,6 @@ def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
 def _key(
     tables: Sequence[_Table], named: Sequence[Mapping[str, Role]], key: str | None
 ) -> str | None:
-    """The column that joins two tables, if there is one."""
     left, right = (table.columns for table in (tables[0], tables[-1]))
     shared = [
         name
@@ -321,7 +320,6 @@ def _joined(tables: Sequence[_Table], key: str) -> list[_Table]:
 
 
 def _check_key(table: _Table, key: str) -> None:
-    """Raise unless every row has a key of its own."""
     cells, what = table.columns[key], f"{key!r} of {table.where}"
     if not is_text(cells):
         check_filled(key, cells, table.where)
@@ -451,7 +449,6 @@ def _index_lists(document: Columns | list[Any]) -> list[list[int]] | None:
 
 
 def _masks_of_lists(lists: list[list[int]], where: str, num_tasks: int | None) -> np.ndarray:
-    """(m, n) bool."""
     n: int = num_tasks or 1 + max((cell for row in lists for cell in row), default=0)
     if n > MAX_COLUMNS or len(lists) * n > MAX_BYTES:
         expected = f"such that n is at most {MAX_COLUMNS:,}, and m n at most {MAX_BYTES:,}"

@@ -79,14 +79,6 @@ def test_weights_and_keys(there, capsys):
     assert load_surrogate("mine").masks.values.equal(0.5 * MASKS.double())
 
 
-def test_fit_of_another_file_of_masks(there):
-    frame()[TASKS].to_csv("masks.csv", index=False)
-    frame()[["loss", "accuracy"]].to_json("scores.json", orient="records")
-    call = ["fit", "scores.json", "--masks", "masks.csv", "--targets", "accuracy"]
-    assert main([*call, "--kernel", "linear", "-o", "mine"]) == 0
-    assert load_surrogate("mine").target_names == ("accuracy",)
-
-
 def test_tasks_that_are_one(there, capsys):
     frame().assign(twin=frame()["code"]).to_csv("twins.csv", index=False)
     call = ["fit", "twins.csv", "--kernel", "linear", "-o", "mine"]

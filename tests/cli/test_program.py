@@ -20,9 +20,6 @@ ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("design", "fit", "attribute", "select", "report", "doctor")
 
 
-# -- a new user ---------------------------------------------------------------------------------
-
-
 def readme_commands():
     section = (ROOT / "README.md").read_text().split("## Command line\n")[1].split("\n## ")[0]
     lines = re.search(r"```\n(ksm fit.*?)```", section, re.S)[1].splitlines()
@@ -75,9 +72,6 @@ def test_names_between_commas():
     assert _names(" , ") == []
 
 
-# -- what goes wrong ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -124,9 +118,6 @@ def test_failures_are_1_and_interrupts_130(there, monkeypatch, capsys):
         monkeypatch.setattr("ksm_ext.cli.commands.fit_surrogate", fail)
         assert main(["fit", "scores.csv", "-o", "x"]) == status
         assert capsys.readouterr().err.endswith(f"{said}\n")
-
-
-# -- pipes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -102,6 +102,10 @@ def npy(shape, numbers, kind="<f8"):
 MASKS_NPY = npy("(2, 2)", [1, 0, 0, 1])
 
 
+def scored(shape, numbers, kind="<f8", **more):
+    return zipped(masks_npy=MASKS_NPY, scores_npy=npy(shape, numbers, kind), **more)
+
+
 FOREIGN = {
     "nothing": (b"", "nothing in it"),
     "UTF-16": (b"\xff\xfe\x00", "utf-8"),
@@ -130,28 +134,16 @@ FOREIGN = {
     "a pickle": (pickle.dumps({"a": 1}), "got a pickle"),
     "one array": (npy("(2,)", [1, 2]), "got a single array (.npy)"),
     "a spreadsheet": (zipped(sheet="<xml/>"), "a zip archive without arrays"),
-    "NPZ of 2^40 numbers": (
-        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(1099511627776,)", [1, 2])),
-        "16 bytes for shape (1099511627776,)",
-    ),
-    "NPZ of True numbers": (
-        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(True,)", [1])),
-        "8 bytes for shape (True,)",
-    ),
+    "NPZ of 2^40 numbers": (scored("(1099511627776,)", [1, 2]), "16 bytes for shape (10995116"),
+    "NPZ of True numbers": (scored("(True,)", [1]), "8 bytes for shape (True,)"),
     "NPZ without columns": (
         zipped(masks_npy=npy("(0, 1000000000000)", []), scores_npy=npy("(0,)", [])),
         "must be of at most 1,048,576 columns",
     ),
-    "NPZ of complex numbers": (
-        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(2,)", [1, 2], "<c16")),
-        "no numbers",
-    ),
+    "NPZ of complex numbers": (scored("(2,)", [1, 2], "<c16"), "no numbers"),
     "NPZ of objects": (zipped(masks_npy=npy("(1,)", [{}], "|O")), "Object arrays cannot be loaded"),
     "NPZ with other members": (zipped(masks_npy=MASKS_NPY, scores=b"hello"), "got none"),
-    "NPZ with one name": (
-        zipped(masks_npy=MASKS_NPY, scores_npy=npy("(2,)", [1, 2]), task_names_npy=npy("()", 1)),
-        "got 0 dimensions",
-    ),
+    "NPZ with one name": (scored("(2,)", [1, 2], task_names_npy=npy("()", 1)), "got 0 dimensions"),
     "NPZ packed in another way": (
         zipped(masks_npy=MASKS_NPY).replace(b"\x08\x00", b"\x63\x00"),
         "That compression method is not supported",
