@@ -35,6 +35,8 @@ TABLES = {
 }
 """Libraries whose tables go in and come back, with the names of their classes."""
 
+_PASS_NUMBERS = "Pass a tensor, NumPy array, list or table of numbers."
+
 
 def table_library(value: object) -> str | None:
     """``"pandas"``, ``"polars"`` or ``"xarray"`` for their tables; imports none of them."""
@@ -69,9 +71,8 @@ def position(argument: str, wanted: str | int, names: Sequence[str]) -> int:
     if isinstance(wanted, Integral) and 0 <= wanted < len(names):
         return int(wanted)
     known = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
-    numbers = "" if isinstance(wanted, str) else f", or a number below {len(names)}"
-    remedy = "Mind its spelling."
-    raise ValueError(message(argument, f"one of {known}{numbers}", repr(wanted), remedy))
+    known += "" if isinstance(wanted, str) else f", or a number below {len(names)}"
+    raise ValueError(message(argument, f"one of {known}", repr(wanted), "Mind its spelling."))
 
 
 def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ class _Labels:
     Attributes:
         whose: The argument they come from.
         names: As text.
-        given: Whether somebody gave them; else they count from 0 because nobody did.
+        given: Whether the caller gave them; else they count from 0.
     """
 
     whose: str
@@ -199,7 +200,7 @@ def _reordered(table: ArrayLike, axis: int, order: list[int]) -> ArrayLike:
 
 
 def _dimensions(table: Any) -> list[Any]:
-    """What the dimensions of an xarray table are called by somebody."""
+    """Names of the dimensions of an xarray table, without those that xarray makes up."""
     return [dim for dim in table.dims if not re.fullmatch(r"dim_\d+", str(dim))]
 
 
@@ -249,14 +250,8 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
     if array.dtype == object:  # pandas frames of mixed numeric columns arrive as objects
         array = _from_objects(array)
     if array.dtype.kind not in "biuf":
-        raise TypeError(
-            message(
-                name,
-                "numeric",
-                f"{type(value).__name__} of dtype {array.dtype}",
-                "Pass a tensor, NumPy array, list or table of numbers.",
-            )
-        )
+        found = f"{type(value).__name__} of dtype {array.dtype}"
+        raise TypeError(message(name, "numeric", found, _PASS_NUMBERS))
     if isinstance(array, np.ma.MaskedArray):
         missing = np.ma.getmaskarray(array)
         array = np.where(missing, np.nan, array.data) if missing.any() else array.data
@@ -313,8 +308,7 @@ def _as_array(name: str, value: ArrayLike) -> np.ndarray:
         raise TypeError(_ragged(name, value)) from error
     except (TypeError, RuntimeError, OverflowError) as error:
         found = f"{type(value).__name__} ({error})"
-        remedy = "Pass a tensor, NumPy array, list or table of numbers."
-        raise TypeError(message(name, "numeric", found, remedy)) from error
+        raise TypeError(message(name, "numeric", found, _PASS_NUMBERS)) from error
 
 
 def _ragged(name: str, value: ArrayLike) -> str:

@@ -35,12 +35,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
-def check_choice(name: str, value: object, choices: Sequence[object], remedy: str = "") -> None:
+def check_choice(
+    name: str, value: object, choices: Sequence[object], remedy: str = "Choose one of these."
+) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(
-            message(name, f"one of {listed}", repr(value), remedy or "Choose one of these.")
+            message(name, f"one of {', '.join(map(repr, choices))}", repr(value), remedy)
         )
 
 
@@ -58,10 +59,9 @@ def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
     if not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()
         first = tuple(bad[0].tolist())
-        expected = "finite"
         found = f"{len(bad)} NaN or infinite entries, the first {tensor[first].item()} at {first}"
         remedy = remedy or "Drop the subsets concerned, or find out why their runs diverged."
-        raise ValueError(message(name, expected, found, remedy))
+        raise ValueError(message(name, "finite", found, remedy))
 
 
 def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
@@ -75,19 +75,20 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
     return int(number)
 
 
-def check_real(name: str, value: object, expected: str = "a number", remedy: str = "") -> float:
+def check_real(
+    name: str, value: object, expected: str = "a number", remedy: str = "Pass a number."
+) -> float:
     """``value`` as Python's own float, of any real kind (not bool); NaN passes."""
     number = _item(value)
     if isinstance(number, bool) or not isinstance(number, Real):
-        found = (
-            repr(value) if value is None or isinstance(value, (str, bool)) else type(value).__name__
-        )
-        raise TypeError(message(name, expected, found, remedy or "Pass a number."))
+        shown = value is None or isinstance(value, (str, bool))
+        found = repr(value) if shown else type(value).__name__
+        raise TypeError(message(name, expected, found, remedy))
     try:
         return float(number)
     except OverflowError as error:
         found = "one beyond the range of a float"
-        raise ValueError(message(name, expected, found, remedy or "Pass a number.")) from error
+        raise ValueError(message(name, expected, found, remedy)) from error
 
 
 def _item(value: object) -> object:

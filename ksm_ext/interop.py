@@ -32,13 +32,9 @@ from ksm_ext.surrogates.surrogate import Surrogate
 if TYPE_CHECKING:
     from shapiq import InteractionValues
 
-_READOUTS = {
-    "SV": "shapley",
-    "SII": "shapley",
-    "k-SII": "shapley",
-    "BV": "banzhaf",
-    "BII": "banzhaf",
-}
+_READOUTS = dict.fromkeys(("SV", "SII", "k-SII"), "shapley") | dict.fromkeys(
+    ("BV", "BII"), "banzhaf"
+)
 _EFFECTS = {"shapley": "SV", "banzhaf": "BV"}
 
 
@@ -111,6 +107,7 @@ def to_interaction_values(
     def of_target(answer: Any, *leading: int) -> np.ndarray:
         return as_tensor("answer", answer).cpu().double().reshape(*leading, -1)[..., column].numpy()
 
+    empty = of_target(surrogate.predict(np.zeros((1, n), bool), observed=True), 1)
     effects = of_target(surrogate.attribute(readout), n)
     values: dict[tuple[int, ...], float] = {(task,): float(effects[task]) for task in range(n)}
     if order == 1:
@@ -129,7 +126,5 @@ def to_interaction_values(
         n_players=n,
         estimated=True,
         estimation_budget=len(surrogate.masks),
-        baseline_value=float(
-            of_target(surrogate.predict(np.zeros((1, n), bool), observed=True), 1)[0]
-        ),
+        baseline_value=float(empty[0]),
     )

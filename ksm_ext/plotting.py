@@ -58,8 +58,7 @@ def attribution_bars(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
-    tables = {"attributions": (attributions, "task"), "std": (std, "task")}
-    attributions, std = aligned(tables)
+    attributions, std = aligned({"attributions": (attributions, "task"), "std": (std, "task")})
     values = _finite("attributions", attributions, 1, "(n,): one attribution per task")
     tau = values.numpy()
     labels = _task_names(names, attributions, len(tau))
@@ -67,7 +66,7 @@ def attribution_bars(
     if top is not None:
         order = order[np.isin(order, largest(values, check_positive_int("top", top)))]
     meaning = "(n,): one standard deviation per task"
-    widths = None if std is None else _interval_widths(std, level, tau.shape, meaning)[order]
+    widths = None if std is None else _half_widths(std, level, tau.shape, meaning)[order]
     axes = _axes(ax, (5.2, 0.9 + 0.24 * len(order)))
     rows = np.arange(len(order))
     colours = [_BLUE if tau[task] >= 0 else _ORANGE for task in order]
@@ -125,7 +124,7 @@ def interaction_heatmap(
     labels = _task_names(names, interactions, num_tasks)
     drawn = ~torch.eye(num_tasks, dtype=torch.bool)
     if std is not None:
-        half = _interval_widths(std, level, table.shape, "(n, n): tasks by tasks")
+        half = _half_widths(std, level, table.shape, "(n, n): tasks by tasks")
         drawn &= table.abs() > torch.from_numpy(half)
     limit = full_colour(table, drawn)
     side = min(9.0, 2.2 + 0.34 * num_tasks)
@@ -148,7 +147,7 @@ def interaction_heatmap(
 
 
 def _name_cells(axes: "Axes", labels: list[str]) -> None:
-    """Write the names of rows and columns beside a matrix, some of many."""
+    """Write names beside a matrix: all of up to 40 tasks, else about 20 of them."""
     num_tasks = len(labels)
     ticks = np.arange(num_tasks) if num_tasks <= 40 else np.arange(0, num_tasks, num_tasks // 20)
     shown = [labels[tick] for tick in ticks]
@@ -156,15 +155,11 @@ def _name_cells(axes: "Axes", labels: list[str]) -> None:
     axes.set_xticks(ticks, shown, rotation=90 if turned else 0)
     axes.set_yticks(ticks, shown)
     axes.tick_params(length=0, labelsize=8, colors=_INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def predicted_against_true(
-    true_scores: ArrayLike,
-    predicted_scores: ArrayLike,
-    *,
-    ax: "Axes | None" = None,
+    true_scores: ArrayLike, predicted_scores: ArrayLike, *, ax: "Axes | None" = None
 ) -> "Axes":
     """Scatter of predicted over true scores, with the line on which both agree.
 
@@ -231,12 +226,10 @@ def walsh_spectrum(
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
     values = _finite("fractions", fractions, 1, "(r,): one fraction per order").numpy()
-    outside = (values < -1e-9) | (values > 1 + 1e-9)
-    if outside.any():
-        remedy = "Divide by the total variance."
-        raise ValueError(
-            message("fractions", "within 0 and 1", f"{values[outside][0]:.4g}", remedy)
-        )
+    outside = values[(values < -1e-9) | (values > 1 + 1e-9)]
+    if len(outside):
+        found, remedy = f"{outside[0]:.4g}", "Divide by the total variance."
+        raise ValueError(message("fractions", "within 0 and 1", found, remedy))
     labels = [str(order + 1) for order in range(len(values))]
     if max_order is not None and max_order < len(values):
         max_order = check_positive_int("max_order", max_order)
@@ -244,9 +237,7 @@ def walsh_spectrum(
         labels = [*labels[:max_order], f"\N{GREATER-THAN OR EQUAL TO}{max_order + 1}"]
     axes = _axes(ax, (1.6 + 0.5 * len(values), 2.8))
     bars = axes.bar(labels, 100 * values, width=0.68, color=_BLUE, zorder=2)
-    texts = [
-        f"{100 * value:.0f}" if value >= 0.01 else "<1" if value > 0 else "0" for value in values
-    ]
+    texts = [f"{100 * v:.0f}" if v >= 0.01 else "<1" if v > 0 else "0" for v in values]
     axes.bar_label(bars, texts, padding=2, fontsize=8, color=_INK)
     axes.set_ylim(0, max(1.0, 112 * values.max(initial=0)))
     _style(axes, "order of interaction", "variance [%]", grid="y")
@@ -301,9 +292,8 @@ def learning_curve(
         label = labels[number] if labels is not None else None
         axes.plot(x, curve, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=label)
         if ends is not None:
-            axes.fill_between(
-                x, ends[0][number], ends[1][number], color=colour, alpha=0.15, linewidth=0
-            )
+            low, high = ends[0][number], ends[1][number]
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     if len(x) and x.min() > 0 and x.max() >= 8 * x.min():
         axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:g}" for value in x], minor=False)
@@ -326,10 +316,8 @@ def _axes(ax: "Axes | None", figsize: tuple[float, float]) -> "Axes":
 
 
 def _style(axes: "Axes", xlabel: str, ylabel: str | None, grid: Literal["x", "y", "both"]) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_MUTED)
     axes.tick_params(colors=_INK, labelsize=9, length=3, color=_MUTED)
     axes.set_xlabel(xlabel, color=_INK)
     if ylabel is not None:
@@ -354,10 +342,8 @@ def _task_names(names: Sequence[str] | None, table: ArrayLike, num_tasks: int) -
     return [str(name) for name in names]
 
 
-def _interval_widths(
-    std: ArrayLike, level: float, shape: tuple[int, ...], meaning: str
-) -> np.ndarray:
-    """Half the width of the central normal interval of each standard deviation, (n,) or (n, n)."""
+def _half_widths(std: ArrayLike, level: float, shape: tuple[int, ...], meaning: str) -> np.ndarray:
+    """Half the central normal interval of each standard deviation, (n,) or (n, n)."""
     deviations = _finite("std", std, len(shape), meaning)
     if deviations.shape != shape or bool((deviations < 0).any()):
         expected = f"{' x '.join(map(str, shape))} non-negative numbers"
@@ -373,10 +359,9 @@ def _interval_widths(
 
 def _curves(name: str, value: ArrayLike, num_points: int) -> np.ndarray:
     """A (c, r) table of curves; one dimension is one curve."""
-    tensor = as_tensor(name, value).cpu().double()
-    table = _finite(
-        name, tensor[None] if tensor.ndim == 1 else tensor, 2, "(c, r): curves by points"
-    )
+    tensor = as_tensor(name, value)
+    curves = tensor[None] if tensor.ndim == 1 else tensor
+    table = _finite(name, curves, 2, "(c, r): curves by points")
     if table.shape[1] != num_points:
         expected = f"of {num_points} columns like `num_subsets`"
         remedy = "Give one value per number of subsets."

@@ -86,12 +86,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         self.surrogate_ = fit_surrogate(
             X,
             y,
-            kernel=self.kernel,
-            ridge=self.ridge,
-            criterion=self.criterion,
-            share_ridge=self.share_ridge,
-            center=self.center,
-            noise_std=self.noise_std,
+            **self.get_params(deep=False),
             task_names=getattr(self, "feature_names_in_", None),
             target_names=target_names,
         )

@@ -17,6 +17,7 @@ from ksm_ext.network.gradients import parameter_names
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.subsets import all_subsets, bernoulli
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 INDICES = [("SV", 1), ("SII", 2), ("k-SII", 2), ("BV", 1), ("BII", 2)]
 
 
@@ -56,10 +57,9 @@ def test_a_surrogate_is_a_game_itself(shapiq, index, order, kernel):
     truth = worth(masks[:, :5].numpy()) + 0.1 * np.arange(30) % 0.7
     scores = pd.DataFrame({"u": -truth, "v": truth})
     surrogate = fit_surrogate(masks, scores, kernel=kernel, share_ridge=True)
-    observed = {"observed": True}  # attributions use the scores that are there
 
-    def game(rows):
-        return surrogate.predict(rows, **observed)["v"].to_numpy()
+    def game(rows):  # by the scores that are there, which attributions use
+        return surrogate.predict(rows, observed=True)["v"].to_numpy()
 
     computer = shapiq.ExactComputer(game, n)
     for target in (1, "v"):
@@ -82,13 +82,9 @@ def assert_equal_interactions(found, expected, order, tolerance):
 def test_effects_alone_are_values(shapiq):
     masks = all_subsets(5)
     surrogate = fit_surrogate(masks, worth(masks.numpy()), kernel="anova2", ridge=0.1)
-    for index, name, readout in [
-        ("SII", "SV", "shapley"),
-        ("k-SII", "SV", "shapley"),
-        ("BII", "BV", "banzhaf"),
-    ]:
+    for index, readout in [("SII", "shapley"), ("k-SII", "shapley"), ("BII", "banzhaf")]:
         found = to_interaction_values(surrogate, index, order=1)
-        assert (found.index, found.max_order) == (name, 1)
+        assert (found.index, found.max_order) == ("BV" if index == "BII" else "SV", 1)
         effects = [found[(task,)] for task in range(5)]
         np.testing.assert_array_equal(effects, surrogate.attribute(readout))
 
@@ -151,9 +147,8 @@ def test_what_is_no_game(error, found, game, n):
     ],
 )
 def test_what_has_no_interaction_values(options, found):
-    surrogate = fit_surrogate(
-        all_subsets(4), torch.randn(16, 2), kernel="rbf", ridge=0.1, target_names=["u", "v"]
-    )
+    names = {"target_names": ["u", "v"]}
+    surrogate = fit_surrogate(all_subsets(4), torch.randn(16, 2), kernel="rbf", ridge=0.1, **names)
     with pytest.raises(ValueError, match=found):
         to_interaction_values(surrogate, **options)
 
@@ -165,7 +160,7 @@ def test_shares_have_no_interaction_values():
         to_interaction_values(surrogate)
 
 
-# HuggingFace's data sets, trainers and adapters
+# -- HuggingFace's data sets, trainers and adapters ---------------------------------------------
 
 VOCABULARY, LENGTH = 17, 6
 
@@ -194,20 +189,11 @@ def adapted(transformers, seed=0):
     """A causal language model of 1,000 parameters with adapters of rank 1, nothing downloaded."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=LENGTH,
-        n_embd=4,
-        n_layer=1,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
-    model = transformers.GPT2LMHeadModel(config)
-    lora = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=1, target_modules=["c_attn"], fan_in_fan_out=True
-    )
+    sizes = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 4, "n_layer": 1}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "use_cache": False}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, n_head=2, **tokens))
+    adapter = {"task_type": "CAUSAL_LM", "r": 1, "target_modules": ["c_attn"]}
+    lora = peft.LoraConfig(**adapter, fan_in_fan_out=True)
     model = peft.get_peft_model(model, lora).double()
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # zeros at first, which would make half the gradients zero
@@ -239,24 +225,16 @@ def penalised_loss(z, odds, gradients, ridge):
     return np.logaddexp(0, -at).mean() + ridge / 2 * z @ z, slope
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_a_trainers_model_and_data_are_tasks(transformers, sentences, tmp_path):
-    options = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=3,
-        learning_rate=0.1,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-    )
+    steps = {"output_dir": str(tmp_path), "max_steps": 3, "learning_rate": 0.1, "use_cpu": True}
+    quiet = {"disable_tqdm": True, "report_to": []}
+    quiet |= {"save_strategy": "no", "logging_strategy": "no"}
+    options = transformers.TrainingArguments(**steps, **quiet)
     trainer = transformers.Trainer(adapted(transformers), options, train_dataset=sentences)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
-    moved = [
-        name for name, weight in trainer.model.named_parameters() if (weight != before[name]).any()
-    ]
+    after = trainer.model.named_parameters()
+    moved = [name for name, weight in after if (weight != before[name]).any()]
     assert moved == parameter_names(trainer.model) == parameter_names(trainer.model, "*lora_*")
 
     data = trainer.train_dataset.with_format("torch")
@@ -264,23 +242,19 @@ def test_a_trainers_model_and_data_are_tasks(transformers, sentences, tmp_path):
     estimator = GradientEstimator(
         trainer.model, tasks, data.select(range(9, 12)), ridge=0.3, vectorize=False, progress=False
     ).fit()
-    odds, gradients = by_hand(trainer.model, sentences)
-    odds, gradients = odds.numpy(), gradients.numpy()
+    odds, gradients = (table.numpy() for table in by_hand(trainer.model, sentences))
     members = [range(3), range(3, 7), range(7, 9)]
     masks = all_subsets(3)
     for mask, score in zip(masks, estimator.predict(masks), strict=True):
         rows = [row for task in mask.nonzero()[:, 0] for row in members[task]]
-
         z = np.zeros(gradients.shape[1])
         if rows:
-            z = minimize(
-                penalised_loss, z, (odds[rows], gradients[rows], 0.3), jac=True, tol=1e-9
-            ).x
+            given = odds[rows], gradients[rows], 0.3
+            z = minimize(penalised_loss, z, given, jac=True, tol=1e-9).x
         expected = np.logaddexp(0, -(odds[9:] + gradients[9:] @ z)).mean()
         assert float(score[0]) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("parameters", [None, "*lora_*"])
 @pytest.mark.parametrize("kind", ["dataset", "subset", "tensors", "encoding", "joined"])
 def test_gradients_of_adapters_on_any_kind_of_data(transformers, sentences, kind, parameters):
@@ -292,15 +266,13 @@ def test_gradients_of_adapters_on_any_kind_of_data(transformers, sentences, kind
         "encoding": lambda: transformers.BatchEncoding(data[:]),
         "joined": lambda: ConcatDataset([data.select(range(5)), Subset(data, range(5, 12))]),
     }[kind]()
-    features = collect_features(
-        model, given, log_odds, parameters=parameters, vectorize=False, progress=False
-    )
+    options = {"parameters": parameters, "vectorize": False, "progress": False}
+    features = collect_features(model, given, log_odds, **options)
     odds, gradients = by_hand(model, sentences)
     torch.testing.assert_close(features.values, odds, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(features.gradients, gradients, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_sequences_of_their_own_lengths(transformers, sentences):
     """Right padding is never attended to, so that sequences may be as long as they are."""
     model, padded = adapted(transformers), sentences.with_format("torch")
@@ -317,7 +289,6 @@ def test_sequences_of_their_own_lengths(transformers, sentences):
         collect_features(model, ragged, log_odds, progress=False)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_lists_are_no_tensors(transformers, sentences):
     with pytest.raises(TypeError, match=r"got list in input_ids.*with_format\('torch'\)"):
         collect_features(adapted(transformers), sentences, log_odds, progress=False)

@@ -1,5 +1,6 @@
 """Figures: what is drawn is what was given."""
 
+import subprocess
 import sys
 
 import matplotlib
@@ -73,13 +74,8 @@ def test_without_matplotlib_the_remedy_is_named(draw, monkeypatch):
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    import subprocess
-
     code = "import sys, ksm_ext.plotting; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# Attribution bars
 
 
 def test_bars_ascend_and_carry_their_names(ax):
@@ -119,9 +115,6 @@ def test_pandas_names_the_tasks(ax):
     assert labels_of(ax.yaxis) == ["y", "x"]
 
 
-# Interactions
-
-
 def test_heatmap_is_centred_on_zero_without_the_diagonal(ax):
     table = np.array([[9.0, 0.2, -0.4], [0.2, 9.0, 0.1], [-0.4, 0.1, 9.0]])
     interaction_heatmap(pd.DataFrame(table, index=list("abc"), columns=list("abc")), ax=ax)
@@ -158,9 +151,6 @@ def test_heatmap_sizes(ax, n):
     assert len(ax.texts) == (n * (n - 1) if n <= 12 else 0)
 
 
-# Predictions
-
-
 def test_scatter_has_all_points_the_identity_and_both_numbers(ax):
     rng = np.random.default_rng(0)
     true = rng.normal(size=(20, 3))
@@ -176,13 +166,9 @@ def test_scatter_has_all_points_the_identity_and_both_numbers(ax):
     assert ax.get_title(loc="left") == f"Spearman {spearman:.2f}   residual error {error:.2f}"
 
 
-# Spectrum
-
-
 def test_spectrum_bars(ax):
     walsh_spectrum([0.7, 0.2, 0.06, 0.034, 0.006, 0.0], ax=ax)
-    heights = [bar.get_height() for bar in ax.patches]
-    np.testing.assert_allclose(heights, [70, 20, 6, 3.4, 0.6, 0])
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [70, 20, 6, 3.4, 0.6, 0])
     assert [text.get_text() for text in ax.texts] == ["70", "20", "6", "3", "<1", "0"]
     assert labels_of(ax.xaxis) == list("123456")
 
@@ -191,9 +177,6 @@ def test_spectrum_gathers_the_high_orders(ax):
     walsh_spectrum([0.7, 0.2, 0.06, 0.04], max_order=2, ax=ax)
     np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [70, 20, 10])
     assert labels_of(ax.xaxis) == ["1", "2", "\N{GREATER-THAN OR EQUAL TO}3"]
-
-
-# Learning curves
 
 
 def test_learning_curve_draws_lines_and_bands(ax):
@@ -224,10 +207,7 @@ def test_learning_curve_of_one_curve_without_band(ax):
         (lambda: attribution_bars(TAU, names=["a"]), "`names` must be 5 names, got 1 of them"),
         (lambda: attribution_bars(TAU, [0.1]), "`std` must be 5 non-negative numbers"),
         (lambda: attribution_bars(TAU, -TAU), "`std` must be 5 non-negative numbers"),
-        (
-            lambda: interaction_heatmap(np.ones((3, 3)), std=np.ones((2, 2))),
-            "`std` must be 3 x 3 non-negative numbers",
-        ),
+        (lambda: interaction_heatmap(np.eye(3), std=np.eye(2)), "`std` must be 3 x 3 non-neg"),
         (lambda: attribution_bars(TAU, TAU**2, level=95), "`level` must be strictly between"),
         (lambda: interaction_heatmap(np.ones((2, 3))), r"`interactions` must be square, got shape"),
         (lambda: walsh_spectrum([1.5]), "`fractions` must be within 0 and 1, got 1.5"),

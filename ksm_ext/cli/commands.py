@@ -38,8 +38,7 @@ _AVERAGED = "averaged over targets in standard deviations from their means"
 def fit(args: Namespace) -> int:
     """Fit a surrogate to a table of scores and save it."""
     table = _score_table(args)
-    say(table.role_table(), quiet=args.quiet)
-    say(f"Fitting {table}.", quiet=args.quiet)
+    say(f"{table.role_table()}\nFitting {table}.", quiet=args.quiet)
     start = perf_counter()
     surrogate = fit_surrogate(
         table.masks,
@@ -56,9 +55,8 @@ def fit(args: Namespace) -> int:
         progress=on_a_terminal() and not args.quiet,
     )
     _write_surrogate(surrogate, args.output)
-    say(_quality(surrogate), quiet=args.quiet)
-    seconds = perf_counter() - start
-    say(f"Saved to {args.output} after {seconds:.1f} s.", quiet=args.quiet)
+    saved = f"Saved to {args.output} after {perf_counter() - start:.1f} s."
+    say(f"{_quality(surrogate)}\n{saved}", quiet=args.quiet)
     return 0
 
 
@@ -112,13 +110,13 @@ def select(args: Namespace) -> int:
 
         def predict(masks: Tensor) -> Tensor:
             bar.update(len(masks))
-            return (torch.as_tensor(surrogate.predict(masks))[:, targets] - center) / scale
+            return (surrogate.predict(masks)[:, targets] - center) / scale
 
+        up, budget = args.maximize, args.budget
         if args.exact:
-            options: dict[str, Any] = {"costs": costs, "budget": args.budget}
-            chosen = exact(predict, n, maximize=args.maximize, **options)
+            chosen = exact(predict, n, costs=costs, budget=budget, maximize=up)
         else:
-            chosen = under_budget(predict, costs, args.budget, maximize=args.maximize)
+            chosen = under_budget(predict, costs, budget, maximize=up)
     tasks = list(chosen.tasks)
     columns: dict[str, Any] = {
         "task": [names[i] for i in tasks],
@@ -152,20 +150,13 @@ def report(args: Namespace) -> int:
             part="test",
         )
         held_out = (table.masks, table.scores)
-    write_report(
-        surrogate,
-        args.output,
-        title=args.title,
-        readout=args.readout,
-        held_out=held_out,
-        target=args.target,
-    )
+    shown = {"title": args.title, "readout": args.readout, "target": args.target}
+    write_report(surrogate, args.output, held_out=held_out, **shown)
     say(f"Wrote {args.output}: open it in a browser.")
     return 0
 
 
 def _read_surrogate(source: str) -> Surrogate:
-    """Load a surrogate from a file or standard input."""
     if source != STANDARD:
         return load_surrogate(source)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,10 +166,8 @@ def _read_surrogate(source: str) -> Surrogate:
 
 
 def _write_surrogate(surrogate: Surrogate, target: str) -> None:
-    """Save a surrogate to a file or standard output."""
     if target != STANDARD:
-        surrogate.save(target)
-        return
+        return surrogate.save(target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "surrogate"
         surrogate.save(path)
@@ -200,35 +189,29 @@ def _score_table(args: Namespace) -> ScoreTable:
         num_tasks=args.num_tasks,
         missing=args.missing,
     )
-    if table.masks.dtype != torch.bool:
-        return table
-    num_distinct = int(identical_subsets(table.masks.T).max()) + 1
-    if num_distinct == len(table.task_names):
-        return table
-    if args.merge_duplicates:
-        return table.merged()
-    say(
-        f"Note: the {len(table.task_names):,} tasks are {num_distinct:,} that differ in some "
-        "subset; --merge-duplicates makes one of those that do not.",
-        quiet=args.quiet,
-    )
+    if table.masks.dtype == torch.bool:
+        n, num_distinct = len(table.task_names), int(identical_subsets(table.masks.T).max()) + 1
+        if num_distinct < n and args.merge_duplicates:
+            return table.merged()
+        if num_distinct < n:
+            note = f"Note: the {n:,} tasks are {num_distinct:,} that differ in some subset; "
+            note += "--merge-duplicates makes one of those that do not."
+            say(note, quiet=args.quiet)
     return table
 
 
 def _kernels(text: str) -> str | list[str]:
     names = [name.strip() for name in text.split(",")]
     if "auto" in names and len(names) > 1:
-        remedy = "Leave out the others."
-        raise ValueError(message("kernel", "'auto' or names", repr(text), remedy))
+        raise ValueError(message("kernel", "'auto' or names", repr(text), "Leave out the others."))
     return names if len(names) > 1 else names[0]
 
 
 def _target_numbers(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
     """The columns of the targets named; all of them for none, or for ``all``."""
-    known = surrogate.target_names
     if not names or list(names) == ["all"]:
-        return list(range(len(known)))
-    return [position("target", name, known) for name in dict.fromkeys(names)]
+        return list(range(len(surrogate.target_names)))
+    return [position("target", name, surrogate.target_names) for name in dict.fromkeys(names)]
 
 
 def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
@@ -236,11 +219,10 @@ def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
     targets = _target_numbers(surrogate, names)
     if len(targets) == 1:
         return targets
-    listed = ", ".join(surrogate.target_names[:8])
     if not names or list(names) == ["all"]:
-        found = "all of them" if names else "none"
+        expected = f"one of {', '.join(surrogate.target_names[:8])}"
         remedy = "Name it; several that all get better the same way may be named one by one."
-        raise ValueError(message("target", f"one of {listed}", found, remedy))
+        raise ValueError(message("target", expected, "all of them" if names else "none", remedy))
     low, high = (
         [name for name in names if words_of(name) & words] for words in (BETTER_LOW, BETTER_HIGH)
     )
@@ -296,15 +278,11 @@ def _name(cell: Any) -> str:
 
 def _answers(ask: Callable[..., Any], readout: str, intervals: bool) -> tuple[Tensor, Tensor]:
     """Values and standard deviations, NaN where there are none."""
-    if intervals:
-        value, std = ask(readout, return_std=True)
-        return value, std
-    value = ask(readout)
-    return value, torch.full_like(value, torch.nan)
+    answer = ask(readout, return_std=intervals)
+    return answer if intervals else (answer, torch.full_like(answer, torch.nan))
 
 
 def _order(values: Tensor, sort: str) -> Tensor:
-    """Row numbers in the order wanted."""
     if sort == "none":
         return torch.arange(len(values))
     return largest(values) if sort == "size" else values.argsort(descending=True, stable=True)
@@ -312,15 +290,14 @@ def _order(values: Tensor, sort: str) -> Tensor:
 
 def _quality(surrogate: Surrogate) -> str:
     """The surrogate in a line, and how well each target is predicted."""
-    plain = surrogate.with_tensor_answers()
     lines = [str(surrogate)]
-    each = list(zip(plain.target_names, qualities(plain), strict=True))
+    each = list(zip(surrogate.target_names, qualities(surrogate), strict=True))
     lines += [f"  {name}: {quality}" for name, quality in each[:_SHOWN_TARGETS]]
-    if len(plain.target_names) > _SHOWN_TARGETS:
-        lines.append(f"  … and {len(plain.target_names) - _SHOWN_TARGETS:,} more targets")
+    if len(each) > _SHOWN_TARGETS:
+        lines.append(f"  … and {len(each) - _SHOWN_TARGETS:,} more targets")
     lines.append(
         "  (mean squared leave-one-out residual over the variance of the target's own scores: 1 is "
-        f"as good as their mean; {float(plain.loo_error.mean()):.3f} averaged over all targets)"
+        f"as good as their mean; {float(surrogate.loo_error.mean()):.3f} averaged over all targets)"
     )
     if not surrogate.has_intervals:
         lines.append("  no intervals: attributions of real weights have none")

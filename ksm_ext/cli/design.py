@@ -15,10 +15,7 @@ from ksm_ext.cli.output import STANDARD, say, show_table, write_bytes
 
 def design(args: Namespace) -> int:
     """Draw the subsets to score, one row each."""
-    if args.tasks is None:
-        names = [str(index) for index in range(args.num_tasks)]
-    else:
-        names = _task_names(args.tasks)
+    names = list(map(str, range(args.num_tasks))) if args.tasks is None else _task_names(args.tasks)
     masks = _draw(args, len(names))
     if args.format == "npz" or (args.format is None and args.output.endswith(".npz")):
         file = io.BytesIO()
@@ -32,7 +29,6 @@ def design(args: Namespace) -> int:
 
 
 def _task_names(source: str) -> list[str]:
-    """One name a line."""
     path, remedy = Path(source), "Write one name a line."
     if not path.is_file():
         raise FileNotFoundError(message("tasks", "a file", source, remedy))
@@ -48,7 +44,6 @@ def _task_names(source: str) -> list[str]:
 
 
 def _draw(args: Namespace, n: int) -> Tensor:
-    """The masks (m, n) of the design asked for."""
     if args.design == "leave-one-out":
         return subsets.leave_one_out(n, include_full=args.include_full)
     if args.num_subsets is None:

@@ -3,7 +3,6 @@
 import json
 import platform
 from argparse import Namespace
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -16,23 +15,15 @@ from ksm_ext.build_info import build_info
 PACKAGES = ("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib", "jinja2")
 
 
-@dataclass(frozen=True)
-class Extra:
-    """An optional dependency: the module imported, what installs it, and what needs it."""
-
-    module: str
-    install: str
-    purpose: str
-
-
 EXTRAS = (
-    Extra("matplotlib", "ksm_ext[plot]", "figures: ksm_ext.plotting"),
-    Extra("pyarrow", "ksm_ext[parquet]", "Parquet tables on the command line"),
-    Extra("pandas", "pandas", "tables in and out of Python: data frames go in and come back"),
-    Extra("dask", "dask[distributed]", "retraining on a cluster: retrain_scores"),
-    Extra("transformers", "transformers", "gradients of language models"),
-    Extra("curvlinops", "curvlinops-for-pytorch", "influence functions by EK-FAC"),
+    ("matplotlib", "ksm_ext[plot]", "figures: ksm_ext.plotting"),
+    ("pyarrow", "ksm_ext[parquet]", "Parquet tables on the command line"),
+    ("pandas", "pandas", "tables in and out of Python: data frames go in and come back"),
+    ("dask", "dask[distributed]", "retraining on a cluster: retrain_scores"),
+    ("transformers", "transformers", "gradients of language models"),
+    ("curvlinops", "curvlinops-for-pytorch", "influence functions by EK-FAC"),
 )
+"""Optional dependencies: the module imported, what installs it, and what needs it."""
 
 
 def doctor(args: Namespace) -> int:
@@ -71,9 +62,9 @@ def diagnose() -> dict[str, Any]:
         "devices": devices,
         "operators": operators,
         "missing": {
-            extra.module: {"install": f'pip install "{extra.install}"', "for": extra.purpose}
-            for extra in EXTRAS
-            if find_spec(extra.module) is None
+            module: {"install": f'pip install "{install}"', "for": purpose}
+            for module, install, purpose in EXTRAS
+            if find_spec(module) is None
         },
     }
 

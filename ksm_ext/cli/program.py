@@ -55,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        return _fail(error, 2)
-    except (OSError, RuntimeError, MemoryError) as error:
-        return _fail(error, 1)
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        from ksm_ext.cli.output import say
+
+        say(f"ksm: error: {getattr(error, 'strerror', None) or error}")
+        return 2 if isinstance(error, (ValueError, TypeError, FileNotFoundError)) else 1
 
 
 def _run(args: Namespace) -> int:
@@ -71,14 +72,6 @@ def _run(args: Namespace) -> int:
 
         run = getattr(commands, args.command)
     return run(args)
-
-
-def _fail(error: BaseException, status: int) -> int:
-    from ksm_ext.cli.output import say
-
-    text = getattr(error, "strerror", None) or str(error)
-    say(f"ksm: error: {text}")
-    return status
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -95,12 +88,8 @@ def _parser() -> ArgumentParser:
     kinds = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    _add_design(kinds)
-    _add_fit(kinds)
-    _add_attribute(kinds)
-    _add_select(kinds)
-    _add_report(kinds)
-    _add_doctor(kinds)
+    for add in (_add_design, _add_fit, _add_attribute, _add_select, _add_report, _add_doctor):
+        add(kinds)
     return parser
 
 
@@ -342,23 +331,26 @@ def _add_readout(parser: ArgumentParser) -> None:
     )
 
 
-def _add_several(parser: ArgumentParser, option: str, what: str) -> None:
-    several: dict[str, Any] = {"action": "extend", "default": [], "metavar": "NAME,…"}
-    parser.add_argument(option, type=_names, help=what, **several)
+def _names(text: str) -> list[str]:
+    """Names and globs between commas; one with a comma, or a blank at its end, in double quotes."""
+    found = re.findall(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(?:,|$)', text)
+    return [quoted.replace('""', '"') or plain for quoted, plain in found if quoted or plain]
+
+
+_SEVERAL: dict[str, Any] = {"type": _names, "action": "extend", "default": [], "metavar": "NAME,…"}
 
 
 def _add_tables(parser: ArgumentParser, what: str) -> None:
-    parser.add_argument("--masks", metavar="FILE", help=f"where they are not in {what}")
-    parser.add_argument(
-        "--key", metavar="NAME", help="the column that joins two files; default: the shared one"
-    )
-    _add_several(parser, "--ignore", "columns that are neither task nor score")
+    add = parser.add_argument
+    add("--masks", metavar="FILE", help=f"where they are not in {what}")
+    add("--key", metavar="NAME", help="the column that joins two files; default: the shared one")
+    add("--ignore", help="columns that are neither task nor score", **_SEVERAL)
 
 
 def _add_columns(parser: ArgumentParser) -> None:
-    _add_several(parser, "--tasks", "the task columns; default: those of 0 and 1, beyond doubt")
-    _add_several(parser, "--targets", "the score columns; default: those named like scores")
     add = parser.add_argument
+    add("--tasks", help="the task columns; default: those of 0 and 1, beyond doubt", **_SEVERAL)
+    add("--targets", help="the score columns; default: those named like scores", **_SEVERAL)
     add("--weights", action="store_true", help="masks may be shares of a mixture, or counts")
     add("--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers")
     add(
@@ -375,12 +367,6 @@ def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
         choices=(*get_args(Format), *others),
         help="default: the ending of FILE; CSV in a pipe",
     )
-
-
-def _names(text: str) -> list[str]:
-    """Names and globs between commas; one with a comma, or a blank at its end, in double quotes."""
-    found = re.findall(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(?:,|$)', text)
-    return [quoted.replace('""', '"') or plain for quoted, plain in found if quoted or plain]
 
 
 def _count(text: str) -> int:

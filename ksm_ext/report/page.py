@@ -59,9 +59,9 @@ def write_report(
     """Write a page about a fitted surrogate; it appears whole or not at all.
 
     Six targets at most are shown, evenly spaced, unless ``target`` names one. All tasks can be
-    sorted and searched; 200 of them, those of the largest attributions, are there without scripts.
-    Interactions are shown where their intervals exclude zero; their map has at most 40 tasks, those
-    of the strongest. The page says what it leaves out.
+    sorted and searched; the 200 of the largest attributions are there without scripts. Interactions
+    are shown where their intervals exclude zero; their map has the 40 tasks of the strongest at
+    most. The page says what it leaves out.
 
     Args:
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
@@ -77,25 +77,21 @@ def write_report(
         OSError: If the file cannot be written.
     """
     check_choice("readout", readout, READOUTS)
-    names = surrogate.target_names
+    t = len(surrogate.target_names)
     if target is None:
-        count = min(len(names), _MAX_TARGETS)
-        shown = torch.linspace(0, len(names) - 1, count).round().long().tolist()
+        shown = torch.linspace(0, t - 1, min(t, _MAX_TARGETS)).round().long().tolist()
     else:
-        shown = [position("target", target, names)]
-    single, surrogate = surrogate.single_target, surrogate.with_tensor_answers()
+        shown = [position("target", target, surrogate.target_names)]
+    predictions = _predictions(surrogate, held_out)
+    surrogate = surrogate.with_tensor_answers()
     quality = qualities(surrogate)
-    predictions = _predictions(surrogate, held_out, single)
-    facts = {
-        "title": title,
-        "targets": _targets(surrogate, readout, shown, quality, predictions, held_out is not None),
-        **_fit(surrogate, readout, any(target.predicts for target in quality)),
-    }
-    write_whole(Path(path), _page(facts).encode())
+    targets = _targets(surrogate, readout, shown, quality, predictions, held_out is not None)
+    fitted = _fit(surrogate, readout, any(each.predicts for each in quality))
+    page = _filled({"title": title, "targets": targets, **fitted})
+    write_whole(Path(path), page.encode())
 
 
-def _page(facts: dict[str, Any]) -> str:
-    """The template filled in."""
+def _filled(facts: dict[str, Any]) -> str:
     pages = Environment(
         loader=PackageLoader("ksm_ext.report", "."),
         autoescape=True,
@@ -126,7 +122,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
             "targets" if len(error) > 1 else "target": f"{len(error):,}",
             "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
         },
-        "kernels": _kernels(surrogate),
+        "kernels": surrogate.predictors or "mean only",
         "sharing": _SHARING[surrogate.sharing],
         "error": float(error.mean()),
         "num_targets": len(error),
@@ -140,12 +136,6 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
     }
 
 
-def _kernels(surrogate: Surrogate) -> str:
-    names = [str(term.kernel) for term in surrogate.kernel_terms if bool(term.dual.any())]
-    names += ["linear weights"] * bool(surrogate.linear_terms)
-    return ", ".join(dict.fromkeys(names)) or "mean only"
-
-
 def _candidates(surrogate: Surrogate) -> dict[str, Any]:
     """The kernels compared, each at its best ridge, those in use first."""
     best: dict[tuple[str, int], Candidate] = {}
@@ -153,22 +143,15 @@ def _candidates(surrogate: Surrogate) -> dict[str, Any]:
         best.setdefault((row.kernel, row.num_subsets), row)
     chosen = {(row.kernel, row.num_subsets) for row in surrogate.candidates if row.num_chosen}
     ranked = sorted(best.items(), key=lambda item: (item[0] not in chosen, item[1].error))
-    rows = [
-        {
-            "kernel": row.kernel + (" ✓" if key in chosen else ""),
-            "numbers": (row.ridge, row.error, _rank(row)),
-            "num_subsets": row.num_subsets,
-        }
-        for key, row in ranked[:_MAX_KERNELS]
-    ]
+    rows = []
+    for key, row in ranked[:_MAX_KERNELS]:
+        name, rank = row.kernel + " ✓" * (key in chosen), row.rank_correlation
+        if not says_something(row.error, rank):
+            rank = math.nan  # that of a mean, -1 by construction
+        numbers = (row.ridge, row.error, rank)
+        rows.append({"kernel": name, "numbers": numbers, "num_subsets": row.num_subsets})
     caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(rows), len(ranked))}"
     return {"caption": caption, "rows": rows}
-
-
-def _rank(row: Candidate) -> float:
-    """NaN where it would be that of a mean, -1 by construction."""
-    rank = row.rank_correlation
-    return rank if says_something(row.error, rank) else math.nan
 
 
 def _cap(shown: int, total: int) -> str:
@@ -186,11 +169,8 @@ def _targets(
     predictions: tuple[Tensor, Tensor],
     held_out: bool,
 ) -> list[dict[str, Any]]:
-    """A section for each target shown."""
-    if surrogate.has_intervals:
-        values, std = surrogate.attribute(readout, return_std=True)
-    else:
-        values, std = surrogate.attribute(readout), None
+    answer = surrogate.attribute(readout, return_std=surrogate.has_intervals)
+    values, std = answer if surrogate.has_intervals else (answer, None)
     structure = _Structure(surrogate, readout)
     sections = []
     for j in shown:
@@ -260,14 +240,9 @@ class _Structure:
         digits = _decimals(float(values.abs().max()))
         rows = []
         for at in largest(values, _MAX_PAIRS).tolist():
-            ends = (values[at], values[at] - half[at], values[at] + half[at])
-            rows.append(
-                {
-                    "task": self.names[int(first[at])],
-                    "other": self.names[int(second[at])],
-                    "numbers": [(float(end), fixed(float(end), digits)) for end in ends],
-                }
-            )
+            ends = [float(values[at] + side * half[at]) for side in (0, -1, 1)]
+            names = self.names[int(first[at])], self.names[int(second[at])]
+            rows.append({"names": names, "numbers": [(end, fixed(end, digits)) for end in ends]})
         caption = (
             f"Strongest interactions. {len(values):,} of {math.comb(len(pairs), 2):,} have a 95 % "
             f"interval that excludes zero. {_cap(len(rows), len(values))}"
@@ -276,7 +251,7 @@ class _Structure:
 
 
 def _predictions(
-    surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None, single_target: bool
+    surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None
 ) -> tuple[Tensor, Tensor]:
     """(l, t) true scores, NaN where missing, and the predictions that did not see them."""
     if held_out is None:
@@ -288,14 +263,13 @@ def _predictions(
         },
         {"task": surrogate.task_names, "target": surrogate.target_names},
     )
-    predicted = surrogate.predict(masks)
+    predicted = surrogate.with_tensor_answers().predict(masks)
     true = as_tensor("held_out", scores).cpu().double()
-    if single_target and true.ndim == 1:
+    if surrogate.single_target and true.ndim == 1:
         true = true[:, None]
     if true.shape != predicted.shape or len(true) < 2:
-        expected = (
-            f"scores of {len(predicted)} subsets (at least 2) and {predicted.shape[1]} targets"
-        )
+        l, t = predicted.shape
+        expected = f"scores of {l} subsets (at least 2) and {t} targets"
         remedy = "Give masks (l, n) and scores (l, t)."
         raise ValueError(message("held_out", expected, shape_text(true), remedy))
     check_finite("held_out", true)
@@ -334,7 +308,7 @@ def _attributions(
     rows = []
     for i in order.tolist():
         value, width = float(values[i]), float(half[i])
-        ends = (value - width, value + width) if std is not None else ()
+        ends = () if std is None else (value - width, value + width)
         row = {"name": surrogate.task_names[i], **_bar(value, width, left, right)}
         rows.append(row | {"numbers": [fixed(v, digits) for v in (value, *ends)]})
     caption = f"Attributions ({readout}): {_MEANING[readout]}, in units of the score. "
@@ -361,7 +335,6 @@ def _attributions(
 
 
 def _decimals(largest: float) -> int:
-    """Decimals of a column, for three digits of its largest number."""
     return min(9, decimals(largest, 3))
 
 

@@ -482,13 +482,14 @@ class Surrogate:
 
     # -- describing -----------------------------------------------------------------------------
 
+    @property
+    def predictors(self) -> str:
+        """The kernels in use, each once, and linear weights; empty where the mean is best."""
+        kernels = [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
+        return ", ".join(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
+
     def __str__(self) -> str:
         """Sizes, kernels and leave-one-out error in a line, and warnings."""
-        kernels = ", ".join(
-            dict.fromkeys(str(term.kernel) for term in self.kernel_terms if bool(term.dual.any()))
-        )
-        if self.linear_terms:
-            kernels = ", ".join(filter(None, [kernels, "linear weights"]))
         errors = self._loo_error
         quality = f"leave-one-out error {float(errors.mean()):.3f} of the variance"
         if len(errors) > 1:
@@ -499,8 +500,8 @@ class Surrogate:
             shown = self._noise_std.tolist()[:_SHOWN]
             quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
         sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
-        line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: {kernels or 'mean'} "
-        line += f"({self.sharing} ridge), {quality}"
+        line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: "
+        line += f"{self.predictors or 'mean'} ({self.sharing} ridge), {quality}"
         return "\n".join([line, *self.warnings])
 
     __repr__ = __str__

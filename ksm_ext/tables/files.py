@@ -274,7 +274,6 @@ def _no_records(what: str, found: str) -> ValueError:
 
 
 def _split_rows(header: Any, rows: Any, name: str) -> list[dict[str, Any]]:
-    """Records of pandas' ``orient="split"``."""
     fits = isinstance(header, list) and isinstance(rows, list)
     if not fits or not all(isinstance(row, list) and len(row) == len(header) for row in rows):
         raise _no_records(f"the data of {name}", "rows that do not fit its columns")
@@ -416,7 +415,6 @@ def _quoted(cell: Any) -> Any:
 
 
 def _unquoted(cell: str) -> str:
-    """Undoes :func:`_quoted`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 

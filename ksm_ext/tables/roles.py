@@ -51,14 +51,10 @@ BETTER_HIGH = _set(
 )
 """Words of scores of which more is better."""
 
-SCORES = (
-    BETTER_LOW
-    | BETTER_HIGH
-    | _set(
-        "score scores metric metrics eval y target label outcome result output failed failure fail "
-        "diverged converged"
-    )
-)
+SCORES = _set(
+    "score scores metric metrics eval y target label outcome result output failed failure fail "
+    "diverged converged"
+).union(BETTER_LOW, BETTER_HIGH)
 """Words of scores."""
 
 RUNS = _set(
@@ -103,16 +99,12 @@ class Column:
 
 def role_table(columns: Iterable[Column]) -> str:
     """Every role and reason on a line, with the columns that have it; a name stays on its line."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for column in columns:
-        name = column.name.replace("\n", "\\n")
-        groups.setdefault((column.role, column.reason), []).append(name)
-    heads = [f"{role} ({reason})" for role, reason in groups]
-    width = max(map(len, heads), default=0)
-    return "\n".join(
-        f"  {head:{width}}  {listed(names, 20)}"
-        for head, names in zip(heads, groups.values(), strict=True)
-    )
+        head, name = f"{column.role} ({column.reason})", column.name.replace("\n", "\\n")
+        groups.setdefault(head, []).append(name)
+    width = max(map(len, groups), default=0)
+    return "\n".join(f"  {head:{width}}  {listed(names, 20)}" for head, names in groups.items())
 
 
 def name_columns(
@@ -159,11 +151,8 @@ def truth_values(column: np.ndarray) -> np.ndarray:
     if column.ndim != 1 or not is_text(column):
         return column
     cells = [str(cell).strip().lower() for cell in column]
-    if set(cells) == {"x", ""}:
-        return np.array([cell == "x" for cell in cells], dtype=np.float64)
-    if all(cell in _TRUTH for cell in cells):
-        return np.array([_TRUTH[cell] for cell in cells], dtype=np.float64)
-    return column
+    truth = {"x": 1.0, "": 0.0} if set(cells) == {"x", ""} else _TRUTH
+    return np.array([truth[c] for c in cells]) if truth.keys() >= set(cells) else column
 
 
 def assign_roles(
@@ -216,9 +205,10 @@ def assign_roles(
     for role in may:
         if role not in roles:
             what = "tasks" if role == "task" else "scores"
-            expected = f"a table with columns of {what}"
             remedy = f"Name them (`--{ARGUMENTS[role]}`), and mind what is ignored."
-            raise ValueError(message(where, expected, f"no {what}", remedy))
+            raise ValueError(
+                message(where, f"a table with columns of {what}", f"no {what}", remedy)
+            )
     return [found[name] for name in columns]
 
 
@@ -238,7 +228,7 @@ def _known_role(
     name: str, cells: np.ndarray, named: Mapping[str, Role], open_roles: Sequence[Role], sure: str
 ) -> Column | None:
     """Rules 1 and 2, and tables that say themselves what they are."""
-    constant = f"constant: always {cells.flat[0]:g}" if _is_constant(cells) else ""
+    constant = _constant(cells)
     if name in named:
         return Column(name, named[name], (named[name] == "task" and constant) or "named")
     if not name or re.fullmatch(r"Unnamed: \d+", name):
@@ -257,8 +247,7 @@ def _unmistakable(
     content, words = _content(cells), words_of(name)
     if "task" in open_roles and not words & (SCORES | RUNS):
         if content == "0 or 1":
-            constant = f"constant: always {cells[0]:g}" if _is_constant(cells) else content
-            return Column(name, "task", constant)
+            return Column(name, "task", _constant(cells) or content)
         if content == "0, 1 or empty":
             check_filled(name, cells, where)
     if "target" in open_roles and words & SCORES and re.match(r"text such as '[-+.]?\d", content):
@@ -275,8 +264,8 @@ def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> 
     """Raise ``ValueError`` that names the first row in which a column of numbers is empty."""
     empty = np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), dtype=bool)
     if empty.any():
-        first = f"row {int(empty.argmax()) + 1} below the header"
-        found = f"no number in {int(empty.sum())} of them, the first {first}"
+        row = int(empty.argmax()) + 1
+        found = f"no number in {int(empty.sum())} of them, the first row {row} below the header"
         remedy = f"Fill in the cells, delete these rows, {remedy}or {_left_out(name)}."
         raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
 
@@ -284,8 +273,8 @@ def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> 
 def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
     """Raise ``ValueError`` unless a column holds numbers, where it is not empty."""
     if not _is_numeric(cells):
-        numerals = "Write plain numbers, with decimal points and without % or units"
-        what, remedy = f"{name!r} of {where}", f"{numerals}, or {_left_out(name)}."
+        remedy = "Write plain numbers, with decimal points and without % or units"
+        what, remedy = f"{name!r} of {where}", f"{remedy}, or {_left_out(name)}."
         raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
 
 
@@ -296,8 +285,9 @@ def _is_numeric(cells: np.ndarray) -> bool:
     return cells.ndim == 1 and not is_text(cells)
 
 
-def _is_constant(cells: np.ndarray) -> bool:
-    return _is_numeric(cells) and len(cells) > 0 and bool((cells == cells[0]).all())
+def _constant(cells: np.ndarray) -> str:
+    same = _is_numeric(cells) and len(cells) > 0 and (cells == cells[0]).all()
+    return f"constant: always {cells[0]:g}" if same else ""
 
 
 def _is_weight(name: str, cells: np.ndarray) -> bool:

@@ -143,14 +143,10 @@ def read_scores(
         >>> table = read_scores("scores.csv", targets="loss", ignore="seed")  # doctest: +SKIP
         >>> ksm_ext.fit_surrogate(table.masks, table.scores)  # doctest: +SKIP
     """
-    patterns: dict[Role, Sequence[str]] = {
-        "task": _several(tasks),
-        "target": _several(targets),
-        "ignored": _several(ignore),
-    }
+    given: dict[Role, Names] = {"task": tasks, "target": targets, "ignored": ignore}
+    patterns = {role: (n,) if isinstance(n, str) else n for role, n in given.items()}
     check_choice("missing", missing, get_args(Missing))
-    tables = _tables(scores, masks, part, num_tasks)
-    return _assembled(tables, patterns, weights, key, missing)
+    return _assembled(_tables(scores, masks, part, num_tasks), patterns, weights, key, missing)
 
 
 def read_index_lists(source: str | Path) -> list[list[int]]:
@@ -169,7 +165,7 @@ def read_index_lists(source: str | Path) -> list[list[int]]:
     document = read_document(source)
     lists = _index_lists(document)
     if lists is None:
-        found = type(document).__name__ if isinstance(document, list) else f"{list(document)[:8]}"
+        found = "list" if isinstance(document, list) else f"{list(document)[:8]}"
         expected = f"lists of task numbers, or records with {_INDICES!r}"
         raise ValueError(message(str(source), expected, found, "Export it as a JSON list."))
     return lists
@@ -188,11 +184,7 @@ class _Table:
     sure: str = ""
 
     def numbers(
-        self,
-        roles: Sequence[Column],
-        named: Mapping[str, Role],
-        role: Role,
-        missing: Missing = "error",
+        self, roles: list[Column], named: Mapping[str, Role], role: Role, missing: Missing = "error"
     ) -> Columns:
         """The columns of a role, in the order in which they were named, else that of the table."""
         names = [name for name in named if named[name] == role]
@@ -200,9 +192,8 @@ class _Table:
         for name in names:
             check_numeric(name, self.columns[name], self.where)
             if missing == "error":
-                remedy = "fit each score to the rows that have it (`--missing=drop`), "
-                remedy = remedy if role == "target" else ""
-                check_filled(name, self.columns[name], self.where, remedy)
+                drop = "fit each score to the rows that have it (`--missing=drop`), "
+                check_filled(name, self.columns[name], self.where, drop if role == "target" else "")
             rows, first = len(self.columns[name]), len(self.columns[names[0]])
             if rows != first or not rows:
                 expected = f"of {first:,} rows like {names[0]!r}" if rows else "of a row per subset"
@@ -210,10 +201,6 @@ class _Table:
                 found = f"{rows:,} rows"
                 raise ValueError(message(f"{name!r} of {self.where}", expected, found, remedy))
         return {name: self.columns[name] for name in names}
-
-
-def _several(names: Names) -> Sequence[str]:
-    return (names,) if isinstance(names, str) else names
 
 
 def _assembled(
@@ -253,13 +240,8 @@ def _assembled(
             remedy = "Rename the column."
             raise ValueError(message("names", "text that UTF-8 can write", ascii(name), remedy))
     report += [column for columns in roles for column in columns]
-    return ScoreTable(
-        torch.from_numpy(mask_rows),
-        torch.from_numpy(score_rows),
-        tuple(masks),
-        tuple(scores),
-        tuple(report),
-    )
+    numbers = torch.from_numpy(mask_rows), torch.from_numpy(score_rows)
+    return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report))
 
 
 def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
@@ -267,8 +249,7 @@ def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
     binary = True
     for name, cells in columns.items():
         other = (cells != 0) & (cells != 1)
-        if other.any():
-            binary = False
+        binary &= not other.any()
         if other.any() and not weights:
             row = int(other.argmax())
             found = f"{cells[row]:g} in row {row + 1}"
@@ -284,7 +265,6 @@ def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
 def _key(
     tables: Sequence[_Table], named: Sequence[Mapping[str, Role]], key: str | None
 ) -> str | None:
-    """The column that joins two tables, if there is one."""
     left, right = (table.columns for table in (tables[0], tables[-1]))
     shared = [
         name
@@ -309,10 +289,8 @@ def _key(
         if len(set(a)) == len(a) == len(b) and set(a) == set(b)
     ]
     if len(same) != 1:
-        remedy = (
-            "Name it (`--key`); where rows go by position, name the others "
-            "(`--tasks`, `--targets`, `--ignore`)."
-        )
+        remedy = "Name it (`--key`); where rows go by position, name the others "
+        remedy += "(`--tasks`, `--targets`, `--ignore`)."
         expected = "one column that joins the two tables"
         raise ValueError(message("key", expected, f"several: {listed(shared, 12)}", remedy))
     return same[0]
@@ -342,7 +320,6 @@ def _joined(tables: Sequence[_Table], key: str) -> list[_Table]:
 
 
 def _check_key(table: _Table, key: str) -> None:
-    """Raise unless every row has a key of its own."""
     cells, what = table.columns[key], f"{key!r} of {table.where}"
     if not is_text(cells):
         check_filled(key, cells, table.where)
@@ -377,41 +354,36 @@ def _tables(
     """One table of tasks and targets, or the masks and the scores."""
     document, where = _read(scores, part), source_name(scores)
     if masks is not None:
-        pool = _table(_read(masks, part), source_name(masks), "masks", part, num_tasks)
-        return [pool, _table(document, where, "scores", part)]
+        pool = _table(_read(masks, part), source_name(masks), "masks", num_tasks)
+        return [pool, _table(document, where, "scores")]
     if isinstance(document, list):
         found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
         raise ValueError(message(where, "a table of tasks and scores", found, remedy))
-    if _array_named(document, "masks", part) is None:
+    if "masks" not in document:
         columns = {name: truth_values(cells) for name, cells in document.items()}
         return [_Table(columns, where, ("task", "target"))]
-    if _array_named(document, "scores", part) is None:
+    if "scores" not in document:
         expected = "an array of scores beside that of masks"
         remedy = "Add one, or name the file of the scores as SCORES and this as `--masks`."
         raise ValueError(message(where, expected, "none", remedy))
-    return [_table(document, where, what, part, num_tasks) for what in ("masks", "scores")]
-
-
-def _published(part: Part) -> dict[str, str]:
-    return {"masks": f"{part}_w", "scores": f"{part}_subset_scores"}
+    return [_table(document, where, what, num_tasks) for what in ("masks", "scores")]
 
 
 def _read(source: str | Path, part: Part) -> Columns | list[Any]:
-    """What a file holds; of an NPZ with arrays, only these."""
-    arrays = _published(part)
-    return read_document(source, (*arrays, *arrays.values(), "task_names", "target_names"))
-
-
-def _array_named(document: Columns, what: str, part: Part) -> np.ndarray | None:
-    """The array ``masks`` or ``scores`` under its own or its published name."""
-    return document.get(what, document.get(_published(part)[what]))
+    """What a file holds; of an NPZ with arrays, only these. Published names become our own."""
+    published = {f"{part}_w": "masks", f"{part}_subset_scores": "scores"}
+    arrays = (*published, *published.values(), "task_names", "target_names")
+    document = read_document(source, arrays)
+    if isinstance(document, list):
+        return document
+    own = {theirs: ours for theirs, ours in published.items() if ours not in document}
+    return {own.get(name, name): cells for name, cells in document.items()}
 
 
 def _table(
     document: Columns | list[Any],
     where: str,
     what: Literal["masks", "scores"],
-    part: Part,
     num_tasks: int | None = None,
 ) -> _Table:
     """A document of masks or of scores as columns."""
@@ -422,12 +394,12 @@ def _table(
         array, why = _masks_of_lists(lists, where, num_tasks), "task numbers"
     elif isinstance(document, list):
         array, why = _rectangular(document), f"the {what}"
+    elif what in document:
+        array, why = document[what], f"the array of {what}"
+        names = document.get(f"{role}_names")
     else:
-        named = _array_named(document, what, part)
-        if named is None:
-            columns = {name: truth_values(cells) for name, cells in document.items()}
-            return _Table(columns, where, (role,))
-        array, names, why = named, document.get(f"{role}_names"), f"the array of {what}"
+        columns = {name: truth_values(cells) for name, cells in document.items()}
+        return _Table(columns, where, (role,))
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or is_text(array):
@@ -477,7 +449,6 @@ def _index_lists(document: Columns | list[Any]) -> list[list[int]] | None:
 
 
 def _masks_of_lists(lists: list[list[int]], where: str, num_tasks: int | None) -> np.ndarray:
-    """(m, n) bool."""
     n: int = num_tasks or 1 + max((cell for row in lists for cell in row), default=0)
     if n > MAX_COLUMNS or len(lists) * n > MAX_BYTES:
         expected = f"such that n is at most {MAX_COLUMNS:,}, and m n at most {MAX_BYTES:,}"
@@ -489,6 +460,4 @@ def _masks_of_lists(lists: list[list[int]], where: str, num_tasks: int | None) -
 
 def _are_masks(lists: list[list[int]]) -> bool:
     """Whether integers are the cells of masks rather than task numbers."""
-    return len({len(row) for row in lists}) == 1 and all(
-        cell in (0, 1) for r in lists for cell in r
-    )
+    return len(set(map(len, lists))) == 1 and all(cell in (0, 1) for r in lists for cell in r)

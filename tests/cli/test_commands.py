@@ -36,13 +36,12 @@ def test_fit_says_what_every_column_is_and_how_errors_are_measured(there, capsys
     advised = re.search(r"Add `(.*?)`", capsys.readouterr().err)[1]
     assert main([*call, *shlex.split(advised)]) == 0
     text = capsys.readouterr().err
-    for line in (
-        "  task (0 or 1)                wiki, code, maths, noise, news\n",
-        "  task (constant: always 1)    always\n",
-        "  target (named like a score)  loss, accuracy\n",
-        "  ignored (named)              seed\n",
-    ):
-        assert line in text
+    assert text.startswith(
+        "  task (0 or 1)                wiki, code, maths, noise, news\n"
+        "  target (named like a score)  loss, accuracy\n"
+        "  ignored (named)              seed\n"
+        "  task (constant: always 1)    always\n"
+    )
     mean = float(load_surrogate("mine").loo_error.mean())
     assert "over the variance of the target's own scores" in text
     assert f"{mean:.3f} averaged over all targets" in text
@@ -80,14 +79,6 @@ def test_weights_and_keys(there, capsys):
     assert load_surrogate("mine").masks.values.equal(0.5 * MASKS.double())
 
 
-def test_fit_of_another_file_of_masks(there):
-    frame()[TASKS].to_csv("masks.csv", index=False)
-    frame()[["loss", "accuracy"]].to_json("scores.json", orient="records")
-    call = ["fit", "scores.json", "--masks", "masks.csv", "--targets", "accuracy"]
-    assert main([*call, "--kernel", "linear", "-o", "mine"]) == 0
-    assert load_surrogate("mine").target_names == ("accuracy",)
-
-
 def test_tasks_that_are_one(there, capsys):
     frame().assign(twin=frame()["code"]).to_csv("twins.csv", index=False)
     call = ["fit", "twins.csv", "--kernel", "linear", "-o", "mine"]
@@ -104,12 +95,8 @@ def test_attributions_are_those_of_the_surrogate(readout, there, capsys):
     value, std = surrogate().attribute(readout, return_std=True)
     assert found["task"].tolist() == 2 * TASKS
     assert found["target"].tolist() == 5 * ["loss"] + 5 * ["accuracy"]
-    for name, true in (
-        ("value", value),
-        ("std", std),
-        ("low", value - 1.959964 * std),
-        ("high", value + 1.959964 * std),
-    ):
+    ends = {"low": value - 1.959964 * std, "high": value + 1.959964 * std}
+    for name, true in {"value": value, "std": std, **ends}.items():
         np.testing.assert_allclose(found[name], true.T.flatten(), rtol=1e-10)
 
 
@@ -156,14 +143,10 @@ def test_missing_scores_and_noise_are_options_of_fit(there, capsys):
     assert "'loss' of holes.csv" in error and "`--missing=drop`" in error
     assert main(["fit", "holes.csv", "-o", "mine", "--missing=drop", "--noise-std", "0.5"]) == 0
     assert "noise of a run 0.5, 0.5" in capsys.readouterr().err
-    expected = fit_surrogate(
-        torch.tensor(frame.iloc[:, :5].to_numpy(bool)),
-        torch.tensor(frame[["loss", "accuracy"]].to_numpy()),
-        missing="drop",
-        noise_std=0.5,
-    )
+    holes = torch.tensor(frame[["loss", "accuracy"]].to_numpy())
+    expected = fit_surrogate(MASKS, holes, missing="drop", noise_std=0.5)
     found = load_surrogate("mine").attribute("shapley")
-    torch.testing.assert_close(torch.as_tensor(found), expected.attribute("shapley"))
+    torch.testing.assert_close(found, expected.attribute("shapley"))
 
 
 def test_select_is_under_budget(there, capsys):
@@ -172,10 +155,9 @@ def test_select_is_under_budget(there, capsys):
     call = ["select", "s", "--budget", "6", "--costs", "costs.csv", "--minimize"]
     fitted = surrogate()
     options = {"maximize": False, "target_weights": [1.0, 0.0]}
-    for extra, true in (
-        ([], selection.under_budget(fitted, costs, 6, **options)),
-        (["--exact"], selection.exact(fitted, 5, costs=costs, budget=6, **options)),
-    ):
+    greedy = selection.under_budget(fitted, costs, 6, **options)
+    best = selection.exact(fitted, 5, costs=costs, budget=6, **options)
+    for extra, true in (([], greedy), (["--exact"], best)):
         assert main([*call, "--target", "loss", *extra]) == 0
         text = capsys.readouterr()
         found = table(text.out)

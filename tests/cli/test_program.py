@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -17,9 +18,6 @@ from ksm_ext.cli.program import _names
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("design", "fit", "attribute", "select", "report", "doctor")
-
-
-# -- a new user ---------------------------------------------------------------------------------
 
 
 def readme_commands():
@@ -34,11 +32,7 @@ def test_the_three_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     header = re.search(r"```\n(.*)\n", section)[1].split(",")
     monkeypatch.chdir(tmp_path)
     frame().set_axis(header, axis=1).to_csv("scores.csv", index=False)
-    assert [words[:2] for words in commands] == [
-        ["ksm", "fit"],
-        ["ksm", "attribute"],
-        ["ksm", "report"],
-    ]
+    assert [" ".join(words[:2]) for words in commands] == ["ksm fit", "ksm attribute", "ksm report"]
     for words in commands:
         assert main(words[1:]) == 0
     assert set(table(capsys.readouterr().out)["task"]) == set(header[:5])
@@ -78,9 +72,6 @@ def test_names_between_commas():
     assert _names(" , ") == []
 
 
-# -- what goes wrong ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -118,22 +109,15 @@ def test_bad_arguments_are_2(call, capsys):
 
 
 def test_failures_are_1_and_interrupts_130(there, monkeypatch, capsys):
-    def fail(error):
-        def fit_surrogate(*args, **options):
-            raise error
-
-        monkeypatch.setattr("ksm_ext.cli.commands.fit_surrogate", fit_surrogate)
-        return main(["fit", "scores.csv", "-o", "x"])
-
-    assert fail(RuntimeError("no memory")) == 1
-    assert "ksm: error: no memory" in capsys.readouterr().err
-    assert fail(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.endswith("\nInterrupted.\n")
-    assert fail(OSError(28, "No space left on device")) == 1
-    assert capsys.readouterr().err.endswith("ksm: error: No space left on device\n")
-
-
-# -- pipes --------------------------------------------------------------------------------------
+    for error, status, said in (
+        (RuntimeError("no memory"), 1, "ksm: error: no memory"),
+        (KeyboardInterrupt(), 130, "\nInterrupted."),
+        (OSError(28, "No space left on device"), 1, "ksm: error: No space left on device"),
+    ):
+        fail = Mock(side_effect=error)
+        monkeypatch.setattr("ksm_ext.cli.commands.fit_surrogate", fail)
+        assert main(["fit", "scores.csv", "-o", "x"]) == status
+        assert capsys.readouterr().err.endswith(f"{said}\n")
 
 
 @pytest.mark.slow
@@ -143,14 +127,10 @@ def test_pipes_and_a_reader_that_has_enough(there):
     many = pd.DataFrame(masks.int().numpy(), columns=[f"task {i}" for i in range(3000)])
     many.assign(loss=[0.5, 0.1, 0.9, 0.2]).to_csv("many.csv", index=False)
     ksm = f"{shlex.quote(sys.executable)} -m ksm_ext.cli"
-    line = (
-        f"{ksm} fit - --kernel linear --ridge 1 --quiet -o - < many.csv | "
-        f"{ksm} attribute - | head -n 2; echo ${{PIPESTATUS[@]}}"
-    )
+    line = f"{ksm} fit - --kernel linear --ridge 1 --quiet -o - < many.csv | {ksm} attribute - "
+    line = ["bash", "-c", f"{line} | head -n 2; echo ${{PIPESTATUS[@]}}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, check=True, env=environment
-    )
+    run = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
     header, first, status = run.stdout.splitlines()
     assert header == "task,target,value,std,low,high" and first.startswith("task ")
     assert status == "0 0 0" and run.stderr == ""

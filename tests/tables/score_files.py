@@ -10,6 +10,7 @@ from ksm_ext.subsets import bernoulli
 
 TASKS, TARGETS = ["wiki", "code", "naïve, quoted", "3"], ["loss", "accuracy"]
 MASKS = bernoulli(4, 9, 0.5, seed=0)
+DIGITS = {"double_precision": 15}
 SCORES = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -18,13 +19,13 @@ def frame():
     return pd.concat([tasks, pd.DataFrame(SCORES.numpy(), columns=TARGETS)], axis=1)
 
 
+def worded(out, within):
+    return frame().replace({task: {0: out, 1: within} for task in TASKS})
+
+
 def arrays():
     names = {"task_names": TASKS, "target_names": TARGETS}
     return {"masks": MASKS.int().tolist(), "scores": SCORES.tolist()} | names
-
-
-def npz(path):
-    np.savez(path, **{name: np.array(value) for name, value in arrays().items()})
 
 
 WRITERS = {
@@ -32,29 +33,21 @@ WRITERS = {
     "csv with row numbers": lambda path: frame().to_csv(path),
     "csv with semicolons": lambda path: frame().to_csv(path, index=False, sep=";"),
     "csv with tabs": lambda path: frame().to_csv(path, index=False, sep="\t"),
-    "csv of truth values": lambda path: (
-        frame().astype({name: bool for name in TASKS}).to_csv(path, index=False)
-    ),
+    "csv of truth values": lambda path: worded(False, True).to_csv(path, index=False),
     "csv with a byte order mark": lambda path: frame().to_csv(
         path, index=False, encoding="utf-8-sig", lineterminator="\r\n"
     ),
-    "json records": lambda path: frame().to_json(path, orient="records", double_precision=15),
     "csv of an old Mac": lambda path: path.write_bytes(
         frame().to_csv(index=False, lineterminator="\r").encode()
     ),
-    "csv of yes and no": lambda path: (
-        frame().replace({key: {0: "No", 1: "Yes"} for key in TASKS}).to_csv(path, index=False)
-    ),
-    "csv of crosses": lambda path: (
-        frame().replace({key: {0: "", 1: "x"} for key in TASKS}).to_csv(path, index=False)
-    ),
-    "json split": lambda path: frame().to_json(path, orient="split", double_precision=15),
-    "json lines": lambda path: frame().to_json(
-        path, orient="records", lines=True, double_precision=15
-    ),
+    "csv of yes and no": lambda path: worded("No", "Yes").to_csv(path, index=False),
+    "csv of crosses": lambda path: worded("", "x").to_csv(path, index=False),
+    "json records": lambda path: frame().to_json(path, orient="records", **DIGITS),
+    "json split": lambda path: frame().to_json(path, orient="split", **DIGITS),
+    "json lines": lambda path: frame().to_json(path, orient="records", lines=True, **DIGITS),
     "json lists": lambda path: path.write_text(json.dumps(frame().to_dict("list"))),
     "json arrays": lambda path: path.write_text(json.dumps(arrays())),
-    "npz": lambda path: npz(path),
+    "npz": lambda path: np.savez(path, **{k: np.array(v) for k, v in arrays().items()}),
     "parquet": lambda path: frame().to_parquet(path),
     "parquet of other kinds": lambda path: (
         frame()

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from ksm_ext.tables.roles import Column, _option, name_columns, role_table, word
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 ROWS = 12
-SHARED = Path(__file__).parents[3] / "shared" / "cases" / "tables"
 
 
 def bits(seed):
@@ -43,10 +41,6 @@ def read(tmp_path):
     return read
 
 
-def roles(found):
-    return {column.name: column.role for column in found.columns}
-
-
 def options_of(text):
     """The options that an error advises, as the command line parses them."""
     advised = re.search(r"Add `(.*?)`, or name columns", text, re.S)
@@ -62,15 +56,9 @@ KINDS = {
     "target": (st.sampled_from(["loss", "val_loss", "Accuracy", "evalF1", "nll2"]), fractions),
     "binary score": (st.sampled_from(["solved", "correct", "pass@1", "is_match"]), bits),
     "binary detail": (st.sampled_from(["seed", "run id", "fold", "gpu", "weight_decay"]), bits),
-    "detail": (
-        st.sampled_from(["Runtime", "lr", "gpu_hours", "rank_test_score", "loss_std"]),
-        fractions,
-    ),
+    "detail": (st.sampled_from(["Runtime", "lr", "gpu_hours", "rank_test", "loss_std"]), fractions),
     "count": (st.sampled_from(["books", "arxiv"]), lambda seed: 2 * bits(seed)),
-    "text": (
-        st.sampled_from(["notes", "optimizer", "a, b", '"q"']),
-        lambda s: ["sgd"] * ROWS,
-    ),
+    "text": (st.sampled_from(["notes", "optimizer", "a, b", '"q"']), lambda seed: ["sgd"] * ROWS),
 }
 FREE = {"target": "target", "binary score": "target"}  # the only ones that may be advised
 
@@ -139,9 +127,8 @@ def test_what_is_named_is_what_it_is_named(kinds, tmp_path_factory):
 
 def test_a_sweep_says_what_every_column_is(read):
     found = read(table(accuracy=fractions(3)))
-    assert roles(found) == dict.fromkeys(("wiki", "code", "noise"), "task") | dict.fromkeys(
-        ("loss", "accuracy"), "target"
-    )
+    names = ("wiki", "code", "noise"), ("loss", "accuracy")
+    assert (found.task_names, found.target_names) == names and len(found.columns) == 5
     assert found.role_table() == (
         "  task (0 or 1)                wiki, code, noise\n"
         "  target (named like a score)  loss, accuracy"
@@ -175,7 +162,7 @@ def test_a_blank_in_the_column_of_a_task_is_named(read):
     frame = table().astype({"noise": object})
     frame.loc[7, "noise"] = None
     expected = (
-        r"`'noise' of .*` must be a number in every row, got no number in 1 .*, the first row 8"
+        "`'noise' of .*` must be a number in every row, got no number in 1 .*, the first row 8"
     )
     for options in ({}, {"targets": "loss"}, {"tasks": ["wiki", "noise"], "targets": "loss"}):
         with pytest.raises(ValueError, match=expected):
@@ -187,7 +174,7 @@ def test_a_blank_score_is_named(read):
     frame = table()
     frame.loc[[3, 5], "loss"] = None
     with pytest.raises(
-        ValueError, match=r"`'loss' of .*got no number in 2 of them, the first row 4"
+        ValueError, match=r"'loss' of .*got no number in 2 of them, the first row 4"
     ):
         read(frame)
     assert len(read(frame.dropna()).scores) == ROWS - 2
@@ -195,14 +182,10 @@ def test_a_blank_score_is_named(read):
 
 def test_counts_are_weights_only_if_they_are_asked_for(read):
     frame = table(books=2 * bits(3))
-    with pytest.raises(
-        ValueError, match=r"Counts and shares of tasks are weights: add `--weights`"
-    ):
+    with pytest.raises(ValueError, match="Counts and shares of tasks are weights: add `--weights`"):
         read(frame)
     tasks = ["wiki", "books"]
-    with pytest.raises(
-        ValueError, match=r"`'books' of .*` must be 0 or 1 in every row, got 2 in row"
-    ):
+    with pytest.raises(ValueError, match=r"`'books' .*` must be 0 or 1 in every row, got 2 in row"):
         read(frame, tasks=tasks, targets="loss")
     found = read(frame, tasks=tasks, targets="loss", weights=True)
     assert found.masks.dtype == torch.float64
@@ -221,9 +204,7 @@ def test_the_only_fractions_beside_tasks_are_the_score(read):
     frame = table().rename(columns={"loss": "mmlu"})
     assert read(frame).target_names == ("mmlu",)
     for other in ({"gsm8k": fractions(1)}, {"books": 2 * bits(1)}):
-        with pytest.raises(
-            ValueError, match=r"`the columns of .*` must be tasks or targets beyond"
-        ):
+        with pytest.raises(ValueError, match=r"`the columns .*` must be tasks or targets beyond"):
             read(frame.assign(**other))
     with pytest.raises(ValueError, match="beyond doubt") as caught:
         read(frame.assign(arc=fractions(1)))
@@ -232,41 +213,24 @@ def test_the_only_fractions_beside_tasks_are_the_score(read):
 
 @pytest.mark.parametrize("cells", ["81.7%", "0,817", "1.2 s"])
 def test_scores_in_other_numerals_say_how_to_write_them(cells, read):
-    with pytest.raises(
-        ValueError, match=r"`'loss' of .*` must be a column of numbers, got text such"
-    ):
+    with pytest.raises(ValueError, match=r"`'loss' .*` must be a column of numbers, got text such"):
         read(table(loss=[cells] * ROWS))
 
 
-@pytest.mark.parametrize(
-    ("cells", "make"),
-    [
-        (["wiki code", "code"] * 6, lambda t: t["tasks"].str.get_dummies(" ")),
-        (["wiki;code", "code"] * 6, lambda t: t["tasks"].str.get_dummies(";")),
-    ],
-)
-def test_lists_of_tasks_say_how_to_make_columns(cells, make, read):
-    frame = pd.DataFrame({"tasks": cells, "loss": fractions(1)})
-    with pytest.raises(ValueError, match=r"got no tasks\. .* in pandas by `(.*?)`\.") as caught:
+def followed(error, frame):
+    """A table made by the advice of an error, to the letter."""
+    advised = re.search(r"in pandas by `(.*?)`\.", str(error.value))[1]
+    return eval(advised, {"table": frame, "pandas": pd})
+
+
+@pytest.mark.parametrize("comma", [" ", ";"])
+def test_lists_of_tasks_say_how_to_make_columns(comma, read):
+    frame = pd.DataFrame({"tasks": [f"wiki{comma}code", "code"] * 6, "loss": fractions(1)})
+    with pytest.raises(ValueError, match=r"got no tasks\. .* in pandas by") as caught:
         read(frame, targets="loss")
-    advised = re.search(r"in pandas by `(.*?)`\.", str(caught.value))[1]
-    made = eval(advised, {"table": frame, "pandas": pd})  # the advice, followed to the letter
-    assert made.equals(make(frame))
+    made = followed(caught, frame)
+    assert made.equals(frame["tasks"].str.get_dummies(comma))
     assert read(made.assign(loss=frame["loss"])).task_names == ("code", "wiki")
-
-
-def test_a_row_per_run_and_task_says_how_to_make_columns(tmp_path):
-    long = pd.DataFrame({"run_id": [0, 0, 1, 2], "task": ["wiki", "code", "code", "wiki"]})
-    scores, masks = tmp_path / "scores.csv", tmp_path / "long.csv"
-    pd.DataFrame({"run_id": [0, 1, 2], "loss": [0.5, 0.2, 0.1]}).to_csv(scores, index=False)
-    long.to_csv(masks, index=False)
-    with pytest.raises(ValueError, match="must be all different, got 0 in rows 1 and 2") as caught:
-        read_scores(scores, masks)
-    advised = re.search(r"in pandas by `(.*?)`\.", str(caught.value))[1]
-    eval(advised, {"table": long, "pandas": pd}).to_csv(masks)
-    found = read_scores(scores, masks)
-    assert found.task_names == ("code", "wiki")
-    assert found.masks.int().tolist() == [[1, 1], [1, 0], [0, 1]]
 
 
 @PROPERTY
@@ -278,9 +242,10 @@ def test_a_row_per_run_and_task_says_how_to_make_columns(tmp_path):
     text=st.booleans(),
     swap=st.booleans(),
     apart=st.booleans(),
+    keyed=st.booleans(),
 )
 def test_the_advice_for_long_tables_works_whatever_columns_are_called(
-    masks, run, task, score, text, swap, apart, tmp_path_factory
+    masks, run, task, score, text, swap, apart, keyed, tmp_path_factory
 ):
     """With notes beside, tasks and runs by name or number, and scores there or in another file."""
     masks = [[True, True, False, False], [False, True, True, False], *masks]  # what makes it long
@@ -300,10 +265,9 @@ def test_the_advice_for_long_tables_works_whatever_columns_are_called(
         long = long.drop(columns=score)
     long.to_csv(files[-1], index=False)
     with pytest.raises(ValueError, match="in pandas by") as caught:
-        read_scores(*files, **({"key": run} if apart else {}))
+        read_scores(*files, **({"key": run} if apart and keyed else {}))
     assert f"If {task!r} names the tasks" in str(caught.value)
-    advised = re.search(r"in pandas by `(.*?)`\.", str(caught.value))[1]
-    eval(advised, {"table": long, "pandas": pd}).to_csv(files[-1])
+    followed(caught, long).to_csv(files[-1])
     found = read_scores(*files, **({} if apart else {"targets": score}))
     seen = [i for i, row in enumerate(masks) if any(row)]
     tasks = [j for j in range(4) if any(row[j] for row in masks)]
@@ -321,11 +285,11 @@ def test_names_and_globs():
     assert list(name_columns(known, {"target": ["odd[1]", "val_a*"]}, "t")) == ["odd[1]", "val_acc"]
     assert name_columns(known, {"task": ["*"], "target": ["wiki"]}, "t")["wiki"] == "target"
     with pytest.raises(
-        ValueError, match="`targets` must be other columns than `tasks`, got 'val_loss'"
+        ValueError, match="`targets` must be other columns than `tasks`, got 'val_l"
     ):
         name_columns(known, {"task": ["*"], "target": ["val_l*"]}, "t")
     with pytest.raises(
-        ValueError, match=r"`tasks` must be among the columns wiki, code, .* of t, got 'x"
+        ValueError, match=r"`tasks` must be among the columns wiki, .* of t, got 'x"
     ):
         name_columns(known, {"task": ["x*"]}, "t")
 
@@ -346,41 +310,10 @@ def test_words_of_names():
 
 def test_many_columns_are_a_line():
     text = role_table(Column(f"task {i}", "task", "0 or 1") for i in range(3000))
-    assert text.startswith("  task (0 or 1)  task 0, task 1") and text.endswith(
-        ", task 19 and 2,980 more"
-    )
+    assert re.fullmatch(r"  task \(0 or 1\)  task 0, task 1, .*, task 19 and 2,980 more", text)
 
 
-# -- tables of sweeps ---------------------------------------------------------------------------
-
-RIGHT = {
-    "sweep.csv": {"ignore": ["accuracy"]},
-    "replicates.csv": {"ignore": ["seed", "accuracy"]},
-    "messy.csv": {"ignore": ["run_name", "seed", "date", "accuracy", "notes", "gpu_hours"]},
-    "binary_target.csv": {"ignore": ["accuracy", "correct"]},
-    "const_task.csv": {"ignore": ["accuracy"]},
-    "factors.csv": {"ignore": ["accuracy", "lr", "optimizer", "depth"]},
-    "yesno.csv": {"ignore": ["accuracy"]},
-    "xblank.csv": {"ignore": ["accuracy"]},
-    "lines.jsonl": {"ignore": ["accuracy"]},
-    "split.json": {"ignore": ["accuracy"]},
-}
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the tables are not part of the project")
-@pytest.mark.parametrize("name", RIGHT)
-def test_tables_of_sweeps_lead_to_the_right_roles(name):
-    with pytest.raises(ValueError, match="beyond doubt") as caught:
-        read_scores(SHARED / name, targets="loss")
-    advised = options_of(str(caught.value))
-    assert advised["ignore"] == RIGHT[name]["ignore"] and not advised["tasks"]
-    found = read_scores(SHARED / name, targets="loss", ignore=advised["ignore"])
-    domains = list(pd.read_csv(SHARED / "sweep.csv").columns[:12])
-    assert [n for n in found.task_names if n != "constant"] == domains
-    sweep = pd.read_csv(SHARED / "sweep.csv")
-    assert found.masks[:80, :12].int().tolist() == sweep[domains].to_numpy().tolist()
-    if name != "replicates.csv":
-        np.testing.assert_allclose(found.scores[:, 0], sweep["loss"], atol=1e-9)
+# -- masks and scores --------------------------------------------------------------------------
 
 
 def test_roles_reach_the_surrogate(read):
@@ -393,17 +326,14 @@ def test_roles_reach_the_surrogate(read):
 
 
 def test_shares_of_mixtures_in_a_table_of_their_own_are_unmistakable(tmp_path):
-    shares = np.random.default_rng(0).dirichlet(np.ones(4), 12).round(3)  # sums .998 to 1.002
-    pd.DataFrame(shares, columns=list("abcd")).assign(run=range(12)).to_csv(
-        tmp_path / "m.csv", index=False
-    )
-    pd.DataFrame({"run": range(12), "loss": shares @ [1.0, 2.0, 3.0, 4.0]}).to_csv(
-        tmp_path / "s.csv", index=False
-    )
-    table = read_scores(tmp_path / "s.csv", tmp_path / "m.csv")
+    random, files = np.random.default_rng(0), (tmp_path / "scores.csv", tmp_path / "masks.csv")
+    shares = random.dirichlet(np.ones(4), 12).round(3)  # sums .998 to 1.002
+    pd.DataFrame({"loss": shares @ [1.0, 2.0, 3.0, 4.0]}).to_csv(files[0], index_label="run")
+    pd.DataFrame(shares, columns=list("abcd")).to_csv(files[1], index_label="run")
+    table = read_scores(*files)
     assert table.task_names == tuple("abcd") and table.masks.dtype == torch.float64
     assert "task (shares of one sum)" in table.role_table()
-    counts = pd.DataFrame(np.random.default_rng(1).integers(0, 3, (12, 4)), columns=list("abcd"))
-    counts.assign(run=range(12)).to_csv(tmp_path / "m.csv", index=False)
+    counts = pd.DataFrame(random.integers(0, 3, (12, 4)), columns=list("abcd"))
+    counts.to_csv(files[1], index_label="run")
     with pytest.raises(ValueError, match="--weights"):
-        read_scores(tmp_path / "s.csv", tmp_path / "m.csv")
+        read_scores(*files)

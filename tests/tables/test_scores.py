@@ -11,6 +11,12 @@ from ksm_ext.subsets import from_index_lists
 from ksm_ext.tables.scores import read_index_lists, read_scores
 
 
+def keyed(tmp_path, masks, scores):
+    (tmp_path / "masks").write_text(masks)
+    (tmp_path / "scores").write_text(scores)
+    return tmp_path / "scores", tmp_path / "masks"
+
+
 def test_two_tables_row_by_row_and_joined(tmp_path):
     masks, scores = tmp_path / "masks.csv", tmp_path / "scores.csv"
     frame()[TASKS].to_csv(masks, index=False)
@@ -62,12 +68,6 @@ def test_weights_in_a_file_of_their_own(tmp_path):
     torch.testing.assert_close(table.masks, 0.25 * MASKS.double().flip(0))
     with pytest.raises(ValueError, match=r"got 'wiki' \(fractions\), .* Add `--weights`, or"):
         read_scores(scores, masks)
-
-
-def keyed(tmp_path, masks, scores):
-    (tmp_path / "masks.csv").write_text(masks)
-    (tmp_path / "scores.csv").write_text(scores)
-    return tmp_path / "scores.csv", tmp_path / "masks.csv"
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,9 @@ PROMPTS = [[40, 7], [1, 47], [17, 15]]
 
 @pytest.mark.parametrize("records", [False, True])
 def test_published_lists_of_task_numbers(records, tmp_path):
-    scores, prompts = tmp_path / "scores.json", tmp_path / "prompts.json"
-    scores.write_text(json.dumps([[0.5], [0.25], [1.5]]))
     rows = [{"prompt_index": i, "sampled_train_indices": row} for i, row in enumerate(PROMPTS)]
-    prompts.write_text(json.dumps(rows if records else PROMPTS))
+    lists = json.dumps(rows if records else PROMPTS)
+    scores, prompts = keyed(tmp_path, lists, "[[0.5], [0.25], [1.5]]")
     assert read_index_lists(prompts) == PROMPTS
     table = read_scores(scores, prompts)
     assert table.masks.equal(from_index_lists(PROMPTS, 48))
@@ -143,18 +142,13 @@ def test_published_lists_of_task_numbers(records, tmp_path):
         read_index_lists(scores)
 
 
-def test_lists_of_different_lengths(tmp_path):
-    scores, lists = tmp_path / "scores.csv", tmp_path / "lists.json"
-    scores.write_text("loss\n1\n2\n")
-    lists.write_text("[[0, 2], [1]]")
-    assert read_scores(scores, lists).masks.int().tolist() == [[1, 0, 1], [0, 1, 0]]
-
-
-def test_rows_of_zeros_and_ones_are_masks(tmp_path):
-    scores, masks = tmp_path / "scores.csv", tmp_path / "masks.json"
-    scores.write_text("loss\n1\n2\n")
-    masks.write_text("[[0, 1], [1, 0]]")
-    assert read_scores(scores, masks).masks.int().tolist() == [[0, 1], [1, 0]]
+@pytest.mark.parametrize(
+    ("lists", "masks"),
+    [("[[0, 2], [1]]", [[1, 0, 1], [0, 1, 0]]), ("[[0, 1], [1, 0]]", [[0, 1], [1, 0]])],
+)
+def test_lists_of_one_length_of_zeros_and_ones_are_masks(lists, masks, tmp_path):
+    found = read_scores(*keyed(tmp_path, lists, "loss\n1\n2\n"))
+    assert found.masks.int().tolist() == masks
 
 
 def test_tasks_that_are_one(tmp_path):
