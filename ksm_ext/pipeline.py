@@ -144,7 +144,7 @@ def attribute_tasks(
         estimator.calibrate(*retrained)
     scores = estimator.predict(masks)
     names: dict[str, Any] = {"task_names": task_names, "target_names": estimator.target_names}
-    surrogate = fit_surrogate(masks, scores, kernel=kernel, **names)
+    surrogate = fit_surrogate(masks, scores, kernel=kernel, progress=progress, **names)
     values, std = surrogate.attribute(readout, return_std=True)
     exhaustive = drawn and len(masks) < num_subsets
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)

@@ -30,7 +30,7 @@ from ksm_ext.subsets import paired
 from ksm_ext.surrogates.surrogate import Z95
 
 TARGETS = ("test loss", "test accuracy")
-KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso: no interval there
+KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso, see README
 
 
 class Digits(Experiment):

@@ -60,7 +60,7 @@ def trak(
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
         progress: Whether to show progress bars.
-        group: The processes that share the samples, see :mod:`.distributed`; all of them
+        group: The processes that share the samples, see ``network.distributed``; all of them
             call with the same arguments and get the result.
 
     Returns:

@@ -12,9 +12,10 @@ import torch
 from ksm_ext import ops
 from ksm_ext.build_info import build_info
 
-PACKAGES = ("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib", "jinja2")
-
-
+PACKAGES = (
+    *("ksm_ext", "torch", "numpy", "scipy", "safetensors", "tqdm", "joblib", "jinja2"),
+    *("filelock", "lazy_loader"),
+)
 EXTRAS = (
     ("matplotlib", "ksm_ext[plot]", "figures: ksm_ext.plotting"),
     ("pyarrow", "ksm_ext[parquet]", "Parquet tables on the command line"),

@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import ksm_ext
 from ksm_ext.atomic_write import checked_path
 from ksm_ext.checks import check_positive_int, message, shape_text
 from ksm_ext.identity import fingerprint, identify
@@ -55,7 +56,7 @@ class AnyProjector(Protocol):
 
     @property
     def dim(self) -> int:
-        """K, the dimension projected to."""
+        """The dimension k projected to."""
 
     def __call__(self, x: Tensor, *, offset: int = 0, out: Tensor | None = None) -> Tensor:
         """Add to out (b, k) what coordinates ``offset ...`` of the gradients, x (b, p_i), give."""
@@ -317,8 +318,6 @@ class _Collection:
 
     def facts(self) -> dict[str, Any]:
         """What decides the features and is cheap to tell, as JSON holds it."""
-        import ksm_ext  # not above: the package imports this module
-
         return {
             "version": ksm_ext.__version__,
             "num_samples": self.num_samples,

@@ -1,1 +1,5 @@
 """Scores ``F(S)`` of subsets of tasks: what surrogates are fitted to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -128,7 +128,7 @@ class GradientEstimator:
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
             vectorize: See ``collect_features``.
             progress: Whether to show progress bars.
-            group: The processes that share the work, see :mod:`.distributed`: samples in
+            group: The processes that share the work, see ``network.distributed``: samples in
                 :meth:`fit`, subsets afterwards. All of them make this estimator and call its
                 methods alike; all get all scores.
             task_names: n names, by which the columns of masks that have names are ordered.
@@ -230,7 +230,7 @@ class GradientEstimator:
         squared relative error on subsets left out of its correction, one at a time, is kept.
 
         Args:
-            masks: (m, n) bool. Six subsets or more.
+            masks: (m, n) bool. Four subsets or more; a dozen is better.
             true_scores: (m,) or (m, t). Their scores by retraining, best averaged over seeds. Rows
                 with labels are put in the order of ``masks``, columns in that of ``target_names``.
             ridges: Penalties to try.

@@ -309,7 +309,7 @@ def retrain_scores(
 
     Example:
         >>> train = lambda mask, seed: float(mask.sum()) + 0.1 * seed
-        >>> retrain_scores(train, [[1, 1, 0], [0, 1, 0]], seeds=(0, 1), progress=False).mean
+        >>> retrain_scores(train, [[1, 1, 0], [0, 1, 0]], seeds=(0, 1)).mean
         array([[2.05],
                [1.05]])
     """

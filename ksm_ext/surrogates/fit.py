@@ -4,7 +4,8 @@ Rows of one subset become one observation (:mod:`.observations`); targets that s
 are fitted together, on standardised scores (:mod:`.parts`); every candidate is judged at every
 ridge (:mod:`.search`, :mod:`.trials`), and the best is chosen for all targets or for each
 (:mod:`.choice`). So `fit_surrogate` calls `fitted_parts`, that `Search.fit`, that `KernelTrial`,
-and that `SpectralRidge`: one eigendecomposition per kernel.
+and that `SpectralRidge`: one eigendecomposition per kernel, of a Gram matrix that `Kernel.gram` has
+from `ops.mask_gram` (csrc/cpu/mask_gram.cpp, whose loop is `count_tile`).
 """
 
 from collections.abc import Callable, Iterable, Sequence

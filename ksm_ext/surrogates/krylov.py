@@ -46,7 +46,7 @@ _ROWS = 8192  # rows of L converted to float64 at a time
 class ConjugateGradients:
     """How :func:`ksm_ext.fit_surrogate` solves for more subsets than a Gram matrix fits.
 
-    Memory is ``4 m rank + 16 m k`` bytes, k the columns multiplied (``num_products`` times
+    Memory is ``4 m rank + 16 m k`` bytes, k the columns multiplied (the products taken times
     targets plus probes), and what the masks take.
 
     Attributes:

@@ -1,0 +1,12 @@
+from . import candidates as candidates
+from . import fit as fit
+from . import kernels as kernels
+from . import krylov as krylov
+from . import more_subsets as more_subsets
+from . import observations as observations
+from . import posterior as posterior
+from . import readouts as readouts
+from . import spectral as spectral
+from . import storage as storage
+from . import surrogate as surrogate
+from . import walsh as walsh
