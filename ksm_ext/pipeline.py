@@ -100,7 +100,7 @@ def attribute_tasks(
         loss: See :class:`GradientEstimator`.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
         solver: See :class:`GradientEstimator`.
-        store: A folder for the features, from which a killed run goes on.
+        store: A folder for the features, from which a killed run resumes.
         batch_size: See :class:`GradientEstimator`.
         vectorize: See :class:`GradientEstimator`.
         progress: Whether to show progress bars.

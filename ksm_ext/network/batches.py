@@ -255,7 +255,7 @@ class _Block:
         return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def witnesses(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:
+def sample_checks(loader: DataLoader[Any]) -> list[tuple[str, Tensor]]:
     """Tensors of the first, middle and last sample: a cheap sign that data are the same."""
     dataset: Any = loader.dataset
     rows = sorted({0, len(dataset) // 2, len(dataset) - 1})

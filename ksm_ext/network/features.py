@@ -3,7 +3,7 @@
 A folder holds ``values.npy`` (b,) and ``gradients.npy`` (b, k), ordinary NumPy files;
 ``meta.json``, what the features are of (:mod:`ksm_ext.identity`); and ``progress.json``, how many
 rows are done. Rows reach the disk before they are counted, and the count is replaced in one step,
-so whenever a run is killed, the counted rows are whole and the next run goes on behind them.
+so whenever a run is killed, the counted rows are whole and the next run continues after them.
 
 Several processes fill one folder together, each its own part of the rows, which it counts in a file
 of its own, such as ``progress_0_of_2.json``. What they end with is what one process would write.

@@ -40,7 +40,7 @@ from ksm_ext.network.batches import (
     each,
     num_rows,
     ordered_loader,
-    witnesses,
+    sample_checks,
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
 from ksm_ext.network.features import Features, FeatureStore, load_features
@@ -242,7 +242,10 @@ def collect_features(
     if store is None and place(group)[1] == 1:
         return work.in_memory()
     facts = work.facts()
-    seen = {"data": fingerprint(witnesses(loader)), "store": None if store is None else str(store)}
+    seen = {
+        "data": fingerprint(sample_checks(loader)),
+        "store": None if store is None else str(store),
+    }
     check_same({**facts, **seen}, group)
     if store is not None:
         return work.in_store(store, facts)

@@ -1,4 +1,4 @@
-"""The only door to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
+"""The only interface to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
 
 Every function here runs on the CPU and on CUDA, and raises before it computes. Loops of our own
 give the same bits for any number of threads; PyTorch's products inside of ``gram_update``,

@@ -23,7 +23,7 @@ from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.drawing import decimals, fixed, largest
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.svg import heat_map, number, scatter, spectrum
-from ksm_ext.surrogates.candidates import Candidate, says_something
+from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
 from ksm_ext.surrogates.more_subsets import more_subsets
 from ksm_ext.surrogates.quality import Quality, has_interactions, qualities
 from ksm_ext.surrogates.readouts import READOUTS
@@ -146,7 +146,7 @@ def _candidates(surrogate: Surrogate) -> dict[str, Any]:
     rows = []
     for key, row in ranked[:_MAX_KERNELS]:
         name, rank = row.kernel + " ✓" * (key in chosen), row.rank_correlation
-        if not says_something(row.error, rank):
+        if not beats_the_mean(row.error, rank):
             rank = math.nan  # that of a mean, -1 by construction
         numbers = (row.ridge, row.error, rank)
         rows.append({"kernel": name, "numbers": numbers, "num_subsets": row.num_subsets})

@@ -124,7 +124,7 @@ class GradientEstimator:
                 that are nearly linear. ``"step"`` takes one step of unit curvature from the full
                 set, whose score it keeps: better for deep networks, above all where they have
                 memorised their tasks. Its sizes need :meth:`calibrate`.
-            store: A folder for the features, from which a killed :meth:`fit` goes on.
+            store: A folder for the features, from which a killed :meth:`fit` resumes.
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
             vectorize: See ``collect_features``.
             progress: Whether to show progress bars.
@@ -282,8 +282,8 @@ class GradientEstimator:
         return self
 
     def _known(self) -> Mapping[str, Sequence[str]]:
-        """What the columns of masks and of scores are called, where somebody said so."""
-        named = self.target_names != ("target",)  # as a single data set is called for want of one
+        """What the columns of masks and of scores are called, if given."""
+        named = self.target_names != ("target",)  # the name of a single data set
         return {"task": self.task_names} | ({"target": self.target_names} if named else {})
 
     def _checked_masks(self, masks: ArrayLike) -> Tensor:

@@ -287,7 +287,7 @@ def retrain_scores(
             is refused.
         non_finite: Scores that are NaN or infinite are kept in the store like any other and not
             trained again. ``"error"`` raises when all runs are done; ``"keep"`` returns them.
-        on_error: ``"raise"``, or ``"skip"`` to go on without runs in which ``train`` raises: they
+        on_error: ``"raise"``, or ``"skip"`` to skip runs in which ``train`` raises: they
             are in ``skipped`` of the result and not in its ``counts``, and the next call tries them
             again. A worker that dies ends the call in either case.
         on_change: ``"raise"`` refuses a store whose runs are of another ``train``; ``"keep"`` takes
@@ -431,7 +431,7 @@ class _Call:
         return [(subset, seed) for seed in self.seeds for subset in dict.fromkeys(self.subsets)]
 
     def note(self, identity: Mapping[str, Any] | None, changed: Sequence[str]) -> None:
-        """Keep in mind what the store cannot vouch for."""
+        """Keep in mind what the store cannot verify."""
         unknown = ", ".join(identity["unidentified"]) if identity else ""
         notes = [f"a change would not be noticed in: {unknown}"] if unknown else []
         if changed:

@@ -32,7 +32,7 @@ class Candidate:
     num_chosen: int
 
 
-def says_something(error: Any, rank_correlation: Any) -> Any:
+def beats_the_mean(error: Any, rank_correlation: Any) -> Any:
     """Whether scores left out of a fit are predicted better than by the mean of the others.
 
     The mean of the other subsets falls where the left-out score rises: its rank correlation with

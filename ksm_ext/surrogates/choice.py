@@ -325,10 +325,10 @@ def _with_columns(terms: Iterable[Term]) -> tuple[Term, ...]:
     return tuple(term for term in terms if len(term.columns))
 
 
-def solve(choice: Choice, scores: Scores, companion: KernelTrial | None = None) -> Model:
+def solve(choice: Choice, scores: Scores, substitute: KernelTrial | None = None) -> Model:
     """The model of a choice.
 
-    Columns that no kernel predicts have the uncertainty of ``companion``: the posterior of a kernel
+    Columns that no kernel predicts have the uncertainty of ``substitute``: the posterior of a kernel
     as wide as the data allow, around the mean or the linear weights.
     """
     m, q = len(scores.values), len(choice.trial)
@@ -344,8 +344,8 @@ def solve(choice: Choice, scores: Scores, companion: KernelTrial | None = None) 
             linear_terms.append(solution.linear_term)
         if solution.kernel_term is not None:
             kernel_terms.append(solution.kernel_term)
-        elif companion is not None:
-            kernel_terms.append(companion.uncertainty(columns, components=choice.components))
+        elif substitute is not None:
+            kernel_terms.append(substitute.uncertainty(columns, components=choice.components))
     rotation = scores.rotation if choice.components else None
     return Model(
         tuple(kernel_terms),

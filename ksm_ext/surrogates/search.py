@@ -100,9 +100,9 @@ class Search:
         choices = contest.choose(masks, sharing)
         tried += described(contest.trials, len(masks), choices)
         uncertain = kernel_trials or [trial_of(Linear())]
-        companion = next((each for each in uncertain if _is_default(each.kernel)), uncertain[0])
+        substitute = next((each for each in uncertain if _is_default(each.kernel)), uncertain[0])
         fits = [
-            (solve(choice, scores, companion).select(targets), targets)
+            (solve(choice, scores, substitute).select(targets), targets)
             for choice, targets in choices
         ]
         return fits, tried

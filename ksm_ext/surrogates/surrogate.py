@@ -34,7 +34,7 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.correlation import spearman
-from ksm_ext.surrogates.candidates import Candidate, CandidateTable, says_something
+from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -544,9 +544,9 @@ class Surrogate:
     def is_predicted(self) -> Tensor:
         """(t,) bool: targets whose scores are predicted better than by the mean when left out.
 
-        See :func:`.candidates.says_something`.
+        See :func:`.candidates.beats_the_mean`.
         """
-        return says_something(self._loo_error, self.rank_correlations)
+        return beats_the_mean(self._loo_error, self.rank_correlations)
 
     def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
         """(t,) bool: targets to whose predictions one of these terms adds anything."""

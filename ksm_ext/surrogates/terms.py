@@ -16,7 +16,7 @@ from ksm_ext.surrogates.spectral import SpectralRidge
 
 KEPT = 4096
 """Subsets up to which a fit hands on the eigenvectors of the Gram matrix, for intervals: m² numbers
-of 8 bytes are 128 MB, which surrogates may hold unasked. Beyond, the first interval factors anew.
+of 8 bytes are 128 MB, which surrogates keep by default. Beyond, the first interval factors anew.
 """
 
 

@@ -1,7 +1,7 @@
 """What is fuzzed: the readers of files, and the code of packed masks.
 
 A target takes the fuzzer's bytes and raises what it should not. Readers may refuse a file, by the
-errors that they document and in the one form of messages; what they accept has to work.
+errors that they document and with the standard message; what they accept has to work.
 """
 
 import io
