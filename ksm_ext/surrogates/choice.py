@@ -328,8 +328,8 @@ def _with_columns(terms: Iterable[Term]) -> tuple[Term, ...]:
 def solve(choice: Choice, scores: Scores, substitute: KernelTrial | None = None) -> Model:
     """The model of a choice.
 
-    Columns that no kernel predicts have the uncertainty of ``substitute``: the posterior of a kernel
-    as wide as the data allow, around the mean or the linear weights.
+    Columns that no kernel predicts have the uncertainty of ``substitute``: the posterior of a
+    kernel as wide as the data allow, around the mean or the linear weights.
     """
     m, q = len(scores.values), len(choice.trial)
     constant, variance = scores.values.new_zeros(2, q)
