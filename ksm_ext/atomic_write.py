@@ -12,7 +12,8 @@ from ksm_ext.checks import message
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, flush it to disk, then rename it into place.
 
-    Where ``path`` is a symbolic link, the file that it points to is written, and the link stays.
+    Where ``path`` is a symbolic link, the file that it points to is written, and the link stays. A
+    pipe or a device is written to as it is.
 
     Raises:
         OSError: With the path and the cause; nothing is left behind and an old file stays.
@@ -20,6 +21,10 @@ def write_whole(path: Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            with target.open("wb") as stream:
+                stream.write(content)
+            return
         if target.is_symlink():  # one that leads back to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         with partial.open("wb") as file:

@@ -11,14 +11,20 @@ Shapes: X (m, n), y (m,) or (m, t).
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ksm_ext.arrays import ArrayLike, aligned, names_along
+from ksm_ext.checks import message
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.options import Criterion, ShareRidge
+
+try:
+    from sklearn.base import BaseEstimator, RegressorMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    remedy = "Run: pip install 'ksm_ext[sklearn]'."
+    raise ImportError(message("scikit-learn", "installed", "no such module", remedy)) from error
 
 
 class SurrogateRegressor(RegressorMixin, BaseEstimator):

@@ -54,7 +54,7 @@ def fit(args: Namespace) -> int:
         target_names=table.target_names,
         progress=on_a_terminal() and not args.quiet,
     )
-    _write_surrogate(surrogate, args.output)
+    _write(args.output, surrogate.save)
     saved = f"Saved to {args.output} after {perf_counter() - start:.1f} s."
     say(f"{_quality(surrogate)}\n{saved}", quiet=args.quiet)
     return 0
@@ -151,8 +151,9 @@ def report(args: Namespace) -> int:
         )
         held_out = (table.masks, table.scores)
     shown = {"title": args.title, "readout": args.readout, "target": args.target}
-    write_report(surrogate, args.output, held_out=held_out, **shown)
-    say(f"Wrote {args.output}: open it in a browser.")
+    _write(args.output, lambda path: write_report(surrogate, path, held_out=held_out, **shown))
+    if args.output != STANDARD:
+        say(f"Wrote {args.output}: open it in a browser.")
     return 0
 
 
@@ -165,12 +166,13 @@ def _read_surrogate(source: str) -> Surrogate:
         return load_surrogate(path)
 
 
-def _write_surrogate(surrogate: Surrogate, target: str) -> None:
+def _write(target: str, write: Callable[[str | Path], None]) -> None:
+    """Let ``write`` make the file ``target``, or what goes to standard output."""
     if target != STANDARD:
-        return surrogate.save(target)
+        return write(target)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "surrogate"
-        surrogate.save(path)
+        path = Path(folder) / "output"
+        write(path)
         write_bytes(path.read_bytes(), STANDARD)
 
 

@@ -27,7 +27,10 @@ References: *Chen, Epperly, Tropp & Webber 2023, arXiv:2207.06503* (pivots); *Fr
 Udell 2021, arXiv:2110.02820* (such preconditioners); *Bekas, Kokiopoulou & Saad 2007* (diagonals).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -201,6 +204,7 @@ class KrylovRidge:
         self._signs = (2.0 * signs.double() - 1.0).to(masks.values.device)
         self.probes = self._centred(self._signs)  # (m, probes)
         self._largest = float((kernel.diagonal(masks) * weights).max())
+        self._one_at_a_time = RLock()
         self._guesses: dict[float, tuple[Tensor, Tensor]] = {}
         self._basis: list[Tensor] = []
         self._images: list[Tensor] = []
@@ -276,17 +280,16 @@ class KrylovRidge:
         order and has one sign: what is not solved counts as not explained.
         """
         pairs, index = torch.stack([ridge, scale]).unique(dim=1, return_inverse=True)
-        known = len(self._basis)
         parts = []
         for start in range(0, len(rows), _BLOCK):
             columns = []
-            for value, factor in pairs.T.tolist():
-                block = rows[start : start + _BLOCK] + factor * more[start : start + _BLOCK]
-                rhs = self.rotate(block.T)
-                check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
-                columns.append((self._approximate(rhs, value) * rhs).sum(0))
+            with self._extended():
+                for value, factor in pairs.T.tolist():
+                    block = rows[start : start + _BLOCK] + factor * more[start : start + _BLOCK]
+                    rhs = self.rotate(block.T)
+                    check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
+                    columns.append((self._approximate(rhs, value) * rhs).sum(0))
             parts.append(torch.stack(columns, dim=1))
-            self._forget(known)
         return torch.cat(parts)[:, index]
 
     def noise_gain(
@@ -297,6 +300,16 @@ class KrylovRidge:
         return largest / ridge * self.explained_variance(rows, ridge, more, scale)
 
     # -- the space ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _extended(self) -> Iterator[None]:
+        """The space for one thread's right-hand sides; afterwards, however it ends, as before."""
+        with self._one_at_a_time:
+            known = len(self._basis)
+            try:
+                yield
+            finally:
+                self._forget(known)
 
     def _forget(self, blocks: int) -> None:
         """Keep the first ``blocks`` blocks of the basis (m, k), of ``A V`` and of ``1^T K V``."""

@@ -115,8 +115,10 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         else:
             variance = (part.noise / part.unit).square()
             scores, fits, candidates, share = _fitted_to_noise(masks, scores, variance, search)
+        terms = [term for model, _ in fits for term in model.kernel_terms]
+        held = len({id(term.factor and term.factor.solver) for term in terms}) * len(groups)
         for model, targets in fits:
-            if len(rows) ** 2 * len(groups) > KEPT**2:  # more eigenvectors than may be kept
+            if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept
                 model = model.without_factors()
             found = Part(
                 rows=rows,

@@ -15,9 +15,52 @@ from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
 
 KEPT = 4096
-"""Subsets up to which a fit hands on the eigenvectors of the Gram matrix, for intervals: m² numbers
-of 8 bytes are 128 MB, which surrogates keep by default. Beyond, the first interval factors anew.
+"""Subsets up to which a fit hands on the eigenvectors of one Gram matrix, for intervals: m² numbers
+of 8 bytes are 128 MB, which surrogates keep by default; of several kernels, as many numbers in all.
+Beyond, the first interval factors anew.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """What solves for a term, and what it was made of.
+
+    Attributes:
+        solver: The factored Gram matrix, or the Krylov space in its place.
+        kernel: The kernel.
+        masks: (m', n) the subsets that were fitted.
+        weights: (m',) their weights; None where all are 1.
+        center: Whether an intercept was fitted.
+        settings: How conjugate gradients were set, or None.
+    """
+
+    solver: SpectralRidge | KrylovRidge
+    kernel: Kernel
+    masks: Masks
+    weights: Tensor | None
+    center: bool
+    settings: ConjugateGradients | None
+
+    def is_of(
+        self,
+        kernel: Kernel,
+        masks: Masks,
+        weights: Tensor | None,
+        center: bool,
+        settings: ConjugateGradients | None,
+    ) -> bool:
+        """Whether it is the factor of these."""
+        return (
+            (self.kernel, self.center, self.settings) == (kernel, center, settings)
+            and (masks is self.masks or _equal(masks.values, self.masks.values))
+            and _equal(weights, self.weights)
+        )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return all(bool((each == 1).all()) for each in (one, other) if each is not None)
+    return one.shape == other.shape and bool((one == other).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +79,8 @@ class KernelTerm:
             where all are 1.
         nugget_share: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None
             where noise is not told from it.
-        factor: The factored Gram matrix of the fitted subsets, shared by all copies of the term;
-            None until :meth:`factored` is asked for it. Neither saved nor pickled.
+        factor: The factored Gram matrix of the fitted subsets, shared by the copies that it is
+            right for; None until :meth:`factored` is asked for it. Neither saved nor pickled.
     """
 
     kernel: Kernel
@@ -48,7 +91,7 @@ class KernelTerm:
     rows: Tensor | None = None
     weights: Tensor | None = None
     nugget_share: Tensor | None = None
-    factor: SpectralRidge | KrylovRidge | None = field(default=None, repr=False)
+    factor: Factor | None = field(default=None, repr=False)
 
     def select(self, place: Tensor) -> "KernelTerm":
         """The columns with a ``place`` (q,) of at least 0, moved there."""
@@ -80,15 +123,17 @@ class KernelTerm:
             solver: How conjugate gradients are set, or None to factor the Gram matrix.
         """
         masks = masks if self.rows is None else masks[self.rows]
-        factor = self.factor
-        if factor is None or factor.num_subsets != len(masks):
+        of = (self.kernel, masks, self.weights, center, solver)
+        if self.factor is None or not self.factor.is_of(*of):
             options: dict[str, Any] = {"center": center, "weights": self.weights}
-            if solver is None:
-                factor = SpectralRidge(self.kernel.gram(masks), **options)
-            else:
-                factor = KrylovRidge(self.kernel, masks, solver, **options)
-            object.__setattr__(self, "factor", factor)
-        return factor
+            made = (
+                SpectralRidge(self.kernel.gram(masks), **options)
+                if solver is None
+                else KrylovRidge(self.kernel, masks, solver, **options)
+            )
+            object.__setattr__(self, "factor", Factor(made, *of))
+        assert self.factor is not None
+        return self.factor.solver
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "factor": None}

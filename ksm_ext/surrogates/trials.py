@@ -19,7 +19,7 @@ from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_sol
 from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
-from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
+from ksm_ext.surrogates.terms import Factor, KernelTerm, LinearTerm
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
@@ -172,7 +172,10 @@ class KernelTrial:
 
     def _term(self, columns: Tensor, dual: Tensor, ridge: Tensor, signal: Tensor) -> KernelTerm:
         # a Krylov space has grown with the search, and would answer otherwise than a new one
-        factor = None if isinstance(self.factor, KrylovRidge) else self.factor
+        factor = None
+        if isinstance(self.factor, SpectralRidge):
+            of = (self.kernel, self._masks, self._scores.weights, self._scores.center, None)
+            factor = Factor(self.factor, *of)
         return KernelTerm(self.kernel, columns, dual, ridge, signal, factor=factor)
 
     def standardised_residuals(self, ridge: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """What the commands print and write."""
 
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sweep import MASKS, scores, table
@@ -40,3 +42,16 @@ def test_names_are_neither_run_nor_obeyed(there, capsys, monkeypatch):
     Path("y.csv").write_text("loss\n.5\n.25\n")
     assert Path("m.csv").read_text().startswith("'=1+1,b\n")
     assert read_scores("y.csv", "m.csv").task_names == ("=1+1", "b")
+
+
+def test_a_report_goes_to_standard_output(there, capsysbinary):
+    assert main(["report", "s", "-o", "-"]) == 0
+    assert capsysbinary.readouterr().out.startswith(b"<!DOCTYPE html>") and not Path("-").exists()
+
+
+def test_a_pipe_is_written_to_and_stays_one(there):
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(Path("pipe").read_bytes)
+        assert main(["report", "s", "-o", "pipe"]) == 0
+        assert read.result(timeout=60).startswith(b"<!DOCTYPE html>") and Path("pipe").is_fifo()

@@ -1,6 +1,7 @@
 """Gram matrices are factored once, and what is kept of it says what a new factor would."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from ksm_ext import RBF, ConjugateGradients, fit_surrogate, load_surrogate, write_report
 from ksm_ext.surrogates import parts, search
+from ksm_ext.surrogates.krylov import KrylovRidge
+from ksm_ext.surrogates.masks import Masks
 
 OPTIONS = [{"ridge": 0.3}, {"center": False}, {"share_ridge": False}, {"known": [1, 2]}]
 OPTIONS += [{}, {"noise_std": 0.3}]
@@ -130,6 +133,61 @@ def test_large_fits_keep_no_factor(missing, monkeypatch):
     assert all(term.factor is None for term in large.kernel_terms)
     expected = kept.attribute("shapley", return_std=True)
     assert all(map(torch.equal, large.attribute("shapley", return_std=True), expected))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: replace(s, masks=Masks.of(~s.masks.values)),
+        lambda s: replace(s, kernel_terms=(replace(s.kernel_terms[0], kernel=RBF(gamma=2.0)),)),
+        lambda s: replace(s, kernel_terms=(replace(s.kernel_terms[0], weights=uneven(s)),)),
+        lambda s: replace(s, kernel_terms=(replace(s.kernel_terms[0], rows=torch.arange(40)),)),
+    ],
+)
+def test_a_factor_of_something_else_is_not_used(change):
+    masks, scores = problem(70)
+    changed = change(fit_surrogate(masks, scores, kernel=RBF(gamma=0.05)))
+    fresh = replace(changed, kernel_terms=tuple(map(without_factor, changed.kernel_terms)))
+    found = changed.attribute("shapley", return_std=True)[1]
+    assert torch.equal(found, fresh.attribute("shapley", return_std=True)[1])
+
+
+def test_what_all_kernels_keep_is_bounded(monkeypatch):
+    masks, scores = problem(70, t=6)
+    monkeypatch.setattr(parts, "KEPT", len(masks))
+    fits = [fit_surrogate(masks, scores, share_ridge=way) for way in (True, False)]
+    held = [
+        len({id(term.factor.solver) for term in fit.kernel_terms if term.factor}) for fit in fits
+    ]
+    assert len(fits[1].kernel_terms) > 1 and held == [1, 0]
+
+
+def test_intervals_by_conjugate_gradients_in_threads_and_after_an_interrupt(monkeypatch):
+    masks, scores = problem(300, n=30)
+    solver = ConjugateGradients(rank=10)
+    surrogate = fit_surrogate(masks, scores, kernel=RBF(gamma=0.05), solver=solver)
+    ask_for = lambda readout: surrogate.attribute(readout, return_std=True)[1]  # noqa: E731
+    alone = [ask_for(readout) for readout in ("loo", "shapley", "banzhaf")]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(ask_for, ("loo", "shapley", "banzhaf")))
+    assert all(map(torch.equal, together, alone))
+    with monkeypatch.context() as patch:
+        patch.setattr(KrylovRidge, "_coordinates", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask_for("loo")
+    assert torch.equal(ask_for("loo"), alone[0])
+
+
+def uneven(surrogate):
+    return torch.linspace(0.5, 2.0, len(surrogate.masks), dtype=torch.float64)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def without_factor(term):
+    return replace(term, factor=None)
 
 
 def test_the_factor_of_other_subsets_is_not_used():
