@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ def posterior_variance(
 # -- kernels on real weights --------------------------------------------------------------------
 
 
-def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: float) -> Tensor:
+def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: Any) -> Tensor:
     """One kernel between every row of x (m, n) and of y (l, n), pair by pair: (m, l)."""
     rows = []
     for a in x.tolist():
@@ -205,9 +206,8 @@ def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: float) -> Tenso
     return torch.tensor(rows, dtype=torch.float64).reshape(len(x), len(y))
 
 
-def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> float:
+def _kernel(name: str, a: list[float], b: list[float], **parameters: Any) -> float:
     dot = sum(u * v for u, v in zip(a, b, strict=True))
-    squares = sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
     gamma = parameters.get("gamma", 1.0)
     if name == "linear":
         return dot
@@ -217,12 +217,15 @@ def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> f
         products = [u * v for u, v in zip(a, b, strict=True)]
         pairs = sum(p * q for p, q in itertools.combinations(products, 2))
         return dot + parameters["pair_weight"] * pairs
-    if name == "rbf":
-        return math.exp(-gamma * squares)
-    if name == "laplace":
-        return math.exp(-gamma * sum(abs(u - v) for u, v in zip(a, b, strict=True)))
-    assert name == "exponential"
-    return math.exp(-gamma * math.sqrt(squares))
+    gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(a)
+    apart = [(g, abs(u - v)) for g, u, v in zip(gammas, a, b, strict=True)]
+    power = {
+        "rbf": sum(g * d**2 for g, d in apart),
+        "laplace": sum(g * d for g, d in apart),
+        "exponential": math.sqrt(sum((g * d) ** 2 for g, d in apart)),
+    }[name]
+    missing = 2 - (sum(a) + sum(b)) / len(a)  # in both, as shares of all tasks
+    return math.exp(parameters["amplitude"] * missing - power)
 
 
 def philox(seed, counter):

@@ -5,10 +5,16 @@ overlap ``o = |S and S'|``:
 
 .. math:: k(S, S') = A[h] + B[o], \qquad A[h] = \sum_j w_j e^{-\lambda_j h}
 
-with B a polynomial, or one of the two absent.
+with B a polynomial, or one of the two absent. Kernels of distances may see more:
+
+* ``gamma`` of n numbers, one for each task (automatic relevance determination), ``h`` then being a
+  weighted sum over the tasks that differ;
+* an ``amplitude`` b by size: ``a(S) k(S, S') a(S')`` with ``a(S) = exp(b (1 - |S| / n))``, n the
+  tasks that vary, so that scores of small subsets may vary more (b > 0) or less than those of
+  large ones.
 
 1. ``tables``: A and B themselves, for the popcount kernels of :mod:`ksm_ext.ops`;
-2. ``decays`` and ``overlap_degree``: A as a mixture of product kernels and the degree of B, from
+2. ``products`` and ``overlap_degree``: A as a mixture of product kernels and the degree of B, from
    which :mod:`.readouts` has Shapley values, interactions and spectra in closed form;
 3. ``on_weights``: the same kernel between real weight vectors.
 
@@ -24,28 +30,70 @@ kernel           k(x, y)                                on masks
 ===============  =====================================  ===========================
 
 (``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``.) Names and parameters are
-scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`.
+scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`. With a gamma
+for each task, squared differences count ``gamma_i`` times in ``RBF``, ``gamma_i^2`` times in
+``Exponential``, and absolute ones ``gamma_i`` times in ``Laplace``.
 
-References: Rasmussen & Williams 2006, ch. 4; Zhang, Duan & Zhang 2026, arXiv:2602.03783.
+References: Rasmussen & Williams 2006, ch. 4 and 5.1; Zhang, Duan & Zhang 2026, arXiv:2602.03783.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.checks import check_real, message
+from ksm_ext.arrays import as_tensor
+from ksm_ext.checks import check_real, message, shape_text
 from ksm_ext.surrogates.masks import Masks
 
 _MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
+_LARGEST_AMPLITUDE = 50.0  # beyond, squares of what it makes of the empty subset overflow
 
-Decays = list[tuple[float, float]]
-"""Pairs (weight, rate): the kernel ``sum_j weight_j exp(-rate_j h)`` on masks."""
+T = TypeVar("T")
+
+Gamma = float | tuple[float, ...] | None
+"""A decay for all tasks, or one for each; None is searched."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    r"""The product kernel ``weight prod_i g_i(s_i, a_i)`` on masks.
+
+    .. math:: g_i(1, 1) = 1, \qquad g_i(0, 1) = g_i(1, 0) = e^{\beta - \rho_i}, \qquad
+              g_i(0, 0) = e^{2 \beta}
+
+    A task outside of a subset multiplies it by ``e^beta``, one that differs by ``e^-rho_i``.
+
+    Attributes:
+        weight: The factor.
+        rate: rho, float64: () for all tasks alike or (n,); ``inf`` where they must not differ.
+        tilt: beta.
+    """
+
+    weight: float
+    rate: Tensor
+    tilt: float = 0.0
+
+    def change(self) -> tuple[Tensor, Tensor]:
+        """``g_i(1, a_i) - g_i(0, a_i)`` for a task out of a and in it, each like ``rate``."""
+        outside = math.exp(2 * self.tilt) * torch.expm1(-self.tilt - self.rate)
+        return outside, -torch.expm1(self.tilt - self.rate)
+
+    def mean(self, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """``present g_i(1, a_i) + absent g_i(0, a_i)`` for a task out of a and in it, (Q, ...).
+
+        Args:
+            present: (Q, ...) probabilities that the task is there, a dimension more than ``rate``.
+            absent: The same that it is not.
+        """
+        outside = present * torch.exp(-self.tilt - self.rate) + absent
+        inside = present + absent * torch.exp(self.tilt - self.rate)
+        return math.exp(2 * self.tilt) * outside, inside
 
 
 class Kernel(ABC):
@@ -66,8 +114,8 @@ class Kernel(ABC):
         """B at overlaps ``o``, or None where B is absent."""
         return None
 
-    def decays(self) -> Decays:
-        """A as a mixture of exponentials; rate ``inf`` stands for the indicator of h = 0."""
+    def products(self, num_tasks: int) -> list[Product]:
+        """All of the kernel but B as a mixture of product kernels of n tasks."""
         return []
 
     @property
@@ -75,9 +123,18 @@ class Kernel(ABC):
         """Degree of B in ``o``; 0 where B is absent."""
         return 0
 
+    @property
+    def is_tabulated(self) -> bool:
+        """Whether it is a function of ``h`` and ``o`` on masks: ``tables`` are all of it."""
+        return True
+
     def grid(self, masks: Masks) -> "list[Kernel]":
         """This kernel with its open parameters filled in, at the scales of ``masks``."""
         return [self]
+
+    def of_tasks(self, kept: Tensor) -> "Kernel":
+        """The kernel of the tasks where ``kept`` (n,) bool: what is set for each task is cut."""
+        return self
 
     def __add__(self, other: "Kernel") -> "Sum":
         """The kernel ``k + k'``."""
@@ -96,21 +153,13 @@ class Kernel(ABC):
     def gram(self, x: Masks, y: Masks | None = None) -> Tensor:
         """Kernel matrix (m, l) float64 between the rows of ``x`` and ``y`` (of ``x`` if None)."""
         if x.binary and (y is None or y.binary):
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            bits = None if y is None else y.bits
-            return ops.mask_gram(
-                x.bits, bits, x.num_tasks, hamming_table=hamming, overlap_table=overlap
-            )
+            return self.mask_gram(x, y)
         return self.on_weights(x.floats, x.floats if y is None else y.floats)
 
     def matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
         """``gram(x, y) @ v`` for v (l, t) float64, the (m, l) matrix never stored."""
         if x.binary and (y is None or y.binary):
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            bits = None if y is None else y.bits
-            return ops.mask_gram_matmul(
-                x.bits, bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
-            )
+            return self.mask_matmul(x, y, v)
         floats = (x if y is None else y).floats
         rows = max(1, _MATMUL_ENTRIES // max(len(floats), 1))
         return torch.cat([self.on_weights(part, floats) @ v for part in x.floats.split(rows)])
@@ -118,14 +167,34 @@ class Kernel(ABC):
     def diagonal(self, x: Masks) -> Tensor:
         """``k(S, S)`` of every row, (m,) float64."""
         if x.binary:
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            total = x.values.new_zeros(len(x), dtype=torch.float64)
-            if hamming is not None:
-                total = total + hamming[0]
-            return total if overlap is None else total + overlap[x.sizes]
+            return self.mask_diagonal(x)
         points = [row[None] for row in x.floats]  # the same tensor twice: distances exactly zero
         rows = [self.on_weights(point, point)[0, 0] for point in points]
         return torch.stack(rows) if rows else x.floats.new_zeros(0)
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """:meth:`gram` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        bits = None if y is None else y.bits
+        return ops.mask_gram(
+            x.bits, bits, x.num_tasks, hamming_table=hamming, overlap_table=overlap
+        )
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """:meth:`matmul` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        bits = None if y is None else y.bits
+        return ops.mask_gram_matmul(
+            x.bits, bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
+        )
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """:meth:`diagonal` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        total = x.values.new_zeros(len(x), dtype=torch.float64)
+        if hamming is not None:
+            total = total + hamming[0]
+        return total if overlap is None else total + overlap[x.sizes]
 
     def variance(self, masks: Masks) -> float:
         """Mean variance of a subset: the mean of ``k(S, S)`` less that of ``k(S, S')``."""
@@ -137,11 +206,11 @@ class Kernel(ABC):
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
     def __str__(self) -> str:
-        """For people: ``rbf(gamma=0.02)``."""
+        """For people: ``rbf(gamma=0.02)``; of one gamma per task, the smallest and the largest."""
         given = ", ".join(
-            f"{field.name}={getattr(self, field.name):.4g}"
+            f"{field.name}={_shown(value)}"
             for field in fields(self)  # type: ignore[arg-type]
-            if getattr(self, field.name) is not None
+            if (value := getattr(self, field.name)) is not None and not value == field.default == 0
         )
         return f"{self.name}({given})" if given else self.name
 
@@ -238,28 +307,124 @@ class ANOVA2(Kernel):
 
 @dataclass(frozen=True)
 class _Radial(Kernel):
-    """Kernels ``exp(-gamma d)`` of a distance; ``gamma=None`` is searched around 1 / mean d."""
+    """Kernels ``exp(-gamma d)`` of a distance; ``gamma=None`` is searched around 1 / mean d.
 
-    gamma: float | None = None
+    ``gamma`` of n numbers is one for each task; ``amplitude`` is b of the module's head.
+    """
+
+    gamma: Gamma = None
+    amplitude: float = 0.0
     scales: ClassVar[Sequence[float]]
 
     def __post_init__(self) -> None:
-        """Check the parameter."""
-        _set(self, "gamma", _positive("gamma", self.gamma))
+        """Check the parameters."""
+        _set(self, "gamma", _positive_each("gamma", self.gamma))
+        amplitude = check_real("amplitude", self.amplitude)
+        if not abs(amplitude) <= _LARGEST_AMPLITUDE:
+            expected = f"between -{_LARGEST_AMPLITUDE:g} and {_LARGEST_AMPLITUDE:g}"
+            remedy = "Scores of small subsets that vary twice as much have 0.7."
+            raise ValueError(message("amplitude", expected, str(self.amplitude), remedy))
+        _set(self, "amplitude", amplitude)
 
     @abstractmethod
     def typical_distance(self, masks: Masks) -> float:
         """Mean distance of two rows, the unit in which ``gamma`` is searched."""
 
+    @abstractmethod
+    def hamming_values(self, h: Tensor) -> Tensor:
+        """The kernel at distances ``h``, which include gamma where it is one for each task."""
+
+    @abstractmethod
+    def rates(self, num_tasks: int) -> Tensor:
+        """What each task that differs adds to ``h``, () or (n,) float64, gamma included."""
+
+    def mixture(self) -> Iterable[tuple[float, float]]:
+        """Pairs (weight, scale): the kernel is ``sum_j weight_j exp(-scale_j h)``."""
+        return [(1.0, 1.0)]
+
+    @property
+    def is_tabulated(self) -> bool:
+        """Not with a gamma for each task, or an amplitude."""
+        return not isinstance(self.gamma, tuple) and self.amplitude == 0
+
+    def products(self, num_tasks: int) -> list[Product]:
+        """The mixture at every task's rate; "must not differ" is the same for all tasks."""
+        rates, tilt = self.rates(num_tasks), self.amplitude / max(num_tasks, 1)
+        certain = torch.tensor(math.inf, dtype=torch.float64)
+        return [
+            Product(weight, scale * rates if scale < math.inf else certain, tilt)
+            for weight, scale in self.mixture()
+        ]
+
+    def of_tasks(self, kept: Tensor) -> Kernel:
+        """With the gammas of the tasks that are kept."""
+        if not isinstance(self.gamma, tuple):
+            return self
+        return replace(self, gamma=tuple(self._gammas(len(kept))[kept.cpu()].tolist()))
+
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From distances; squared ones are clamped at zero against rounding."""
-        gamma = _given("gamma", self.gamma)
-        return ops.kernel_gram(x, None if x is y else y, self.name, gamma=gamma)
+        gamma, same = _shared(self.gamma), x is y
+        factors = [self._amplitudes(rows.sum(1), rows.shape[1]) for rows in (x, y)]
+        if isinstance(self.gamma, tuple):
+            scales = self.rates(x.shape[1]).to(x)
+            scales = scales if self.name == "laplace" else scales.sqrt()
+            x, y = x * scales, y * scales
+        gram = ops.kernel_gram(x, None if same else y, self.name, gamma=gamma)
+        return factors[0][:, None] * gram * factors[1] if self.amplitude else gram
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From tables or weighted distances."""
+        if isinstance(self.gamma, tuple):
+            rates = self.rates(x.num_tasks)
+            gram = self.hamming_values(x.weighted_distances(x if y is None else y, rates))
+        else:
+            gram = super().mask_gram(x, y)
+        if not self.amplitude:
+            return gram
+        return self._of_sizes(x)[:, None] * gram * self._of_sizes(x if y is None else y)
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """From tables, or by blocks of rows of weighted distances."""
+        other = x if y is None else y
+        if self.amplitude:
+            v = self._of_sizes(other)[:, None] * v
+        if isinstance(self.gamma, tuple):
+            plain, rows = (
+                replace(self, amplitude=0.0),
+                max(1, _MATMUL_ENTRIES // max(len(other), 1)),
+            )
+            blocks = (x[start : start + rows] for start in range(0, len(x), rows))
+            product = torch.cat([plain.mask_gram(block, other) @ v for block in blocks])
+        else:
+            product = super().mask_matmul(x, y, v)
+        return self._of_sizes(x)[:, None] * product if self.amplitude else product
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """The square of the amplitude."""
+        self.rates(x.num_tasks)  # raises where gamma is open
+        return self._of_sizes(x).square()
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """``gamma`` at ``scales`` over the typical distance."""
         unit = max(self.typical_distance(masks), _TINY)
         return _fill(self, "gamma", [scale / unit for scale in self.scales])
+
+    def _gammas(self, num_tasks: int) -> Tensor:
+        """() or (n,) float64."""
+        gammas = torch.tensor(_given("gamma", self.gamma), dtype=torch.float64)
+        if gammas.ndim and len(gammas) != num_tasks:
+            expected, found = f"a number, or one for each of {num_tasks} tasks", str(len(gammas))
+            remedy = "Give them in the order of the columns of `masks`."
+            raise ValueError(message("gamma", expected, f"{found} numbers", remedy))
+        return gammas
+
+    def _amplitudes(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        return torch.exp(self.amplitude * (1 - sizes.to(torch.float64) / max(num_tasks, 1)))
+
+    def _of_sizes(self, masks: Masks) -> Tensor:
+        """``a(S)``, (m,)."""
+        return self._amplitudes(masks.sizes, masks.num_tasks)
 
 
 @dataclass(frozen=True)
@@ -273,13 +438,13 @@ class RBF(_Radial):
         """Mean squared distance."""
         return masks.mean_squared_distance()
 
+    def rates(self, num_tasks: int) -> Tensor:
+        """``gamma``."""
+        return self._gammas(num_tasks)
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma h)``."""
-        return torch.exp(-_given("gamma", self.gamma) * h)
-
-    def decays(self) -> Decays:
-        """One product kernel."""
-        return [(1.0, _given("gamma", self.gamma))]
+        return torch.exp(-_shared(self.gamma) * h)
 
 
 @dataclass(frozen=True)
@@ -312,26 +477,33 @@ class Exponential(_Radial):
         """Root mean squared distance."""
         return math.sqrt(masks.mean_squared_distance())
 
+    def rates(self, num_tasks: int) -> Tensor:
+        """``gamma^2``: the kernel is ``exp(-sqrt(sum of the rates of tasks that differ))``."""
+        return self._gammas(num_tasks).square()
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma sqrt(h))``."""
-        return torch.exp(-_given("gamma", self.gamma) * h.sqrt())
+        return torch.exp(-_shared(self.gamma) * h.sqrt())
 
-    def decays(self) -> Decays:
+    def mixture(self) -> Iterable[tuple[float, float]]:
         """The integral by the trapezoidal rule in ``log s``, to 1e-14.
 
-        The integrand is analytic in a strip of half-width pi/2, so the error falls as
-        ``exp(-pi^2 / step)``; beyond ``s = 50`` only h = 0 is left, which gets the missing mass.
+        In units of the smallest gamma. The integrand is analytic in a strip of half-width pi/2, so
+        the error falls as ``exp(-pi^2 / step)``; beyond ``s = 50`` only h = 0 is left, which gets
+        the missing mass.
         """
-        log_gamma = math.log(_given("gamma", self.gamma))  # squares of gamma itself overflow
+        least = min(self.gamma) if isinstance(self.gamma, tuple) else _shared(self.gamma)
+        log_gamma = math.log(least)  # squares of gamma itself overflow
         step, start, stop = 0.28, 2 * log_gamma - math.log(160), math.log(50.0)
         count = max(1, math.ceil((stop - start) / step))
-        mixture = []
+        left = 1.0
         for index in range(count + 1):
             log_rate = start + index * step
             power = log_gamma - log_rate / 2 - math.exp(2 * log_gamma - log_rate) / 4
-            weight = math.exp(power) / (2 * math.sqrt(math.pi))
-            mixture.append((step * weight, math.exp(min(log_rate, 700.0))))
-        return [*mixture, (1.0 - sum(weight for weight, _ in mixture), math.inf)]
+            weight = step * math.exp(power) / (2 * math.sqrt(math.pi))
+            left -= weight
+            yield weight, math.exp(min(log_rate - 2 * log_gamma, 700.0))
+        yield left, math.inf
 
 
 @dataclass(frozen=True)
@@ -364,10 +536,39 @@ class Sum(Kernel):
         """The weighted sum of the parts that have one."""
         return _total([(w, kernel.overlap_values(o)) for w, kernel in self._weighted()])
 
-    def decays(self) -> Decays:
+    def products(self, num_tasks: int) -> list[Product]:
         """All mixtures, weighted."""
-        weighted = self._weighted()
-        return [(w * weight, rate) for w, kernel in weighted for weight, rate in kernel.decays()]
+        return [
+            replace(each, weight=w * each.weight)
+            for w, kernel in self._weighted()
+            for each in kernel.products(num_tasks)
+        ]
+
+    @property
+    def is_tabulated(self) -> bool:
+        """Where all terms are."""
+        return all(kernel.is_tabulated for _, kernel in self.terms)
+
+    def of_tasks(self, kept: Tensor) -> Kernel:
+        """The sum of the terms' kernels."""
+        return Sum(tuple((w, kernel.of_tasks(kept)) for w, kernel in self.terms))
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From the tables of all terms together, or term by term."""
+        if self.is_tabulated:
+            return super().mask_gram(x, y)
+        return torch.stack([w * kernel.mask_gram(x, y) for w, kernel in self._weighted()]).sum(0)
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """From the tables of all terms together, or term by term."""
+        if self.is_tabulated:
+            return super().mask_matmul(x, y, v)
+        parts = [w * kernel.mask_matmul(x, y, v) for w, kernel in self._weighted()]
+        return torch.stack(parts).sum(0)
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([w * kernel.mask_diagonal(x) for w, kernel in self._weighted()]).sum(0)
 
     @property
     def overlap_degree(self) -> int:
@@ -421,9 +622,9 @@ class Identity(Kernel):
         """1 at 0."""
         return (h == 0).to(torch.float64)
 
-    def decays(self) -> Decays:
+    def products(self, num_tasks: int) -> list[Product]:
         """One, of infinite rate."""
-        return [(1.0, math.inf)]
+        return [Product(1.0, torch.tensor(math.inf, dtype=torch.float64))]
 
 
 KERNELS: dict[str, type[Kernel]] = {
@@ -480,7 +681,7 @@ def from_description(description: dict[str, Any]) -> Kernel:
 _TINY = 1e-12
 
 
-def _given(name: str, value: float | None) -> float:
+def _given(name: str, value: T | None) -> T:
     if value is None:
         remedy = "Set it, or let fit_surrogate search it."
         raise ValueError(message(name, "a number", "None", remedy))
@@ -496,6 +697,29 @@ def _positive(name: str, value: object) -> float | None:
     if not 0 < number < math.inf:
         raise ValueError(message(name, "positive and finite", str(value), remedy))
     return number
+
+
+def _positive_each(name: str, value: object) -> Gamma:
+    """A positive number, one for each task as a tuple, or None."""
+    if value is None or getattr(value, "ndim", int(isinstance(value, list | tuple))) == 0:
+        return _positive(name, value)
+    numbers = as_tensor(name, value)
+    if numbers.ndim != 1 or not len(numbers):
+        remedy = "Leave it out to have it searched."
+        found = shape_text(numbers)
+        raise ValueError(message(name, "a number, or one for each task", found, remedy))
+    return tuple(_given(name, _positive(name, number)) for number in numbers.tolist())
+
+
+def _shared(gamma: Gamma) -> float:
+    """The factor of distances, which include a gamma that is one for each task."""
+    return 1.0 if isinstance(gamma, tuple) else _given("gamma", gamma)
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    if isinstance(value, tuple):
+        return f"{min(value):.4g} to {max(value):.4g}"
+    return f"{value:.4g}"
 
 
 def _set(kernel: Kernel, parameter: str, value: object) -> None:

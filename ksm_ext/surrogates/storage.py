@@ -26,6 +26,7 @@ from ksm_ext.ops.mask_gram import BITS_PER_WORD
 from ksm_ext.surrogates.candidates import Candidate
 from ksm_ext.surrogates.kernels import from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.masks import Masks
 
 FORMAT = "ksm_ext.surrogate.3"
 FORMERLY = "ksm_ext.surrogate.2"
@@ -149,6 +150,9 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     _check_facts(facts, t)
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
     forms = _forms(tensors, facts)
+    subset = Masks(torch.zeros(1, int(tensors["varying"].sum()), dtype=torch.bool))
+    for description in facts["kernels"]:  # raises where a parameter is open, or of other tasks
+        from_description(description).diagonal(subset)
     for name, (dtype, shape, _, _) in forms.items():
         check_choice(name, (tensors[name].dtype, tuple(tensors[name].shape)), [(dtype, shape)])
     missing = tensors["counts"] == 0
@@ -186,9 +190,6 @@ def _check_facts(facts: dict[str, Any], t: int) -> None:
         possible = 0 <= row.error < math.inf and -1 <= row.rank_correlation <= 1
         possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
         check_choice("numbers of candidates that can be", possible, [True])
-    for description in facts["kernels"]:
-        kernel = from_description(description)
-        kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
     if facts["solver"] is not None:
         ConjugateGradients(**facts["solver"])
 

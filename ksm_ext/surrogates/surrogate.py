@@ -669,10 +669,10 @@ class Surrogate:
 
     def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
         """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
-        masks, order = self._active, tasks.shape[1]
+        masks = self._active
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = prior_variance(kernel, readout, masks.num_tasks, order)
+            prior = prior_variance(kernel, readout, masks.num_tasks, tasks[rows])
             return Functionals(prior, functionals(masks, kernel, readout, tasks[rows]))
 
         return self._std(len(tasks), of_rows)

@@ -12,6 +12,12 @@ form:
   of B over random contexts, and the pair sum is ``binom(o_ab, d)``;
 * across the two: ``sum_{T in b} chi_T(a) = Kr_d(|b| - o_ab; |b|)``.
 
+Product kernels whose factors depend on the task, or on whether it is in the subset, have
+``c_T = sum_a alpha_a prod_i p_ai prod_{i in T} rho_ai``, p the mean of ``g_i(s, a_i)`` over s and
+rho half its change over that, and overlap kernels the same with p = 1, ``rho_ai = a_i``. The pair
+sum is the elementary symmetric polynomial ``e_d`` of the products ``rho_ai rho_bi``, in O(n d) for
+each pair of subsets and of product kernels in a mixture.
+
 Shapes: duals (m, t); energies (max_order, t), totals (t,).
 """
 
@@ -27,6 +33,7 @@ from ksm_ext.surrogates.readouts import mean_difference
 
 Mixture = tuple[Kernel, Tensor]
 _ROWS = 1024  # rows of the (m, m) forms held at a time
+_FORM_ENTRIES = 2**22  # of forms of all orders held at a time: 32 MB
 
 
 def walsh_energies(
@@ -36,9 +43,12 @@ def walsh_energies(
 
     The caller has ``first_order`` (t,) from Banzhaf values, of linear terms too.
     """
+    products = [each for kernel, _ in mixtures for each in kernel.products(masks.num_tasks)]
+    if any(each.rate.ndim or each.tilt for each in products):
+        return _energies_by_task(masks, mixtures, max_order, first_order)
     n = masks.num_tasks
     degree = max((kernel.overlap_degree for kernel, _ in mixtures), default=0)
-    decaying = any(kernel.decays() for kernel, _ in mixtures)
+    decaying = bool(products)
     energies = [first_order]
     for order in range(2, max(max_order, min(degree, n)) + 1):
         if order > degree and not decaying:
@@ -82,9 +92,9 @@ def _energy(
 def _decay_coefficient(kernel: Kernel, n: int, order: int) -> float:
     """Lambda_d of the kernel's mixture of product kernels."""
     total = 0.0
-    for weight, rate in kernel.decays():
-        r = math.exp(-rate)
-        total += weight * ((1 - r) / 2) ** order * ((1 + r) / 2) ** (n - order)
+    for product in kernel.products(n):
+        r = math.exp(-product.rate)
+        total += product.weight * ((1 - r) / 2) ** order * ((1 + r) / 2) ** (n - order)
     return total
 
 
@@ -105,17 +115,75 @@ def _decay_variance(masks: Masks, mixtures: list[Mixture]) -> Tensor:
         mean += _decay_coefficient(kernel, n, 0) * dual.sum(0)
         for other, other_dual in mixtures:
             table = torch.zeros_like(h)  # E_S[k(S, a) k'(S, b)] by h_ab
-            for w, rate in kernel.decays():
-                for v, rival in other.decays():
-                    r, p = math.exp(-rate), math.exp(-rival)
+            for one in kernel.products(n):
+                for two in other.products(n):
+                    r, p = math.exp(-one.rate), math.exp(-two.rate)
                     agree = torch.tensor((1 + r * p) / 2, dtype=torch.float64)
                     differ = torch.tensor((r + p) / 2, dtype=torch.float64)
-                    table += w * v * (torch.xlogy(n - h, agree) + torch.xlogy(h, differ)).exp()
+                    table += (
+                        one.weight
+                        * two.weight
+                        * (torch.xlogy(n - h, agree) + torch.xlogy(h, differ)).exp()
+                    )
             product = ops.mask_gram_matmul(
                 masks.bits, None, n, other_dual.contiguous(), hamming_table=table.to(device)
             )
             variance += (dual * product).sum(0)
     return variance - mean.square()
+
+
+def _energies_by_task(
+    masks: Masks, mixtures: list[Mixture], max_order: int, first_order: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`walsh_energies` of product kernels that tell tasks, or in from out, apart."""
+    n = masks.num_tasks
+    last = max(max_order, min(max(kernel.overlap_degree for kernel, _ in mixtures), n))
+    ratios, weights = [], []  # rows: every subset in every product kernel and overlap part
+    for kernel, dual in mixtures:
+        for product in kernel.products(n):
+            half = torch.full((1,) * (product.rate.ndim + 1), 0.5, dtype=torch.float64)
+            means = [mean.expand(1, n)[0] for mean in product.mean(half, half)]
+            changes = zip(product.change(), means, strict=True)
+            ratios.append(_by_membership(masks, *(change / 2 / mean for change, mean in changes)))
+            scale = product.weight * _by_membership(masks, *means).prod(1)
+            weights.append((scale[:, None] * dual).expand(last + 2, -1, -1))
+        if kernel.overlap_degree:
+            ratios.append(masks.floats)
+            orders = [_overlap_coefficient(kernel, masks, order) for order in range(last + 2)]
+            weights.append(torch.stack(orders) * dual)
+    energies = _symmetric_forms(torch.cat(ratios), torch.cat(weights, 1))
+    energies[1] = first_order
+    return energies[1 : max_order + 1], energies[1:].sum(0)
+
+
+def _symmetric_forms(ratios: Tensor, weights: Tensor) -> Tensor:
+    """``sum_{a, b} w_da w_db e_d(rho_a rho_b)`` of orders d, and of those beyond; (D + 1, t).
+
+    Args:
+        ratios: (V, n) rho.
+        weights: (D + 1, V, t) for orders 0 to D - 1, and for what is beyond.
+    """
+    count, num = weights.shape[:2]
+    energies = weights.new_zeros(count, weights.shape[2])
+    step = max(1, _FORM_ENTRIES // (count * num))
+    for start in range(0, num, step):
+        rows, others = ratios[start : start + step], ratios[start:]
+        forms = weights.new_zeros(count, len(rows), len(others))
+        forms[0] = 1.0
+        for row, other in zip(rows.T, others.T, strict=True):  # a task more
+            factor = row[:, None] * other
+            forms[-1] += (forms[-1] + forms[-2]) * factor
+            forms[1:-1] += forms[:-2] * factor
+        right = weights[:, start:].clone()
+        right[:, len(rows) :] *= 2  # pairs of two blocks count twice
+        energies += (weights[:, start : start + step] * (forms @ right)).sum(1)
+    return energies
+
+
+def _by_membership(masks: Masks, outside: Tensor, inside: Tensor) -> Tensor:
+    """(m, n): the number of each task out of a subset and in it."""
+    device = masks.values.device
+    return torch.where(masks.values, inside.to(device), outside.to(device))
 
 
 def _krawtchouk(order: int, x: Tensor, n: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from problems import KERNELS as KERNELS_SET
-from problems import every_kernel
+from problems import every_kernel, of
 from sklearn.metrics import pairwise
 
 from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
@@ -26,13 +26,24 @@ def random_masks(m, n):
     return torch.rand(m, n) < torch.rand(m, 1)
 
 
-def mixture_of(kernel, h):
-    return sum(weight * torch.xlogy(h, math.exp(-rate)).exp() for weight, rate in kernel.decays())
+def mixture_of(kernel, x, y):
+    """The product kernels between rows of x (m, n) and y (l, n) bool, task by task."""
+    total = torch.zeros(len(x), len(y)).double()
+    for product in kernel.products(x.shape[1]):
+        rates = product.rate.expand(x.shape[1])
+        parts = []
+        for i, rate in enumerate(rates.tolist()):
+            apart = x[:, i, None] ^ y[:, i]
+            absent = 2 - x[:, i, None].double() - y[:, i].double()
+            parts.append((product.tilt * absent).exp() * math.exp(-rate) ** apart.double())
+        total += product.weight * torch.stack(parts).prod(0)
+    return total
 
 
 @every_kernel
 @pytest.mark.parametrize("m, l, n", [(1, 1, 1), (6, 4, 7), (3, 5, 70), (0, 2, 3)])
 def test_masks_weights_and_loops_agree(kernel, m, l, n):
+    kernel = of(kernel, n)
     x, y = random_masks(m, n), random_masks(l, n)
     expected = oracle(kernel, x.double(), y.double())
     close = {"rtol": 1e-12, "atol": 1e-14}
@@ -47,6 +58,7 @@ def test_masks_weights_and_loops_agree(kernel, m, l, n):
 @pytest.mark.parametrize("entries", [1, 10, 2**24])
 def test_products_are_those_of_the_matrix(kernel, entries, monkeypatch):
     monkeypatch.setattr(kernels, "_MATMUL_ENTRIES", entries)  # blocks of 1, 2 and all rows
+    kernel = of(kernel, 70)
     x, y, v = random_masks(7, 70), random_masks(5, 70), torch.randn(5, 3).double()
     for scale in (1, 0.3):
         left, right = Masks.of(scale * x.double()), Masks.of(scale * y.double())
@@ -59,6 +71,7 @@ def test_products_are_those_of_the_matrix(kernel, entries, monkeypatch):
 
 @every_kernel
 def test_real_weights_agree_with_loops(kernel):
+    kernel = of(kernel, 6)
     x, y = torch.rand(5, 6).double(), torch.rand(4, 6).double()
     close = {"rtol": 1e-11, "atol": 1e-14}
     torch.testing.assert_close(kernel.gram(Masks.of(x), Masks.of(y)), oracle(kernel, x, y), **close)
@@ -73,6 +86,8 @@ def test_real_weights_agree_with_loops(kernel):
 @every_kernel
 @pytest.mark.parametrize("n", [1, 9, 130])
 def test_tables_are_the_kernel_of_counts(kernel, n):
+    if not kernel.is_tabulated:
+        pytest.skip("it has none")
     hamming, overlap = kernel.tables(n, torch.device("cpu"))
     zero = torch.zeros(n + 1, dtype=torch.float64)
     hamming, overlap = (zero if t is None else t for t in (hamming, overlap))
@@ -86,28 +101,34 @@ def test_tables_are_the_kernel_of_counts(kernel, n):
 
 
 @every_kernel
-def test_decays_and_degree_describe_the_tables(kernel):
-    n = 12
-    h = torch.arange(n + 1, dtype=torch.float64)
-    hamming, overlap = kernel.tables(n, h.device)
-    if hamming is None:
-        assert kernel.decays() == []
-    else:
-        torch.testing.assert_close(mixture_of(kernel, h), hamming, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("n", [1, 4, 12])
+def test_products_and_degree_describe_the_kernel(kernel, n):
+    kernel = of(kernel, n)
+    masks = torch.cat(
+        [random_masks(20, n), torch.eye(n).bool(), torch.tensor([[False], [True]]).expand(2, n)]
+    )
+    counts = torch.arange(n + 1, dtype=torch.float64)
+    overlap, gram = kernel.overlap_values(counts), kernel.gram(Masks.of(masks))
     if overlap is None:
         assert kernel.overlap_degree == 0
-    else:  # differences beyond the degree vanish, those of the degree do not
+        overlap = 0 * counts
+    elif n > kernel.overlap_degree:  # its differences do not vanish, those beyond do
         scale = overlap.abs().max()
         assert torch.diff(overlap, n=kernel.overlap_degree).abs().max() > 1e-6 * scale
         assert torch.diff(overlap, n=kernel.overlap_degree + 1).abs().max() < 1e-11 * scale
+    rest = gram - overlap[reference.overlap(masks, masks)]
+    scale = gram.abs().max()
+    torch.testing.assert_close(mixture_of(kernel, masks, masks), rest, rtol=0, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.03, 0.1, 0.3, 0.7, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0])
 def test_exponential_is_a_mixture_of_products(gamma):
     h, kernel = torch.arange(201, dtype=torch.float64), Exponential(gamma=gamma)
-    assert min(kernel.decays())[0] > -1e-15
+    products = kernel.products(200)
+    assert min(each.weight for each in products) > -1e-15
+    found = sum(each.weight * torch.xlogy(h, torch.exp(-each.rate)).exp() for each in products)
     expected = torch.exp(-gamma * h.sqrt())
-    torch.testing.assert_close(mixture_of(kernel, h), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_laplace_is_rbf_on_masks_only():
@@ -132,8 +153,10 @@ def test_scikit_learn_agrees():
 @every_kernel
 @pytest.mark.parametrize("m, n", [(0, 3), (1, 1), (9, 2), (5, 63), (9, 64), (7, 70)])
 def test_gram_does_not_depend_on_the_order_of_tasks(kernel, m, n):
+    kernel = of(kernel, n)
     x, order = random_masks(m, n), torch.randperm(n)
-    assert torch.equal(kernel.gram(Masks.of(x)), kernel.gram(Masks.of(x[:, order])))
+    if not any(each.rate.ndim for each in kernel.products(n)):  # tasks are alike
+        assert torch.equal(kernel.gram(Masks.of(x)), kernel.gram(Masks.of(x[:, order])))
 
 
 # -- parameters ---------------------------------------------------------------------------------

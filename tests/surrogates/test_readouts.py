@@ -11,12 +11,12 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KERNELS, close, every_kernel, few_subsets
+from problems import KERNELS, close, every_kernel, few_subsets, of
 
 from ksm_ext import RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.kernels import Identity
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.readouts import READOUTS, prior_variance, tables
+from ksm_ext.surrogates.readouts import READOUTS, functionals, prior_variance, tables
 
 SEEDS = st.integers(0, 10**6)
 every_readout = pytest.mark.parametrize("readout", READOUTS)
@@ -30,6 +30,7 @@ subsets = lru_cache(reference.all_subsets)
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
+    kernel = of(kernel, n)
     index, masks, scores = few_subsets(n)
     options = {"kernel": kernel, "center": center, "share_ridge": False}
     surrogate = fit_surrogate(masks, scores, ridge=0.3, **options)
@@ -64,14 +65,16 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
 @every_kernel
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 def test_prior_variances_equal_enumeration(kernel, n):
+    kernel = of(kernel, n)
     prior = kernel.gram(Masks.of(subsets(n)))
     for readout in READOUTS:
-        expected = effects(n, readout)[0] @ prior @ effects(n, readout)[0]
-        assert prior_variance(kernel, readout, n, 1) == pytest.approx(expected.item(), rel=1e-10)
-        if n > 1:
-            expected = pairs(n, readout)[0] @ prior @ pairs(n, readout)[0]
-            value = prior_variance(kernel, readout, n, 2)
-            assert value == pytest.approx(expected.item(), rel=1e-9, abs=1e-11)
+        expected = (effects(n, readout) @ prior * effects(n, readout)).sum(1)
+        found = prior_variance(kernel, readout, n, torch.arange(n)[:, None])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        chosen = torch.triu_indices(n, n, 1).T  # none of a single task
+        expected = (pairs(n, readout) @ prior * pairs(n, readout)).sum(1)
+        found = prior_variance(kernel, readout, n, chosen)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @every_readout
@@ -97,6 +100,7 @@ def test_variances_of_components_rotate_to_targets(readout):
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 6), SEEDS, st.sampled_from(KERNELS), st.sampled_from(READOUTS))
 def test_readouts_of_random_problems(n, seed, kernel, readout):
+    kernel = of(kernel, n)
     _, masks, scores = few_subsets(n, seed=seed)
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.05)
     close(surrogate.attribute(readout), effects(n, readout) @ surrogate.predict(subsets(n)))
@@ -187,19 +191,21 @@ def test_many_tasks_slow_quadrature(n, r):
 @every_kernel
 @every_readout
 def test_many_tasks_are_finite(kernel, readout):
-    n = 1500
+    n, one = 1500, torch.tensor([[0]])
     sizes = torch.tensor([0, 1, n // 2, n])
+    masks = Masks.of(torch.arange(n) < sizes[:, None])
     for order in (1, 2):
         assert tables(kernel, readout, n, order, sizes).isfinite().all()
-    if len(kernel.decays()) < 2:
-        assert math.isfinite(prior_variance(kernel, readout, n, 1))
+    if len(kernel.products(n)) < 2:
+        assert prior_variance(kernel, readout, n, one).isfinite().all()
+        assert functionals(masks, kernel, readout, one).isfinite().all()
 
 
 @pytest.mark.parametrize("n", [128, 129, 2000])
 def test_shapley_prior_variance_of_many_tasks(n):
     """For the identity it is sum_c 2 / (n^2 C(n-1, c)): exact integers."""
     exact = sum(Fraction(2, n * n * math.comb(n - 1, c)) for c in range(n))
-    value = prior_variance(Identity(), "shapley", n, 1)
+    value = prior_variance(Identity(), "shapley", n, torch.tensor([[0]])).item()
     assert value == pytest.approx(float(exact), rel=1e-10)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from problems import close, every_kernel, few_subsets
+from problems import close, every_kernel, few_subsets, of
 
 from ksm_ext import RBF, fit_surrogate
 
@@ -12,6 +12,7 @@ from ksm_ext import RBF, fit_surrogate
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_walsh_spectrum(kernel, center, n):
+    kernel = of(kernel, n)
     _, masks, scores = few_subsets(n)
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.2, center=center)
     expected = reference.walsh_spectrum(surrogate.predict(reference.all_subsets(n)), n)
