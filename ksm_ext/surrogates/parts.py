@@ -101,7 +101,8 @@ def varying_tasks(masks: Masks, search: Search) -> Tensor:
 
 def fitted_parts(observed: Observations, search: Search) -> list[Part]:
     """A model of every group of targets with the same subsets, alike in precision."""
-    active = Masks(observed.masks.values[:, varying_tasks(observed.masks, search)])
+    varying = varying_tasks(observed.masks, search)
+    active, search = Masks(observed.masks.values[:, varying]), search.of_tasks(varying)
     groups = list(_groups(active, observed, search))
     parts: list[Part] = []
     for rows, columns in groups:

@@ -76,6 +76,15 @@ class Search:
         """What was asked for, one by one."""
         return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
 
+    def of_tasks(self, kept: Tensor) -> "Search":
+        """The search for tasks where ``kept`` (n,) bool: kernels that know tasks lose the rest."""
+        kernels = [
+            each.of_tasks(kept) if isinstance(each, Kernel) else each for each in self._asked
+        ]
+        return replace(
+            self, kernel=tuple(kernels) if isinstance(self.kernel, tuple) else kernels[0]
+        )
+
     def fit(self, masks: Masks, scores: Scores) -> tuple[Fits, list[Candidate]]:
         """The chosen models, and everything that was tried."""
         kernels, linear = self._candidates(masks)

@@ -16,7 +16,8 @@ Product kernels whose factors depend on the task, or on whether it is in the sub
 ``c_T = sum_a alpha_a prod_i p_ai prod_{i in T} rho_ai``, p the mean of ``g_i(s, a_i)`` over s and
 rho half its change over that, and overlap kernels the same with p = 1, ``rho_ai = a_i``. The pair
 sum is the elementary symmetric polynomial ``e_d`` of the products ``rho_ai rho_bi``, in O(n d) for
-each pair of subsets and of product kernels in a mixture.
+each pair of subsets and of product kernels in a mixture; up to 16 tasks all subsets are enumerated
+instead.
 
 Shapes: duals (m, t); energies (max_order, t), totals (t,).
 """
@@ -33,6 +34,7 @@ from ksm_ext.surrogates.readouts import mean_difference
 
 Mixture = tuple[Kernel, Tensor]
 _ROWS = 1024  # rows of the (m, m) forms held at a time
+_ENUMERATED = 16  # tasks up to which all subsets are
 _FORM_ENTRIES = 2**22  # of forms of all orders held at a time: 32 MB
 
 
@@ -45,7 +47,8 @@ def walsh_energies(
     """
     products = [each for kernel, _ in mixtures for each in kernel.products(masks.num_tasks)]
     if any(each.rate.ndim or each.tilt for each in products):
-        return _energies_by_task(masks, mixtures, max_order, first_order)
+        alike = _energies_of_few if masks.num_tasks <= _ENUMERATED else _energies_by_task
+        return alike(masks, mixtures, max_order, first_order)
     n = masks.num_tasks
     degree = max((kernel.overlap_degree for kernel, _ in mixtures), default=0)
     decaying = bool(products)
@@ -130,6 +133,23 @@ def _decay_variance(masks: Masks, mixtures: list[Mixture]) -> Tensor:
             )
             variance += (dual * product).sum(0)
     return variance - mean.square()
+
+
+def _energies_of_few(
+    masks: Masks, mixtures: list[Mixture], max_order: int, first_order: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`walsh_energies` from the values on all 2^n subsets, by the fast Walsh transform."""
+    n = masks.num_tasks
+    every = Masks.from_bits(torch.arange(2**n, device=masks.values.device)[:, None], n)
+    parts = [kernel.matmul(every, masks, dual) for kernel, dual in mixtures]
+    values = torch.stack(parts).sum(0)  # (2^n, t)
+    for task in range(n):
+        without, given = values.reshape(2 ** (n - 1 - task), 2, 2**task, -1).unbind(1)
+        values = torch.stack([given + without, given - without], 1).reshape(2**n, -1) / 2
+    energies = values.new_zeros(n + 1, values.shape[1])
+    energies.index_add_(0, every.sizes, values.square())
+    energies[1] = first_order
+    return energies[1 : max_order + 1], energies[1:].sum(0)
 
 
 def _energies_by_task(

@@ -3,9 +3,10 @@
 import pytest
 import reference
 import torch
-from problems import close, every_kernel, few_subsets, of
+from problems import KERNELS, close, every_kernel, few_subsets, of
 
 from ksm_ext import RBF, fit_surrogate
+from ksm_ext.surrogates import walsh
 
 
 @every_kernel
@@ -21,6 +22,17 @@ def test_walsh_spectrum(kernel, center, n):
     close(spectrum.sum(0), torch.ones(2).double())
     for max_order in range(1, n + 1):
         close(surrogate.walsh_spectrum(max_order), expected[:max_order])
+
+
+@pytest.mark.parametrize("max_order", [1, 3, 5])
+@pytest.mark.parametrize("kernel", [each for each in KERNELS if not each.is_tabulated], ids=str)
+def test_walsh_spectrum_without_enumeration(kernel, max_order, monkeypatch):
+    _, masks, scores = few_subsets(5)
+    surrogate = fit_surrogate(masks[:8], scores[:8], kernel=of(kernel, 5), ridge=0.2)
+    expected = surrogate.walsh_spectrum(max_order)
+    monkeypatch.setattr(walsh, "_ENUMERATED", 0)
+    monkeypatch.setattr(walsh, "_FORM_ENTRIES", 2**15)  # several blocks
+    close(surrogate.walsh_spectrum(max_order), expected)
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares", "linear"])
