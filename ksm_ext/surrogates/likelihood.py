@@ -120,7 +120,7 @@ def learn_kernel(
         )
         point[free] = found.x
     learnt, ridge = problem.model(point)
-    total = float(restricted_log_likelihood(learnt, ridge, masks, scores).sum())
+    total = float(restricted_log_likelihood(learnt, ridge, masks, scores).nansum())
     return LearntKernel(learnt, ridge, total)
 
 

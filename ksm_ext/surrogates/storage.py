@@ -150,9 +150,6 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     _check_facts(facts, t)
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
     forms = _forms(tensors, facts)
-    subset = Masks(torch.zeros(1, int(tensors["varying"].sum()), dtype=torch.bool))
-    for description in facts["kernels"]:  # raises where a parameter is open, or of other tasks
-        from_description(description).diagonal(subset)
     for name, (dtype, shape, _, _) in forms.items():
         check_choice(name, (tensors[name].dtype, tuple(tensors[name].shape)), [(dtype, shape)])
     missing = tensors["counts"] == 0
@@ -164,6 +161,9 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         check_finite(name, table, "No fit has such numbers.")
         within = bool(((table >= least) & (table <= largest)).all())
         check_choice(f"{name} from {least} to {largest}", within, [True])
+    subset = Masks(torch.zeros(1, int(tensors["varying"].sum()), dtype=torch.bool))
+    for description in facts["kernels"]:  # raises where a parameter is open, or of other tasks
+        from_description(description).diagonal(subset)
     for kind in ("kernel", "linear"):
         names = [name for name in tensors if name.startswith(kind) and name.endswith(".columns")]
         columns = [column for name in names for column in tensors[name].tolist()]

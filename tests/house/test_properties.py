@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +166,60 @@ def test_tasks_that_come_together_are_equal(problem, readout):
     close(values[0], values[-1])
     assert torch.equal(pairs, pairs.transpose(0, 1))
     assert not pairs.diagonal().any()
+
+
+@st.composite
+def decaying(draw):
+    """A problem, and its kernel with a decay for each task and an amplitude."""
+    masks, scores, kernel = draw(problems(min_tasks=2, kernels=("rbf", "laplace", "exponential")))
+    scales = torch.rand(masks.shape[1], generator=generator(draw(SEEDS))) + 0.1
+    gamma = tuple(float(kernel.gamma * scale) for scale in scales)
+    return masks, scores, replace(kernel, gamma=gamma, amplitude=draw(st.floats(-3, 3)))
+
+
+def alike(one, other, order=slice(None)):
+    """Whether two surrogates answer alike, tasks of the first in ``order``."""
+    close(one.walsh_spectrum(), other.walsh_spectrum(), 1e-6)
+    for readout in READOUTS:
+        for ask in (one.attribute, other.attribute), (one.interactions, other.interactions):
+            pairs = zip(*(each(readout, return_std=True) for each in ask), strict=True)
+            for found, expected in pairs:
+                found = found[order]
+                close(found if found.ndim == 2 else found[:, order], expected, 1e-6)
+
+
+@holds(problem=decaying(), seed=SEEDS)
+def test_decays_go_with_their_tasks(problem, seed):
+    masks, scores, kernel = problem
+    order = torch.randperm(masks.shape[1], generator=generator(seed))
+    moved = replace(kernel, gamma=tuple(kernel.gamma[i] for i in order))
+    alike(fitted(problem), fitted((masks[:, order], scores, moved)), order)
+
+
+@holds(problem=decaying())
+def test_equal_decays_are_one(problem):
+    masks, scores, kernel = problem
+    one = replace(kernel, gamma=kernel.gamma[0])
+    every = replace(one, gamma=(one.gamma,) * masks.shape[1])
+    alike(fitted((masks, scores, one)), fitted((masks, scores, every)))
+
+
+@holds(problem=decaying(), ever=st.booleans(), place=st.integers(0, 2))
+def test_decays_of_tasks_that_never_vary_are_no_information(problem, ever, place):
+    masks, scores, kernel = problem
+    wider = torch.cat([masks[:, :place], torch.full_like(masks[:, :1], ever), masks[:, place:]], 1)
+    gamma = (*kernel.gamma[:place], 7.0, *kernel.gamma[place:])
+    found = fitted((wider, scores, replace(kernel, gamma=gamma)))
+    kept = torch.arange(wider.shape[1]) != place
+    for readout in READOUTS:
+        values = found.attribute(readout)
+        assert not values[place].any()
+        close(values[kept], fitted(problem).attribute(readout))
+
+
+@holds(problem=decaying())
+def test_shapley_values_share_out_what_decays_and_amplitudes_predict(problem):
+    test_shapley_values_share_out_all_there_is.hypothesis.inner_test(problem)
 
 
 @holds(problem=problems())

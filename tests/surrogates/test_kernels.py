@@ -1,7 +1,10 @@
 """Kernels: the three forms of each agree, with each other and with loops."""
 
+import json
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import reference
 import torch
@@ -170,6 +173,7 @@ def test_descriptions_round_trip(kernel):
 def test_text():
     assert str(Linear()) == "linear" and str(RBF()) == "rbf"
     assert str(RBF(gamma=0.02)) == "rbf(gamma=0.02)"
+    assert str(RBF(gamma=(0.5, 0.02), amplitude=1.5)) == "rbf(gamma=0.02 to 0.5, amplitude=1.5)"
     assert str(Linear() + 0.5 * RBF(gamma=0.1)) == "linear + 0.5 rbf(gamma=0.1)"
 
 
@@ -207,6 +211,11 @@ def test_unknown_names(name):
         (lambda: Polynomial(coef0=-0.1), "`coef0` must be at least 0, got -0.1. A negative one"),
         (lambda: Polynomial(coef0=math.nan), "`coef0` must be at least 0, got nan."),
         (lambda: ANOVA2(pair_weight=0.0), "`pair_weight` must be positive and finite, got 0.0."),
+        (lambda: RBF(gamma=[0.1, -2.0]), "`gamma` must be positive and finite, got -2.0."),
+        (lambda: RBF(gamma=[[0.1]]), r"`gamma` must be a number, or one for each task, got shape"),
+        (lambda: RBF(gamma=()), r"`gamma` must be a number, or one for each task, got shape"),
+        (lambda: RBF(1.0, 51.0), "`amplitude` must be between -50 and 50, got 51.0. Scores of"),
+        (lambda: RBF(1.0, math.nan), "`amplitude` must be between -50 and 50, got nan."),
         (lambda: 0.0 * RBF(gamma=1.0), "`weight` must be positive and finite, got 0.0."),
         (lambda: -2.0 * Linear(), "`weight` must be positive and finite, got -2.0."),
     ],
@@ -214,6 +223,23 @@ def test_unknown_names(name):
 def test_parameter_errors(make, found):
     with pytest.raises(ValueError, match=f"^{found}"):
         make()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, pd.Series])
+def test_decays_of_any_kind(kind):
+    made = RBF(gamma=kind([0.5, 0.25]))
+    assert made == RBF(gamma=(0.5, 0.25)) and hash(made) == hash(RBF(gamma=(0.5, 0.25)))
+    assert from_description(json.loads(json.dumps(made.describe()))) == made
+    assert (2.0 * made).of_tasks(torch.tensor([False, True])) == 2.0 * RBF(gamma=(0.25,))
+
+
+def test_decays_of_other_tasks():
+    form = "^`gamma` must be a number, or one for each of 3 tasks, got 2 numbers. Give them in the"
+    kernel, masks = RBF(gamma=(0.1, 0.2)), random_masks(4, 3)
+    for ask in (kernel.gram, kernel.diagonal, lambda masks: (Linear() + kernel).gram(masks)):
+        for table in (masks, 0.3 * masks):
+            with pytest.raises(ValueError, match=form):
+                ask(Masks.of(table))
 
 
 @pytest.mark.parametrize("kernel", [RBF(), Laplace(), Exponential(), Polynomial(), ANOVA2()])
