@@ -43,6 +43,7 @@ from .scores.retraining import retrain_scores as retrain_scores
 from .surrogates.fit import fit_surrogate as fit_surrogate
 from .surrogates.kernels import ANOVA2 as ANOVA2
 from .surrogates.kernels import RBF as RBF
+from .surrogates.kernels import Size as Size
 from .surrogates.kernels import Exponential as Exponential
 from .surrogates.kernels import Kernel as Kernel
 from .surrogates.kernels import Laplace as Laplace

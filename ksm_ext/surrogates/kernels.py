@@ -27,6 +27,7 @@ kernel           k(x, y)                                on masks
 ``RBF``          ``exp(-gamma ||x - y||_2^2)``          ``exp(-gamma h)``
 ``Laplace``      ``exp(-gamma ||x - y||_1)``            ``exp(-gamma h)``
 ``Exponential``  ``exp(-gamma ||x - y||_2)``            ``exp(-gamma sqrt(h))``
+``Size``         polynomials of the sums of x and y     of ``|S|`` and ``|S'|``
 ===============  =====================================  ===========================
 
 (``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``.) Names and parameters are
@@ -48,7 +49,7 @@ from torch import Tensor
 
 from ksm_ext import ops
 from ksm_ext.arrays import as_tensor
-from ksm_ext.checks import check_real, message, shape_text
+from ksm_ext.checks import check_positive_int, check_real, message, shape_text
 from ksm_ext.surrogates.masks import Masks
 
 _MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
@@ -127,6 +128,15 @@ class Kernel(ABC):
     def is_tabulated(self) -> bool:
         """Whether it is a function of ``h`` and ``o`` on masks: ``tables`` are all of it."""
         return True
+
+    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        """(C, D): functions phi_d of ``|S|`` whose ``sum_d phi_d(S) phi_d(S')`` is part of it."""
+        return sizes.new_zeros(len(sizes), 0)
+
+    @property
+    def size_degree(self) -> int:
+        """Degree of these functions in ``|S|``; 0 where there are none."""
+        return 0
 
     def grid(self, masks: Masks) -> "list[Kernel]":
         """This kernel with its open parameters filled in, at the scales of ``masks``."""
@@ -507,6 +517,63 @@ class Exponential(_Radial):
 
 
 @dataclass(frozen=True)
+class Size(Kernel):
+    r"""A smooth function of how many tasks there are, whichever they are.
+
+    .. math:: k(S, S') = \frac1D \sum_{d=1}^D P_d(1 - 2 |S| / n)\, P_d(1 - 2 |S'| / n)
+
+    with the Legendre polynomials P_d up to ``degree`` D. Scores that saturate depend on the number
+    of tasks more than on any one of them; added to another kernel, it leaves that the rest. On real
+    weights ``|S|`` is their sum.
+    """
+
+    degree: int = 3
+    name: ClassVar[str] = "size"
+
+    def __post_init__(self) -> None:
+        """Check the degree."""
+        _set(self, "degree", check_positive_int("degree", self.degree))
+
+    @property
+    def is_tabulated(self) -> bool:
+        """No: it is no function of ``h`` and ``o``."""
+        return False
+
+    @property
+    def size_degree(self) -> int:
+        """The degree."""
+        return self.degree
+
+    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        """``P_d / sqrt(D)`` by their recurrence."""
+        x = 1 - 2 * sizes.to(torch.float64) / max(num_tasks, 1)
+        found = [torch.ones_like(x), x]
+        for d in range(1, self.degree):
+            found.append(((2 * d + 1) * x * found[d] - d * found[d - 1]) / (d + 1))
+        return torch.stack(found[1:], 1) / math.sqrt(self.degree)
+
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """From the sums of the rows."""
+        one, other = (self.size_features(rows.sum(1), rows.shape[1]) for rows in (x, y))
+        return one @ other.T
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From the sizes."""
+        return self._of(x) @ self._of(x if y is None else y).T
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """Through the D functions."""
+        return self._of(x) @ (self._of(x if y is None else y).T @ v)
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """Their squares."""
+        return self._of(x).square().sum(1)
+
+    def _of(self, masks: Masks) -> Tensor:
+        return self.size_features(masks.sizes, masks.num_tasks)
+
+
+@dataclass(frozen=True)
 class Sum(Kernel):
     """``sum_j weight_j k_j``: written ``Linear() + 0.5 * RBF(gamma=0.1)``.
 
@@ -575,6 +642,18 @@ class Sum(Kernel):
         """The largest degree."""
         return max(kernel.overlap_degree for _, kernel in self.terms)
 
+    @property
+    def size_degree(self) -> int:
+        """The largest degree."""
+        return max(kernel.size_degree for _, kernel in self.terms)
+
+    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        """Those of all terms, weighted."""
+        parts = [
+            math.sqrt(w) * kernel.size_features(sizes, num_tasks) for w, kernel in self._weighted()
+        ]
+        return torch.cat(parts, 1)
+
     def grid(self, masks: Masks) -> list[Kernel]:
         """Every combination of the terms' grids and open weights."""
         sample = masks[: min(len(masks), 256)]
@@ -628,7 +707,7 @@ class Identity(Kernel):
 
 
 KERNELS: dict[str, type[Kernel]] = {
-    kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
+    kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential, Size)
 }
 
 KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]

@@ -72,6 +72,7 @@ def has_interactions(surrogate: Surrogate) -> list[bool]:
     able = [
         term
         for term in surrogate.kernel_terms
-        if term.kernel.products(surrogate.num_varying) or term.kernel.overlap_degree > 1
+        if term.kernel.products(surrogate.num_varying)
+        or max(term.kernel.overlap_degree, term.kernel.size_degree) > 1
     ]
     return surrogate.moved_by(able).tolist()

@@ -25,7 +25,8 @@ For a product kernel ``prod_i g(s_i, a_i)`` the context average factorises, with
 
 (``r^h`` has ``d_1 = -d_0 = 1 - r``), a polynomial of degree n-1 in q, so a quadrature on [0, 1]
 gives Shapley values to rounding. For a kernel ``B[overlap]`` tasks outside ``a`` have no effect and
-``T_1(c)`` averages the differences of B. Pairwise interactions (Grabisch & Roubens 1999) are the
+``T_1(c)`` averages the differences of B. Functions of sizes have the mean difference of sizes, whichever the task.
+Pairwise interactions (Grabisch & Roubens 1999) are the
 same with second differences: of order d, 1 for a task and 2 for a pair, there are d + 1 tables,
 ``T_j`` where j of the d tasks are in ``a``. The prior variance of a readout is the readout of its
 own table, ``E_c[T_1(c+1) - T_0(c)]``.
@@ -76,7 +77,8 @@ def tables(kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: 
             mean = _context_mean(readout, product, others_in, num_tasks - order - others_in)
             found[j] += product.weight * inside**j * outside ** (order - j) * mean
     found[order] += mean_difference(kernel, readout, num_tasks, order, sizes)
-    return found
+    of_sizes = kernel.size_features(c, num_tasks)  # (C, D): the same whichever tasks they are
+    return found + of_sizes @ size_difference(kernel, readout, num_tasks, order)
 
 
 def effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
@@ -172,6 +174,18 @@ def mean_difference(
     return torch.where(sizes < order, torch.zeros_like(mean), mean)
 
 
+def size_difference(kernel: Kernel, readout: Readout, num_tasks: int, order: int) -> Tensor:
+    """Mean ``order``-th difference of the kernel's functions of sizes, (D,)."""
+    sizes = torch.arange(num_tasks + 1.0, dtype=torch.float64)
+    features = kernel.size_features(sizes, num_tasks)
+    if order > num_tasks:
+        return torch.zeros_like(features[0])
+    others = torch.tensor([num_tasks - order])
+    steps = torch.diff(features, n=order, dim=0)
+    means = [_mean_over_overlaps(readout, column, others) for column in steps.T]
+    return torch.cat(means) if means else torch.zeros_like(features[0])
+
+
 def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tensor) -> Tensor:
     """Prior variance of a readout under a Gaussian process with this kernel, (rows,) on the CPU.
 
@@ -190,6 +204,7 @@ def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tens
         total += product.weight * _pair_readout(readout, product, num_tasks, tasks.cpu())
     sizes = torch.arange(order, num_tasks + 1)
     inside = mean_difference(kernel, readout, num_tasks, order, sizes)  # T_order(c + order)
+    total += size_difference(kernel, readout, num_tasks, order).square().sum()
     return total + _mean_over_overlaps(readout, inside, torch.tensor([others]))
 
 

@@ -19,6 +19,9 @@ sum is the elementary symmetric polynomial ``e_d`` of the products ``rho_ai rho_
 each pair of subsets and of product kernels in a mixture; up to 16 tasks all subsets are enumerated
 instead.
 
+Functions of sizes have the same ``c_T`` for all T of one order, their mean d-th difference over
+2^d: one more row with ``rho = 1``.
+
 Shapes: duals (m, t); energies (max_order, t), totals (t,).
 """
 
@@ -30,7 +33,7 @@ from torch import Tensor
 from ksm_ext import ops
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.readouts import mean_difference
+from ksm_ext.surrogates.readouts import mean_difference, size_difference
 
 Mixture = tuple[Kernel, Tensor]
 _ROWS = 1024  # rows of the (m, m) forms held at a time
@@ -46,7 +49,8 @@ def walsh_energies(
     The caller has ``first_order`` (t,) from Banzhaf values, of linear terms too.
     """
     products = [each for kernel, _ in mixtures for each in kernel.products(masks.num_tasks)]
-    if any(each.rate.ndim or each.tilt for each in products):
+    of_size = any(kernel.size_degree for kernel, _ in mixtures)
+    if of_size or any(each.rate.ndim or each.tilt for each in products):
         alike = _energies_of_few if masks.num_tasks <= _ENUMERATED else _energies_by_task
         return alike(masks, mixtures, max_order, first_order)
     n = masks.num_tasks
@@ -157,7 +161,8 @@ def _energies_by_task(
 ) -> tuple[Tensor, Tensor]:
     """:func:`walsh_energies` of product kernels that tell tasks, or in from out, apart."""
     n = masks.num_tasks
-    last = max(max_order, min(max(kernel.overlap_degree for kernel, _ in mixtures), n))
+    degrees = [max(kernel.overlap_degree, kernel.size_degree) for kernel, _ in mixtures]
+    last = max(max_order, min(max(degrees), n))
     ratios, weights = [], []  # rows: every subset in every product kernel and overlap part
     for kernel, dual in mixtures:
         for product in kernel.products(n):
@@ -171,6 +176,13 @@ def _energies_by_task(
             ratios.append(masks.floats)
             orders = [_overlap_coefficient(kernel, masks, order) for order in range(last + 2)]
             weights.append(torch.stack(orders) * dual)
+        if kernel.size_degree:  # the same whichever tasks: a subset of all, as it were
+            features = kernel.size_features(masks.sizes.to(torch.float64), n)
+            moments = features.T @ dual  # (D, t)
+            changes = [size_difference(kernel, "banzhaf", n, order) for order in range(last + 1)]
+            orders = [0.5**order * change.to(moments) @ moments for order, change in enumerate(changes)]
+            ratios.append(torch.ones_like(masks.floats[:1]))
+            weights.append(torch.stack([*orders, torch.zeros_like(orders[0])])[:, None])
     energies = _symmetric_forms(torch.cat(ratios), torch.cat(weights, 1))
     energies[1] = first_order
     return energies[1 : max_order + 1], energies[1:].sum(0)

@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 
-from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
+from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, Size
 
 GAMMAS = tuple(
     10 ** (2 * torch.rand(1500, generator=torch.Generator().manual_seed(0)) - 1.5).double()
@@ -23,6 +23,9 @@ KERNELS = [
     Exponential(gamma=3.0),
     Linear() + 0.5 * RBF(gamma=0.2),
     ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
+    Size(),
+    Exponential(gamma=0.4, amplitude=1.0) + 0.3 * Size(degree=3),
+    ANOVA2(pair_weight=0.1) + 2.0 * Size(degree=4) + RBF(gamma=GAMMAS) + Size(degree=1),
     RBF(gamma=0.1, amplitude=1.5),
     Exponential(gamma=0.4, amplitude=-0.8),
     Laplace(gamma=30.0, amplitude=0.3),
