@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,7 +197,9 @@ def posterior_variance(
 # -- kernels on real weights --------------------------------------------------------------------
 
 
-def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: Any) -> Tensor:
+def kernel_matrix(
+    name: str, x: Tensor, y: Tensor, **parameters: float | tuple[float, ...]
+) -> Tensor:
     """One kernel between every row of x (m, n) and of y (l, n), pair by pair: (m, l)."""
     rows = []
     for a in x.tolist():
@@ -206,7 +207,9 @@ def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).reshape(len(x), len(y))
 
 
-def _kernel(name: str, a: list[float], b: list[float], **parameters: Any) -> float:
+def _kernel(
+    name: str, a: list[float], b: list[float], **parameters: float | tuple[float, ...]
+) -> float:
     dot = sum(u * v for u, v in zip(a, b, strict=True))
     gamma = parameters.get("gamma", 1.0)
     if name == "linear":

@@ -115,8 +115,13 @@ class Kernel(ABC):
         """B at overlaps ``o``, or None where B is absent."""
         return None
 
-    def products(self, num_tasks: int) -> list[Product]:
-        """All of the kernel but B as a mixture of product kernels of n tasks."""
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
+        """All of the kernel but B as a mixture of product kernels of n tasks.
+
+        Args:
+            num_tasks: Number of tasks n.
+            coarse: Whether 1e-8 of the kernel may be missing, for half as many of them.
+        """
         return []
 
     @property
@@ -348,7 +353,7 @@ class _Radial(Kernel):
     def rates(self, num_tasks: int) -> Tensor:
         """What each task that differs adds to ``h``, () or (n,) float64, gamma included."""
 
-    def mixture(self) -> Iterable[tuple[float, float]]:
+    def mixture(self, coarse: bool) -> Iterable[tuple[float, float]]:
         """Pairs (weight, scale): the kernel is ``sum_j weight_j exp(-scale_j h)``."""
         return [(1.0, 1.0)]
 
@@ -357,13 +362,13 @@ class _Radial(Kernel):
         """Not with a gamma for each task, or an amplitude."""
         return not isinstance(self.gamma, tuple) and self.amplitude == 0
 
-    def products(self, num_tasks: int) -> list[Product]:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
         """The mixture at every task's rate; "must not differ" is the same for all tasks."""
         rates, tilt = self.rates(num_tasks), self.amplitude / max(num_tasks, 1)
         certain = torch.tensor(math.inf, dtype=torch.float64)
         return [
             Product(weight, scale * rates if scale < math.inf else certain, tilt)
-            for weight, scale in self.mixture()
+            for weight, scale in self.mixture(coarse)
         ]
 
     def of_tasks(self, kept: Tensor) -> Kernel:
@@ -495,16 +500,17 @@ class Exponential(_Radial):
         """``exp(-gamma sqrt(h))``."""
         return torch.exp(-_shared(self.gamma) * h.sqrt())
 
-    def mixture(self) -> Iterable[tuple[float, float]]:
-        """The integral by the trapezoidal rule in ``log s``, to 1e-14.
+    def mixture(self, coarse: bool) -> Iterable[tuple[float, float]]:
+        """The integral by the trapezoidal rule in ``log s``, to 1e-14 or 1e-8.
 
         In units of the smallest gamma. The integrand is analytic in a strip of half-width pi/2, so
-        the error falls as ``exp(-pi^2 / step)``; beyond ``s = 50`` only h = 0 is left, which gets
-        the missing mass.
+        the error falls as ``exp(-pi^2 / step)``; weights begin at ``exp(-40)``, or ``exp(-20)``,
+        and beyond ``s = 50``, or 20, only h = 0 is left, which gets the missing mass.
         """
         least = min(self.gamma) if isinstance(self.gamma, tuple) else _shared(self.gamma)
         log_gamma = math.log(least)  # squares of gamma itself overflow
-        step, start, stop = 0.28, 2 * log_gamma - math.log(160), math.log(50.0)
+        step, least, most = (0.5, 20.0, 20.0) if coarse else (0.28, 40.0, 50.0)
+        start, stop = 2 * log_gamma - math.log(4 * least), math.log(most)
         count = max(1, math.ceil((stop - start) / step))
         left = 1.0
         for index in range(count + 1):
@@ -603,12 +609,12 @@ class Sum(Kernel):
         """The weighted sum of the parts that have one."""
         return _total([(w, kernel.overlap_values(o)) for w, kernel in self._weighted()])
 
-    def products(self, num_tasks: int) -> list[Product]:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
         """All mixtures, weighted."""
         return [
             replace(each, weight=w * each.weight)
             for w, kernel in self._weighted()
-            for each in kernel.products(num_tasks)
+            for each in kernel.products(num_tasks, coarse=coarse)
         ]
 
     @property
@@ -701,7 +707,7 @@ class Identity(Kernel):
         """1 at 0."""
         return (h == 0).to(torch.float64)
 
-    def products(self, num_tasks: int) -> list[Product]:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
         """One, of infinite rate."""
         return [Product(1.0, torch.tensor(math.inf, dtype=torch.float64))]
 

@@ -38,6 +38,7 @@ from ksm_ext.surrogates.readouts import mean_difference, size_difference
 Mixture = tuple[Kernel, Tensor]
 _ROWS = 1024  # rows of the (m, m) forms held at a time
 _ENUMERATED = 16  # tasks up to which all subsets are
+_NEWTON = 10  # orders up to which Newton's identities lose no digits that matter
 _FORM_ENTRIES = 2**22  # of forms of all orders held at a time: 32 MB
 
 
@@ -165,7 +166,7 @@ def _energies_by_task(
     last = max(max_order, min(max(degrees), n))
     ratios, weights = [], []  # rows: every subset in every product kernel and overlap part
     for kernel, dual in mixtures:
-        for product in kernel.products(n):
+        for product in kernel.products(n, coarse=True):
             half = torch.full((1,) * (product.rate.ndim + 1), 0.5, dtype=torch.float64)
             means = [mean.expand(1, n)[0] for mean in product.mean(half, half)]
             changes = zip(product.change(), means, strict=True)
@@ -189,27 +190,51 @@ def _energies_by_task(
 
 
 def _symmetric_forms(ratios: Tensor, weights: Tensor) -> Tensor:
-    """``sum_{a, b} w_da w_db e_d(rho_a rho_b)`` of orders d, and of those beyond; (D + 1, t).
+    """``sum_{a, b} w_da w_db e_d(rho_a rho_b)`` of orders d, and of those beyond; (D + 2, t).
 
     Args:
         ratios: (V, n) rho.
-        weights: (D + 1, V, t) for orders 0 to D - 1, and for what is beyond.
+        weights: (D + 2, V, t) for orders 0 to D, and for what is beyond.
     """
     count, num = weights.shape[:2]
+    forms_of = _by_power_sums if count - 2 <= _NEWTON else _task_by_task
     energies = weights.new_zeros(count, weights.shape[2])
     step = max(1, _FORM_ENTRIES // (count * num))
     for start in range(0, num, step):
         rows, others = ratios[start : start + step], ratios[start:]
-        forms = weights.new_zeros(count, len(rows), len(others))
-        forms[0] = 1.0
-        for row, other in zip(rows.T, others.T, strict=True):  # a task more
-            factor = row[:, None] * other
-            forms[-1] += (forms[-1] + forms[-2]) * factor
-            forms[1:-1] += forms[:-2] * factor
         right = weights[:, start:].clone()
         right[:, len(rows) :] *= 2  # pairs of two blocks count twice
+        forms = forms_of(rows, others, count)
         energies += (weights[:, start : start + step] * (forms @ right)).sum(1)
     return energies
+
+
+def _task_by_task(x: Tensor, y: Tensor, count: int) -> Tensor:
+    """``e_0`` to ``e_D`` of ``x_a y_b`` and the sum of the others, (count, rows, columns)."""
+    forms = x.new_zeros(count, len(x), len(y))
+    forms[0] = 1.0
+    for one, other in zip(x.T, y.T, strict=True):  # a task more
+        factor = one[:, None] * other
+        forms[-1] += (forms[-1] + forms[-2]) * factor
+        forms[1:-1] += forms[:-2] * factor
+    return forms
+
+
+def _by_power_sums(x: Tensor, y: Tensor, count: int) -> Tensor:
+    """The same by Newton's identities, ``d e_d = sum_k (-1)^(k-1) e_{d-k} p_k``: mostly products.
+
+    They cancel for high orders.
+    """
+    forms = x.new_zeros(count, len(x), len(y))
+    forms[0] = forms[-1] = 1.0
+    sums = [x**power @ (y**power).T for power in range(1, count - 1)]
+    for d in range(1, count - 1):
+        for k in range(1, d + 1):
+            forms[d].addcmul_(forms[d - k], sums[k - 1], value=(-1) ** (k - 1) / d)
+    for one, other in zip(x.T, y.T, strict=True):
+        forms[-1].addcmul_(forms[-1], one[:, None] * other)
+    forms[-1] -= forms[:-1].sum(0)
+    return forms
 
 
 def _by_membership(masks: Masks, outside: Tensor, inside: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 
 from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, Size
 
-GAMMAS = tuple(
-    10 ** (2 * torch.rand(1500, generator=torch.Generator().manual_seed(0)) - 1.5).double()
-)
+_GENERATOR = torch.Generator().manual_seed(0)
+GAMMAS = tuple((10 ** (2 * torch.rand(1500, generator=_GENERATOR) - 1.5)).tolist())
 KERNELS = [
     Linear(),
     Polynomial(gamma=0.3),

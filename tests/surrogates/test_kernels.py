@@ -29,10 +29,10 @@ def random_masks(m, n):
     return torch.rand(m, n) < torch.rand(m, 1)
 
 
-def mixture_of(kernel, x, y):
+def mixture_of(kernel, x, y, **options):
     """The product kernels between rows of x (m, n) and y (l, n) bool, task by task."""
     total = torch.zeros(len(x), len(y)).double()
-    for product in kernel.products(x.shape[1]):
+    for product in kernel.products(x.shape[1], **options):
         rates = product.rate.expand(x.shape[1])
         parts = []
         for i, rate in enumerate(rates.tolist()):
@@ -122,6 +122,8 @@ def test_products_and_degree_describe_the_kernel(kernel, n):
     rest = gram - overlap[reference.overlap(masks, masks)]
     scale = gram.abs().max()
     torch.testing.assert_close(mixture_of(kernel, masks, masks), rest, rtol=0, atol=1e-12 * scale)
+    coarse = mixture_of(kernel, masks, masks, coarse=True)
+    torch.testing.assert_close(coarse, rest, rtol=0, atol=2e-8 * scale)
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.03, 0.1, 0.3, 0.7, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0])

@@ -144,11 +144,11 @@ def fine_nodes():
     )
 
 
-def slow_context_mean(rate, inside, outside):
+def slow_context_mean(rate, inside, outside, tilt=0.0):
     """E_q[u1^inside u0^outside], q uniform, for floats or (C, 1) tensors of counts."""
     q, p, weights = fine_nodes()
-    r = math.exp(-rate)
-    logs = inside * torch.log(q + p * r) + outside * torch.log(q * r + p)
+    apart, neither = math.exp(tilt - rate), math.exp(2 * tilt)
+    logs = inside * torch.log(q + p * apart) + outside * torch.log(q * apart + p * neither)
     return torch.exp(logs) @ weights
 
 
@@ -175,17 +175,53 @@ def test_many_tasks_beta_function(n):
         assert one[at].item() == pytest.approx(-beta(c - 1, n - 1 - c), **near)
 
 
+@pytest.mark.parametrize("amplitude", [0.0, 3.0, -1.0])
 @pytest.mark.parametrize("r", [0.2, 0.9, 0.9999])
 @pytest.mark.parametrize("n", [40, 128, 129, 2000, 10_000])
-def test_many_tasks_slow_quadrature(n, r):
-    rate = -math.log(r)
+def test_many_tasks_slow_quadrature(n, r, amplitude):
+    rate, tilt = -math.log(r), amplitude / n
     sizes = sizes_of(n)
     c = sizes.double()[:, None]
-    outside, inside = tables(RBF(gamma=rate), "shapley", n, 1, sizes)
-    expected = -math.expm1(-rate) * slow_context_mean(rate, c - 1, n - c)
+    outside, inside = tables(RBF(rate, amplitude), "shapley", n, 1, sizes)
+    expected = -math.expm1(tilt - rate) * slow_context_mean(rate, c - 1, n - c, tilt)
     torch.testing.assert_close(inside, expected, rtol=1e-10, atol=1e-300)
-    expected = math.expm1(-rate) * slow_context_mean(rate, c, n - 1 - c)
+    change = math.exp(2 * tilt) * math.expm1(-tilt - rate)
+    expected = change * slow_context_mean(rate, c, n - 1 - c, tilt)
     torch.testing.assert_close(outside, expected, rtol=1e-10, atol=1e-300)
+
+
+@pytest.mark.parametrize("n", [30, 1000])
+def test_decays_of_many_tasks_slow_quadrature(n):
+    generator = torch.Generator().manual_seed(n)
+    rates = 10 ** (4 * torch.rand(n, generator=generator).double() - 4)
+    masks = torch.rand(6, n, generator=generator) < torch.linspace(0, 1, 6)[:, None]
+    tilt = 2.0 / n
+    kernel = RBF(rates, amplitude=2.0)
+    q, p, weights = fine_nodes()
+    found = functionals(Masks.of(masks), kernel, "shapley", torch.tensor([[3]]))[0]
+    for value, mask in zip(found, masks, strict=True):
+        logs = torch.zeros_like(q)
+        for task, (rate, held) in enumerate(zip(rates.tolist(), mask.tolist(), strict=True)):
+            present = math.exp((0 if held else tilt) - (0 if held else rate))
+            absent = math.exp((tilt if held else 2 * tilt) - (rate if held else 0))
+            if task == 3:
+                change = present - absent
+            else:
+                logs += torch.log(q * present + p * absent)
+        assert value.item() == pytest.approx(change * float(logs.exp() @ weights), rel=1e-9)
+
+
+@every_readout
+@pytest.mark.parametrize("kernel", [RBF(0.01, 2.0), Exponential(0.1, -1.0)], ids=str)
+def test_equal_decays_of_many_tasks_are_one(readout, kernel):
+    n, tasks = 150, torch.tensor([[0, 140], [7, 3]])
+    every = replace(kernel, gamma=(kernel.gamma,) * n)
+    masks = Masks.of(torch.arange(n) < torch.tensor([0, 1, 75, 149, 150])[:, None])
+    for chosen in (tasks[:, :1], tasks):
+        found, expected = (functionals(masks, k, readout, chosen) for k in (every, kernel))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+        found, expected = (prior_variance(k, readout, n, chosen) for k in (every, kernel))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
 
 
 @every_kernel

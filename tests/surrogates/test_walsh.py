@@ -25,14 +25,16 @@ def test_walsh_spectrum(kernel, center, n):
 
 
 @pytest.mark.parametrize("max_order", [1, 3, 5])
+@pytest.mark.parametrize("newton", [0, 10])
 @pytest.mark.parametrize("kernel", [each for each in KERNELS if not each.is_tabulated], ids=str)
-def test_walsh_spectrum_without_enumeration(kernel, max_order, monkeypatch):
+def test_walsh_spectrum_without_enumeration(kernel, newton, max_order, monkeypatch):
     _, masks, scores = few_subsets(5)
     surrogate = fit_surrogate(masks[:8], scores[:8], kernel=of(kernel, 5), ridge=0.2)
     expected = surrogate.walsh_spectrum(max_order)
     monkeypatch.setattr(walsh, "_ENUMERATED", 0)
+    monkeypatch.setattr(walsh, "_NEWTON", newton)
     monkeypatch.setattr(walsh, "_FORM_ENTRIES", 2**15)  # several blocks
-    close(surrogate.walsh_spectrum(max_order), expected)
+    close(surrogate.walsh_spectrum(max_order), expected, 1e-6)
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares", "linear"])
