@@ -426,6 +426,27 @@ class Identity(Kernel):
         return [(1.0, math.inf)]
 
 
+def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:
+    """Gram matrices (K, m, m) of several kernels; what two subsets share is counted once for all.
+
+    Not for kernels with a ``gram`` of their own, nor for weights: each of these has its matrix.
+    """
+    counted = masks.binary and all(type(kernel).gram is Kernel.gram for kernel in kernels)
+    if len(kernels) == 1 or not counted:
+        return torch.stack([kernel.gram(masks) for kernel in kernels])
+    n, device = masks.num_tasks, masks.values.device
+    numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
+    overlap = ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long()  # (m, m)
+    hamming = masks.sizes[:, None] + masks.sizes - 2 * overlap
+    tables = [kernel.tables(n, device) for kernel in kernels]
+    none = torch.zeros_like(numbers)
+    of_hamming, of_overlap = (
+        torch.stack([none if table is None else table for table in each])
+        for each in zip(*tables, strict=True)
+    )
+    return of_hamming[:, hamming] + of_overlap[:, overlap]
+
+
 KERNELS: dict[str, type[Kernel]] = {
     kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
 }
