@@ -1,10 +1,13 @@
 """Everything a fit tried: one row per kernel and ridge, with its leave-one-out error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+
+from ksm_ext.correlation import standard_ranks
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,63 @@ class Candidate:
     num_chosen: int
 
 
+def rank_correlations(true: Tensor, predicted: Tensor) -> Tensor:
+    """Mean (...) over targets of the Spearman correlations of true and predicted (..., m, t)."""
+    found = (standard_ranks(true) * standard_ranks(predicted)).sum(-2).clamp(-1, 1)
+    return found.mean(-1) if found.shape[-1] else found.sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class RankColumn:
+    """Rank correlations of C candidates, or what they are computed from when they are asked for.
+
+    Attributes:
+        true: (b, m, t) scores of b tables; None where the correlations are known.
+        found: (b, C, m, t) leave-one-out predictions, or (b, C) correlations.
+    """
+
+    true: Tensor | None
+    found: Tensor
+
+    def of_table(self, index: int) -> "RankColumn":
+        """The column of one table, in memory of its own."""
+        true = None if self.true is None else self.true[index].clone()
+        return RankColumn(true, self.found[index].clone())
+
+    def values(self) -> Tensor:
+        """The correlations, (C,) of a column of one table."""
+        return self.found if self.true is None else rank_correlations(self.true, self.found)
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """Candidates that were judged together on one table: the columns of their rows.
+
+    Attributes:
+        predictors: Kernels, or other predictors by name, with how many rows each has.
+        ridges: (C,), see :class:`Candidate`.
+        errors: (C,).
+        ranks: (C,).
+        num_subsets: Subsets that all were judged on.
+        num_chosen: (C,) int64.
+    """
+
+    predictors: Sequence[tuple[object, int]]
+    ridges: Tensor
+    errors: Tensor
+    ranks: RankColumn
+    num_subsets: int
+    num_chosen: Tensor
+
+    def rows(self) -> Iterator[Candidate]:
+        """The rows, with their rank correlations."""
+        labels = [label for each, count in self.predictors for label in [str(each)] * count]
+        columns = (self.ridges, self.errors, self.ranks.values(), self.num_chosen)
+        each = zip(labels, *(column.tolist() for column in columns), strict=True)
+        for label, ridge, error, rank, chosen in each:
+            yield Candidate(label, ridge, error, rank, self.num_subsets, chosen)
+
+
 def beats_the_mean(error: Any, rank_correlation: Any) -> Any:
     """Whether scores left out of a fit are predicted better than by the mean of the others.
 
@@ -47,13 +107,22 @@ class CandidateTable:
     """Rows of :class:`Candidate`, in the order tried; prints as a table, best first.
 
     Attributes:
-        rows: The candidates.
+        tried: The candidates, or columns of some.
         score_variance: (t,) float64 unbiased variance of the scores per target, in which errors are
             measured; for a constant target the square of its size, or 1 where that is 0.
     """
 
-    rows: tuple[Candidate, ...]
+    tried: tuple[Candidate | Tried, ...]
     score_variance: Tensor
+
+    @cached_property
+    def rows(self) -> tuple[Candidate, ...]:
+        """The candidates; rank correlations are computed when this is first asked for."""
+        return tuple(
+            row
+            for each in self.tried
+            for row in (each.rows() if isinstance(each, Tried) else (each,))
+        )
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.rows)

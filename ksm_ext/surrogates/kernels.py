@@ -101,6 +101,7 @@ class Kernel(ABC):
     """A positive semi-definite function of two subsets."""
 
     name: ClassVar[str]
+    amplitude = 0.0  # b of the module's head
     __array_ufunc__ = None  # a NumPy number times a kernel is the kernel's to answer
 
     @abstractmethod
@@ -132,6 +133,11 @@ class Kernel(ABC):
     @property
     def is_tabulated(self) -> bool:
         """Whether it is a function of ``h`` and ``o`` on masks: ``tables`` are all of it."""
+        return True
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is ``a(S) A[h] a(S') + B[o]`` on masks, plus functions of sizes."""
         return True
 
     def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
@@ -622,6 +628,18 @@ class Sum(Kernel):
         """Where all terms are."""
         return all(kernel.is_tabulated for _, kernel in self.terms)
 
+    @property
+    def is_counted(self) -> bool:
+        """Where all terms are, with one amplitude."""
+        return len(self._all_amplitudes()) < 2 and all(
+            kernel.is_counted for _, kernel in self.terms
+        )
+
+    @property
+    def amplitude(self) -> float:  # type: ignore[override]
+        """That of the terms that are functions of ``h``, where there is one."""
+        return max(self._all_amplitudes(), default=0.0)
+
     def of_tasks(self, kept: Tensor) -> Kernel:
         """The sum of the terms' kernels."""
         return Sum(tuple((w, kernel.of_tasks(kept)) for w, kernel in self.terms))
@@ -686,6 +704,9 @@ class Sum(Kernel):
         """``linear + 0.5 rbf(gamma=0.1)``."""
         return " + ".join(str(k) if w in (1.0, None) else f"{w:.4g} {k}" for w, k in self.terms)
 
+    def _all_amplitudes(self) -> set[float]:
+        return {kernel.amplitude for _, kernel in self.terms if isinstance(kernel, _Radial)}
+
     def _weighted(self) -> list[tuple[float, Kernel]]:
         return [(_given("weight", weight), kernel) for weight, kernel in self.terms]
 
@@ -710,6 +731,37 @@ class Identity(Kernel):
     def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
         """One, of infinite rate."""
         return [Product(1.0, torch.tensor(math.inf, dtype=torch.float64))]
+
+
+def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:
+    """Gram matrices (K, m, m) of several kernels; what two subsets share is counted once for all.
+
+    Not for weights, nor for kernels that are not :attr:`Kernel.is_counted`: each has its own.
+    """
+    counted = masks.binary and all(kernel.is_counted for kernel in kernels)
+    if len(kernels) == 1 or not counted:
+        return torch.stack([kernel.gram(masks) for kernel in kernels])
+    n, device = masks.num_tasks, masks.values.device
+    numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
+    overlap = ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long()  # (m, m)
+    hamming = masks.sizes[:, None] + masks.sizes - 2 * overlap
+    tables = [kernel.tables(n, device) for kernel in kernels]
+    none = torch.zeros_like(numbers)
+    of_hamming, of_overlap = (
+        torch.stack([none if table is None else table for table in each])
+        for each in zip(*tables, strict=True)
+    )
+    gram = of_hamming[:, hamming]
+    amplitudes = torch.tensor([kernel.amplitude for kernel in kernels], device=device).double()
+    if bool(amplitudes.any()):
+        factors = torch.exp(amplitudes[:, None] * (1 - masks.sizes / max(n, 1)))  # (K, m)
+        gram *= factors[:, :, None] * factors[:, None]
+    gram += of_overlap[:, overlap]
+    for matrix, kernel in zip(gram, kernels, strict=True):
+        if kernel.size_degree:
+            features = kernel.size_features(masks.sizes, n)
+            matrix.addmm_(features, features.T)
+    return gram
 
 
 KERNELS: dict[str, type[Kernel]] = {

@@ -267,6 +267,10 @@ class KrylovRidge:
         """Residuals ``y_i - F_{-i}(S_i)``, (m, q), as well as the space has them by now."""
         return self._approximate(rotated, ridge) / (self._half * self._precision(ridge))
 
+    def dual_so_far(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Dual coefficients alpha, (m, q), as well as the space has them by now."""
+        return self._half * self._approximate(rotated, ridge)
+
     def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """See :meth:`.spectral.SpectralRidge.signal_variance`, (q,)."""
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)

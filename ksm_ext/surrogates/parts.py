@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import Model
+from ksm_ext.surrogates.candidates import Tried
+from ksm_ext.surrogates.choice import Choice, Contest, Model
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.kernels import Exponential
 from ksm_ext.surrogates.masks import Masks
@@ -28,7 +28,7 @@ from ksm_ext.surrogates.observations import (
 )
 from ksm_ext.surrogates.search import Fits, Search, random_rows
 from ksm_ext.surrogates.terms import KEPT, KernelTerm
-from ksm_ext.surrogates.trials import KernelTrial
+from ksm_ext.surrogates.trials import KernelTrial, judged_kernels
 
 _EMPTY_DEVIATIONS = 4.0  # by which the empty subset's score is no continuation of the others
 _EMPTY_FROM = 8  # subsets that can tell
@@ -61,7 +61,7 @@ class Part:
     model: Model
     nugget_share: Tensor
     noise: Tensor | None
-    candidates: list[Candidate]
+    candidates: list[Tried]
 
     def kernel_terms(self, m: int, place: Tensor) -> Iterator[KernelTerm]:
         """The terms over all m subsets, with latent columns numbered by ``place``."""
@@ -109,7 +109,7 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         masks, part = active[rows], observed.part(rows, columns)
         scores, shift = _standardised(part, search)
         if part.noise is None or search.all_is_noise:
-            fits, candidates = search.fit(masks, scores)
+            ((fits, candidates),) = search.fit([masks], scores)
             share = part.known.to(torch.float64)
             if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
                 share = torch.ones_like(share)
@@ -126,10 +126,10 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
                 columns=columns[targets],
                 shift=shift[targets],
                 unit=part.unit[targets],
-                weights=scores.weights,
+                weights=scores.weights[0],
                 model=model,
                 nugget_share=share[:, targets],
-                noise=None if scores.noise is None else scores.noise[targets],
+                noise=None if scores.noise is None else scores.noise[0, targets],
                 candidates=candidates,
             )
             parts.append(found)
@@ -179,11 +179,12 @@ def _is_discontinuous(
     scores, _ = _standardised(observed.part(rows, columns), search)
     if not len(scores.varying):
         return found
-    trials = [KernelTrial(kernel, active[rows], scores) for kernel in Exponential().grid(active)]
-    losses = torch.stack([trial.judgement.subset_losses[:, 1:].mean(1) for trial in trials])
-    nearest = trials[int(losses.amin(1).argmin())]
-    ridge = nearest.judgement.ridges[losses.amin(0).argmin()]
-    errors = nearest.standardised_residuals(ridge).square()
+    kernels = [Exponential().grid(active)]
+    judged = Contest(list(judged_kernels(kernels, [active[rows]], scores)), scores)
+    nearest = judged.subset_losses[0, :, 1:].mean(1).argmin()  # for the others
+    ((trial, every, ridge, _),) = Choice(judged, nearest.expand(1, len(columns))).groups()
+    assert isinstance(trial, KernelTrial)
+    errors = trial.squared_residuals(ridge, every)[0]
     too_far = errors[0] > _EMPTY_DEVIATIONS**2 * errors[1:].mean(0)
     found[scores.varying] = too_far[scores.varying]
     return found
@@ -198,12 +199,12 @@ def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
     weights = torch.ones_like(values[:, 0])
     if search.ridge is not None:  # the ridge of a run: means of several have less
         weights = part.counts.to(torch.float64).mean(1)
-    return Scores(values, search.center, search.by_rank, weights), shift
+    return Scores(values[None], search.center, search.by_rank, weights[None]), shift
 
 
 def _fitted_to_noise(
     masks: Masks, scores: Scores, variance: Tensor, search: Search
-) -> tuple[Scores, Fits, list[Candidate], Tensor]:
+) -> tuple[Scores, Fits, list[Tried], Tensor]:
     """A fit to scores of known noise; a second one with weights where their precision differs.
 
     Args:
@@ -217,15 +218,16 @@ def _fitted_to_noise(
         residuals that is peculiar to subsets.
     """
     relative = relative_noise(variance.sqrt(), torch.ones_like(variance))
-    scores = replace(scores, noise=variance.mean(0))
-    fits, candidates = search.fit(masks, scores)
-    total = torch.zeros_like(scores.values[0])
+    scores = replace(scores, noise=variance.mean(0)[None])
+    ((fits, candidates),) = search.fit([masks], scores)
+    total = torch.zeros_like(variance[0])
     for model, targets in fits:
         total[targets] = model.ridge_variance
     ratio = nugget_to_noise(total, variance)
     if float(relative[:, 0].max() / relative[:, 0].min().clamp_min(1e-9)) > _UNEVEN:
         ratio = ratio.mean().clamp_max(1e9).expand_as(ratio)
         weights = precision_weights(ratio[0], relative[:, 0])
-        scores = replace(scores, weights=weights, noise=weights @ variance / len(weights))
-        fits, candidates = search.fit(masks, scores)
+        noise = weights @ variance / len(weights)
+        scores = replace(scores, weights=weights[None], noise=noise[None])
+        ((fits, candidates),) = search.fit([masks], scores)
     return scores, fits, candidates, nugget_share(ratio, relative)

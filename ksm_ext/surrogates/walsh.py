@@ -181,7 +181,9 @@ def _energies_by_task(
             features = kernel.size_features(masks.sizes.to(torch.float64), n)
             moments = features.T @ dual  # (D, t)
             changes = [size_difference(kernel, "banzhaf", n, order) for order in range(last + 1)]
-            orders = [0.5**order * change.to(moments) @ moments for order, change in enumerate(changes)]
+            orders = [
+                0.5**order * change.to(moments) @ moments for order, change in enumerate(changes)
+            ]
             ratios.append(torch.ones_like(masks.floats[:1]))
             weights.append(torch.stack([*orders, torch.zeros_like(orders[0])])[:, None])
     energies = _symmetric_forms(torch.cat(ratios), torch.cat(weights, 1))
