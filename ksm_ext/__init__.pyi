@@ -43,12 +43,12 @@ from .scores.retraining import retrain_scores as retrain_scores
 from .surrogates.fit import fit_surrogate as fit_surrogate
 from .surrogates.kernels import ANOVA2 as ANOVA2
 from .surrogates.kernels import RBF as RBF
-from .surrogates.kernels import Size as Size
 from .surrogates.kernels import Exponential as Exponential
 from .surrogates.kernels import Kernel as Kernel
 from .surrogates.kernels import Laplace as Laplace
 from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
+from .surrogates.kernels import Size as Size
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
 from .surrogates.more_subsets import more_subsets as more_subsets
 from .surrogates.surrogate import Surrogate as Surrogate

@@ -25,9 +25,8 @@ For a product kernel ``prod_i g(s_i, a_i)`` the context average factorises, with
 
 (``r^h`` has ``d_1 = -d_0 = 1 - r``), a polynomial of degree n-1 in q, so a quadrature on [0, 1]
 gives Shapley values to rounding. For a kernel ``B[overlap]`` tasks outside ``a`` have no effect and
-``T_1(c)`` averages the differences of B. Functions of sizes have the mean difference of sizes, whichever the task.
-Pairwise interactions (Grabisch & Roubens 1999) are the
-same with second differences: of order d, 1 for a task and 2 for a pair, there are d + 1 tables,
+``T_1(c)`` averages the differences of B. Functions of sizes have their mean difference, whichever
+the task. Pairwise interactions (Grabisch & Roubens 1999) are the same with second differences: of order d, 1 for a task and 2 for a pair, there are d + 1 tables,
 ``T_j`` where j of the d tasks are in ``a``. The prior variance of a readout is the readout of its
 own table, ``E_c[T_1(c+1) - T_0(c)]``.
 

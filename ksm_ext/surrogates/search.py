@@ -48,8 +48,9 @@ MANY_SUBSETS = 768
 """Subsets beyond which kernels are screened, and ways of sharing judged without new factors."""
 
 _ROUNDS = (192, 192, 8), (MANY_SUBSETS, 512, 2)
-"""Rounds of screening: subsets from which on there is one, subsets it looks at, and kernels it keeps
-at most, beside those that single targets want."""
+"""Rounds of screening: subsets from which on there is one, how many of them it looks at, and kernels
+it keeps at most, beside those that single targets want.
+"""
 
 _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything
 _SCREEN_TARGETS = 128
@@ -294,7 +295,12 @@ def _by_size(masks: Masks) -> list[Kernel]:
     if not masks.binary or len(masks.distinct_sizes[0]) < _SIZES_FROM:
         return []
     _, *exponentials = Exponential().grid(masks)
-    plain = [replace(kernel, amplitude=b) for kernel in exponentials for b in (0.0, 1.0, 2.0, 4.0)]
+    plain = [
+        Exponential(kernel.gamma, amplitude)
+        for kernel in exponentials
+        if isinstance(kernel, Exponential)
+        for amplitude in (0.0, 1.0, 2.0, 4.0)
+    ]
     of_size = [kernel + weight * Size(degree=4) for kernel in plain for weight in (0.3, 3.0)]
     return [*(kernel for kernel in plain if kernel.amplitude), *of_size]
 
