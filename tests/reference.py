@@ -4,6 +4,7 @@ import itertools
 import math
 
 import torch
+from numpy.polynomial.legendre import legvander
 from torch import Tensor
 
 
@@ -220,6 +221,9 @@ def _kernel(
         products = [u * v for u, v in zip(a, b, strict=True)]
         pairs = sum(p * q for p, q in itertools.combinations(products, 2))
         return dot + parameters["pair_weight"] * pairs
+    if name == "size":
+        one, other = (legvander(1 - 2 * sum(c) / len(c), parameters["degree"])[1:] for c in (a, b))
+        return float(one @ other) / parameters["degree"]
     gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(a)
     apart = [(g, abs(u - v)) for g, u, v in zip(gammas, a, b, strict=True)]
     power = {

@@ -62,39 +62,45 @@ Gamma = float | tuple[float, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
-    r"""The product kernel ``weight prod_i g_i(s_i, a_i)`` on masks.
+class Products:
+    r"""J product kernels on masks, ``sum_j weight_j prod_i g_ji(s_i, a_i)``.
 
-    .. math:: g_i(1, 1) = 1, \qquad g_i(0, 1) = g_i(1, 0) = e^{\beta - \rho_i}, \qquad
-              g_i(0, 0) = e^{2 \beta}
+    .. math:: g_{ji}(1, 1) = 1, \qquad g_{ji}(0, 1) = g_{ji}(1, 0) = e^{\beta - \rho_{ji}}, \qquad
+              g_{ji}(0, 0) = e^{2 \beta}
 
-    A task outside of a subset multiplies it by ``e^beta``, one that differs by ``e^-rho_i``.
+    A task outside of a subset multiplies by ``e^beta``, one that differs by ``e^-rho``.
 
     Attributes:
-        weight: The factor.
-        rate: rho, float64: () for all tasks alike or (n,); ``inf`` where they must not differ.
+        weights: (J,) float64.
+        rates: rho, (J,) for all tasks alike or (J, n); ``inf`` where they must not differ.
         tilt: beta.
     """
 
-    weight: float
-    rate: Tensor
+    weights: Tensor
+    rates: Tensor
     tilt: float = 0.0
 
-    def change(self) -> tuple[Tensor, Tensor]:
-        """``g_i(1, a_i) - g_i(0, a_i)`` for a task out of a and in it, each like ``rate``."""
-        outside = math.exp(2 * self.tilt) * torch.expm1(-self.tilt - self.rate)
-        return outside, -torch.expm1(self.tilt - self.rate)
+    @property
+    def by_task(self) -> bool:
+        """Whether tasks have rates of their own."""
+        return self.rates.ndim == 2
 
-    def mean(self, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
-        """``present g_i(1, a_i) + absent g_i(0, a_i)`` for a task out of a and in it, (Q, ...).
+    def change(self, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """``g(1, a_i) - g(0, a_i)`` at some rates, for a task out of a and in it."""
+        outside = math.exp(2 * self.tilt) * torch.expm1(-self.tilt - rate)
+        return outside, -torch.expm1(self.tilt - rate)
 
-        Args:
-            present: (Q, ...) probabilities that the task is there, a dimension more than ``rate``.
-            absent: The same that it is not.
+    def mean(self, rate: Tensor, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """``present g(1, a_i) + absent g(0, a_i)`` at some rates, for a task out of a and in it.
+
+        ``present`` is the probability that the task is there, ``absent`` that it is not.
         """
-        outside = present * torch.exp(-self.tilt - self.rate) + absent
-        inside = present + absent * torch.exp(self.tilt - self.rate)
+        outside = present * torch.exp(-self.tilt - rate) + absent
+        inside = present + absent * torch.exp(self.tilt - rate)
         return math.exp(2 * self.tilt) * outside, inside
+
+
+_CERTAIN = torch.full((1,), math.inf, dtype=torch.float64)
 
 
 class Kernel(ABC):
@@ -116,8 +122,8 @@ class Kernel(ABC):
         """B at overlaps ``o``, or None where B is absent."""
         return None
 
-    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
-        """All of the kernel but B as a mixture of product kernels of n tasks.
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
+        """All of the kernel but B as mixtures of product kernels of n tasks.
 
         Args:
             num_tasks: Number of tasks n.
@@ -368,14 +374,16 @@ class _Radial(Kernel):
         """Not with a gamma for each task, or an amplitude."""
         return not isinstance(self.gamma, tuple) and self.amplitude == 0
 
-    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
-        """The mixture at every task's rate; "must not differ" is the same for all tasks."""
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
+        """The mixture at every task's rate; those that must not differ are alike."""
+        weights, scales = torch.tensor(list(self.mixture(coarse)), dtype=torch.float64).T
         rates, tilt = self.rates(num_tasks), self.amplitude / max(num_tasks, 1)
-        certain = torch.tensor(math.inf, dtype=torch.float64)
-        return [
-            Product(weight, scale * rates if scale < math.inf else certain, tilt)
-            for weight, scale in self.mixture(coarse)
+        finite = scales < math.inf
+        found = [
+            Products(weights[finite], scales[finite].reshape(-1, *[1] * rates.ndim) * rates, tilt)
         ]
+        rest = weights[~finite]
+        return found + [Products(rest, _CERTAIN, tilt)] * len(rest)
 
     def of_tasks(self, kept: Tensor) -> Kernel:
         """With the gammas of the tasks that are kept."""
@@ -615,10 +623,10 @@ class Sum(Kernel):
         """The weighted sum of the parts that have one."""
         return _total([(w, kernel.overlap_values(o)) for w, kernel in self._weighted()])
 
-    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
         """All mixtures, weighted."""
         return [
-            replace(each, weight=w * each.weight)
+            replace(each, weights=w * each.weights)
             for w, kernel in self._weighted()
             for each in kernel.products(num_tasks, coarse=coarse)
         ]
@@ -728,9 +736,9 @@ class Identity(Kernel):
         """1 at 0."""
         return (h == 0).to(torch.float64)
 
-    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Product]:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
         """One, of infinite rate."""
-        return [Product(1.0, torch.tensor(math.inf, dtype=torch.float64))]
+        return [Products(torch.ones(1, dtype=torch.float64), _CERTAIN)]
 
 
 def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:

@@ -26,9 +26,10 @@ For a product kernel ``prod_i g(s_i, a_i)`` the context average factorises, with
 (``r^h`` has ``d_1 = -d_0 = 1 - r``), a polynomial of degree n-1 in q, so a quadrature on [0, 1]
 gives Shapley values to rounding. For a kernel ``B[overlap]`` tasks outside ``a`` have no effect and
 ``T_1(c)`` averages the differences of B. Functions of sizes have their mean difference, whichever
-the task. Pairwise interactions (Grabisch & Roubens 1999) are the same with second differences: of order d, 1 for a task and 2 for a pair, there are d + 1 tables,
-``T_j`` where j of the d tasks are in ``a``. The prior variance of a readout is the readout of its
-own table, ``E_c[T_1(c+1) - T_0(c)]``.
+the task. Pairwise interactions (Grabisch & Roubens 1999) are the same with second differences: of
+order d, 1 for a task and 2 for a pair, there are d + 1 tables, ``T_j`` where j of the d tasks are
+in ``a``. The prior variance of a readout is the readout of its own table, ``E_c[T_1(c+1) -
+T_0(c)]``.
 
 A product kernel with a factor ``g_i`` for each task has no such tables: at every node q
 
@@ -43,18 +44,18 @@ Shapes: n tasks, m subsets, C distinct sizes; tables (d + 1, C) float64.
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.kernels import Kernel, Product
+from ksm_ext.surrogates.kernels import Kernel, Products
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
 
 _ROWS = 8192  # of masks as floats at a time
+_ENTRIES = 2**22  # of tables of product kernels at a time: 32 MB
 
 READOUTS: tuple[Readout, ...] = get_args(Readout)
 
@@ -67,14 +68,14 @@ def tables(kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: 
     """
     c = sizes.to(torch.float64)
     found = c.new_zeros(order + 1, len(c))
-    for product in kernel.products(num_tasks):
-        if product.rate.ndim:
+    for products in kernel.products(num_tasks):
+        if products.by_task:
             continue
-        outside, inside = product.change()
+        outside, inside = products.change(products.rates)  # (J,)
         for j in range(order + 1):
             others_in = c - j
-            mean = _context_mean(readout, product, others_in, num_tasks - order - others_in)
-            found[j] += product.weight * inside**j * outside ** (order - j) * mean
+            means = _context_means(readout, products, others_in, num_tasks - order - others_in)
+            found[j] += (products.weights * inside**j * outside ** (order - j)) @ means
     found[order] += mean_difference(kernel, readout, num_tasks, order, sizes)
     of_sizes = kernel.size_features(c, num_tasks)  # (C, D): the same whichever tasks they are
     return found + of_sizes @ size_difference(kernel, readout, num_tasks, order)
@@ -140,23 +141,23 @@ def _contexts(
     With the weight times ``prod_j u_{a_j, j}`` (rows,), and the slopes ``z`` (rows, n).
     """
     n, device = masks.num_tasks, masks.values.device
-    for product in kernel.products(n):
-        if not product.rate.ndim or order > n:
+    for products in kernel.products(n):
+        if not products.by_task or order > n:
             continue
-        # beyond e^-300 nothing is left, and what is divided by must not be 0
-        product = replace(product, rate=product.rate.clamp(max=300.0))
         present, absent, weights = _context_law(readout, n - order)
-        means = product.mean(present[:, None], absent[:, None])  # (Q, n) each
-        changes = zip(product.change(), means, strict=True)
-        slopes = [(change / mean).to(device) for change, mean in changes]
-        logs = [mean.log().to(device) for mean in means]
-        for start in range(0, len(masks), _ROWS):
-            rows = slice(start, start + _ROWS)
-            values = masks.floats[rows]
-            powers = (1 - values) @ logs[0].T + values @ logs[1].T  # (rows, Q)
-            factors = product.weight * weights.to(device) * powers.exp_()
-            for factor, outside, inside in zip(factors.T, *slopes, strict=True):
-                yield rows, factor, torch.where(masks.values[rows], inside, outside)
+        # beyond e^-300 nothing is left, and what is divided by must not be 0
+        for scale, rate in zip(products.weights, products.rates.clamp(max=300.0), strict=True):
+            means = products.mean(rate, present[:, None], absent[:, None])  # (Q, n) each
+            changes = zip(products.change(rate), means, strict=True)
+            slopes = [(change / mean).to(device) for change, mean in changes]
+            logs = [mean.log().to(device) for mean in means]
+            for start in range(0, len(masks), _ROWS):
+                rows = slice(start, start + _ROWS)
+                values = masks.values[rows].to(torch.float64)
+                powers = (1 - values) @ logs[0].T + values @ logs[1].T  # (rows, Q)
+                factors = (scale * weights).to(device) * powers.exp_()
+                for factor, outside, inside in zip(factors.T, *slopes, strict=True):
+                    yield rows, factor, torch.where(masks.values[rows], inside, outside)
 
 
 def mean_difference(
@@ -199,43 +200,67 @@ def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tens
     total = torch.zeros(len(tasks), dtype=torch.float64)
     if others < 0:  # there is no pair
         return total
-    for product in kernel.products(num_tasks):
-        total += product.weight * _pair_readout(readout, product, num_tasks, tasks.cpu())
+    for products in kernel.products(num_tasks):
+        readout_of = _pair_readout_by_task if products.by_task else _pair_readout
+        total += readout_of(readout, products, num_tasks, tasks.cpu())
     sizes = torch.arange(order, num_tasks + 1)
     inside = mean_difference(kernel, readout, num_tasks, order, sizes)  # T_order(c + order)
     total += size_difference(kernel, readout, num_tasks, order).square().sum()
     return total + _mean_over_overlaps(readout, inside, torch.tensor([others]))
 
 
-def _context_mean(readout: Readout, product: Product, num_in: Tensor, num_out: Tensor) -> Tensor:
-    """``E_q[u1^num_in u0^num_out]`` of (C,) tables of counts; zero where one is negative."""
+def _context_means(readout: Readout, products: Products, num_in: Tensor, num_out: Tensor) -> Tensor:
+    """``E_q[u1^num_in u0^num_out]`` at (C,) counts, (J, C); zero where a count is negative."""
     present, absent, weights = _context_law(readout, max(int((num_in + num_out).max()), 0))
-    u0, u1 = product.mean(present, absent)  # (Q,)
-    inside, outside = num_in.clamp(min=0), num_out.clamp(min=0)
-    # log space: u^c underflows for thousands of tasks; xlogy makes 0 log 0 zero (r = 0)
-    powers = torch.xlogy(inside[:, None], u1) + torch.xlogy(outside[:, None], u0)  # (C, Q)
-    mean = powers.exp_() @ weights
-    return torch.where((num_in < 0) | (num_out < 0), torch.zeros_like(mean), mean)
+    inside, outside = num_in.clamp(min=0)[:, None], num_out.clamp(min=0)[:, None]
+    means = []
+    for rate in products.rates.split(_at_a_time(len(num_in) * len(weights))):
+        u0, u1 = products.mean(rate[:, None, None], present, absent)  # (j, 1, Q)
+        # log space: u^c underflows for thousands of tasks; xlogy makes 0 log 0 zero (r = 0)
+        powers = torch.xlogy(inside, u1) + torch.xlogy(outside, u0)  # (j, C, Q)
+        means.append(powers.exp_() @ weights)
+    return torch.cat(means).masked_fill_((num_in < 0) | (num_out < 0), 0.0)
 
 
-def _pair_readout(readout: Readout, product: Product, num_tasks: int, tasks: Tensor) -> Tensor:
-    """``E_{q, q'}`` over two independent contexts of what ``prior_variance`` sums, (rows,)."""
+def _pair_readout(readout: Readout, products: Products, num_tasks: int, tasks: Tensor) -> Tensor:
+    """``E_{q, q'}`` over two independent contexts of what ``prior_variance`` sums, ()."""
     order = tasks.shape[1]
     present, absent, weights = _context_law(readout, num_tasks - order)
-    change = product.change()[1] - product.change()[0]  # g(1, 1) - 2 g(0, 1) + g(0, 0)
-    if not product.rate.ndim:
-        outside, inside = product.mean(present[:, None], absent[:, None])  # (Q, 1)
-        base = present * inside + absent * outside  # (Q, Q): of a task in two contexts
-        exponent = torch.tensor(float(num_tasks - order), dtype=torch.float64)
-        mean = weights @ torch.xlogy(exponent, base).exp_() @ weights
-        return (change**order * mean).expand(len(tasks))
-    outside, inside = product.mean(present[:, None], absent[:, None])  # (Q, n)
-    contexts = torch.zeros((num_tasks,) * order, dtype=torch.float64)
-    for q, p, weight in zip(present, absent, weights, strict=True):  # (Q, n) at a time
-        base = q * inside + p * outside
-        mass, inverse = weight * weights * base.prod(1), 1 / base
-        contexts += (mass[:, None] * inverse).T @ inverse if order == 2 else mass @ inverse
-    return change[tasks].prod(1) * contexts[tuple(tasks.T)]
+    exponent = torch.tensor(float(num_tasks - order), dtype=torch.float64)
+    outside, inside = products.change(products.rates)
+    change = products.weights * (inside - outside) ** order  # g(1, 1) - 2 g(0, 1) + g(0, 0)
+    total = torch.zeros((), dtype=torch.float64)
+    step = _at_a_time(len(weights) ** 2)
+    for rate, scale in zip(products.rates.split(step), change.split(step), strict=True):
+        outside, inside = products.mean(rate[:, None, None], present[:, None], absent[:, None])
+        base = present * inside + absent * outside  # (j, Q, Q): of a task in two contexts
+        total += scale @ (torch.xlogy(exponent, base).exp_() @ weights @ weights)
+    return total
+
+
+def _pair_readout_by_task(
+    readout: Readout, products: Products, num_tasks: int, tasks: Tensor
+) -> Tensor:
+    """The same of :func:`_pair_readout` where tasks differ, (rows,)."""
+    order = tasks.shape[1]
+    present, absent, weights = _context_law(readout, num_tasks - order)
+    total = torch.zeros(len(tasks), dtype=torch.float64)
+    for scale, rate in zip(products.weights, products.rates, strict=True):
+        outside, inside = products.change(rate)
+        change = scale * (inside - outside)[tasks].prod(1)
+        outside, inside = products.mean(rate, present[:, None], absent[:, None])  # (Q, n)
+        contexts = torch.zeros((num_tasks,) * order, dtype=torch.float64)
+        for q, p, weight in zip(present, absent, weights, strict=True):
+            base = q * inside + p * outside
+            mass, inverse = weight * weights * base.prod(1), 1 / base
+            contexts += (mass[:, None] * inverse).T @ inverse if order == 2 else mass @ inverse
+        total += change * contexts[tuple(tasks.T)]
+    return total
+
+
+def _at_a_time(entries: int) -> int:
+    """How many products fit in memory, of so many numbers each."""
+    return max(1, _ENTRIES // max(entries, 1))
 
 
 def _context_law(readout: Readout, degree: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,8 +48,8 @@ MANY_SUBSETS = 768
 """Subsets beyond which kernels are screened, and ways of sharing judged without new factors."""
 
 _ROUNDS = (192, 192, 8), (MANY_SUBSETS, 512, 2)
-"""Rounds of screening: subsets from which on there is one, how many of them it looks at, and kernels
-it keeps at most, beside those that single targets want.
+"""Rounds of screening: subsets from which on there is one, how many it looks at, and kernels it keeps
+at most, beside those that single targets want.
 """
 
 _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything

@@ -25,7 +25,7 @@ Functions of sizes have the same ``c_T`` for all T of one order, their mean d-th
 Shapes: duals (m, t); energies (max_order, t), totals (t,).
 """
 
-import math
+import itertools
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def walsh_energies(
     """
     products = [each for kernel, _ in mixtures for each in kernel.products(masks.num_tasks)]
     of_size = any(kernel.size_degree for kernel, _ in mixtures)
-    if of_size or any(each.rate.ndim or each.tilt for each in products):
+    if of_size or any(each.by_task or each.tilt for each in products):
         alike = _energies_of_few if masks.num_tasks <= _ENUMERATED else _energies_by_task
         return alike(masks, mixtures, max_order, first_order)
     n = masks.num_tasks
@@ -100,9 +100,9 @@ def _energy(
 def _decay_coefficient(kernel: Kernel, n: int, order: int) -> float:
     """Lambda_d of the kernel's mixture of product kernels."""
     total = 0.0
-    for product in kernel.products(n):
-        r = math.exp(-product.rate)
-        total += product.weight * ((1 - r) / 2) ** order * ((1 + r) / 2) ** (n - order)
+    for products in kernel.products(n):
+        r = torch.exp(-products.rates)
+        total += float(products.weights @ (((1 - r) / 2) ** order * ((1 + r) / 2) ** (n - order)))
     return total
 
 
@@ -123,16 +123,11 @@ def _decay_variance(masks: Masks, mixtures: list[Mixture]) -> Tensor:
         mean += _decay_coefficient(kernel, n, 0) * dual.sum(0)
         for other, other_dual in mixtures:
             table = torch.zeros_like(h)  # E_S[k(S, a) k'(S, b)] by h_ab
-            for one in kernel.products(n):
-                for two in other.products(n):
-                    r, p = math.exp(-one.rate), math.exp(-two.rate)
-                    agree = torch.tensor((1 + r * p) / 2, dtype=torch.float64)
-                    differ = torch.tensor((r + p) / 2, dtype=torch.float64)
-                    table += (
-                        one.weight
-                        * two.weight
-                        * (torch.xlogy(n - h, agree) + torch.xlogy(h, differ)).exp()
-                    )
+            for one, two in itertools.product(kernel.products(n), other.products(n)):
+                r = torch.exp(-two.rates)[:, None]
+                for weight, p in zip(one.weights, torch.exp(-one.rates), strict=True):
+                    logs = torch.xlogy(n - h, (1 + r * p) / 2) + torch.xlogy(h, (r + p) / 2)
+                    table += weight * (two.weights @ logs.exp())
             product = ops.mask_gram_matmul(
                 masks.bits, None, n, other_dual.contiguous(), hamming_table=table.to(device)
             )
@@ -164,15 +159,17 @@ def _energies_by_task(
     n = masks.num_tasks
     degrees = [max(kernel.overlap_degree, kernel.size_degree) for kernel, _ in mixtures]
     last = max(max_order, min(max(degrees), n))
+    half = torch.tensor(0.5, dtype=torch.float64)
     ratios, weights = [], []  # rows: every subset in every product kernel and overlap part
     for kernel, dual in mixtures:
-        for product in kernel.products(n, coarse=True):
-            half = torch.full((1,) * (product.rate.ndim + 1), 0.5, dtype=torch.float64)
-            means = [mean.expand(1, n)[0] for mean in product.mean(half, half)]
-            changes = zip(product.change(), means, strict=True)
+        for products in kernel.products(n, coarse=True):
+            rates = products.rates.reshape(len(products.weights), -1).expand(-1, n)
+            means = products.mean(rates, half, half)
+            changes = zip(products.change(rates), means, strict=True)
             ratios.append(_by_membership(masks, *(change / 2 / mean for change, mean in changes)))
-            scale = product.weight * _by_membership(masks, *means).prod(1)
-            weights.append((scale[:, None] * dual).expand(last + 2, -1, -1))
+            scale = _by_membership(masks, *means).prod(1).reshape(len(rates), -1)
+            weight = (products.weights.to(scale.device)[:, None] * scale)[..., None] * dual
+            weights.append(weight.flatten(0, 1).expand(last + 2, -1, -1))
         if kernel.overlap_degree:
             ratios.append(masks.floats)
             orders = [_overlap_coefficient(kernel, masks, order) for order in range(last + 2)]
@@ -240,9 +237,10 @@ def _by_power_sums(x: Tensor, y: Tensor, count: int) -> Tensor:
 
 
 def _by_membership(masks: Masks, outside: Tensor, inside: Tensor) -> Tensor:
-    """(m, n): the number of each task out of a subset and in it."""
+    """(J m, n) of numbers (J, n) for tasks out of subsets and in them, all subsets for each j."""
     device = masks.values.device
-    return torch.where(masks.values, inside.to(device), outside.to(device))
+    found = torch.where(masks.values, inside.to(device)[:, None], outside.to(device)[:, None])
+    return found.flatten(0, 1)
 
 
 def _krawtchouk(order: int, x: Tensor, n: Tensor) -> Tensor:

@@ -32,14 +32,15 @@ def random_masks(m, n):
 def mixture_of(kernel, x, y, **options):
     """The product kernels between rows of x (m, n) and y (l, n) bool, task by task."""
     total = torch.zeros(len(x), len(y)).double()
-    for product in kernel.products(x.shape[1], **options):
-        rates = product.rate.expand(x.shape[1])
-        parts = []
-        for i, rate in enumerate(rates.tolist()):
-            apart = x[:, i, None] ^ y[:, i]
-            absent = 2 - x[:, i, None].double() - y[:, i].double()
-            parts.append((product.tilt * absent).exp() * math.exp(-rate) ** apart.double())
-        total += product.weight * torch.stack(parts).prod(0)
+    for products in kernel.products(x.shape[1], **options):
+        rates = products.rates.reshape(len(products.weights), -1).expand(-1, x.shape[1])
+        for weight, each in zip(products.weights, rates.tolist(), strict=True):
+            parts = []
+            for i, rate in enumerate(each):
+                apart = (x[:, i, None] ^ y[:, i]).double()
+                absent = 2 - x[:, i, None].double() - y[:, i].double()
+                parts.append((products.tilt * absent).exp() * math.exp(-rate) ** apart)
+            total += weight * torch.stack(parts).prod(0)
     return total
 
 
@@ -130,8 +131,10 @@ def test_products_and_degree_describe_the_kernel(kernel, n):
 def test_exponential_is_a_mixture_of_products(gamma):
     h, kernel = torch.arange(201, dtype=torch.float64), Exponential(gamma=gamma)
     products = kernel.products(200)
-    assert min(each.weight for each in products) > -1e-15
-    found = sum(each.weight * torch.xlogy(h, torch.exp(-each.rate)).exp() for each in products)
+    assert all(each.weights.min() > -1e-15 for each in products)
+    found = sum(
+        each.weights @ torch.xlogy(h, torch.exp(-each.rates)[:, None]).exp() for each in products
+    )
     expected = torch.exp(-gamma * h.sqrt())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -160,7 +163,7 @@ def test_scikit_learn_agrees():
 def test_gram_does_not_depend_on_the_order_of_tasks(kernel, m, n):
     kernel = of(kernel, n)
     x, order = random_masks(m, n), torch.randperm(n)
-    if not any(each.rate.ndim for each in kernel.products(n)):  # tasks are alike
+    if not any(each.by_task for each in kernel.products(n)):  # tasks are alike
         assert torch.equal(kernel.gram(Masks.of(x)), kernel.gram(Masks.of(x[:, order])))
 
 
