@@ -11,8 +11,6 @@ Shapes: features W (..., m, n), scores y (..., m, t), weights (..., n, t), k pen
 dimensions are a batch; float64.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 _PATH_LENGTH = 20
 _PATH_RATIO = 3e-3
 _MAX_SWEEPS = 300
+_CROWDED = 0.6  # share of columns that still move, below which the others are taken out of the way
 
 
 def lasso_path(features: Tensor, scores: Tensor, penalties: Tensor, *, tol: float = 1e-4) -> Tensor:
@@ -45,52 +44,47 @@ def _descended(gram: Tensor, moment: Tensor, penalties: Tensor, tol: float) -> T
     k = penalties.shape[-2]
     # NumPy: the loop over tasks is many small steps, and PyTorch's cost per step is several times
     # the arithmetic. A column is a target at a penalty; those that have converged leave the loop.
-    size = int(np.prod(batch))
-    curvature = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)  # (..., n)
-    single = (moment / curvature[..., None]).abs().amax(-2).clamp_min(1e-300)  # (..., t)
+    curvature = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)[..., None]  # (..., n, 1)
+    single = moment / curvature  # the weights of tasks on their own
+    couplings = gram / curvature  # of a task with others
+    couplings.diagonal(dim1=-2, dim2=-1).zero_()
+    most = penalties[..., None, :, :] / curvature[..., None]  # (..., n, k, t)
 
-    def columns(table: Tensor) -> np.ndarray:
-        """(..., t) or (..., k, t) as (size, k t)."""
-        table = table[..., None, :] if table.ndim == len(batch) + 1 else table
-        return table.expand(*batch, k, t).reshape(size, k * t).cpu().numpy()
+    def flat(table: Tensor) -> np.ndarray:
+        """(..., n, k, t) as (size, n, k t)."""
+        return table.reshape(-1, n, k * t).cpu().numpy()
 
-    rows = gram.reshape(size, n, n).permute(1, 2, 0).contiguous().cpu().numpy()  # (n, n, size)
-    slopes = curvature.reshape(size, n).T.contiguous().cpu().numpy()[..., None]  # (n, size, 1)
-    moments = moment.reshape(size, n, 1, t).expand(size, n, k, t).flatten(2)
-    rhs = moments.transpose(0, 1).contiguous().cpu().numpy()  # (n, size, k t)
-    bound, stop = columns(penalties), tol * columns(single)
-    weights = np.zeros_like(rhs)
-    left = np.ones_like(bound, dtype=bool)
-    for _ in range(_MAX_SWEEPS):
+    rows = couplings.reshape(-1, n, n).cpu().numpy()
+    start, bound = flat(single[..., None, :].expand_as(most)), flat(most)
+    stop = tol * np.maximum(np.abs(start).max(1), 1e-300)  # (size, k t)
+    weights = np.zeros_like(start)
+    left = np.ones_like(stop, dtype=bool)
+    sweeps = 0
+    while sweeps < _MAX_SWEEPS and left.any():
         problem, column = np.flatnonzero(left.any(1)), np.flatnonzero(left.any(0))
-        if not len(problem):
-            break
-        at = np.ix_(problem, column)
-        cells: Any = (slice(None), *at)
-        of_problem = rows[..., problem], slopes[:, problem]
-        weights[cells], moved = _sweep(*of_problem, rhs[cells], bound[at], weights[cells], left[at])
-        left[at] &= moved > stop[at]
-    found = torch.from_numpy(weights).reshape(n, *batch, k, t).movedim(0, -2)
+        at, cells = np.ix_(problem, column), np.ix_(problem, np.arange(n), column)
+        its, those, enough = weights[cells], left[at], stop[at]
+        options = rows[problem], start[cells], bound[cells]
+        while sweeps < _MAX_SWEEPS and min(those.any(0).mean(), those.any(1).mean()) > _CROWDED:
+            those &= _sweep(*options, its, those) > enough
+            sweeps += 1
+        weights[cells], left[at] = its, those
+    found = torch.from_numpy(weights).reshape(*batch, n, k, t).movedim(-3, -2)
     return found.to(gram.device)
 
 
 def _sweep(
-    rows: np.ndarray,
-    slopes: np.ndarray,
-    rhs: np.ndarray,
-    bound: np.ndarray,
-    weights: np.ndarray,
-    left: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One pass over the tasks, for columns that are ``left`` (size, c): weights, and most moved."""
-    before, lower, everything = weights, -bound, bool(left.all())
-    weights = weights.copy()
-    for i in range(len(weights)):
-        target = rhs[i] - np.einsum("jp,jpc->pc", rows[i], weights) + slopes[i] * weights[i]
+    rows: np.ndarray, start: np.ndarray, bound: np.ndarray, weights: np.ndarray, left: np.ndarray
+) -> np.ndarray:
+    """Update ``weights`` (size, n, c) by a sweep over tasks, where ``left``; how far each moved."""
+    before = weights.copy()
+    for i in range(weights.shape[1]):
+        target = start[:, i] - np.matmul(rows[:, i : i + 1], weights)[:, 0]
         # soft threshold: x - clip(x, -p, p)
-        target = (target - np.minimum(np.maximum(target, lower), bound)) / slopes[i]
-        weights[i] = target if everything else np.where(left, target, weights[i])
-    return weights, np.abs(weights - before).max(0)
+        target -= np.minimum(np.maximum(target, -bound[:, i]), bound[:, i])
+        np.copyto(weights[:, i], target, where=left)
+    moved: np.ndarray = np.abs(weights - before).max(1)
+    return moved
 
 
 def fit_lasso(
@@ -135,7 +129,7 @@ def cross_validated_lasso(
     mean_x, mean_y, x, y = _centred(features[..., None, :, :], scores[..., None, :, :], known)
     count = rest.sum(1)[:, None, None]
     of_folds = penalties[..., None, :, :].expand(*known.shape[:-1], *penalties.shape[-2:])
-    path = _descended(x.mT @ x / count, x.mT @ y / count, of_folds, tol=1e-2)  # (..., F, k, n, t)
+    path = _descended(x.mT @ x / count, x.mT @ y / count, of_folds, tol=1e-3)  # (..., F, k, n, t)
     residuals = scores.new_empty(*scores.shape[:-2], _PATH_LENGTH, *scores.shape[-2:])
     for fold in number.tolist():
         held = folds == fold

@@ -40,8 +40,8 @@ class SpectralRidge:
         self.center = center
         self.num_subsets = m = gram.shape[-1]
         weights = gram.new_ones(m) if weights is None else weights
-        share = weights / weights.sum(-1, keepdim=True)
-        self.share = share.expand(gram.shape[:-1])  # (..., m) of each score in the mean score
+        weights = weights.expand(gram.shape[:-1])
+        self.share = share = weights / weights.sum(-1, keepdim=True)  # of scores in their mean
         self.gram_row_mean = (gram @ share[..., None])[..., 0]  # (..., m)
         if center:
             rows = self.gram_row_mean
@@ -68,14 +68,6 @@ class SpectralRidge:
         for name in ("share", "gram_row_mean", "eigenvalues", "vectors", "scale"):
             setattr(part, name, getattr(self, name)[index])
         return part
-
-    def alone(self) -> "SpectralRidge":
-        """The same, in memory of its own: whoever keeps it does not keep the batch."""
-        own = copy(self)
-        if self.vectors.untyped_storage().nbytes() > self.vectors.nbytes:
-            for name in ("share", "gram_row_mean", "eigenvalues", "vectors", "scale"):
-                setattr(own, name, getattr(self, name).clone())
-        return own
 
     def in_single_precision(self) -> "SpectralRidge":
         """A float32 copy: half the time, for comparing ridges, not for the final answer."""

@@ -125,12 +125,14 @@ class KernelTerm:
         masks = masks if self.rows is None else masks[self.rows]
         of = (self.kernel, masks, self.weights, center, solver)
         if self.factor is None or not self.factor.is_of(*of):
-            options: dict[str, Any] = {"center": center, "weights": self.weights}
-            made = (
-                SpectralRidge(self.kernel.gram(masks), **options)
-                if solver is None
-                else KrylovRidge(self.kernel, masks, solver, **options)
-            )
+            made: SpectralRidge | KrylovRidge
+            if solver is None:  # as the search does, bit for bit
+                weights = None if self.weights is None else self.weights[None, None]
+                gram = self.kernel.gram(masks)[None, None]
+                made = SpectralRidge(gram, center=center, weights=weights)[0, 0]
+            else:
+                options: dict[str, Any] = {"center": center, "weights": self.weights}
+                made = KrylovRidge(self.kernel, masks, solver, **options)
             object.__setattr__(self, "factor", Factor(made, *of))
         assert self.factor is not None
         return self.factor.solver

@@ -12,6 +12,7 @@ numbers of latent columns, targets or with ``components`` the principal componen
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -96,51 +97,63 @@ class Judged:
 
 
 class KernelTrial:
-    """Kernel ridge with one kernel of every table.
-
-    Attributes:
-        kernels: The kernels, one for each table.
-        factor: What solves for them, as :class:`.spectral.SpectralRidge` does.
-    """
+    """Kernel ridge with one kernel of every table."""
 
     def __init__(
         self,
         kernels: Sequence[Kernel],
         tables: Sequence[Masks],
         scores: Scores,
-        factor: Any,
-        rotated: Tensor,
+        solved: tuple[Any, Tensor],
+        number: int,
     ) -> None:
-        """Take what is known of ``tables``; ``rotated`` (b, rank, t) are scores in eigenbases."""
-        self.kernels, self.factor = kernels, factor
-        self._tables, self._scores, self._rotated = tables, scores, rotated
+        """Take what is known of ``tables``.
+
+        Args:
+            kernels: One kernel for each table.
+            tables: The tables.
+            scores: Their scores.
+            solved: What solves for K kernels of every table, as :class:`.spectral.SpectralRidge`
+                does, and the scores (b, K, rank, t) in their eigenbases.
+            number: Which of the K it is.
+        """
+        self._kernels, self._tables, self._scores = kernels, tables, scores
+        self._solved, self._number = solved, number
+
+    @cached_property
+    def _factor(self) -> Any:
+        return self._solved[0][:, self._number]
+
+    @property
+    def _rotated(self) -> Tensor:
+        return self._solved[1][:, self._number]
 
     def predictor(self, table: int) -> Kernel:
         """See :class:`Trial`."""
-        return self.kernels[table]
+        return self._kernels[table]
 
     def _latent(self, columns: Tensor, components: bool) -> Tensor:
         if not components:
             return self._rotated[..., columns]
-        return self.factor.rotate(self._scores.components[..., columns])
+        return self._factor.rotate(self._scores.components[..., columns])
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
-        return self.factor.leave_one_out(self._latent(columns, components), ridges)
+        return self._factor.leave_one_out(self._latent(columns, components), ridges)
 
     def squared_residuals(self, ridges: Tensor, columns: Tensor) -> Tensor:
         """Squares (b, m, c) of leave-one-out residuals in units that are the same for all."""
         rotated = self._latent(columns, components=False)
-        return self.factor.leave_one_out(rotated, ridges) * self.factor.dual(rotated, ridges)
+        return self._factor.leave_one_out(rotated, ridges) * self._factor.dual(rotated, ridges)
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         rotated = self._latent(columns, components)
-        signal = self.factor.signal_variance(rotated, ridges)
-        dual = self.factor.dual(rotated, ridges)
+        signal = self._factor.signal_variance(rotated, ridges)
+        dual = self._factor.dual(rotated, ridges)
         _, constant = self._scores.latent(columns, components=components)
         if self._scores.center:
-            constant = constant + self.factor.offset(dual)
+            constant = constant + self._factor.offset(dual)
         residuals = ridges[:, None] / self._scores.weights[..., None] * dual
         return LatentFit(constant, residuals, ridges * signal, dual, signal)
 
@@ -148,13 +161,12 @@ class KernelTrial:
         self, table: int, columns: Tensor, dual: Tensor, ridges: Tensor, signal: Tensor
     ) -> KernelTerm:
         """The kernel of a table with what was solved for these columns of it."""
-        kernel, masks = self.kernels[table], self._tables[table]
+        kernel, masks = self._kernels[table], self._tables[table]
         weights, center = self._scores.weights[table], self._scores.center
         factor = None
-        # kept of a single table: of many it would be most of the memory; a Krylov space has grown
-        # with the search, and would answer otherwise than a new one
-        if len(self._tables) == 1 and isinstance(self.factor, SpectralRidge):
-            factor = Factor(self.factor[table].alone(), kernel, masks, weights, center, None)
+        if self._solved[1].shape[:2] == (1, 1) and isinstance(self._factor, SpectralRidge):
+            # others are a part of a batch, with other bits than a factor of their own
+            factor = Factor(self._factor[0], kernel, masks, weights, center, None)
         return KernelTerm(kernel, columns, dual, ridges, signal, factor=factor)
 
     def uncertainty(
@@ -164,10 +176,10 @@ class KernelTrial:
 
         At that of ``ridges`` (R,) nearest to the kernel's own variance: as much noise as signal.
         """
-        variance = max(self.kernels[table].variance(self._tables[table][:128]), 1e-300)
+        variance = max(self._kernels[table].variance(self._tables[table][:128]), 1e-300)
         nearest = (ridges.clamp_min(1e-300) / variance).log().abs().argmin()
         ridge = ridges[nearest].repeat(len(columns))
-        signal = self.factor.signal_variance(
+        signal = self._factor.signal_variance(
             self._latent(columns, components), ridge.expand(len(self._tables), -1)
         )[table]
         dual = ridge.new_zeros(len(self._tables[table]), len(columns))
@@ -234,7 +246,7 @@ def judged_factor(
         of_components=factor if components else None,
     )
     trials = [
-        KernelTrial([each[k] for each in kernels], tables, scores, factor[:, k], rotated[:, k])
+        KernelTrial([each[k] for each in kernels], tables, scores, (factor, rotated), k)
         for k in range(ridges.shape[1])
     ]
     everything = torch.ones(b, dtype=torch.bool, device=ridges.device)
@@ -303,6 +315,9 @@ class _Single:
     def __init__(self, space: KrylovRidge) -> None:
         self.space = space
 
+    def __getitem__(self, index: Any) -> "_Single":
+        return self
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.space, name)
         return lambda *given: method(*(each[0] for each in given))[None]
@@ -332,7 +347,7 @@ class KrylovTrial(KernelTrial):
         options: dict[str, Any] = {"center": scores.center, "weights": scores.weights[0]}
         self._space = KrylovRidge(kernel, masks, settings, progress=progress, **options)
         y = self._space.rotate(scores.values[0])
-        super().__init__([kernel], [masks], scores, _Single(self._space), y[None])
+        super().__init__([kernel], [masks], scores, (_Single(self._space), y[None, None]), 0)
         if ridge is not None:
             self._space.check_ridge(float(ridge.min()))
             self._solve(float(ridge[0]))
