@@ -36,6 +36,9 @@ _CLEAR = 2.0
 It is the best of many, so some win by chance: one in forty by so much.
 """
 
+_CLEAR_OF_DEFAULT = 1.0
+"""Standard errors by which a kernel must win to replace the best of the preferred ones."""
+
 _BETTER_THAN_MEAN = 0.5
 """Standard errors by which a predictor must beat the mean.
 
@@ -274,7 +277,8 @@ class Contest:
         scores = self.scores
         choice = self.best("shared")
         means = self.among([0] * self.mean)
-        for simpler, errors in ((self.among(self.preferred), _CLEAR), (means, _BETTER_THAN_MEAN)):
+        preferred = self.among(self.preferred), _CLEAR_OF_DEFAULT
+        for simpler, errors in (preferred, (means, _BETTER_THAN_MEAN)):
             if bool(simpler.any()):
                 other = self.best("shared", simpler)
                 gain = scores.pooled(other.losses - choice.losses)  # (b, m)
@@ -302,7 +306,8 @@ class Contest:
         choice = self.best("target")
         if self.preferred:
             default = self.best("target", self.among(self.preferred))
-            choice = choice.where(clearly_better(default.losses - choice.losses), default)
+            better = clearly_better(default.losses - choice.losses, _CLEAR_OF_DEFAULT)
+            choice = choice.where(better, default)
         if self.mean:
             better = self._beats_mean(choice.residuals, choice.losses)
             choice = choice.where(better, self.best("target", self.among([0])))

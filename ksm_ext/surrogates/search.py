@@ -48,7 +48,7 @@ MANY_SUBSETS = 768
 """Subsets beyond which kernels are screened, and ways of sharing judged without new factors."""
 
 _ROUNDS = (192, 192, 8), (MANY_SUBSETS, 512, 2)
-"""Rounds of screening: subsets from which on there is one, how many it looks at, and kernels it keeps
+"""Rounds of screening: subsets from which on there is one, how many it looks at, kernels it keeps
 at most, beside those that single targets want.
 """
 

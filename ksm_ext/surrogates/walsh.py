@@ -177,12 +177,10 @@ def _energies_by_task(
         if kernel.size_degree:  # the same whichever tasks: a subset of all, as it were
             features = kernel.size_features(masks.sizes.to(torch.float64), n)
             moments = features.T @ dual  # (D, t)
-            changes = [size_difference(kernel, "banzhaf", n, order) for order in range(last + 1)]
-            orders = [
-                0.5**order * change.to(moments) @ moments for order, change in enumerate(changes)
-            ]
+            steps = [size_difference(kernel, "banzhaf", n, order) for order in range(last + 1)]
+            by_order = torch.stack([0.5**d * step.to(moments) for d, step in enumerate(steps)])
             ratios.append(torch.ones_like(masks.floats[:1]))
-            weights.append(torch.stack([*orders, torch.zeros_like(orders[0])])[:, None])
+            weights.append(torch.cat([by_order @ moments, 0 * moments[:1]])[:, None])
     energies = _symmetric_forms(torch.cat(ratios), torch.cat(weights, 1))
     energies[1] = first_order
     return energies[1 : max_order + 1], energies[1:].sum(0)
