@@ -146,14 +146,22 @@ class Kernel(ABC):
         """Whether it is ``a(S) A[h] a(S') + B[o]`` on masks, plus functions of sizes."""
         return True
 
-    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
-        """(C, D): functions phi_d of ``|S|`` whose ``sum_d phi_d(S) phi_d(S')`` is part of it."""
-        return sizes.new_zeros(len(sizes), 0)
+    def size_terms(self) -> list[tuple[float, int]]:
+        """Pairs (weight, degree) of the :class:`Size` kernels in it."""
+        return []
 
     @property
     def size_degree(self) -> int:
-        """Degree of these functions in ``|S|``; 0 where there are none."""
-        return 0
+        """The largest of these degrees; 0 where there are none."""
+        return max((degree for _, degree in self.size_terms()), default=0)
+
+    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        """(C, D): functions phi_d of ``|S|``; these kernels are ``sum_d phi_d(S) phi_d(S')``."""
+        parts = [
+            math.sqrt(weight) * _legendre(sizes, num_tasks, degree)
+            for weight, degree in self.size_terms()
+        ]
+        return torch.cat(parts, 1) if parts else sizes.new_zeros(len(sizes), 0)
 
     def grid(self, masks: Masks) -> "list[Kernel]":
         """This kernel with its open parameters filled in, at the scales of ``masks``."""
@@ -559,18 +567,9 @@ class Size(Kernel):
         """No: it is no function of ``h`` and ``o``."""
         return False
 
-    @property
-    def size_degree(self) -> int:
-        """The degree."""
-        return self.degree
-
-    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
-        """``P_d / sqrt(D)`` by their recurrence."""
-        x = 1 - 2 * sizes.to(torch.float64) / max(num_tasks, 1)
-        found = [torch.ones_like(x), x]
-        for d in range(1, self.degree):
-            found.append(((2 * d + 1) * x * found[d] - d * found[d - 1]) / (d + 1))
-        return torch.stack(found[1:], 1) / math.sqrt(self.degree)
+    def size_terms(self) -> list[tuple[float, int]]:
+        """Itself."""
+        return [(1.0, self.degree)]
 
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From the sums of the rows."""
@@ -674,17 +673,10 @@ class Sum(Kernel):
         """The largest degree."""
         return max(kernel.overlap_degree for _, kernel in self.terms)
 
-    @property
-    def size_degree(self) -> int:
-        """The largest degree."""
-        return max(kernel.size_degree for _, kernel in self.terms)
-
-    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+    def size_terms(self) -> list[tuple[float, int]]:
         """Those of all terms, weighted."""
-        parts = [
-            math.sqrt(w) * kernel.size_features(sizes, num_tasks) for w, kernel in self._weighted()
-        ]
-        return torch.cat(parts, 1)
+        weighted = self._weighted()
+        return [(w * weight, d) for w, kernel in weighted for weight, d in kernel.size_terms()]
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """Every combination of the terms' grids and open weights."""
@@ -765,10 +757,12 @@ def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:
         factors = torch.exp(amplitudes[:, None] * (1 - masks.sizes / max(n, 1)))  # (K, m)
         gram *= factors[:, :, None] * factors[:, None]
     gram += of_overlap[:, overlap]
+    of_size: dict[int, Tensor] = {}  # Gram matrices by degree
     for matrix, kernel in zip(gram, kernels, strict=True):
-        if kernel.size_degree:
-            features = kernel.size_features(masks.sizes, n)
-            matrix.addmm_(features, features.T)
+        for weight, degree in kernel.size_terms():
+            if degree not in of_size:
+                of_size[degree] = Size(degree).gram(masks)
+            matrix.add_(of_size[degree], alpha=weight)
     return gram
 
 
@@ -824,6 +818,15 @@ def from_description(description: dict[str, Any]) -> Kernel:
 
 
 _TINY = 1e-12
+
+
+def _legendre(sizes: Tensor, num_tasks: int, degree: int) -> Tensor:
+    """``P_d(1 - 2 |S| / n) / sqrt(D)`` of d from 1 to D, by their recurrence, (C, D)."""
+    x = 1 - 2 * sizes.to(torch.float64) / max(num_tasks, 1)
+    found = [torch.ones_like(x), x]
+    for d in range(1, degree):
+        found.append(((2 * d + 1) * x * found[d] - d * found[d - 1]) / (d + 1))
+    return torch.stack(found[1:], 1) / math.sqrt(degree)
 
 
 def _given(name: str, value: T | None) -> T:
