@@ -427,10 +427,8 @@ class _Radial(Kernel):
         if self.amplitude:
             v = self._of_sizes(other)[:, None] * v
         if isinstance(self.gamma, tuple):
-            plain, rows = (
-                replace(self, amplitude=0.0),
-                max(1, _MATMUL_ENTRIES // max(len(other), 1)),
-            )
+            plain = replace(self, amplitude=0.0)
+            rows = max(1, _MATMUL_ENTRIES // max(len(other), 1))
             blocks = (x[start : start + rows] for start in range(0, len(x), rows))
             product = torch.cat([plain.mask_gram(block, other) @ v for block in blocks])
         else:

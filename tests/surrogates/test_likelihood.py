@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process import kernels as peers
 
-from ksm_ext import RBF, Exponential, fit_surrogate
+from ksm_ext import RBF, Exponential, Laplace, fit_surrogate
 from ksm_ext.surrogates import likelihood
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.likelihood import learn_kernel, restricted_log_likelihood
@@ -200,3 +200,5 @@ def test_objective_errors():
     masks, values = table()
     with pytest.raises(ValueError, match=r"^`objective` must be .*, got 'evidence'"):
         learn_kernel(RBF(), masks, as_scores(values), objective="evidence")
+    with pytest.raises(ValueError, match=r"^`kernel` must be .*, got 'laplace'\. The others"):
+        learn_kernel(Laplace(), masks, as_scores(values))
