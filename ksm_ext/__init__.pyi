@@ -49,6 +49,7 @@ from .surrogates.kernels import Laplace as Laplace
 from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
+from .surrogates.many import fit_many as fit_many
 from .surrogates.more_subsets import more_subsets as more_subsets
 from .surrogates.surrogate import Surrogate as Surrogate
 from .surrogates.surrogate import load_surrogate as load_surrogate

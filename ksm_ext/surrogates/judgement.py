@@ -54,6 +54,11 @@ class Scores:
         weights = weights / weights.mean(-1, keepdim=True)
         return replace(self, values=values, weights=weights, noise=noise)
 
+    def tables(self, places: Tensor) -> "Scores":
+        """The scores of the tables at ``places``."""
+        noise = None if self.noise is None else self.noise[places]
+        return replace(self, values=self.values[places], weights=self.weights[places], noise=noise)
+
     def targets(self, columns: Tensor) -> "Scores":
         """The scores of the targets at ``columns``."""
         noise = None if self.noise is None else self.noise[:, columns]

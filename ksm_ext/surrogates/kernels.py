@@ -32,7 +32,9 @@ References: Rasmussen & Williams 2006, ch. 4; Zhang, Duan & Zhang 2026, arXiv:26
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -426,25 +428,57 @@ class Identity(Kernel):
         return [(1.0, math.inf)]
 
 
-def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:
-    """Gram matrices (K, m, m) of several kernels; what two subsets share is counted once for all.
+def grams(kernels: Sequence[Sequence[Kernel]], tables: Sequence[Masks]) -> Tensor:
+    """Gram matrices (b, K, m, m) of K kernels of every table.
 
-    Not for kernels with a ``gram`` of their own, nor for weights: each of these has its matrix.
+    What two subsets share is counted once for all kernels of a table; kernels with a ``gram`` of
+    their own, and those of weights, each have their matrix from that.
     """
-    counted = masks.binary and all(type(kernel).gram is Kernel.gram for kernel in kernels)
-    if len(kernels) == 1 or not counted:
-        return torch.stack([kernel.gram(masks) for kernel in kernels])
-    n, device = masks.num_tasks, masks.values.device
-    numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
-    overlap = ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long()  # (m, m)
-    hamming = masks.sizes[:, None] + masks.sizes - 2 * overlap
-    tables = [kernel.tables(n, device) for kernel in kernels]
-    none = torch.zeros_like(numbers)
-    of_hamming, of_overlap = (
-        torch.stack([none if table is None else table for table in each])
-        for each in zip(*tables, strict=True)
+    everything = [kernel for each in kernels for kernel in each]
+    counted = all(masks.binary for masks in tables) and all(
+        type(kernel).gram is Kernel.gram for kernel in everything
     )
-    return of_hamming[:, hamming] + of_overlap[:, overlap]
+    if len(everything) == 1 or not counted:
+        pairs = zip(kernels, tables, strict=True)
+        return torch.stack([torch.stack([k.gram(masks) for k in each]) for each, masks in pairs])
+    n, device = tables[0].num_tasks, tables[0].values.device
+    numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
+    overlap = torch.stack(
+        [ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long() for masks in tables]
+    )
+    sizes = torch.stack([masks.sizes for masks in tables])
+    hamming = sizes[:, :, None] + sizes[:, None] - 2 * overlap  # (b, m, m)
+    parts = []
+    for values, counts in zip(_values(everything, numbers), (hamming, overlap), strict=True):
+        lookup = values.reshape(len(tables), -1, n + 1)  # (b, K, n + 1)
+        at = counts.flatten(1)[:, None].expand(-1, lookup.shape[1], -1)
+        parts.append(lookup.gather(2, at).unflatten(2, counts.shape[1:]))
+    return parts[0] + parts[1]
+
+
+def _values(kernels: Sequence[Kernel], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of kernels at ``counts`` (n + 1,), each (K, n + 1), zero where one is absent.
+
+    Kernels of one kind are computed together, as one kernel whose parameters are columns.
+    """
+    of_hamming, of_overlap = (counts.new_zeros(len(kernels), len(counts)) for _ in range(2))
+    kinds: dict[Any, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        numeric = all(isinstance(value, Real) for value in vars(kernel).values())
+        kinds.setdefault(type(kernel) if numeric else index, []).append(index)
+    for places in kinds.values():
+        one = copy(kernels[places[0]])
+        for name in vars(one) if len(places) > 1 else ():
+            column = [[getattr(kernels[place], name)] for place in places]
+            _set(one, name, torch.tensor(column, dtype=counts.dtype).to(counts.device))
+        at = torch.tensor(places, device=counts.device)
+        for all_values, found in (
+            (of_hamming, one.hamming_values(counts)),
+            (of_overlap, one.overlap_values(counts)),
+        ):
+            if found is not None:
+                all_values[at] = found.expand(len(places), -1)
+    return of_hamming, of_overlap
 
 
 KERNELS: dict[str, type[Kernel]] = {

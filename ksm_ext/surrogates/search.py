@@ -96,8 +96,8 @@ class Search:
                 small enough to be judged whole, without known noise, whose same targets vary.
             scores: Their scores.
         """
-        found = [self._candidates(masks) for masks in tables]
-        kernels, linear = [each for each, _ in found], found[0][1]
+        grids = {id(masks): self._candidates(masks) for masks in tables}
+        kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
         sharing = self._ways_of_sharing(scores, len(kernels[0]))
         m = len(tables[0])
         limit = _SCREEN_ROWS if self.solver is None else _SAMPLE_ROWS

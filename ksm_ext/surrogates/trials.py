@@ -29,7 +29,7 @@ from ksm_ext.surrogates.lasso import (
 )
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
-from ksm_ext.surrogates.terms import Factor, KernelTerm
+from ksm_ext.surrogates.terms import Factor, KernelTerm, factored_alone
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
@@ -163,11 +163,21 @@ class KernelTrial:
         """The kernel of a table with what was solved for these columns of it."""
         kernel, masks = self._kernels[table], self._tables[table]
         weights, center = self._scores.weights[table], self._scores.center
-        factor = None
-        if self._solved[1].shape[:2] == (1, 1) and isinstance(self._factor, SpectralRidge):
-            # others are a part of a batch, with other bits than a factor of their own
-            factor = Factor(self._factor[0], kernel, masks, weights, center, None)
+        factor = None  # of many tables, factors would be most of the memory
+        if len(self._tables) == 1 and self._kept is not None:
+            factor = Factor(self._kept, kernel, masks, weights, center, None)
         return KernelTerm(kernel, columns, dual, ridges, signal, factor=factor)
+
+    @cached_property
+    def _kept(self) -> SpectralRidge | None:
+        """The factor that intervals are computed with; as a term would make it, bit for bit."""
+        solver, rotated = self._solved
+        if not isinstance(solver, SpectralRidge):
+            return None  # a Krylov space has grown with the search, and would answer otherwise
+        if rotated.shape[1] == 1:
+            return solver[0, 0]
+        of = self._kernels[0], self._tables[0], self._scores.weights[0]
+        return factored_alone(*of, center=self._scores.center)
 
     def uncertainty(
         self, table: int, ridges: Tensor, columns: Tensor, *, components: bool
@@ -208,8 +218,8 @@ def judged_kernels(
     step = max(1, _TOGETHER // (b * m * (m + num_ridges * t)))
     for start in range(0, len(kernels[0]), step):
         part = [each[start : start + step] for each in kernels]
-        gram = torch.stack([grams(*each) for each in zip(part, tables, strict=True)])
-        weights = scores.weights[:, None]
+        alike = 1 if all(masks is tables[0] for masks in tables) else b  # then factored once
+        gram, weights = grams(part[:alike], tables[:alike]), scores.weights[:alike, None]
         factor = SpectralRidge(gram, center=scores.center, weights=weights)
         del gram
         yield judged_factor(part, tables, scores, factor, ridge=ridge, components=components)
@@ -228,10 +238,10 @@ def judged_factor(
     b, m, t = scores.values.shape
     if ridge is not None:
         factor.check_ridge(float(ridge))
-        ridges = ridge.expand(*factor.scale.shape, 1)
+        ridges = ridge.expand(b, factor.scale.shape[1], 1)
     else:
         relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64, device=factor.scale.device)
-        ridges = factor.scale.clamp_min(1e-300)[..., None] * relative  # (b, K, R)
+        ridges = (factor.scale.clamp_min(1e-300)[..., None] * relative).expand(b, -1, -1)
     rotated = factor.rotate(scores.values[:, None])
     judging, of_judging = factor, rotated
     if m > _SINGLE_FROM:
