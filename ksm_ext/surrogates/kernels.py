@@ -33,7 +33,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -561,7 +561,8 @@ def _set(kernel: Kernel, parameter: str, value: object) -> None:
 def _fill(kernel: Any, parameter: str, values: Sequence[float]) -> list[Kernel]:
     if getattr(kernel, parameter) is not None:
         return [kernel]
-    return [replace(kernel, **{parameter: value}) for value in values]
+    rest = {name: given for name, given in vars(kernel).items() if name != parameter}
+    return [type(kernel)(**rest, **{parameter: value}) for value in values]
 
 
 def _summands(kernel: Kernel) -> tuple[tuple[float | None, Kernel], ...]:

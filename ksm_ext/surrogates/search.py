@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
-from ksm_ext.surrogates.judgement import Scores, folds_of
+from ksm_ext.surrogates.judgement import RANKED_FROM, Scores, folds_of
 from ksm_ext.surrogates.kernels import Exponential, Kernel, KernelChoice, Linear, as_kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -96,7 +96,7 @@ class Search:
                 small enough to be judged whole, without known noise, whose same targets vary.
             scores: Their scores.
         """
-        grids = {id(masks): self._candidates(masks) for masks in tables}
+        grids = {i: self._candidates(masks) for i, masks in {id(x): x for x in tables}.items()}
         kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
         sharing = self._ways_of_sharing(scores, len(kernels[0]))
         m = len(tables[0])
@@ -133,6 +133,7 @@ class Search:
         with tqdm(total=len(kernels[0]), desc="kernels", unit="", disable=not self.progress) as bar:
             if self.solver is None:
                 options: dict[str, Any] = {"ridge": self.ridge, "components": components}
+                options["ranked"] = len(tables[0]) >= RANKED_FROM
                 each = judged_kernels(kernels, tables, scores, **options)
             else:
                 options = {"sample": sample, "per_target": self.share_ridge is False}
@@ -190,7 +191,9 @@ class Search:
         judged = scores.targets(scores.spaced_targets(_SCREEN_TARGETS)).rows(sample)
         if not len(judged.varying):
             return kernels, []  # the sample saw nothing happen: judge all on everything
-        trials = list(judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge))
+        trials = list(
+            judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge, ranked=True)
+        )
         contest = Contest(trials, judged)
         each = contest.subset_losses[0].split(contest.sizes)  # (R, m) of every kernel
         best = torch.stack([losses[losses.mean(1).argmin()] for losses in each])
@@ -318,7 +321,7 @@ def described(contest: Contest, chosen: Chosen | None) -> Iterator[list[Tried]]:
                     [(trial.predictor(i), part.num_ridges) for trial in part.trials],
                     part.judgement.ridges[i],
                     part.judgement.errors[i],
-                    part.judgement.ranks.of_table(i),
+                    part.ranks(i),
                     m,
                     counts[i, at],
                 )
