@@ -3,6 +3,7 @@ from . import fit as fit
 from . import kernels as kernels
 from . import krylov as krylov
 from . import likelihood as likelihood
+from . import many as many
 from . import more_subsets as more_subsets
 from . import observations as observations
 from . import posterior as posterior

@@ -1,13 +1,11 @@
 """Everything a fit tried: one row per kernel and ridge, with its leave-one-out error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-
-from ksm_ext.correlation import standard_ranks
 
 
 @dataclass(frozen=True)
@@ -35,34 +33,6 @@ class Candidate:
     num_chosen: int
 
 
-def rank_correlations(true: Tensor, predicted: Tensor) -> Tensor:
-    """Mean (...) over targets of the Spearman correlations of true and predicted (..., m, t)."""
-    found = (standard_ranks(true) * standard_ranks(predicted)).sum(-2).clamp(-1, 1)
-    return found.mean(-1) if found.shape[-1] else found.sum(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class RankColumn:
-    """Rank correlations of C candidates, or what they are computed from when they are asked for.
-
-    Attributes:
-        true: (b, m, t) scores of b tables; None where the correlations are known.
-        found: (b, C, m, t) leave-one-out predictions, or (b, C) correlations.
-    """
-
-    true: Tensor | None
-    found: Tensor
-
-    def of_table(self, index: int) -> "RankColumn":
-        """The column of one table, in memory of its own."""
-        true = None if self.true is None else self.true[index].clone()
-        return RankColumn(true, self.found[index].clone())
-
-    def values(self) -> Tensor:
-        """The correlations, (C,) of a column of one table."""
-        return self.found if self.true is None else rank_correlations(self.true, self.found)
-
-
 @dataclass(frozen=True, eq=False)
 class Tried:
     """Candidates that were judged together on one table: the columns of their rows.
@@ -71,7 +41,7 @@ class Tried:
         predictors: Kernels, or other predictors by name, with how many rows each has.
         ridges: (C,), see :class:`Candidate`.
         errors: (C,).
-        ranks: (C,).
+        ranks: (C,) rank correlations, or what computes them when they are asked for.
         num_subsets: Subsets that all were judged on.
         num_chosen: (C,) int64.
     """
@@ -79,14 +49,15 @@ class Tried:
     predictors: Sequence[tuple[object, int]]
     ridges: Tensor
     errors: Tensor
-    ranks: RankColumn
+    ranks: Tensor | Callable[[], Tensor]
     num_subsets: int
     num_chosen: Tensor
 
     def rows(self) -> Iterator[Candidate]:
         """The rows, with their rank correlations."""
         labels = [label for each, count in self.predictors for label in [str(each)] * count]
-        columns = (self.ridges, self.errors, self.ranks.values(), self.num_chosen)
+        ranks = self.ranks if isinstance(self.ranks, Tensor) else self.ranks()
+        columns = (self.ridges, self.errors, ranks, self.num_chosen)
         each = zip(labels, *(column.tolist() for column in columns), strict=True)
         for label, ridge, error, rank, chosen in each:
             yield Candidate(label, ridge, error, rank, self.num_subsets, chosen)

@@ -10,10 +10,10 @@ Shapes: b tables of one shape, each with a choice of its own; m subsets, t targe
 scores standardised, float64.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ _CLEAR = 2.0
 It is the best of many, so some win by chance: one in forty by so much.
 """
 
-_CLEAR_OF_DEFAULT = 1.0
+_CLEAR_OF_DEFAULT = 0.5
 """Standard errors by which a kernel must win to replace the best of the preferred ones."""
 
 _BETTER_THAN_MEAN = 0.5
@@ -84,12 +84,18 @@ class Choice:
     @cached_property
     def residuals(self) -> Tensor:
         """(b, m, t) leave-one-out residuals."""
-        scores = self.contest.scores
-        latent = scores.values.new_zeros(*scores.values.shape[:2], self.candidate.shape[1])
+        each = {"components": self.components}
+        latent = self.gathered(lambda trial, *at: trial.residuals(*at, **each))
+        return latent @ self.contest.scores.rotation.mT if self.components else latent
+
+    def gathered(self, of_trial: Callable[[Any, Tensor, Tensor], Tensor]) -> Tensor:
+        """(b, m, q) of what each trial in use says (b, m, c) of its ridges and columns."""
+        shape = self.contest.scores.values.shape[:2]
+        found = self.contest.scores.values.new_zeros(*shape, self.candidate.shape[1])
         for trial, columns, ridges, used in self.groups():
-            found = trial.residuals(ridges, columns, components=self.components)
-            latent[..., columns] = torch.where(used[:, None], found, latent[..., columns])
-        return latent @ scores.rotation.mT if self.components else latent
+            its = of_trial(trial, ridges, columns)
+            found[..., columns] = torch.where(used[:, None], its, found[..., columns])
+        return found
 
     @cached_property
     def losses(self) -> Tensor:

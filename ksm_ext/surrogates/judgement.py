@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ksm_ext.correlation import standard_ranks
-from ksm_ext.surrogates.candidates import RankColumn, rank_correlations
 
 _RANKED_TARGETS = 32
-_KEPT_PREDICTIONS = 2**17  # numbers per table (1 MB) kept for rank correlations asked for later
+RANKED_FROM = 128
+"""Subsets from which rank correlations are computed with the rest: later, they would take long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,11 @@ class Scores:
             noise = None if noise is None else noise.repeat_interleave(len(rows), 0)
         weights = weights / weights.mean(-1, keepdim=True)
         return replace(self, values=values, weights=weights, noise=noise)
+
+    def tables(self, places: Tensor) -> "Scores":
+        """The scores of the tables at ``places``."""
+        noise = None if self.noise is None else self.noise[places]
+        return replace(self, values=self.values[places], weights=self.weights[places], noise=noise)
 
     def targets(self, columns: Tensor) -> "Scores":
         """The scores of the targets at ``columns``."""
@@ -163,11 +168,17 @@ class Scores:
         by_half = by_half.unflatten(-1, squares.shape[-2:]).movedim(2, 3)  # (b, K, R, 2, t)
         return pooled, by_half / self._scale[:, None, None, None].to(squares), pooled.mean(-1)
 
-    def predicted(self, residuals: Tensor) -> Tensor:
-        """Leave-one-out predictions (b, K, R, m, t') of the targets whose ranks are shown."""
+    def rank_correlations(self, residuals: Tensor) -> Tensor:
+        """Mean (b, K, R) over targets of the Spearman correlation of scores and predictions.
+
+        Of residuals (b, K, m, R, t), over the targets whose ranks are shown.
+        """
         columns = self.ranked_targets
-        predicted = self.values[:, None, :, None, columns] - residuals[..., columns]
-        return predicted.to(residuals).movedim(3, 2)
+        true = self.values[:, None, :, None, columns]
+        predicted = (true - residuals[..., columns]).to(residuals)
+        products = standard_ranks(true.movedim(3, 2)) * standard_ranks(predicted.movedim(3, 2))
+        found = products.sum(-2).clamp(-1, 1)
+        return found.mean(-1) if len(columns) else found.sum(-1)
 
     @cached_property
     def ranked_targets(self) -> Tensor:
@@ -184,7 +195,7 @@ class Judgement:
     Attributes:
         ridges: (b, C) absolute ridges.
         errors: (b, C) ``1 - R^2``.
-        ranks: Their rank correlations, computed when they are asked for.
+        ranks: (b, C) mean rank correlations; None where they were not asked for.
         subset_losses: (b, C, m) pooled, by the criterion.
         target_losses: (b, C, 2, t) by the criterion, on either half of the subsets.
         component_losses: (b, C, q) squared residuals, or None where components were not asked for.
@@ -192,7 +203,7 @@ class Judgement:
 
     ridges: Tensor
     errors: Tensor
-    ranks: RankColumn
+    ranks: Tensor | None
     subset_losses: Tensor
     target_losses: Tensor
     component_losses: Tensor | None
@@ -204,7 +215,12 @@ class Judgement:
 
 
 def judge(
-    scores: Scores, ridges: Tensor, residuals_at: Iterable[Tensor], *, components: bool
+    scores: Scores,
+    ridges: Tensor,
+    residuals_at: Iterable[Tensor],
+    *,
+    components: bool = False,
+    ranked: bool = False,
 ) -> Judgement:
     """Summarise leave-one-out residuals at ``ridges`` (b, K, R).
 
@@ -213,10 +229,9 @@ def judge(
         ridges: (b, K, R).
         residuals_at: (b, K, m, R', t) for some ridges at a time, in their order; none is kept.
         components: Whether to judge components too.
+        ranked: Whether to compute rank correlations.
     """
-    true = scores.values[..., scores.ranked_targets]
-    kept = ridges[0].numel() * true[0].numel() <= _KEPT_PREDICTIONS
-    parts, ranked = [], []
+    parts, ranks = [], []
     for residuals in residuals_at:
         subset, target, errors = scores.summary(residuals)
         found = [errors, subset, target]
@@ -226,14 +241,14 @@ def judge(
             weights = scores.weights.to(residuals)[:, None, None] / residuals.shape[2]
             found.append((weights @ across).reshape(*errors.shape, -1))
         parts.append([each.double() for each in found])
-        predicted = scores.predicted(residuals)
-        ranked.append(predicted if kept else rank_correlations(true[:, None, None], predicted))
+        if ranked:
+            ranks.append(scores.rank_correlations(residuals))
     errors, subset, target, *component = (
         torch.cat(each, 2).flatten(1, 2) for each in zip(*parts, strict=True)
     )
-    ranks = RankColumn(true if kept else None, torch.cat(ranked, 2).flatten(1, 2))
     first = component[0] if component else None
-    return Judgement(ridges.flatten(1), errors, ranks, subset, target, first)
+    correlations = torch.cat(ranks, 2).flatten(1) if ranked else None
+    return Judgement(ridges.flatten(1), errors, correlations, subset, target, first)
 
 
 def folds_of(num_subsets: int, device: torch.device) -> Tensor:

@@ -41,7 +41,9 @@ References: Rasmussen & Williams 2006, ch. 4 and 5.1; Zhang, Duan & Zhang 2026, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -731,37 +733,69 @@ class Identity(Kernel):
         return [Products(torch.ones(1, dtype=torch.float64), _CERTAIN)]
 
 
-def grams(kernels: Sequence[Kernel], masks: Masks) -> Tensor:
-    """Gram matrices (K, m, m) of several kernels; what two subsets share is counted once for all.
+def grams(kernels: Sequence[Sequence[Kernel]], tables: Sequence[Masks]) -> Tensor:
+    """Gram matrices (b, K, m, m) of K kernels of every table.
 
-    Not for weights, nor for kernels that are not :attr:`Kernel.is_counted`: each has its own.
+    What two subsets share is counted once for all kernels of a table; kernels that are not
+    :attr:`Kernel.is_counted`, and those of weights, each have their matrix for themselves.
     """
-    counted = masks.binary and all(kernel.is_counted for kernel in kernels)
-    if len(kernels) == 1 or not counted:
-        return torch.stack([kernel.gram(masks) for kernel in kernels])
-    n, device = masks.num_tasks, masks.values.device
+    everything = [kernel for each in kernels for kernel in each]
+    counted = all(masks.binary for masks in tables)
+    counted = counted and all(kernel.is_counted for kernel in everything)
+    if len(everything) == 1 or not counted:
+        pairs = zip(kernels, tables, strict=True)
+        return torch.stack([torch.stack([k.gram(masks) for k in each]) for each, masks in pairs])
+    n, device = tables[0].num_tasks, tables[0].values.device
     numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
-    overlap = ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long()  # (m, m)
-    hamming = masks.sizes[:, None] + masks.sizes - 2 * overlap
-    tables = [kernel.tables(n, device) for kernel in kernels]
-    none = torch.zeros_like(numbers)
-    of_hamming, of_overlap = (
-        torch.stack([none if table is None else table for table in each])
-        for each in zip(*tables, strict=True)
+    overlap = torch.stack(
+        [ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long() for masks in tables]
     )
-    gram = of_hamming[:, hamming]
-    amplitudes = torch.tensor([kernel.amplitude for kernel in kernels], device=device).double()
+    sizes = torch.stack([masks.sizes for masks in tables])
+    hamming = sizes[:, :, None] + sizes[:, None] - 2 * overlap  # (b, m, m)
+    parts = []
+    for values, counts in zip(_values(everything, numbers), (hamming, overlap), strict=True):
+        lookup = values.reshape(len(tables), -1, n + 1)  # (b, K, n + 1)
+        at = counts.flatten(1)[:, None].expand(-1, lookup.shape[1], -1)
+        parts.append(lookup.gather(2, at).unflatten(2, counts.shape[1:]))
+    amplitudes = torch.tensor([kernel.amplitude for kernel in everything], device=device)
     if bool(amplitudes.any()):
-        factors = torch.exp(amplitudes[:, None] * (1 - masks.sizes / max(n, 1)))  # (K, m)
-        gram *= factors[:, :, None] * factors[:, None]
-    gram += of_overlap[:, overlap]
-    of_size: dict[int, Tensor] = {}  # Gram matrices by degree
-    for matrix, kernel in zip(gram, kernels, strict=True):
-        for weight, degree in kernel.size_terms():
-            if degree not in of_size:
-                of_size[degree] = Size(degree).gram(masks)
-            matrix.add_(of_size[degree], alpha=weight)
+        shares = (1 - sizes / max(n, 1)).to(torch.float64)[:, None]  # (b, 1, m) of tasks left out
+        factors = torch.exp(amplitudes.reshape(len(tables), -1, 1) * shares)
+        parts[0] *= factors[..., None] * factors[..., None, :]
+    gram = parts[0] + parts[1]
+    for of_table, each, masks in zip(gram, kernels, tables, strict=True):
+        of_size: dict[int, Tensor] = {}  # by degree
+        for matrix, kernel in zip(of_table, each, strict=True):
+            for weight, degree in kernel.size_terms():
+                if degree not in of_size:
+                    of_size[degree] = Size(degree).gram(masks)
+                matrix.add_(of_size[degree], alpha=weight)
     return gram
+
+
+def _values(kernels: Sequence[Kernel], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of kernels at ``counts`` (n + 1,), each (K, n + 1), zero where one is absent.
+
+    Kernels of one kind are computed together, as one kernel whose parameters are columns.
+    """
+    of_hamming, of_overlap = (counts.new_zeros(len(kernels), len(counts)) for _ in range(2))
+    kinds: dict[Any, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        numeric = all(isinstance(value, Real) for value in vars(kernel).values())
+        kinds.setdefault(type(kernel) if numeric else index, []).append(index)
+    for places in kinds.values():
+        one = copy(kernels[places[0]])
+        for name in vars(one) if len(places) > 1 else ():
+            column = [[getattr(kernels[place], name)] for place in places]
+            _set(one, name, torch.tensor(column, dtype=counts.dtype).to(counts.device))
+        at = torch.tensor(places, device=counts.device)
+        for all_values, found in (
+            (of_hamming, one.hamming_values(counts)),
+            (of_overlap, one.overlap_values(counts)),
+        ):
+            if found is not None:
+                all_values[at] = found.expand(len(places), -1)
+    return of_hamming, of_overlap
 
 
 KERNELS: dict[str, type[Kernel]] = {
@@ -876,7 +910,8 @@ def _set(kernel: Kernel, parameter: str, value: object) -> None:
 def _fill(kernel: Any, parameter: str, values: Sequence[float]) -> list[Kernel]:
     if getattr(kernel, parameter) is not None:
         return [kernel]
-    return [replace(kernel, **{parameter: value}) for value in values]
+    rest = {name: given for name, given in vars(kernel).items() if name != parameter}
+    return [type(kernel)(**rest, **{parameter: value}) for value in values]
 
 
 def _summands(kernel: Kernel) -> tuple[tuple[float | None, Kernel], ...]:

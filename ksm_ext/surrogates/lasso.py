@@ -64,27 +64,23 @@ def _descended(gram: Tensor, moment: Tensor, penalties: Tensor, tol: float) -> T
         problem, column = np.flatnonzero(left.any(1)), np.flatnonzero(left.any(0))
         at, cells = np.ix_(problem, column), np.ix_(problem, np.arange(n), column)
         its, those, enough = weights[cells], left[at], stop[at]
-        options = rows[problem], start[cells], bound[cells]
+        each = (rows[problem], start[cells], bound[cells], its)
+        steps = [
+            (row[:, None], *step)
+            for row, *step in zip(*(x.swapaxes(0, 1) for x in each), strict=True)
+        ]
         while sweeps < _MAX_SWEEPS and min(those.any(0).mean(), those.any(1).mean()) > _CROWDED:
-            those &= _sweep(*options, its, those) > enough
+            before = its.copy()
+            for row, single_i, most_i, weight in steps:
+                target = single_i - np.matmul(row, its)[:, 0]
+                # soft threshold: x - clip(x, -p, p)
+                target -= np.minimum(np.maximum(target, -most_i), most_i)
+                np.copyto(weight, target, where=those)
+            those &= np.abs(its - before).max(1) > enough
             sweeps += 1
         weights[cells], left[at] = its, those
     found = torch.from_numpy(weights).reshape(*batch, n, k, t).movedim(-3, -2)
     return found.to(gram.device)
-
-
-def _sweep(
-    rows: np.ndarray, start: np.ndarray, bound: np.ndarray, weights: np.ndarray, left: np.ndarray
-) -> np.ndarray:
-    """Update ``weights`` (size, n, c) by a sweep over tasks, where ``left``; how far each moved."""
-    before = weights.copy()
-    for i in range(weights.shape[1]):
-        target = start[:, i] - np.matmul(rows[:, i : i + 1], weights)[:, 0]
-        # soft threshold: x - clip(x, -p, p)
-        target -= np.minimum(np.maximum(target, -bound[:, i]), bound[:, i])
-        np.copyto(weights[:, i], target, where=left)
-    moved: np.ndarray = np.abs(weights - before).max(1)
-    return moved
 
 
 def fit_lasso(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
-from ksm_ext.surrogates.judgement import Scores, folds_of
+from ksm_ext.surrogates.judgement import RANKED_FROM, Scores, folds_of
 from ksm_ext.surrogates.kernels import (
     Exponential,
     Kernel,
@@ -118,8 +118,8 @@ class Search:
                 small enough to be judged whole, without known noise, whose same targets vary.
             scores: Their scores.
         """
-        found = [self._candidates(masks) for masks in tables]
-        kernels, linear = [each for each, _ in found], found[0][1]
+        grids = {i: self._candidates(masks) for i, masks in {id(x): x for x in tables}.items()}
+        kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
         sharing = self._ways_of_sharing(scores, len(kernels[0]))
         m = len(tables[0])
         sample = random_rows(m, _SAMPLE_ROWS, scores.values.device)
@@ -156,6 +156,7 @@ class Search:
         with tqdm(total=len(kernels[0]), desc="kernels", unit="", disable=not self.progress) as bar:
             if self.solver is None:
                 options: dict[str, Any] = {"ridge": self.ridge, "components": components}
+                options["ranked"] = len(tables[0]) >= RANKED_FROM
                 each = judged_kernels(kernels, tables, scores, **options)
             else:
                 options = {"sample": sample, "per_target": self.share_ridge is False}
@@ -216,7 +217,9 @@ class Search:
         judged = scores.targets(scores.spaced_targets(_SCREEN_TARGETS)).rows(sample)
         if not len(judged.varying):
             return kernels, []  # the sample saw nothing happen: judge all on everything
-        trials = list(judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge))
+        trials = list(
+            judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge, ranked=True)
+        )
         contest = Contest(trials, judged)
         each = contest.subset_losses[0].split(contest.sizes)  # (R, m) of every kernel
         best = torch.stack([losses[losses.mean(1).argmin()] for losses in each])  # (K, m)
@@ -368,7 +371,7 @@ def described(contest: Contest, chosen: Chosen | None) -> Iterator[list[Tried]]:
                     [(trial.predictor(i), part.num_ridges) for trial in part.trials],
                     part.judgement.ridges[i],
                     part.judgement.errors[i],
-                    part.judgement.ranks.of_table(i),
+                    part.ranks(i),
                     m,
                     counts[i, at],
                 )

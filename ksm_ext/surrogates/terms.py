@@ -63,6 +63,18 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
+def factored_alone(
+    kernel: Kernel, masks: Masks, weights: Tensor | None, *, center: bool
+) -> SpectralRidge:
+    """The factor of one kernel of one table, the same bits whoever asks for it.
+
+    In the shapes of a search for a single kernel, whose factor this is; of several that are
+    factored together, each may be rounded otherwise.
+    """
+    weights = None if weights is None else weights[None, None]
+    return SpectralRidge(kernel.gram(masks)[None, None], center=center, weights=weights)[0, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class KernelTerm:
     """One kernel and the columns it predicts; everything float64 but the indices.
@@ -126,10 +138,8 @@ class KernelTerm:
         of = (self.kernel, masks, self.weights, center, solver)
         if self.factor is None or not self.factor.is_of(*of):
             made: SpectralRidge | KrylovRidge
-            if solver is None:  # as the search does, bit for bit
-                weights = None if self.weights is None else self.weights[None, None]
-                gram = self.kernel.gram(masks)[None, None]
-                made = SpectralRidge(gram, center=center, weights=weights)[0, 0]
+            if solver is None:
+                made = factored_alone(self.kernel, masks, self.weights, center=center)
             else:
                 options: dict[str, Any] = {"center": center, "weights": self.weights}
                 made = KrylovRidge(self.kernel, masks, solver, **options)

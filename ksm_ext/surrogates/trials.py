@@ -10,15 +10,15 @@ numbers of latent columns, targets or with ``components`` the principal componen
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.judgement import Judgement, Scores, judge
+from ksm_ext.surrogates.judgement import RANKED_FROM, Judgement, Scores, judge
 from ksm_ext.surrogates.kernels import Kernel, grams
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
 from ksm_ext.surrogates.lasso import (
@@ -29,7 +29,7 @@ from ksm_ext.surrogates.lasso import (
 )
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
-from ksm_ext.surrogates.terms import Factor, KernelTerm
+from ksm_ext.surrogates.terms import Factor, KernelTerm, factored_alone
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
@@ -88,12 +88,21 @@ class Judged:
         num_ridges: How many ridges each was judged at.
         judgement: What they cost, of the first at every ridge, then of the next.
         tables: (b,) bool: the tables that these trials are for.
+        later: Computes the rank correlations (C,) of a table, where the judgement has none.
     """
 
     trials: Sequence[Trial]
     num_ridges: int
     judgement: Judgement
     tables: Tensor
+    later: Callable[[int], Callable[[], Tensor]] | None = None
+
+    def ranks(self, table: int) -> Tensor | Callable[[], Tensor]:
+        """(C,) rank correlations of a table, or what computes them."""
+        if self.judgement.ranks is not None:
+            return self.judgement.ranks[table]
+        assert self.later is not None
+        return self.later(table)
 
 
 class KernelTrial:
@@ -163,11 +172,21 @@ class KernelTrial:
         """The kernel of a table with what was solved for these columns of it."""
         kernel, masks = self._kernels[table], self._tables[table]
         weights, center = self._scores.weights[table], self._scores.center
-        factor = None
-        if self._solved[1].shape[:2] == (1, 1) and isinstance(self._factor, SpectralRidge):
-            # others are a part of a batch, with other bits than a factor of their own
-            factor = Factor(self._factor[0], kernel, masks, weights, center, None)
+        factor = None  # of many tables, factors would be most of the memory
+        if len(self._tables) == 1 and self._kept is not None:
+            factor = Factor(self._kept, kernel, masks, weights, center, None)
         return KernelTerm(kernel, columns, dual, ridges, signal, factor=factor)
+
+    @cached_property
+    def _kept(self) -> SpectralRidge | None:
+        """The factor that intervals are computed with; as a term would make it, bit for bit."""
+        solver, rotated = self._solved
+        if not isinstance(solver, SpectralRidge):
+            return None  # a Krylov space has grown with the search, and would answer otherwise
+        if rotated.shape[1] == 1:
+            return solver[0, 0]
+        of = self._kernels[0], self._tables[0], self._scores.weights[0]
+        return factored_alone(*of, center=self._scores.center)
 
     def uncertainty(
         self, table: int, ridges: Tensor, columns: Tensor, *, components: bool
@@ -193,6 +212,7 @@ def judged_kernels(
     *,
     ridge: Tensor | None = None,
     components: bool = False,
+    ranked: bool = False,
 ) -> Iterator[Judged]:
     """Factor and judge kernels, as many at a time as memory allows.
 
@@ -202,17 +222,19 @@ def judged_kernels(
         scores: Their scores.
         ridge: (1,) replaces the search by a given ridge.
         components: Whether to judge principal components of the targets too.
+        ranked: Whether to compute rank correlations; else they are computed if they are asked for.
     """
     b, m, t = scores.values.shape
     num_ridges = len(RELATIVE_RIDGES) if ridge is None else 1
     step = max(1, _TOGETHER // (b * m * (m + num_ridges * t)))
     for start in range(0, len(kernels[0]), step):
         part = [each[start : start + step] for each in kernels]
-        gram = torch.stack([grams(*each) for each in zip(part, tables, strict=True)])
-        weights = scores.weights[:, None]
+        alike = 1 if all(masks is tables[0] for masks in tables) else b  # then factored once
+        gram, weights = grams(part[:alike], tables[:alike]), scores.weights[:alike, None]
         factor = SpectralRidge(gram, center=scores.center, weights=weights)
         del gram
-        yield judged_factor(part, tables, scores, factor, ridge=ridge, components=components)
+        options: dict[str, Any] = {"ridge": ridge, "components": components, "ranked": ranked}
+        yield judged_factor(part, tables, scores, factor, **options)
 
 
 def judged_factor(
@@ -223,15 +245,16 @@ def judged_factor(
     *,
     ridge: Tensor | None = None,
     components: bool = False,
+    ranked: bool = False,
 ) -> Judged:
     """Judge K kernels of every table that are ``factor`` (b, K), see :func:`judged_kernels`."""
     b, m, t = scores.values.shape
     if ridge is not None:
         factor.check_ridge(float(ridge))
-        ridges = ridge.expand(*factor.scale.shape, 1)
+        ridges = ridge.expand(b, factor.scale.shape[1], 1)
     else:
         relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64, device=factor.scale.device)
-        ridges = factor.scale.clamp_min(1e-300)[..., None] * relative  # (b, K, R)
+        ridges = (factor.scale.clamp_min(1e-300)[..., None] * relative).expand(b, -1, -1)
     rotated = factor.rotate(scores.values[:, None])
     judging, of_judging = factor, rotated
     if m > _SINGLE_FROM:
@@ -244,13 +267,29 @@ def judged_factor(
         ridges,
         searched=ridge is None,
         of_components=factor if components else None,
+        ranked=ranked,
     )
     trials = [
         KernelTrial([each[k] for each in kernels], tables, scores, (factor, rotated), k)
         for k in range(ridges.shape[1])
     ]
     everything = torch.ones(b, dtype=torch.bool, device=ridges.device)
-    return Judged(trials, ridges.shape[2], found, everything)
+
+    def later(table: int) -> Callable[[], Tensor]:
+        own = scores.tables(torch.tensor([table], device=ridges.device))
+        return partial(_ranks_again, kernels[table], tables[table], own, ridge)
+
+    return Judged(trials, ridges.shape[2], found, everything, later)
+
+
+def _ranks_again(
+    kernels: Sequence[Kernel], masks: Masks, scores: Scores, ridge: Tensor | None
+) -> Tensor:
+    """(C,) rank correlations of kernels of one table."""
+    options: dict[str, Any] = {"ridge": ridge, "ranked": True}
+    each = judged_kernels([kernels], [masks], scores, **options)
+    found = [part.judgement.ranks for part in each]
+    return torch.cat([ranks[0] for ranks in found if ranks is not None])
 
 
 def _judgement(
@@ -260,6 +299,7 @@ def _judgement(
     *,
     searched: bool,
     of_components: SpectralRidge | None = None,
+    ranked: bool = False,
 ) -> Judgement:
     """Judge every ridge; a search has no use for those below what the noise is known to be.
 
@@ -270,6 +310,7 @@ def _judgement(
         ridges: (b, K, R).
         searched: Whether ridges were searched.
         of_components: What solves for components of the targets, where they are judged too.
+        ranked: Whether to compute rank correlations.
     """
     signal: list[Tensor] = []
     noisy = searched and scores.noise is not None
@@ -280,7 +321,8 @@ def _judgement(
                 signal.append((left_out * dual).mean(2).double())
             yield left_out
 
-    found = judge(scores, ridges, residuals(), components=of_components is not None)
+    options = {"components": of_components is not None, "ranked": ranked}
+    found = judge(scores, ridges, residuals(), **options)
     if not noisy:
         return found
     assert scores.noise is not None
@@ -360,7 +402,7 @@ class KrylovTrial(KernelTrial):
             for each in ridges
         )
         shaped = ((one[None, None, :, None], two[None, None, :, None]) for one, two in answers)
-        found = _judgement(shaped, scores, ridges[None, None], searched=ridge is None)
+        found = _judgement(shaped, scores, ridges[None, None], searched=ridge is None, ranked=True)
         self.judged = Judged(
             [self], len(ridges), found, torch.ones(1, dtype=torch.bool, device=y.device)
         )
@@ -397,6 +439,11 @@ class KrylovTrial(KernelTrial):
         return float(self._space.solve(together, ridge, _SEARCH_TOLERANCE).max())
 
 
+def _rank_of(scores: Scores, residuals: Tensor) -> Tensor:
+    """(1,) rank correlation of one table, of residuals (m, t)."""
+    return scores.rank_correlations(residuals[None, None, :, None])[0, 0]
+
+
 class FixedTrial(ABC):
     """A predictor without a ridge to choose: its leave-one-out residuals are known."""
 
@@ -406,9 +453,14 @@ class FixedTrial(ABC):
         """Judge given residuals (b, m, t)."""
         self._label, self._scores, self.left_out = label, scores, residuals
         ridges = residuals.new_full((len(residuals), 1, 1), float("nan"))
-        found = judge(scores, ridges, [residuals[:, None, :, None]], components=components)
+        options = {"components": components, "ranked": residuals.shape[1] >= RANKED_FROM}
+        found = judge(scores, ridges, [residuals[:, None, :, None]], **options)
         everything = torch.ones(len(residuals), dtype=torch.bool, device=residuals.device)
-        self.judged = Judged([self], 1, found, everything)
+        self.judged = Judged([self], 1, found, everything, self._ranks)
+
+    def _ranks(self, table: int) -> Callable[[], Tensor]:
+        own = self._scores.tables(torch.tensor([table], device=self.left_out.device))
+        return partial(_rank_of, own, self.left_out[table].clone())
 
     def predictor(self, table: int) -> str:
         """See :class:`Trial`."""
