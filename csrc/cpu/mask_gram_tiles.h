@@ -87,7 +87,7 @@ void fill_group(const Value& value, T* tile) {
 template <typename T>
 class GramTiles {
  public:
-  struct Scratch {};  // what a thread keeps from tile to tile: nothing here
+  struct Scratch {};                      // what a thread keeps from tile to tile: nothing here
   static constexpr int64_t kPanels = 16;  // see mask_gram_matmul_symmetric_kernel
 
   GramTiles(const uint64_t* x,  // (m, words)

@@ -105,11 +105,6 @@ class WeightedTiles {
   std::vector<T> tables_;  // (nibbles, kNibbleValues)
 };
 
-template <typename T>
-const T* pointer_of(const MaybeTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
-
 // What is no distance would give values that differ by instruction set. On the GPU they are not looked
 // at: the answer would have to be waited for.
 template <typename T>
@@ -143,9 +138,8 @@ Tensor weighted_mask_gram_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64
   return out;
 }
 
-Tensor weighted_mask_gram_matmul_cpu(const Tensor& x, const MaybeTensor& maybe_y,
-                                     int64_t num_tasks, const Tensor& weights, int64_t kernel,
-                                     const Tensor& v) {
+Tensor weighted_mask_gram_matmul_cpu(const Tensor& x, const MaybeTensor& maybe_y, int64_t num_tasks,
+                                     const Tensor& weights, int64_t kernel, const Tensor& v) {
   const Tensor& y = maybe_y ? *maybe_y : x;
   const GramSizes sizes = checked_weighted_sizes(x, y, num_tasks, weights, kernel);
   check_multiplied(v, x, sizes.l, weights.scalar_type());

@@ -69,17 +69,17 @@ def weighted_mask_gram(
             two masks differ adds to their distance.
         kernel: One of the kernels of the module's head.
         x_factors: (m,), same dtype. Factors of the rows, or None; without ``y`` of the columns too.
-        y_factors: (l,), same dtype. Factors of the columns, where ``y`` and ``x_factors`` are given.
+        y_factors: (l,), same dtype. Factors of the columns, given with ``y`` and ``x_factors``.
 
     Returns:
         (m, l) in the dtype of the weights, contiguous.
 
     Raises:
-        ValueError: If shapes or devices disagree, ``kernel`` is not known, a weight on a CPU is
-            negative or NaN, factors are not given together, or weights or factors require a
-            gradient.
+        ValueError: If shapes or devices disagree, ``kernel`` is not known, one of two factors is
+            missing, or weights or factors require a gradient.
         TypeError: If the masks are not int64, the weights not of one of the two dtypes, or the
             factors of another one.
+        RuntimeError: If a weight is negative or NaN, on a CPU; on CUDA they are not looked at.
     """
     weights = _checked_weights(x, y, num_tasks, weights, kernel)
     _check_factors("x_factors", x_factors, len(x), weights)
@@ -126,6 +126,7 @@ def weighted_mask_gram_matmul(
     Raises:
         ValueError: As :func:`weighted_mask_gram`, or if ``v`` has not one row per mask of ``y``.
         TypeError: As :func:`weighted_mask_gram`, or if ``v`` is not in the dtype of the weights.
+        RuntimeError: As :func:`weighted_mask_gram`.
     """
     weights = _checked_weights(x, y, num_tasks, weights, kernel)
     check_multiplied(v, x, y, weights.dtype, "the weights")
