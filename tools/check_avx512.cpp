@@ -59,7 +59,7 @@ bool same_values(MaskKernel kernel, int64_t count, int64_t others, int64_t n) {
     real.spread_nibbles(terms.data(), x.data(), count, words, {0, nibbles}, spread.data());
     real.join_nibbles(kernel, spread.data(), y.data(), others, words, {0, nibbles}, true,
                       tile.data());
-    real.exponentials_of_roots(tile.size(), tile.data());
+    real.finish_values(kernel, tile.size(), tile.data());
     real.scale_by_product(T(3), terms.data(), kNibbleValues, tile.data());
     return tile;
   };

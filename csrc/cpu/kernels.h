@@ -75,8 +75,8 @@ struct RealKernels {
                        int64_t count, int64_t words, Range nibbles, bool start,
                        T* tile);  // (count, kTileRows)
 
-  // values[j] = exp(-sqrt(values[j]))
-  void (*exponentials_of_roots)(int64_t count, T* values);
+  // Makes values of what was joined.
+  void (*finish_values)(MaskKernel kernel, int64_t count, T* values);
 
   // values[j] *= factor factors[j]
   void (*scale_by_product)(T factor, const T* factors, int64_t count, T* values);

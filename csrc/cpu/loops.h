@@ -46,7 +46,7 @@ template <typename T>
 constexpr RealKernels<T> kRealKernels = {multiply_tile<T>,
                                          spread_nibbles<T>,
                                          join_nibbles<T>,
-                                         exponentials_of_roots<T>,
+                                         finish_values<T>,
                                          scale_by_product<T>,
                                          project_rows<T>,
                                          project_rows_back<T>,

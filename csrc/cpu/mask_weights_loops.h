@@ -150,8 +150,12 @@ void join_nibbles(MaskKernel kernel, const T* spread, const uint64_t* masks, int
 }
 
 template <typename T>
-void exponentials_of_roots(int64_t count, T* __restrict values) {
-  for (int64_t j = 0; j < count; ++j) values[j] = exp_of_minus(root_of(values[j]));
+void finish_values(MaskKernel kernel, int64_t count, T* __restrict values) {
+  if (kernel == MaskKernel::kRbf) {
+    for (int64_t j = 0; j < count; ++j) values[j] = normal_or_zero(values[j]);
+  } else {
+    for (int64_t j = 0; j < count; ++j) values[j] = exp_of_minus(root_of(values[j]));
+  }
 }
 
 template <typename T>

@@ -4,11 +4,32 @@
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include "cpu/mask_gram_drivers.h"
 
 namespace ksm {
 namespace {
+
+// While it lives, this thread takes subnormal numbers as zero, and makes none; see mask_weights.h.
+class SubnormalsAreZero {
+#if defined(__x86_64__)
+ public:
+  explicit SubnormalsAreZero(bool wanted) : before_(_mm_getcsr()) {
+    if (wanted) _mm_setcsr(before_ | kFlushToZero | kDenormalsAreZero);
+  }
+  ~SubnormalsAreZero() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
+  const unsigned before_;
+#else
+ public:
+  explicit SubnormalsAreZero(bool) {}
+#endif
+};
 
 // The Gram matrix by tiles, see GramTiles. The side that stays from tile to tile is spread over the
 // lanes, and a thread keeps it: columns in a row-major tile, rows in a transposed one.
@@ -82,15 +103,14 @@ class WeightedTiles {
             const uint64_t* others, int64_t count, const T* factors,
             T* tile,  // (kBlockColumns, kTileRows): others, lanes
             Scratch& scratch) const {
-    if (nibbles_ == 0) std::fill_n(tile, count * kTileRows, T(1));
+    if (nibbles_ == 0) std::fill_n(tile, count * kTileRows, T(kernel_ == MaskKernel::kRbf));
     for (int64_t first = 0; first < nibbles_; first += kNibblesAtOnce) {
       const Range nibbles = {first, std::min(first + kNibblesAtOnce, nibbles_)};
-      kernels_.join_nibbles(kernel_, scratch.spread(*this, lanes, lane_count, nibbles), others,
-                            count, words_, nibbles, first == 0, tile);
+      const T* spread = scratch.spread(*this, lanes, lane_count, nibbles);
+      const SubnormalsAreZero mode(kernel_ == MaskKernel::kRbf);
+      kernels_.join_nibbles(kernel_, spread, others, count, words_, nibbles, first == 0, tile);
     }
-    if (kernel_ == MaskKernel::kExponential && nibbles_ > 0) {
-      kernels_.exponentials_of_roots(count * kTileRows, tile);
-    }
+    kernels_.finish_values(kernel_, count * kTileRows, tile);
     if (!factors) return;
     for (int64_t j = 0; j < count; ++j) {
       kernels_.scale_by_product(factors[j], lane_factors, lane_count, tile + j * kTileRows);

@@ -44,9 +44,13 @@ struct WeightedTile {
       join(staging, 0, in_word < kHalf ? in_word : kHalf);
       if (in_word > kHalf) join(staging, kHalf, in_word);
     }
-    if constexpr (kKernel == MaskKernel::kExponential) {
-      for_each([](T& value, int, int) { value = exp_of_minus(sqrt(value)); });
-    }
+    for_each([](T& value, int, int) {
+      if constexpr (kKernel == MaskKernel::kRbf) {
+        value = normal_or_zero(value);
+      } else {
+        value = exp_of_minus(sqrt(value));
+      }
+    });
   }
 
   // body(value, row, column) for this thread's pairs.

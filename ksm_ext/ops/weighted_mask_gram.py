@@ -16,7 +16,8 @@ kernel           :math:`\kappa(d)`
 With all weights equal it is what :func:`ksm_ext.ops.mask_gram` computes from a table. The terms of
 every four tasks are tabulated, as exponentials where they can be multiplied (``rbf``), so that a
 pair costs n / 4 loads of a vector of pairs. Terms are rounded once from float64 and joined in the
-order of the tasks: the same bits on every device, and with ``x`` and ``y`` exchanged.
+order of the tasks: the same bits on every device, and with ``x`` and ``y`` exchanged. Values below
+twice the smallest normal number are zero.
 
 Shapes: packed x (m, w) and y (l, w) int64 with w = ceil(n / 64), weights (n,), factors a (m,) and
 b (l,), v (l, t).

@@ -1,5 +1,6 @@
 """weighted_mask_gram and weighted_mask_gram_matmul against their float64 loops."""
 
+import math
 from functools import partial
 
 import pytest
@@ -111,6 +112,22 @@ def test_infinite_weights_separate_subsets_that_differ(device, kernel, dtype):
     assert torch.equal(gram.cpu(), (x[:, None] == x[None]).all(2).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_that_would_be_subnormal_are_zero(device, dtype):
+    """On the way there, products are let go to zero by some processors and not by others."""
+    n, least = 100, 2 * torch.finfo(dtype).tiny
+    x = random_masks(150, n)
+    weights = random_weights(n, dtype) * -math.log(least)  # distances around the last one
+    gram = ops.weighted_mask_gram(ops.pack_masks(x.to(device)), None, n, weights.to(device)).cpu()
+    assert not ((gram > 0) & (gram < least)).any()
+    expected = reference.weighted_mask_gram(x, x, weights, "rbf")
+    assert 0.1 < (expected < least).double().mean() < 0.9
+    positive = gram > 0
+    assert torch.equal(positive, expected >= least)
+    relative = (gram.double() / expected)[positive] - 1
+    assert relative.abs().max() <= 100 * bound(n, dtype)
+
+
 def test_large_results_take_the_streaming_path():
     for m in (2912, 2911):  # above 32 MiB, with and without rows that fill whole cache lines
         x, weights = ops.pack_masks(random_masks(m, 40)), random_weights(40, torch.float32)
@@ -123,7 +140,7 @@ def test_large_results_take_the_streaming_path():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("t", [0, 1, 7])
+@pytest.mark.parametrize("t", [0, 7])
 @pytest.mark.parametrize("m, l, n", SHAPES)
 def test_matmul_is_gram_times_v(device, m, l, n, t, kernel, dtype):
     x, y = random_masks(m, n), random_masks(l, n)

@@ -110,7 +110,8 @@ std::vector<T> weighted_gram_of(const Masks& x, const Masks& y, MaskKernel kerne
         const T term = nibble_term(kernel, weights.data(), x.n, p, bits);
         value = kernel == MaskKernel::kRbf ? value * term : value + term;
       }
-      gram.push_back(kernel == MaskKernel::kRbf ? value : exp_of_minus(std::sqrt(value)));
+      gram.push_back(kernel == MaskKernel::kRbf ? normal_or_zero(value)
+                                                : exp_of_minus(std::sqrt(value)));
     }
   }
   return gram;
