@@ -3,7 +3,8 @@
 // The method of four Russians: the lanes of a vector are the masks of one side. For each nibble a table
 // holds, for every value that the nibble of an other mask can have, the terms of all lanes side by
 // side; an other mask then costs one load and one addition (or product) per nibble and vector of
-// lanes. The terms of a pair are joined in the order of the nibbles, whatever the width.
+// lanes. The terms of a pair are joined in the order of the nibbles, whatever the width. (Gathers from
+// tables of bytes took 7 times as long, a GEMM of scaled masks 4 times.)
 #pragma once
 
 #include "cpu/row_loops.h"

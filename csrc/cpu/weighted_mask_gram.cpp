@@ -125,8 +125,8 @@ class WeightedTiles {
   std::vector<T> tables_;  // (nibbles, kNibbleValues)
 };
 
-// What is no distance would give values that differ by instruction set. On the GPU they are not looked
-// at: the answer would have to be waited for.
+// exp_of_minus is of distances, which are at least 0. On the GPU weights are not looked at: the answer
+// would have to be waited for.
 template <typename T>
 void check_weights(const T* weights, int64_t n) {
   for (int64_t k = 0; k < n; ++k) {
