@@ -49,6 +49,15 @@ def mask_gram_matmul(
     return mask_gram(x, y, hamming_table, overlap_table).double() @ v.double()
 
 
+def weighted_mask_gram(x: Tensor, y: Tensor, weights: Tensor, kernel: str) -> Tensor:
+    """A kernel of the weighted distances of (m, n) and (l, n) bool masks: (m, l) float64."""
+    distances = torch.zeros(len(x), len(y), dtype=torch.float64)
+    for k, weight in enumerate(weights.tolist()):
+        differs = x[:, k, None] != y[None, :, k]
+        distances[differs] += weight
+    return torch.exp(-(distances if kernel == "rbf" else distances.sqrt()))
+
+
 # -- regressions on subsets of tasks, and their Gram matrices ------------------------------------
 
 

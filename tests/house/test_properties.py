@@ -383,6 +383,31 @@ def test_packed_masks_are_counted(m, l, n, t, seed):
     close(square, ops.mask_gram(ops.pack_masks(y), None, n, **tables) @ v, 1e-10)
 
 
+@holds(m=SIZES, l=SIZES, n=st.integers(0, 200), t=st.integers(0, 4), seed=SEEDS)
+def test_weighted_masks_are_kernels_of_their_weighted_distances(m, l, n, t, seed):
+    x, y = normal(seed, m, n) < 0, normal(seed + 1, l, n) < 0
+    bits, others = ops.pack_masks(x), ops.pack_masks(y)
+    weights = normal(seed, n).square() / max(n, 1)
+    distances = torch.cdist(x * weights.sqrt(), y * weights.sqrt()).square()
+    a, b, v = normal(seed, m), normal(seed + 1, l), normal(seed, l, t)
+    for kernel, values in (("rbf", distances), ("exponential", distances.sqrt())):
+        gram = ops.weighted_mask_gram(bits, others, n, weights, kernel=kernel)
+        close(gram, torch.exp(-values), 1e-6 if kernel == "exponential" else 1e-12)
+        assert torch.equal(ops.weighted_mask_gram(others, bits, n, weights, kernel=kernel).T, gram)
+        factors = {"x_factors": a, "y_factors": b}
+        scaled = ops.weighted_mask_gram(bits, others, n, weights, kernel=kernel, **factors)
+        assert torch.equal(scaled, gram * (a[:, None] * b))
+        product = ops.weighted_mask_gram_matmul(bits, others, n, weights, v, kernel=kernel)
+        close(product, gram @ v, 1e-10)
+        square = ops.weighted_mask_gram_matmul(others, None, n, weights, v, kernel=kernel)
+        close(square, ops.weighted_mask_gram(others, None, n, weights, kernel=kernel) @ v, 1e-10)
+    # A task in which all agree has no say, and splitting a task's weight changes nothing.
+    twice = [ops.pack_masks(torch.cat([part, part], 1)) for part in (x, y)]
+    halves = torch.cat([weights / 2, weights / 2])
+    gram = ops.weighted_mask_gram(bits, others, n, weights)
+    close(ops.weighted_mask_gram(*twice, 2 * n, halves), gram, 1e-12)
+
+
 KINDS = (
     {"kind": "sbp", "hadamard": True},
     {"kind": "sjlt", "sparsity": 2},
