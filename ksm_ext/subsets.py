@@ -17,14 +17,24 @@ References: the fraction of tasks kept decides what a linear surrogate estimates
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations, islice
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along
-from ksm_ext.checks import check_ndim, check_positive_int, check_real, message
+from ksm_ext.checks import (
+    check_choice,
+    check_ndim,
+    check_positive_int,
+    check_real,
+    message,
+    shape_text,
+)
+
+Question = Literal["loo", "shapley", "banzhaf", "prediction"]
+"""What a design is for: a readout of the surrogate, or its predictions."""
 
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
 _CHUNK_CELLS = 2**26  # of a mask matrix held beside the result while it is filled
@@ -212,6 +222,88 @@ def paired(
         weights = _weights_of_bernoulli(num_tasks, probability, allow_empty_and_full=False)
     first = _sample(weights, num_subsets // 2, seed, allow_repeats, allow_fewer, pairs=True)
     return torch.stack([first, ~first], dim=1).reshape(2 * len(first), num_tasks).to(device)
+
+
+def design(
+    num_tasks: int,
+    num_subsets: int,
+    *,
+    readout: Question = "shapley",
+    known: ArrayLike | None = None,
+    include_empty: bool = False,
+    seed: int,
+    allow_fewer: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Choose subsets for what will be asked of the surrogate.
+
+    In this order, as far as ``num_subsets`` goes:
+
+    =================  ============================================================================
+    ``"shapley"``      the full set; all that lack one task; single tasks; then pairs of complements
+                       with the sizes of kernel SHAP, ``w_s`` proportional to ``1 / (s (n - s))``
+    ``"loo"``          the full set; all that lack one task; then as above
+    ``"banzhaf"``      pairs of complements, uniform among all subsets
+    ``"prediction"``   the full set; then pairs of complements of all sizes alike
+    =================  ============================================================================
+
+    Measured on complete tables of retrained scores by ``python -m experiments.studies.designs``.
+
+    Args:
+        num_tasks: n.
+        num_subsets: m.
+        readout: What will be asked: attributions or interactions of this name, or predictions of
+            subsets of any size.
+        known: (k, n) subsets that are scored already, or whose scores are known, such as the full
+            set: they are not drawn again.
+        include_empty: Begin with the empty set too. Shapley values sum to its distance from the
+            full set, so it is worth its score wherever training on nothing has one.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        allow_fewer: Answer all there are where fewer subsets exist, instead of raising.
+        device: Where the masks shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) bool, distinct, none of them ``known``, in the order in which to score them.
+
+    Raises:
+        ValueError: If ``readout`` is unknown, ``known`` has other than n columns, or fewer than
+            ``num_subsets`` further subsets exist (unless allowed to).
+
+    References: *Lundberg & Lee 2017, arXiv:1705.07874* (sizes); *Covert & Lee 2021* (pairs).
+
+    Example:
+        >>> design(3, 4, readout="loo", seed=0).sum(dim=1).tolist()
+        [3, 2, 2, 2]
+    """
+    n = check_positive_int("num_tasks", num_tasks, minimum=2)
+    num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    check_choice("readout", readout, get_args(Question))
+    seen = torch.empty(0, n, dtype=torch.bool) if known is None else as_masks("known", known).cpu()
+    if seen.shape[1] != n:
+        remedy = "Use the same tasks in the same order."
+        raise ValueError(message("known", f"of {n} columns", shape_text(seen), remedy))
+    first = [torch.ones(1, n, dtype=torch.bool), torch.zeros(int(include_empty), n).bool()]
+    weights = _weights_of_sizes(n, range(1, n))
+    if readout == "banzhaf":
+        weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
+    elif readout != "prediction":
+        first.append(_shuffled(leave_one_out(n), seed))
+        size = torch.arange(1, n)
+        weights[1:n] = torch.softmax(-(size * (n - size)).double().log(), dim=0)
+    if readout == "shapley":
+        first.append(_shuffled(torch.eye(n, dtype=torch.bool), seed))
+    taken = torch.cat([seen, *first])
+    half = (num_subsets + len(taken) + 1) // 2
+    drawn = _sample(weights, half, seed, allow_repeats=False, allow_fewer=True, pairs=True)
+    pairs = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
+    rows = torch.cat([taken, pairs])
+    kept = distinct_rows(rows)[1]
+    masks = rows[kept[kept >= len(seen)][:num_subsets]]
+    if len(masks) < num_subsets and not allow_fewer:
+        expected = f"at most {len(masks)}, the number of subsets that are left"
+        remedy = "Ask for fewer, or pass allow_fewer=True."
+        raise ValueError(message("num_subsets", expected, str(num_subsets), remedy))
+    return masks.to(device)
 
 
 def leave_one_out(
@@ -471,6 +563,11 @@ def _check_size(
         remedy = f"There are {num_tasks} tasks."
         raise ValueError(message(name, f"from {minimum} to {maximum}", str(size), remedy))
     return size
+
+
+def _shuffled(masks: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return masks[torch.randperm(len(masks), generator=generator)]
 
 
 def _weights_of_sizes(num_tasks: int, sizes: Sequence[int]) -> Tensor:
