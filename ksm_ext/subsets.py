@@ -237,17 +237,17 @@ def design(
 ) -> Tensor:
     """Choose subsets for what will be asked of the surrogate.
 
-    In this order, as far as ``num_subsets`` goes:
+    As far as ``num_subsets`` goes, the full set and then
 
-    =================  ============================================================================
-    ``"shapley"``      the full set; all that lack one task; single tasks; then pairs of complements
-                       with the sizes of kernel SHAP, ``w_s`` proportional to ``1 / (s (n - s))``
-    ``"loo"``          the full set; all that lack one task; then as above
-    ``"banzhaf"``      pairs of complements, uniform among all subsets
-    ``"prediction"``   the full set; then pairs of complements of all sizes alike
-    =================  ============================================================================
+    =================  =====================================================================
+    ``"shapley"``      all that lack one task, single tasks, then pairs of complements, uniform
+    ``"loo"``          all that lack one task, then pairs of complements, uniform
+    ``"banzhaf"``      uniform among all subsets
+    ``"prediction"``   all sizes alike
+    =================  =====================================================================
 
-    Measured on complete tables of retrained scores by ``python -m experiments.studies.designs``.
+    which were best for it on complete tables of retrained scores, of all that
+    ``python -m experiments.studies.designs`` compares.
 
     Args:
         num_tasks: n.
@@ -269,8 +269,6 @@ def design(
         ValueError: If ``readout`` is unknown, ``known`` has other than n columns, or fewer than
             ``num_subsets`` further subsets exist (unless allowed to).
 
-    References: *Lundberg & Lee 2017, arXiv:1705.07874* (sizes); *Covert & Lee 2021* (pairs).
-
     Example:
         >>> design(3, 4, readout="loo", seed=0).sum(dim=1).tolist()
         [3, 2, 2, 2]
@@ -283,20 +281,20 @@ def design(
         remedy = "Use the same tasks in the same order."
         raise ValueError(message("known", f"of {n} columns", shape_text(seen), remedy))
     first = [torch.ones(1, n, dtype=torch.bool), torch.zeros(int(include_empty), n).bool()]
-    weights = _weights_of_sizes(n, range(1, n))
-    if readout == "banzhaf":
-        weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
-    elif readout != "prediction":
+    if readout in ("loo", "shapley"):
         first.append(_shuffled(leave_one_out(n), seed))
-        size = torch.arange(1, n)
-        weights[1:n] = torch.softmax(-(size * (n - size)).double().log(), dim=0)
     if readout == "shapley":
         first.append(_shuffled(torch.eye(n, dtype=torch.bool), seed))
     taken = torch.cat([seen, *first])
-    half = (num_subsets + len(taken) + 1) // 2
-    drawn = _sample(weights, half, seed, allow_repeats=False, allow_fewer=True, pairs=True)
-    pairs = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
-    rows = torch.cat([taken, pairs])
+    if readout == "prediction":
+        weights = _weights_of_sizes(n, range(1, n))
+    else:
+        weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
+    pairs, count = readout in ("loo", "shapley"), num_subsets + len(taken)
+    drawn = _sample(weights, -(-count // (1 + pairs)), seed, False, True, pairs=pairs)
+    if pairs:
+        drawn = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
+    rows = torch.cat([taken, drawn])
     kept = distinct_rows(rows)[1]
     masks = rows[kept[kept >= len(seen)][:num_subsets]]
     if len(masks) < num_subsets and not allow_fewer:

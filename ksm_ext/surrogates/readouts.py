@@ -133,6 +133,24 @@ def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, order: int)
     return total + float(_mean_over_overlaps(readout, inside, torch.tensor([others]))[0])
 
 
+def prior_covariance(kernel: Kernel, readout: Readout, num_tasks: int) -> float:
+    """Prior covariance of the readouts of two tasks i and j; 0 where there is one task only.
+
+    The readout of j of the readout of i, which is ``T_1`` at the size of subsets that have i, and
+    ``T_0`` of others: ``E_c[T(c + 1) - T(c)]``, i among the c of n - 1 others in the context of j.
+    """
+    others = num_tasks - 1
+    if others < 1:
+        return 0.0
+    size = torch.arange(num_tasks)
+    without, inside = tables(kernel, readout, num_tasks, 1, torch.arange(num_tasks + 1)).diff(dim=1)
+    present = size.to(torch.float64) / others
+    # tables are meaningless at sizes that leave no such task i, which have probability 0
+    steps = torch.where(size > 0, present * inside, 0.0)
+    steps = steps + torch.where(size < others, (1 - present) * without, 0.0)
+    return float(_mean_over_overlaps(readout, steps, torch.tensor([others]))[0])
+
+
 def _context_mean(readout: Readout, rate: float, num_in: Tensor, num_out: Tensor) -> Tensor:
     """``E_q[u1^num_in u0^num_out]`` of (C,) tables of counts; zero where one is negative."""
     present, absent, weights = _context_law(readout, max(int((num_in + num_out).max()), 0))
