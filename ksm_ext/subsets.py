@@ -39,6 +39,7 @@ Question = Literal["loo", "shapley", "banzhaf", "prediction"]
 _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
 _CHUNK_CELLS = 2**26  # of a mask matrix held beside the result while it is filled
 _LISTED_CELLS = 2**20  # of a mask matrix that is listed rather than sampled
+_UNIFORM_PER_TASK = 16  # subsets up to which those of middle size tell most besides borders
 _MAX_ROUNDS = 100  # of drawing anew what was drawn before
 
 
@@ -237,16 +238,18 @@ def design(
 ) -> Tensor:
     """Choose subsets for what will be asked of the surrogate.
 
-    As far as ``num_subsets`` goes, the full set and then
+    The full set comes first, and then, as far as ``num_subsets`` goes,
 
     =================  =====================================================================
-    ``"shapley"``      all that lack one task, single tasks, then pairs of complements, uniform
-    ``"loo"``          all that lack one task, then pairs of complements, uniform
+    ``"shapley"``      all that lack one task, single tasks, then pairs of complements
+    ``"loo"``          all that lack one task, then pairs of complements
     ``"banzhaf"``      uniform among all subsets
-    ``"prediction"``   all sizes alike
+    ``"prediction"``   pairs of complements, of all sizes alike
     =================  =====================================================================
 
-    which were best for it on complete tables of retrained scores, of all that
+    The pairs of the first two are uniform among all subsets up to 16 n subsets in all, and of all
+    sizes alike for more.
+    On complete tables of retrained scores these were the best, or as good, of all that
     ``python -m experiments.studies.designs`` compares.
 
     Args:
@@ -286,11 +289,11 @@ def design(
     if readout == "shapley":
         first.append(_shuffled(torch.eye(n, dtype=torch.bool), seed))
     taken = torch.cat([seen, *first])
-    if readout == "prediction":
+    weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
+    pairs, count = readout != "banzhaf", num_subsets + len(taken)
+    many = num_subsets + len(seen) > _UNIFORM_PER_TASK * n
+    if readout == "prediction" or (pairs and many):
         weights = _weights_of_sizes(n, range(1, n))
-    else:
-        weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
-    pairs, count = readout in ("loo", "shapley"), num_subsets + len(taken)
     drawn = _sample(weights, -(-count // (1 + pairs)), seed, False, True, pairs=pairs)
     if pairs:
         drawn = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
