@@ -12,13 +12,19 @@ from torch import Tensor
 from ksm_ext import subsets
 from ksm_ext.checks import message
 from ksm_ext.cli.output import STANDARD, say, show_table, write_bytes
+from ksm_ext.surrogates.next_best import next_best
+from ksm_ext.surrogates.surrogate import load_surrogate
 from ksm_ext.tables.scores import read_masks
 
 
 def design(args: Namespace) -> int:
     """Draw the subsets to score, one row each."""
-    names = list(map(str, range(args.num_tasks))) if args.tasks is None else _task_names(args.tasks)
-    masks = _draw(args, len(names)) if args.question is None else _chosen(args, names)
+    if args.surrogate is not None:
+        names, masks = _next(args)
+    else:
+        numbers = args.tasks is None
+        names = list(map(str, range(args.num_tasks))) if numbers else _task_names(args.tasks)
+        masks = _draw(args, len(names)) if args.question is None else _chosen(args, names)
     if args.format == "npz" or (args.format is None and args.output.endswith(".npz")):
         file = io.BytesIO()
         np.savez_compressed(file, masks=masks.numpy(), task_names=np.array(names))
@@ -43,6 +49,17 @@ def _task_names(source: str) -> list[str]:
         found = "none" if not names else "a name more than once"
         raise ValueError(message(f"the names in {source}", "all different", found, remedy))
     return names
+
+
+def _next(args: Namespace) -> tuple[list[str], Tensor]:
+    """The tasks of a surrogate, and what tells most besides the subsets that it was fitted to."""
+    if args.question is None or args.known is not None or args.include_empty:
+        expected = "given with --for, and without --known and --include-empty"
+        remedy = "It knows what was scored; say what will be asked, such as --for shapley."
+        raise ValueError(message("surrogate", expected, "other options", remedy))
+    surrogate = load_surrogate(args.surrogate)
+    masks = next_best(surrogate, _num_subsets(args), args.question, seed=args.seed)
+    return list(surrogate.task_names), masks
 
 
 def _chosen(args: Namespace, names: list[str]) -> Tensor:

@@ -116,6 +116,7 @@ examples:
   ksm design --num-tasks 20 --num-subsets 200 --for shapley -o masks.csv
   ksm design --tasks names.txt --num-subsets 40 --for loo --known scores.csv -o more.csv
   ksm design --tasks names.txt --num-subsets 200 --design paired --seed 1 -o masks.csv
+  ksm design --surrogate surrogate.safetensors --num-subsets 10 --for shapley -o more.csv
   ksm design --num-tasks 20 --design leave-one-out --include-full
 
 Score a model trained on each row's tasks, then: ksm fit scores.csv --masks masks.csv …
@@ -124,6 +125,11 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
     which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
+    which.add_argument(
+        "--surrogate",
+        metavar="FILE",
+        help="of the scores so far: chooses what would tell most besides (with --for)",
+    )
     add = parser.add_argument
     add("--num-subsets", type=_count, metavar="M")
     kind = parser.add_mutually_exclusive_group()

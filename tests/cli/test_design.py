@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sweep import TASKS, frame, table
+from sweep import TASKS, frame, surrogate, table
 
-from ksm_ext import load_surrogate, subsets
+from ksm_ext import load_surrogate, next_best, subsets
 from ksm_ext.cli import main
 
 DESIGNS = {
@@ -119,3 +119,19 @@ def test_what_a_design_for_a_question_refuses(call, text, there, capsys):
     Path("t.csv").write_text("0,1,2\n1,here,1\n")
     assert main(["design", "--num-tasks", "3", *call.split()]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_what_tells_most_is_next_best(there):
+    call = ["design", "--surrogate", "s", "--num-subsets", "3", "--seed", "2"]
+    for question in ("loo", "prediction"):
+        assert main([*call, "--for", question, "-o", "next.npz"]) == 0
+        found = np.load("next.npz")
+        assert found["task_names"].tolist() == TASKS
+        expected = next_best(surrogate(), 3, question, seed=2)
+        assert torch.tensor(found["masks"]).equal(expected)
+
+
+@pytest.mark.parametrize("more", ["", "--for loo --known m.csv", "--for loo --include-empty"])
+def test_what_tells_most_is_asked_for_by_a_question_alone(more, there, capsys):
+    assert main(["design", "--surrogate", "s", "--num-subsets", "3", *more.split()]) == 2
+    assert "`surrogate` must be given with --for, and without --known" in capsys.readouterr().err
