@@ -248,9 +248,8 @@ def design(
     =================  =====================================================================
 
     The pairs of the first two are uniform among all subsets up to 16 n subsets in all, and of all
-    sizes alike for more.
-    On complete tables of retrained scores these were the best, or as good, of all that
-    ``python -m experiments.studies.designs`` compares.
+    sizes alike for more. On complete tables of retrained scores these were best, or as good, of all
+    that ``python -m experiments.studies.designs`` compares.
 
     Args:
         num_tasks: n.
@@ -283,23 +282,29 @@ def design(
     if seen.shape[1] != n:
         remedy = "Use the same tasks in the same order."
         raise ValueError(message("known", f"of {n} columns", shape_text(seen), remedy))
+
+    def new(rows: Tensor) -> Tensor:
+        """The first of ``rows`` that differ from each other and from what is known."""
+        rows = torch.cat([seen, rows])
+        kept = distinct_rows(rows)[1]
+        return rows[kept[kept >= len(seen)][:num_subsets]]
+
+    total = num_subsets + len(seen)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:total, None]
+    single = torch.zeros(len(order), n, dtype=torch.bool).scatter_(1, order, True)
     first = [torch.ones(1, n, dtype=torch.bool), torch.zeros(int(include_empty), n).bool()]
-    if readout in ("loo", "shapley"):
-        first.append(_shuffled(leave_one_out(n), seed))
-    if readout == "shapley":
-        first.append(_shuffled(torch.eye(n, dtype=torch.bool), seed))
-    taken = torch.cat([seen, *first])
-    weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
-    pairs, count = readout != "banzhaf", num_subsets + len(taken)
-    many = num_subsets + len(seen) > _UNIFORM_PER_TASK * n
-    if readout == "prediction" or (pairs and many):
-        weights = _weights_of_sizes(n, range(1, n))
-    drawn = _sample(weights, -(-count // (1 + pairs)), seed, False, True, pairs=pairs)
-    if pairs:
-        drawn = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
-    rows = torch.cat([taken, drawn])
-    kept = distinct_rows(rows)[1]
-    masks = rows[kept[kept >= len(seen)][:num_subsets]]
+    borders = {"loo": [~single], "shapley": [~single, single]}
+    masks = new(torch.cat([*first, *borders.get(readout, [])]))
+    if len(masks) < num_subsets:
+        weights = _weights_of_bernoulli(n, 0.5, allow_empty_and_full=False)
+        pairs = readout != "banzhaf"
+        if readout == "prediction" or (pairs and total > _UNIFORM_PER_TASK * n):
+            weights = _weights_of_sizes(n, range(1, n))
+        half = -(-(total + len(masks)) // (1 + pairs))
+        drawn = _sample(weights, half, seed, False, True, pairs=pairs)
+        if pairs:
+            drawn = torch.stack([drawn, ~drawn], dim=1).reshape(-1, n)
+        masks = new(torch.cat([masks, drawn]))
     if len(masks) < num_subsets and not allow_fewer:
         expected = f"at most {len(masks)}, the number of subsets that are left"
         remedy = "Ask for fewer, or pass allow_fewer=True."
@@ -564,11 +569,6 @@ def _check_size(
         remedy = f"There are {num_tasks} tasks."
         raise ValueError(message(name, f"from {minimum} to {maximum}", str(size), remedy))
     return size
-
-
-def _shuffled(masks: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return masks[torch.randperm(len(masks), generator=generator)]
 
 
 def _weights_of_sizes(num_tasks: int, sizes: Sequence[int]) -> Tensor:

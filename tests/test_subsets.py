@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 
 import numpy as np
 import pandas as pd
@@ -390,3 +391,13 @@ def test_a_design_refuses_what_it_cannot_read():
         design(2, 3, known=[[0.5, 1.0]], seed=0)
     with pytest.raises(ValueError, match="`num_tasks` must be at least 2"):
         design(1, 1, seed=0)
+
+
+def test_a_design_of_many_tasks_draws_only_what_it_needs():
+    """Not all 40,000 borders of 20,000 tasks, which are 800 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    masks = design(20_000, 50, readout="shapley", seed=0)
+    assert masks.sum(1).tolist() == [20_000] + 49 * [19_999]
+    both = torch.cat([masks, design(20_000, 50, known=masks, seed=1)])
+    assert len(both.unique(dim=0)) == 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB

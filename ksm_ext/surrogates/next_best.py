@@ -17,8 +17,10 @@ Then every chosen subset is taken out and the best put in its place, until none 
 A_ii`` to c_L and ``(A c)_i^2 / A_ii`` to v.
 
 Readouts use observed scores where they stand in the table (:mod:`.surrogate`), so what is peculiar
-to a subset that a readout compares counts as part of the answer. Kernel, ridge and noise are taken
-as fitted: what a wrong kernel misses is not in its variance. Fit again after every few scores.
+to a subset that a readout compares counts as part of the answer: leave-one-out effects want the
+subsets that they compare, and once all of these are scored, no other tells more. Kernel, ridge and
+noise are taken as fitted: what a wrong kernel misses is not in its variance. Fit again after every
+few scores.
 
 Shapes: n tasks, m fitted subsets, c candidates, k chosen, r answers (n attributions); float64.
 
@@ -62,7 +64,7 @@ def next_best(
     The posterior variance is summed over tasks (or, for ``"prediction"``, over 256 subsets of all
     sizes alike) and over targets, each in units of its own standard deviation. Chosen greedily,
     then exchanged: no single exchange with a candidate would do better. Costs ``O(c m^2 + c k (c +
-    n k))`` per ridge of the surrogate, and ``8 c (c + m)`` bytes.
+    n k))`` and ``8 c (c + m)`` bytes per ridge of the surrogate.
 
     Args:
         surrogate: A surrogate of 0/1 masks.

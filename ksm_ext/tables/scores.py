@@ -174,15 +174,17 @@ def read_masks(source: str | Path, tasks: Sequence[str]) -> Tensor:
         remedy = "Give a table with a column per task, 1 where it was in the subset."
         found = f"none for {listed(map(repr, missing))}"
         raise ValueError(message(table.where, "a column for every task", found, remedy))
+    rows = []
     for name in tasks:
-        present = np.isin(columns[name].astype(str), ("0", "1", "0.0", "1.0", "False", "True"))
-        if not present.all():
-            row = int(present.argmin())
-            found = f"{columns[name][row]} in row {row + 1}"
+        cells = columns[name].astype(str)
+        rows.append(np.isin(cells, ("1", "1.0", "True")))
+        known = rows[-1] | np.isin(cells, ("0", "0.0", "False"))
+        if not known.all():
+            row = int(known.argmin())
             what, remedy = f"{name!r} of {table.where}", "Correct it, or leave out the row."
+            found = f"{cells[row]} in row {row + 1}"
             raise ValueError(message(what, "0 or 1 in every row", found, remedy))
-    rows = np.stack([columns[name].astype(np.float64) == 1 for name in tasks], axis=1)
-    return torch.from_numpy(rows)
+    return torch.from_numpy(np.stack(rows, axis=1))
 
 
 def read_index_lists(source: str | Path) -> list[list[int]]:
