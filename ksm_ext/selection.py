@@ -145,10 +145,10 @@ def settled(
     level: float = 0.95,
     seed: int = 0,
 ) -> Settled:
-    """Whether it is settled which k tasks are best (or, with ``maximize`` the other way, worst).
+    """Whether it is settled which k tasks are the best, or the worst.
 
     The probability that the tasks of :func:`top_k` are the right ones, from 10,000 draws of all
-    attributions together (:meth:`.Surrogate.attribution_covariance`), so known to half a percent.
+    attributions together (:meth:`.Surrogate.attribution_covariance`), which know it to a percent.
     It is as good as the intervals are: kernel and ridge are taken as fitted.
 
     Args:

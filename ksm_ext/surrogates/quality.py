@@ -116,12 +116,8 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
     if readout == "loo":
         verdict = "Leave-one-out effects compare subsets that were scored."
         if not observed:
-            verdict = (
-                f"{lacking:,} of the {n:,} subsets that lack one task were scored, and the full "
-            )
-            verdict += (
-                f"set was{'' if full else ' not'}: the other leave-one-out effects are predicted."
-            )
+            verdict = f"{lacking:,} of the {n:,} subsets that lack one task were scored, and the "
+            verdict += f"full set was{'' if full else ' not'}: the other effects are predicted."
         return Suitability(scored, verdict, observed)
     few = _few(sizes, n, readout)
     if not few or (readout == "shapley" and observed and int((sizes == 1).sum()) == n):
