@@ -5,6 +5,7 @@ from . import krylov as krylov
 from . import likelihood as likelihood
 from . import many as many
 from . import more_subsets as more_subsets
+from . import next_best as next_best
 from . import observations as observations
 from . import posterior as posterior
 from . import readouts as readouts

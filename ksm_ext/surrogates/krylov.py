@@ -296,6 +296,18 @@ class KrylovRidge:
             parts.append(torch.stack(columns, dim=1))
         return torch.cat(parts)[:, index]
 
+    def whitened(self, rows: Tensor, ridge: float) -> Tensor:
+        """(rows, k) whose products with each other are ``rows P rows^T``, solved to 1e-3.
+
+        Every row is a right-hand side of its own, as for :meth:`explained_variance`.
+        """
+        with self._extended():
+            for part in rows.split(_BLOCK):
+                worst = float(self.solve(self.rotate(part.T), ridge, 1e-3).max())
+                check_solved(ridge, worst, 1e-3)
+            known = torch.cat([block.T @ self.rotate(rows.T) for block in self._basis])
+            return (self._vectors.T @ known).T / (self._values + ridge).sqrt()
+
     def noise_gain(
         self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
     ) -> Tensor:

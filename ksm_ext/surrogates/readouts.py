@@ -209,6 +209,50 @@ def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tens
     return total + _mean_over_overlaps(readout, inside, torch.tensor([others]))
 
 
+def prior_covariance(kernel: Kernel, readout: Readout, num_tasks: int, pairs: Tensor) -> Tensor:
+    """Prior covariance of the readouts of two different tasks, (rows,) on the CPU.
+
+    The readout of j of the readout of i, which is ``T_1`` at the size of subsets that have i, and
+    ``T_0`` of others: ``E_c[T(c + 1) - T(c)]``, i among the c of n - 1 others in the context of j.
+
+    Args:
+        kernel: The kernel.
+        readout: The readout.
+        num_tasks: Number of tasks n.
+        pairs: (rows, 2) int64: the two tasks of each row.
+    """
+    others = num_tasks - 1
+    total = torch.zeros(len(pairs), dtype=torch.float64)
+    if others < 1:
+        return total
+    size = torch.arange(num_tasks)
+    without, inside = tables(kernel, readout, num_tasks, 1, torch.arange(num_tasks + 1)).diff(dim=1)
+    present = size.to(torch.float64) / others
+    # tables are meaningless at sizes that leave no such task i, which have probability 0
+    steps = torch.where(size > 0, present * inside, 0.0)
+    steps = steps + torch.where(size < others, (1 - present) * without, 0.0)
+    total += _mean_over_overlaps(readout, steps, torch.tensor([others]))
+    for products in kernel.products(num_tasks):
+        if products.by_task:
+            total += _cross_readouts_by_task(readout, products, num_tasks)[tuple(pairs.cpu().T)]
+    return total
+
+
+def _cross_readouts_by_task(readout: Readout, products: Products, num_tasks: int) -> Tensor:
+    """(n, n): the change by one task, averaged over a context, of the change by another."""
+    present, absent, weights = _context_law(readout, num_tasks - 1)
+    total = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+    for scale, rate in zip(products.weights, products.rates, strict=True):
+        outside, inside = products.mean(rate, present[:, None], absent[:, None])  # (Q, n)
+        without, given = products.change(rate)
+        changed = present[:, None] * given + absent[:, None] * without  # of one, in both contexts
+        for q, p, weight, of_other in zip(present, absent, weights, changed, strict=True):
+            base = q * inside + p * outside
+            mass = scale * weight * weights * base.prod(1)
+            total += (mass[:, None] * changed / base).T @ (of_other / base)
+    return total
+
+
 def _context_means(readout: Readout, products: Products, num_in: Tensor, num_out: Tensor) -> Tensor:
     """``E_q[u1^num_in u0^num_out]`` at (C,) counts, (J, C); zero where a count is negative."""
     present, absent, weights = _context_law(readout, max(int((num_in + num_out).max()), 0))

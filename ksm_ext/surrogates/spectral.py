@@ -126,6 +126,10 @@ class SpectralRidge:
         explained = a.square() @ known
         return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
 
+    def whitened(self, rows: Tensor, ridge: float) -> Tensor:
+        """(rows, rank) whose products with each other are ``rows P rows^T``."""
+        return rows @ self.vectors / self._shifted(ridge)[:, 0].clamp_min(1e-300).sqrt()
+
     def noise_gain(
         self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
     ) -> Tensor:

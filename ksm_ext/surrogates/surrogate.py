@@ -40,7 +40,14 @@ from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
-from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_effects, prior_variance
+from ksm_ext.surrogates.readouts import (
+    READOUTS,
+    effects,
+    functionals,
+    pair_effects,
+    prior_covariance,
+    prior_variance,
+)
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.walsh import walsh_energies
@@ -226,6 +233,41 @@ class Surrogate:
             return self._answer(values, axes)
         std = self._readout_std(name, torch.arange(n, device=masks.values.device)[:, None])
         return self._answer(values, axes), self._answer(self._of_all_tasks(std), axes)
+
+    def attribution_covariance(self, readout: str = "loo") -> Any:
+        """Joint posterior covariance of attributions: how far they are uncertain together.
+
+        Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed.
+
+        Args:
+            readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
+
+        Returns:
+            (n, n, t) symmetric, in squared units of the scores (costs ``O(n^2 m^2)``).
+
+        Raises:
+            ValueError: If ``readout`` is none of the three, or the masks are real weights.
+        """
+        check_choice("readout", readout, READOUTS)
+        self._require_masks("attribution_covariance")
+        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        first, second = torch.triu_indices(n, n, 1, device=masks.values.device)
+
+        def differences(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            pairs = torch.stack([first[rows], second[rows]], 1)
+            own = sum(prior_variance(kernel, name, n, tasks[:, None]) for tasks in pairs.T)
+            prior = own - 2 * prior_covariance(kernel, name, n, pairs)
+            one, other = (functionals(masks, kernel, name, tasks[:, None]) for tasks in pairs.T)
+            return Functionals(prior, one - other)
+
+        variance = self._readout_std(name, torch.arange(n, device=first.device)[:, None]).square()
+        of_differences = self._std(len(first), differences).square()
+        matrix = torch.diag_embed(variance.T).permute(1, 2, 0)  # (n, n, t)
+        matrix[first, second] = (variance[first] + variance[second] - of_differences) / 2
+        matrix[second, first] = matrix[first, second]
+        matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
+        return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.

@@ -502,6 +502,7 @@ def test_designs_are_distinct_rows_that_the_seed_decides(n, m, seed):
         "bernoulli": lambda: subsets.bernoulli(n, 2, 0.5, seed=seed),
         "mixed": lambda: subsets.mixed_sizes(n, min(m, n), seed=seed),
         "paired": lambda: subsets.paired(n, 2, probability=0.5, seed=seed),
+        "design": lambda: subsets.design(n, min(m, 2**n - 2), seed=seed),
     }
     for draw in draws.values():
         masks = draw()
@@ -531,6 +532,22 @@ def test_a_design_of_more_subsets_than_there_are_is_all_of_them(n, seed, data):
         subsets.mixed_sizes(n, 1000, seed=seed)
     fewer = subsets.mixed_sizes(n, 2, seed=seed)
     assert torch.equal(subsets.mixed_sizes(n, 2, **options), fewer)
+
+
+@holds(n=st.integers(2, 7), known=st.integers(0, 40), m=st.integers(0, 60), seed=SEEDS)
+def test_a_design_for_a_question_goes_on_where_the_known_subsets_end(n, known, m, seed):
+    every = subsets.all_subsets(n, include_empty=False)
+    order = torch.randperm(len(every), generator=generator(seed))
+    scored = every[order[:known]]
+    options = {"known": scored, "seed": seed, "allow_fewer": True}
+    for readout in (*READOUTS, "prediction"):
+        drawn = subsets.design(n, m, readout=readout, **options)
+        assert len(drawn) == min(m, max(0, len(every) - known)) and bool(drawn.any(1).all())
+        assert len(torch.cat([scored, drawn]).unique(dim=0)) == len(scored) + len(drawn)
+        longer = subsets.design(n, m + 3, readout=readout, **options)
+        borders = subsets.design(n, n + 1, readout="loo", seed=seed)
+        common = [row for row in drawn.tolist() if row in borders.tolist()]
+        assert readout not in ("loo", "shapley") or longer[: len(common)].tolist() == common
 
 
 @holds(n=st.integers(2, 9), chunk=st.integers(1, 50))
@@ -919,6 +936,8 @@ ELSEWHERE = {  # by the test file that has them
     "report/test_page": ("write_report",),
     "test_pipeline": ("attribute_tasks",),
     "surrogates/test_more_subsets": ("more_subsets",),
+    "surrogates/test_next_best": ("next_best",),
+    "test_selection": ("settled",),
     "tables/test_scores": ("read_scores",),
 }
 

@@ -16,7 +16,13 @@ from problems import KERNELS, close, every_kernel, few_subsets, of
 from ksm_ext import RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.kernels import Identity
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.readouts import READOUTS, functionals, prior_variance, tables
+from ksm_ext.surrogates.readouts import (
+    READOUTS,
+    functionals,
+    prior_covariance,
+    prior_variance,
+    tables,
+)
 
 SEEDS = st.integers(0, 10**6)
 every_readout = pytest.mark.parametrize("readout", READOUTS)
@@ -24,6 +30,18 @@ every_readout = pytest.mark.parametrize("readout", READOUTS)
 effects = lru_cache(reference.effect_functionals)
 pairs = lru_cache(reference.interaction_functionals)
 subsets = lru_cache(reference.all_subsets)
+
+
+@every_kernel
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_prior_covariances_equal_enumeration(kernel, n):
+    kernel = of(kernel, n)
+    gram = kernel.gram(Masks.of(subsets(n)))
+    two = (~torch.eye(n, dtype=torch.bool)).nonzero()
+    for readout in READOUTS:
+        joint = effects(n, readout) @ gram @ effects(n, readout).T
+        off, found = joint[tuple(two.T)], prior_covariance(kernel, readout, n, two)
+        close(found / gram.max(), off / gram.max())
 
 
 @every_kernel
@@ -49,6 +67,12 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
     for readout in READOUTS:
         answer, deviation = surrogate.attribute(readout, return_std=True)
         close(answer, effects(n, readout) @ values)
+        joint = surrogate.attribution_covariance(readout)
+        close(joint.diagonal().T, deviation.square())
+        assert joint.shape == (n, n, 2) and torch.equal(joint, joint.transpose(0, 1))
+        steps = effects(n, readout)[first] - effects(n, readout)[second]
+        apart = joint[first, first] + joint[second, second] - 2 * joint[first, second]
+        close(apart / scale**2, (std(steps) / scale) ** 2)
         # rounding in a variance becomes its root in a deviation: compare squares
         close((deviation / scale) ** 2, (std(effects(n, readout)) / scale) ** 2)
         answer, deviation = surrogate.interactions(readout, return_std=True)
