@@ -1,0 +1,152 @@
+"""What sections do alike: options, complete tables, records of single measurements, their means."""
+
+import math
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.common import markdown
+from experiments.studies.interval_coverage import exact_attributions, family
+
+Record = dict[str, Any]
+"""A measurement: ``section``, ``method``, where it was taken (``family``, ``m``) and numbers."""
+
+FLOOR = 0.01
+"""Relative errors below are taken for this where ratios are formed: nobody needs less."""
+
+
+class Game(NamedTuple):
+    """A complete table: the scores of all subsets, as they are numbered in binary or not.
+
+    Attributes:
+        name: The file's, short.
+        family: What it is about, such as ``"DataValuation"``.
+        masks: (2^n, n) bool, every subset once.
+        values: (2^n,) float64.
+    """
+
+    name: str
+    family: str
+    masks: np.ndarray
+    values: np.ndarray
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(2^n,) bool: the empty and the full subset."""
+        return self.masks.all(1) | ~self.masks.any(1)
+
+    def with_ends(self, values: np.ndarray) -> np.ndarray:
+        """(2^n,) predicted values, with those of the empty and the full subset as they are."""
+        return np.where(self.ends, self.values, values)
+
+    def relative_error(self, readout: str, found: np.ndarray) -> float:
+        """Root mean square error of attributions over root mean square of the exact ones."""
+        truth = self.exact()[readout]
+        return float(np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2)))
+
+    def exact(self) -> dict[str, np.ndarray]:
+        """Leave-one-out, Shapley and Banzhaf values."""
+        if self.name not in _EXACT:
+            _EXACT[self.name] = exact_attributions(self.masks, self.values)
+        return _EXACT[self.name]
+
+
+_EXACT: dict[str, dict[str, np.ndarray]] = {}  # by the name of the game
+
+
+def read_game(path: Path) -> Game:
+    with np.load(path) as file:
+        masks, values = file["coalitions"].astype(bool), file["values"].astype(float)
+    kind, _, number = path.stem.partition("__")
+    return Game(f"{kind} {number}", family(path), masks, values)
+
+
+def games(options: Namespace) -> list[Game]:
+    """The first ``--games`` complete tables, one of each family after the other."""
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted((options.data / "games").glob("*.npz")):
+        paths[family(path)].append(path)
+    in_turn = [path for path in chain(*zip_longest(*paths.values())) if path]
+    return [read_game(path) for path in in_turn[: options.games]]
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those that are not installed."""
+    return [package for package in packages if find_spec(package) is None]
+
+
+def progress(title: str, cells: Iterable[Any]) -> Iterator[Any]:
+    """The cells, under a bar on stderr."""
+    yield from tqdm(list(cells), title, dynamic_ncols=True)
+
+
+# -- means of records -----------------------------------------------------------------------------
+
+
+def select(records: Iterable[Record], **facts: Any) -> list[Record]:
+    """The records of which these facts are true."""
+    return [row for row in records if all(row.get(key) == value for key, value in facts.items())]
+
+
+def values_of(records: Iterable[Record], key: str) -> list[Any]:
+    """The values of a key, each once, in the order of their first record."""
+    return list(dict.fromkeys(row[key] for row in records if key in row))
+
+
+def mean(records: Sequence[Record], number: str) -> float:
+    found = [row[number] for row in records if number in row]
+    return math.nan if not found else float(np.mean(found))
+
+
+def ratios(
+    records: Sequence[Record], number: str, method: str, against: str, cell: Sequence[str]
+) -> np.ndarray:
+    """A method's errors over another's, of the cells that have both; floored at :data:`FLOOR`."""
+    found: dict[str, dict[tuple[Any, ...], float]] = {method: {}, against: {}}
+    for row in records:
+        if row["method"] in found and number in row:
+            found[row["method"]][tuple(row[key] for key in cell)] = max(row[number], FLOOR)
+    both = found[method].keys() & found[against].keys()
+    return np.array([found[method][place] / found[against][place] for place in sorted(both)])
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.log(values)))) if len(values) else math.nan
+
+
+def number(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def by_family_and_size(
+    records: Sequence[Record], cell: Callable[[list[Record]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table with a row per family, the last for all, and a column per m."""
+    families, sizes = sorted(values_of(records, "family")), sorted(values_of(records, "m"))
+    rows = []
+    for name in [*families, "all"]:
+        chosen = records if name == "all" else select(records, family=name)
+        rows.append([name, *(cell(select(chosen, m=size)) for size in sizes)])
+    return ["games", *(f"m = {size}" for size in sizes)], rows
+
+
+def ratio_table(records: Sequence[Record], error: str, reference: str, cell: Sequence[str]) -> str:
+    """Geometric mean ratios of every other method to the reference, by family and by m."""
+    families, sizes = sorted(values_of(records, "family")), sorted(values_of(records, "m"))
+    places: list[dict[str, Any]] = [{"family": name} for name in families]
+    places += [{"m": size} for size in sizes]
+    rows = []
+    for method in values_of(records, "method"):
+        if method != reference:
+            found = [
+                ratios(select(records, **place), error, method, reference, cell) for place in places
+            ]
+            rows.append([method, *(number(geometric_mean(each), 2) for each in found)])
+    return markdown(["", *families, *(f"m = {size}" for size in sizes)], rows)
