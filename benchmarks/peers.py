@@ -7,16 +7,24 @@ folder with ``games`` (shapiq's precomputed set functions) and ``regmix`` (sail-
 
 Sections (``--only``), each described at the head of its file in ``benchmarks/comparisons/``:
 
+* ``shapley``: Shapley values at a budget, against shapiq's estimators;
 * ``learners``: other learners on the same subsets;
+* ``mixtures``: losses of real-valued mixtures, against trees and a mixing law;
+* ``intervals``: how often intervals hold;
 * ``small``: the worst case over small tables, and the processor time of a fit.
+
+Designs have a study of their own, ``experiments.studies.designs``.
 
 ``--build PATH`` is the checkout whose ``ksm_ext`` is measured (this one by default), ``--before
 PATH`` another to put beside it; each is measured in a process of its own. Peers are optional, and
-those that are not installed are named. To install them beside an environment rather than into it::
+those that are not installed are named. To install them beside an environment rather than into it
+(without dependencies: its torch, NumPy and scikit-learn serve them)::
 
-    pip install --target FOLDER --no-deps lightgbm xgboost gpytorch linear_operator jaxtyping
+    pip install --target FOLDER --no-deps lightgbm xgboost gpytorch linear_operator jaxtyping \\
+        "shapiq>=1.8" botorch pyro-ppl multipledispatch pyre-extensions typing-inspect threadpoolctl
 
-and add ``--peers FOLDER``.
+and add ``--peers FOLDER`` (several are joined by ``:``). The second line is for shapiq's newer
+estimators (ProxySHAP, RegressionMSR, OddSHAP, ShaplEIG, ...), which need Python 3.12.
 """
 
 import argparse
@@ -32,7 +40,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("learners", "small")
+SECTIONS = ("shapley", "learners", "mixtures", "intervals", "small")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,9 +54,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--kernels", type=listed, default=("auto", "rbf", "anova2", "linear"))
     made.add_argument("--games", type=int, help="how many complete tables; all by default")
-    made.add_argument("--sizes", type=sizes, default=(50, 100, 300), help="m, such as 50,100")
+    made.add_argument("--sizes", type=sizes, help="m, such as 50,100; each section has its own")
     made.add_argument("--seeds", type=int, default=1, help="draws of subsets for each table")
-    made.add_argument("--quick", action="store_true", help="fewer small tables")
+    made.add_argument("--quick", action="store_true", help="fewer games and small tables")
+    made.add_argument(
+        "--slow", action="store_true", help="estimators too that take minutes for a table"
+    )
     made.add_argument("-o", "--output", type=Path, help="JSON of all measurements")
     made.add_argument("--measure", choices=("ours", "peers"), help=argparse.SUPPRESS)
     return made
@@ -69,11 +80,14 @@ def section(name: str) -> ModuleType:
 def measure(options: argparse.Namespace) -> list[dict]:
     """Records of the sections, by the packages that this process imports."""
     warnings.filterwarnings("ignore")  # of peers that did not converge, or take no names
-    return [
-        {"section": name, **record}
-        for name in options.only
-        for record in section(name).measure(options, ours=options.measure == "ours")
-    ]
+    records = []
+    for name in options.only:
+        found = section(name)
+        if options.measure == "peers":
+            records.append({"section": name, "absent": found.absent()})
+        for record in found.measure(options, ours=options.measure == "ours"):
+            records.append({"section": name, **record})
+    return records
 
 
 def measured(arguments: Sequence[str], what: str, build: Path, site: str | None) -> list[dict]:
@@ -90,12 +104,27 @@ def measured(arguments: Sequence[str], what: str, build: Path, site: str | None)
 
 
 def report(options: argparse.Namespace, records: list[dict]) -> None:
-    """Print the tables of all sections."""
+    """Print the tables of all sections, what is not installed, and what failed."""
     for name in options.only:
-        chosen = [record for record in records if record["section"] == name]
+        found = [record for record in records if record["section"] == name]
         print(f"\n## {section(name).__doc__.splitlines()[0]}")
-        for title, table in section(name).tables(chosen, options.kernels[0]):
+        for title, table in section(name).tables(
+            [r for r in found if "method" in r], options.kernels[0]
+        ):
             print(f"\n{title}\n\n{table}", flush=True)
+        for line in remarks(found):
+            print(f"\n{line}")
+
+
+def remarks(records: list[dict]) -> list[str]:
+    """A line on peers that are not installed, and one for each that failed."""
+    absent = [name for record in records for name in record.get("absent", ())]
+    lines = [f"Not installed, and so not compared: {', '.join(absent)}."] if absent else []
+    for method in dict.fromkeys(row["method"] for row in records if "failed" in row):
+        rows = [row for row in records if row.get("method") == method]
+        failed = [row["failed"] for row in rows if "failed" in row]
+        lines.append(f"{method} failed on {len(failed)} of {len(rows)}: {failed[0]}")
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,9 @@ from experiments.studies.interval_coverage import exact_attributions, family
 Record = dict[str, Any]
 """A measurement: ``section``, ``method``, where it was taken (``family``, ``m``) and numbers."""
 
+QUICK_GAMES = 6
+"""Complete tables with ``--quick``: one of each family."""
+
 FLOOR = 0.01
 """Relative errors below are taken for this where ratios are formed: nobody needs less."""
 
@@ -42,6 +45,13 @@ class Game(NamedTuple):
         """(2^n,) bool: the empty and the full subset."""
         return self.masks.all(1) | ~self.masks.any(1)
 
+    def of(self, masks: np.ndarray) -> np.ndarray:
+        """(m,) scores of subsets (m, n)."""
+        powers = 1 << np.arange(masks.shape[1])
+        if self.name not in _BY_CODE:
+            _BY_CODE[self.name] = self.values[np.argsort(self.masks @ powers)]
+        return _BY_CODE[self.name][masks @ powers]
+
     def with_ends(self, values: np.ndarray) -> np.ndarray:
         """(2^n,) predicted values, with those of the empty and the full subset as they are."""
         return np.where(self.ends, self.values, values)
@@ -59,6 +69,7 @@ class Game(NamedTuple):
 
 
 _EXACT: dict[str, dict[str, np.ndarray]] = {}  # by the name of the game
+_BY_CODE: dict[str, np.ndarray] = {}  # values in the order of binary numbers, likewise
 
 
 def read_game(path: Path) -> Game:
@@ -74,7 +85,24 @@ def games(options: Namespace) -> list[Game]:
     for path in sorted((options.data / "games").glob("*.npz")):
         paths[family(path)].append(path)
     in_turn = [path for path in chain(*zip_longest(*paths.values())) if path]
-    return [read_game(path) for path in in_turn[: options.games]]
+    count = options.games or (QUICK_GAMES if options.quick else len(in_turn))
+    return [read_game(path) for path in in_turn[:count]]
+
+
+def cells_of_games(options: Namespace, sizes: Sequence[int]) -> Iterator[tuple[Game, int, int]]:
+    """Games, budgets and seeds; a budget is at most three quarters of a table."""
+    for game in games(options):
+        for m in sizes:
+            if 4 * m <= 3 * len(game.masks):
+                yield from ((game, m, seed) for seed in range(options.seeds))
+
+
+def attempted(run: Callable[[], Record]) -> Record:
+    """What a method found, or the error it raised: a peer that fails is told, not left out."""
+    try:
+        return run()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
 
 
 def missing(packages: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ closed forms. ``nse`` is squared error over variance on up to 500 other subsets 
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import nan
 
 import numpy as np
@@ -17,8 +18,9 @@ import numpy as np
 from benchmarks.comparisons.common import (
     Game,
     Record,
+    attempted,
     by_family_and_size,
-    games,
+    cells_of_games,
     geometric_mean,
     mean,
     missing,
@@ -200,20 +202,15 @@ def absent() -> list[str]:
 def measure(options: Namespace, ours: bool) -> Iterator[Record]:
     """Records of all learners, or of surrogates, on all games, budgets and seeds."""
     found = [name for name, (package, _) in LEARNERS.items() if package not in absent()]
-    methods = options.kernels if ours else found
-    cells = [
-        (game, m, seed, method)
-        for game in games(options)
-        for m in options.sizes
-        if m <= 0.75 * len(game.masks)
-        for seed in range(options.seeds)
-        for method in methods
-    ]
-    for game, m, seed, method in progress("learners", cells):
+    run = measure_ours if ours else measure_peer
+    cells = list(cells_of_games(options, options.sizes or (50, 100, 300)))
+    for game, m, seed in progress("learners", cells):
         order = draw("sizes", game.masks, m + HELD_OUT, seed)
-        run = measure_ours if ours else measure_peer
         place = {"game": game.name, "family": game.family, "m": m, "seed": seed}
-        yield {"method": method, **place, **run(method, game, order[:m], order[m:])}
+        for method in options.kernels if ours else found:
+            task = partial(run, method, game, order[:m], order[m:])
+            numbers = task() if ours else attempted(task)
+            yield {"method": method, **place, **numbers}
 
 
 # -- tables ---------------------------------------------------------------------------------------
