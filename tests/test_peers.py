@@ -58,13 +58,13 @@ def test_learners_that_know_the_form_make_no_error(additive):
 
 
 def test_the_ends_are_put_in_as_the_table_has_them(game, monkeypatch):
-    """A learner that predicts zero is left with the difference of the ends."""
-    zero = "sklearn", lambda masks, scores: lambda query: np.zeros(len(query))
-    monkeypatch.setitem(learners.LEARNERS, "zero", zero)
-    found = learners.measure_peer("zero", game, np.arange(20), np.arange(20, 31))
+    """A learner that predicts the mean is left with the steps from it to the ends."""
+    nothing = "sklearn", lambda masks, scores: lambda query: np.zeros(len(query))
+    monkeypatch.setitem(learners.LEARNERS, "mean", nothing)
+    found = learners.measure_peer("mean", game, np.arange(20), np.arange(20, 31))
     effects = {
-        "shapley": np.full(5, game.values[-1] / 5),  # only the step to the full set counts
-        "loo": np.full(5, game.values[-1]),
+        "shapley": np.full(5, game.values[-1] / 5),  # F(all) - F(none), shared evenly
+        "loo": np.full(5, game.values[-1] - game.values[1:20].mean()),  # row 0 is the empty set
     }
     for readout, expected in effects.items():
         assert found[readout] == pytest.approx(game.relative_error(readout, expected))
@@ -82,7 +82,7 @@ def test_a_mixing_law_finds_its_own_form():
     generator = np.random.default_rng(0)
     shares = generator.dirichlet(np.ones(4), size=60)
     losses = 2 + np.exp(0.5 - shares @ [3.0, 1.0, 0.0, -0.5])
-    predict = mixtures.mixing_law(shares[:40], losses[:40])
+    predict = learners.standardised(mixtures.mixing_law, shares[:40], losses[:40])
     record = mixtures.judged(predict(shares[40:])[:, None], losses[40:, None])
     assert record["nse"] < 1e-6
     assert record["spearman"] == pytest.approx(1)

@@ -41,7 +41,7 @@ CELL = ("game", "m", "seed")
 ERRORS = {"nse": "nse", "shapley": "Shapley", "loo": "leave-one-out"}
 
 
-# -- learners: (m, n) bool and (m,) scores in, a function of masks out ----------------------------
+# -- learners: (m, n) bool and standardised (m,) scores in, a function of masks out ---------------
 
 
 def gaussian_process(masks: np.ndarray, scores: np.ndarray) -> Predict:
@@ -51,7 +51,7 @@ def gaussian_process(masks: np.ndarray, scores: np.ndarray) -> Predict:
 
     scale = masks.shape[1] ** 0.5
     kernel = ConstantKernel(1.0, (1e-3, 1e4)) * RBF(scale, (0.3, 100 * scale))
-    model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-6, 1e1)), normalize_y=True)
+    model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-6, 1e1)))
     return model.fit(masks.astype(float), scores).predict
 
 
@@ -72,8 +72,7 @@ def gaussian_process_ard(masks: np.ndarray, scores: np.ndarray) -> Predict:
             covariance = self.covar_module(x)
             return gpytorch.distributions.MultivariateNormal(self.mean_module(x), covariance)
 
-    x, center, unit = torch.as_tensor(masks).double(), scores.mean(), scores.std()
-    y = torch.as_tensor((scores - center) / unit)
+    x, y = torch.as_tensor(masks).double(), torch.as_tensor(scores)
     likelihood = gpytorch.likelihoods.GaussianLikelihood()
     model = Model(x, y, likelihood.double()).double()
     evidence = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
@@ -89,7 +88,7 @@ def gaussian_process_ard(masks: np.ndarray, scores: np.ndarray) -> Predict:
     def predict(query: np.ndarray) -> np.ndarray:
         with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False):
             parts = torch.as_tensor(query).double().split(4096)
-            return center + unit * torch.cat([model(part).mean for part in parts]).numpy()
+            return torch.cat([model(part).mean for part in parts]).numpy()
 
     return predict
 
@@ -143,10 +142,9 @@ def ridge(masks: np.ndarray, scores: np.ndarray) -> Predict:
 def lasso(masks: np.ndarray, scores: np.ndarray, *, degree: int) -> Predict:
     from sklearn.linear_model import LassoCV
 
-    unit = scores.std()
     model = LassoCV(cv=5, max_iter=5000, tol=1e-3, random_state=0)
-    model.fit(walsh(masks, degree), scores / unit)
-    return lambda query: unit * model.predict(walsh(query, degree))
+    model.fit(walsh(masks, degree), scores)
+    return lambda query: model.predict(walsh(query, degree))
 
 
 LEARNERS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Predict]]] = {
@@ -163,6 +161,15 @@ LEARNERS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Predict]]] = {
 """By name: the package it needs, and how it is fitted."""
 
 
+def standardised(
+    fit: Callable[[np.ndarray, np.ndarray], Predict], inputs: np.ndarray, scores: np.ndarray
+) -> Predict:
+    """A learner of scores in units of their deviation: some are not indifferent to the unit."""
+    center, unit = scores.mean(), scores.std() or 1.0
+    predict = fit(inputs, (scores - center) / unit)
+    return lambda query: center + unit * np.asarray(predict(query), dtype=float)
+
+
 # -- measure --------------------------------------------------------------------------------------
 
 
@@ -170,9 +177,9 @@ def measure_peer(name: str, game: Game, rows: np.ndarray, held: np.ndarray) -> R
     """Errors of a learner of :data:`LEARNERS`, and its processor time."""
     fitted = rows[game.masks[rows].any(1)]
     start = time.process_time()
-    predict = LEARNERS[name][1](game.masks[fitted], game.values[fitted])
+    predict = standardised(LEARNERS[name][1], game.masks[fitted], game.values[fitted])
     seconds = time.process_time() - start
-    predicted = np.asarray(predict(game.masks), dtype=float)
+    predicted = predict(game.masks)
     effects = exact_attributions(game.masks, game.with_ends(predicted))
     return _errors(game, held, predicted[held], effects) | {"seconds": seconds}
 

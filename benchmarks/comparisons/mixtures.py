@@ -23,18 +23,18 @@ from benchmarks.comparisons.common import (
     select,
     values_of,
 )
+from benchmarks.comparisons.learners import Predict, standardised
 from benchmarks.comparisons.ours import fit_ours
 from experiments.common import markdown
 from experiments.studies.reference_tables import regmix
 
 ROWS = (48, 128, 512)
-PredictAll = Callable[[np.ndarray], np.ndarray]
 
 
-# -- peers: (m, n) shares and (m,) scores in, a function of shares out ----------------------------
+# -- peers: (m, n) shares and standardised (m,) scores in, a function of shares out ---------------
 
 
-def lightgbm(shares: np.ndarray, scores: np.ndarray) -> PredictAll:
+def lightgbm(shares: np.ndarray, scores: np.ndarray) -> Predict:
     """RegMix's settings, but without stopping by the scores that are held out."""
     from lightgbm import LGBMRegressor
 
@@ -43,35 +43,33 @@ def lightgbm(shares: np.ndarray, scores: np.ndarray) -> PredictAll:
     return lambda query: fitted.booster_.predict(query)
 
 
-def xgboost(shares: np.ndarray, scores: np.ndarray) -> PredictAll:
+def xgboost(shares: np.ndarray, scores: np.ndarray) -> Predict:
     from xgboost import XGBRegressor
 
     model = XGBRegressor(n_estimators=1000, learning_rate=0.03, max_depth=3, n_jobs=1)
     return model.fit(shares, scores).predict
 
 
-def mixing_law(shares: np.ndarray, scores: np.ndarray) -> PredictAll:
+def mixing_law(shares: np.ndarray, scores: np.ndarray) -> Predict:
     """``c + exp(k + t r)`` of shares r (Ye et al. 2024, arXiv:2403.16952), by least squares.
 
-    In units of the scores' deviation, from starts at several floors c; the best of them.
+    From starts at several floors c; the best of them.
     """
-    center, unit = scores.mean(), scores.std()
-    y = (scores - center) / unit
 
     def residuals(p: np.ndarray) -> np.ndarray:
-        return p[0] + np.exp(np.clip(p[1] + shares @ p[2:], -30, 30)) - y
+        return p[0] + np.exp(np.clip(p[1] + shares @ p[2:], -30, 30)) - scores
 
     fits = []
     for floor in (0.1, 0.5, 2.0):
-        c = y.min() - floor
-        design = np.column_stack([np.ones(len(y)), shares])
-        start = np.linalg.lstsq(design, np.log(y - c), rcond=1e-3)[0]
+        c = scores.min() - floor
+        design = np.column_stack([np.ones(len(scores)), shares])
+        start = np.linalg.lstsq(design, np.log(scores - c), rcond=1e-3)[0]
         fits.append(least_squares(residuals, [c, *start], max_nfev=200))
     best = min(fits, key=lambda fit: fit.cost).x
-    return lambda query: center + unit * (best[0] + np.exp(best[1] + query @ best[2:]))
+    return lambda query: best[0] + np.exp(best[1] + query @ best[2:])
 
 
-PEERS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], PredictAll]]] = {
+PEERS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Predict]]] = {
     "LightGBM": ("lightgbm", lightgbm),
     "XGBoost": ("xgboost", xgboost),
     "mixing law": ("scipy", mixing_law),
@@ -97,7 +95,7 @@ def judged(predicted: np.ndarray, truth: np.ndarray) -> Record:
 def measure(options: Namespace, ours: bool) -> Iterator[Record]:
     """Records of all methods, for each number of rows and draw of them."""
     (split,) = regmix(options.data, 1)
-    fits: dict[str, Callable[[np.ndarray, np.ndarray], PredictAll]] = {}
+    fits: dict[str, Callable[[np.ndarray, np.ndarray], Predict]] = {}
     if ours:
         for spec in options.kernels:
             if not spec.startswith("anova2"):  # of 0/1 masks
@@ -123,15 +121,15 @@ def measure(options: Namespace, ours: bool) -> Iterator[Record]:
 
 
 def _each_loss(
-    fit: Callable[[np.ndarray, np.ndarray], PredictAll], shares: np.ndarray, scores: np.ndarray
-) -> PredictAll:
+    fit: Callable[[np.ndarray, np.ndarray], Predict], shares: np.ndarray, scores: np.ndarray
+) -> Predict:
     """A model for each column of scores."""
-    models = [fit(shares, column) for column in scores.T]
+    models = [standardised(fit, shares, column) for column in scores.T]
     return lambda query: np.stack([model(query) for model in models], 1)
 
 
 def _held_out(
-    fit: Callable[[np.ndarray, np.ndarray], PredictAll],
+    fit: Callable[[np.ndarray, np.ndarray], Predict],
     table: tuple[np.ndarray, np.ndarray],
     query: np.ndarray,
     truth: np.ndarray,
