@@ -25,6 +25,9 @@ those that are not installed are named. To install them beside an environment ra
 
 and add ``--peers FOLDER`` (several are joined by ``:``). The second line is for shapiq's newer
 estimators (ProxySHAP, RegressionMSR, OddSHAP, ShaplEIG, ...), which need Python 3.12.
+
+Peers measured once can be put beside any later build: ``-o FILE`` and then ``--reuse FILE``, with
+the same ``--games``, ``--sizes`` and ``--seeds``.
 """
 
 import argparse
@@ -39,6 +42,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.comparisons.common import BEFORE
+
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("shapley", "learners", "mixtures", "intervals", "small")
 
@@ -52,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--peers", help="folder that peers were installed into; 'none' leaves them out"
     )
+    made.add_argument("--reuse", type=Path, help="take peers from the JSON of an earlier run")
     made.add_argument("--kernels", type=listed, default=("auto", "rbf", "anova2", "linear"))
     made.add_argument("--games", type=int, help="how many complete tables; all by default")
     made.add_argument("--sizes", type=sizes, help="m, such as 50,100; each section has its own")
@@ -80,13 +86,12 @@ def section(name: str) -> ModuleType:
 def measure(options: argparse.Namespace) -> list[dict]:
     """Records of the sections, by the packages that this process imports."""
     warnings.filterwarnings("ignore")  # of peers that did not converge, or take no names
-    records = []
+    records, peer = [], options.measure == "peers"
     for name in options.only:
-        found = section(name)
-        if options.measure == "peers":
-            records.append({"section": name, "absent": found.absent()})
-        for record in found.measure(options, ours=options.measure == "ours"):
-            records.append({"section": name, **record})
+        found, facts = section(name), {"section": name, "peer": peer}
+        if peer:
+            records.append({**facts, "absent": found.absent()})
+        records += [{**facts, **record} for record in found.measure(options, ours=not peer)]
     return records
 
 
@@ -108,9 +113,8 @@ def report(options: argparse.Namespace, records: list[dict]) -> None:
     for name in options.only:
         found = [record for record in records if record["section"] == name]
         print(f"\n## {section(name).__doc__.splitlines()[0]}")
-        for title, table in section(name).tables(
-            [r for r in found if "method" in r], options.kernels[0]
-        ):
+        rows = [record for record in found if "method" in record]
+        for title, table in section(name).tables(rows, options.kernels[0]):
             print(f"\n{title}\n\n{table}", flush=True)
         for line in remarks(found):
             print(f"\n{line}")
@@ -136,8 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = measured(arguments, "ours", options.build, None)
         if options.before:
             earlier = measured(arguments, "ours", options.before, None)
-            records += [{**row, "method": f"{row['method']}, before"} for row in earlier]
-        if options.peers != "none":
+            records += [{**row, "method": row["method"] + BEFORE} for row in earlier]
+        if options.reuse:
+            earlier = json.loads(options.reuse.read_text())
+            records += [row for row in earlier if row["peer"] and row["section"] in options.only]
+        elif options.peers != "none":
             records += measured(arguments, "peers", options.build, options.peers)
         report(options, records)
     if options.output:

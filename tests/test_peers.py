@@ -33,9 +33,9 @@ def test_exact_attributions_and_interactions_of_a_triple(game):
     in_triple = np.arange(5) < 3
     for readout, share in {"loo": 1, "shapley": 1 / 3, "banzhaf": 1 / 4}.items():
         np.testing.assert_allclose(
-            game.exact()[readout], EFFECTS + share * TRIPLE * in_triple, atol=1e-12
+            game.exact[readout], EFFECTS + share * TRIPLE * in_triple, atol=1e-12
         )
-        assert game.relative_error(readout, game.exact()[readout]) == 0
+        assert game.relative_error(readout, game.exact[readout]) == 0
     pairs = np.outer(in_triple, in_triple) & ~np.eye(5, dtype=bool)
     for readout, share in {"loo": 1, "shapley": 1 / 2, "banzhaf": 1 / 2}.items():
         found = exact_interactions(game.masks, game.values, readout)

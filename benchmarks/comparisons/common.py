@@ -4,10 +4,12 @@ import math
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,15 +23,19 @@ Record = dict[str, Any]
 QUICK_GAMES = 6
 """Complete tables with ``--quick``: one of each family."""
 
+BEFORE = ", before"
+"""What is added to the names of methods of the earlier build."""
+
 FLOOR = 0.01
 """Relative errors below are taken for this where ratios are formed: nobody needs less."""
 
 
-class Game(NamedTuple):
-    """A complete table: the scores of all subsets, as they are numbered in binary or not.
+@dataclass(frozen=True, eq=False)
+class Game:
+    """A complete table: the scores of all subsets, in any order.
 
     Attributes:
-        name: The file's, short.
+        name: The file's.
         family: What it is about, such as ``"DataValuation"``.
         masks: (2^n, n) bool, every subset once.
         values: (2^n,) float64.
@@ -40,43 +46,39 @@ class Game(NamedTuple):
     masks: np.ndarray
     values: np.ndarray
 
-    @property
-    def ends(self) -> np.ndarray:
-        """(2^n,) bool: the empty and the full subset."""
-        return self.masks.all(1) | ~self.masks.any(1)
-
     def of(self, masks: np.ndarray) -> np.ndarray:
         """(m,) scores of subsets (m, n)."""
-        powers = 1 << np.arange(masks.shape[1])
-        if self.name not in _BY_CODE:
-            _BY_CODE[self.name] = self.values[np.argsort(self.masks @ powers)]
-        return _BY_CODE[self.name][masks @ powers]
+        return self._in_order[masks @ self._powers]
 
     def with_ends(self, values: np.ndarray) -> np.ndarray:
         """(2^n,) predicted values, with those of the empty and the full subset as they are."""
-        return np.where(self.ends, self.values, values)
+        ends = self.masks.all(1) | ~self.masks.any(1)
+        return np.where(ends, self.values, values)
+
+    @cached_property
+    def exact(self) -> dict[str, np.ndarray]:
+        """(n,) leave-one-out, Shapley and Banzhaf values, by readout."""
+        return exact_attributions(self.masks, self.values)
 
     def relative_error(self, readout: str, found: np.ndarray) -> float:
         """Root mean square error of attributions over root mean square of the exact ones."""
-        truth = self.exact()[readout]
+        truth = self.exact[readout]
         return float(np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2)))
 
-    def exact(self) -> dict[str, np.ndarray]:
-        """Leave-one-out, Shapley and Banzhaf values."""
-        if self.name not in _EXACT:
-            _EXACT[self.name] = exact_attributions(self.masks, self.values)
-        return _EXACT[self.name]
+    @property
+    def _powers(self) -> np.ndarray:
+        return 1 << np.arange(self.masks.shape[1])
 
-
-_EXACT: dict[str, dict[str, np.ndarray]] = {}  # by the name of the game
-_BY_CODE: dict[str, np.ndarray] = {}  # values in the order of binary numbers, likewise
+    @cached_property
+    def _in_order(self) -> np.ndarray:
+        """(2^n,) scores by the binary number of the subset."""
+        return self.values[np.argsort(self.masks @ self._powers)]
 
 
 def read_game(path: Path) -> Game:
     with np.load(path) as file:
         masks, values = file["coalitions"].astype(bool), file["values"].astype(float)
-    kind, _, number = path.stem.partition("__")
-    return Game(f"{kind} {number}", family(path), masks, values)
+    return Game(path.stem, family(path), masks, values)
 
 
 def games(options: Namespace) -> list[Game]:
@@ -128,19 +130,19 @@ def values_of(records: Iterable[Record], key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for row in records if key in row))
 
 
-def mean(records: Sequence[Record], number: str) -> float:
-    found = [row[number] for row in records if number in row]
+def mean(records: Sequence[Record], field: str) -> float:
+    found = [row[field] for row in records if field in row]
     return math.nan if not found else float(np.mean(found))
 
 
 def ratios(
-    records: Sequence[Record], number: str, method: str, against: str, cell: Sequence[str]
+    records: Sequence[Record], error: str, method: str, against: str, cell: Sequence[str]
 ) -> np.ndarray:
     """A method's errors over another's, of the cells that have both; floored at :data:`FLOOR`."""
     found: dict[str, dict[tuple[Any, ...], float]] = {method: {}, against: {}}
     for row in records:
-        if row["method"] in found and number in row:
-            found[row["method"]][tuple(row[key] for key in cell)] = max(row[number], FLOOR)
+        if row["method"] in found and error in row:
+            found[row["method"]][tuple(row[key] for key in cell)] = max(row[error], FLOOR)
     both = found[method].keys() & found[against].keys()
     return np.array([found[method][place] / found[against][place] for place in sorted(both)])
 

@@ -60,7 +60,7 @@ def questions(fitted, game: Game, held: np.ndarray) -> Iterator[tuple[str, Estim
     yield from predictions(fitted, game, held)
     for readout in READOUTS:
         estimate = fitted.attribute(readout, return_std=True)
-        yield READOUT_NAMES[readout], (*estimate, game.exact()[readout])
+        yield READOUT_NAMES[readout], (*estimate, game.exact[readout])
     pairs = np.triu_indices(game.masks.shape[1], 1)
     for readout in READOUTS:
         value, std = fitted.interactions(readout, return_std=True)

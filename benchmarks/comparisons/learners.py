@@ -235,6 +235,7 @@ def tables(records: Sequence[Record], reference: str) -> Iterator[tuple[str, str
     yield f"Errors over those of {reference} (geometric means)", markdown(titles, rows)
     for error, title in ERRORS.items():
         chosen = select(records, method=reference)
-        table = by_family_and_size(chosen, lambda rows, error=error: number(mean(rows, error)))
+        table = by_family_and_size(chosen, lambda each, error=error: number(mean(each, error)))
         yield f"{title} of {reference} (means)", markdown(*table)
-        yield f"{title} over that of {reference}", ratio_table(records, error, reference, CELL)
+        if len(rows) > 1:
+            yield f"{title} over that of {reference}", ratio_table(records, error, reference, CELL)

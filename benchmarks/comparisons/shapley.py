@@ -17,6 +17,7 @@ import numpy as np
 
 import ksm_ext
 from benchmarks.comparisons.common import (
+    BEFORE,
     Game,
     Record,
     attempted,
@@ -155,24 +156,16 @@ def tables(records: Sequence[Record], reference: str) -> Iterator[tuple[str, str
             found = (number(mean(select(chosen, family=name), "shapley")) for name in families)
             rows.append([method, *found])
         yield f"Shapley values by family, m = {m}", markdown([f"m = {m}", *families], rows)
-    yield from _lead(records, reference, methods)
-
-
-def _lead(
-    records: Sequence[Record], reference: str, methods: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    """The best of ours over the best peer, by family and budget: below 1 is ahead of all."""
-    ours = [method for method in methods if method.startswith(reference) and "before" not in method]
-    peers = [method for method in methods if not method.startswith(reference)]
+    peers = values_of(select(records, peer=True), "method")
+    ours = [name for name in methods if name not in peers and not name.endswith(BEFORE)]
 
     def best(rows: list[Record], names: Sequence[str]) -> tuple[float, str]:
-        found = {name: mean(select(rows, method=name), "shapley") for name in names}
-        known = {name: value for name, value in found.items() if value == value}
-        return min(((value, name) for name, value in known.items()), default=(np.nan, "-"))
+        found = [(mean(select(rows, method=name), "shapley"), name) for name in names]
+        return min((pair for pair in found if pair[0] == pair[0]), default=(np.nan, "-"))
 
-    def cell(rows: list[Record]) -> str:
+    def lead(rows: list[Record]) -> str:
         (mine, _), (theirs, name) = best(rows, ours), best(rows, peers)
-        return f"{mine / theirs:.2f} ({name})"
+        return f"{number(mine / theirs, 2)} ({name})"
 
     if peers:
-        yield "Ours over the best peer", markdown(*by_family_and_size(records, cell))
+        yield "Ours over the best peer", markdown(*by_family_and_size(records, lead))
