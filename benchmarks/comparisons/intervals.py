@@ -2,9 +2,9 @@
 
 On complete tables, the empty and the full subset among those that are fitted, and the table's own
 values as the truth. A prediction is asked of up to 500 subsets of the same design that were not
-fitted; with what is peculiar to a subset, its variance is the posterior's plus the ridge's, since
-``predict`` answers for the smooth part alone. Width is that of an 80 % interval over the root mean
-square of what it is of, on average over games.
+fitted. Where the noise of scores is unknown, ``predict`` answers for the smooth part alone: with
+what is peculiar to a subset, its variance is the posterior's plus the ridge's. Width is that of an
+80 % interval over the root mean square of what it is of, on average over games.
 """
 
 from argparse import Namespace
@@ -24,7 +24,7 @@ from benchmarks.comparisons.common import (
     values_of,
 )
 from benchmarks.comparisons.learners import HELD_OUT
-from benchmarks.comparisons.ours import fit_ours
+from benchmarks.comparisons.ours import fit_ours, variants
 from experiments.common import markdown
 from experiments.studies.interval_coverage import READOUTS, draw, exact_interactions
 
@@ -47,9 +47,10 @@ def predictions(fitted, game: Game, held: np.ndarray) -> Iterator[tuple[str, Est
     mean, std = fitted.predict(game.masks[held], return_std=True)
     truth = game.values[held]
     yield "prediction", (mean, std, truth)
-    # a single target: one latent column, in units of the scores' deviation
-    ridge = sum(float(term.ridge * term.signal_variance) for term in fitted.kernel_terms)
-    whole = np.sqrt(std**2 + float(fitted.unit) ** 2 * ridge)
+    whole = std
+    if fitted.noise is None:  # a single target: one latent column, in units of the deviation
+        ridge = sum(float(term.ridge * term.signal_variance) for term in fitted.kernel_terms)
+        whole = np.sqrt(std**2 + float(fitted.unit) ** 2 * ridge)
     large = 2 * game.masks[held].sum(1) >= game.masks.shape[1]
     for name, rows in (("small", ~large), ("large", large)):
         yield f"prediction + peculiar, {name} subsets", (mean[rows], whole[rows], truth[rows])
@@ -80,12 +81,13 @@ def coverage(estimates: Estimates) -> Record:
 
 
 def measure(options: Namespace, ours: bool) -> Iterator[Record]:
-    """Records of the first kernel on both designs."""
+    """Records of the first kernel, and its variants, on both designs."""
     if not ours:
         return
-    sizes, spec = options.sizes or SIZES, options.kernels[0]
-    cells = [(*cell, design) for cell in cells_of_games(options, sizes) for design in DESIGNS]
-    for game, m, seed, design in progress("intervals", cells):
+    every = cells_of_games(options, options.sizes or SIZES)
+    specs = variants(options.kernels)
+    cells = [(*cell, design, spec) for cell in every for design in DESIGNS for spec in specs]
+    for game, m, seed, design, spec in progress("intervals", cells):
         order = draw(design, game.masks, m + HELD_OUT, seed)
         fitted = fit_ours(spec, game.masks[order[:m]], game.values[order[:m]])
         place = {"game": game.name, "family": game.family, "m": m, "seed": seed}

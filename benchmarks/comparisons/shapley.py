@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from benchmarks.comparisons.common import (
     select,
     values_of,
 )
-from benchmarks.comparisons.ours import fit_ours
+from benchmarks.comparisons.ours import fit_ours, variants
 from experiments.common import markdown
 
 SLOW = {"ProxySPEX": 1000, "ShaplEIG": 100}
@@ -114,12 +115,14 @@ def attributed(
 
 
 def measure(options: Namespace, ours: bool) -> Iterator[Record]:
-    """Records of all estimators, or of the first kernel on each design."""
-    spec, methods = options.kernels[0], {}
+    """Records of all estimators, or of the first kernel and its variants on each design."""
+    methods: dict[str, Callable[[Game, int, int], Record]] = {}
     if ours:
-        methods = {spec: partial(attributed, spec, mixed_sizes)}
+        designs = {"": mixed_sizes}
         if hasattr(ksm_ext.subsets, "design"):
-            methods[f"{spec}, its design"] = partial(attributed, spec, shapley_design)
+            designs[", its design"] = shapley_design
+        for spec, (name, design) in product(variants(options.kernels), designs.items()):
+            methods[spec + name] = partial(attributed, spec, design)
     elif "shapiq" not in absent():
         found = [name for name in ESTIMATORS if f"shapiq.{name}" not in absent()]
         methods = {name: partial(estimate, name) for name in found}
