@@ -95,7 +95,7 @@ def tables(records: Sequence[Record], reference: str) -> Iterator[tuple[str, str
         chosen = select(small, method=method)
         found = np.array([row["nse"] / row["ridge"] for row in chosen])
         places = np.array([row["family"] for row in chosen])
-        worst = [*(found[places == name].max() for name in FAMILIES), found.max()]
+        worst = [*(max(found[places == name], default=np.nan) for name in FAMILIES), found.max()]
         shares = [f"{np.mean(found > limit):.1%}" for limit in (1.2, 1.5)]
         cells = map(number, [*worst, float(np.median(found))])
         rows.append([method, str(len(found)), *cells, *shares])
