@@ -352,6 +352,7 @@ class _Radial(Kernel):
     gamma: Gamma = None
     amplitude: float = 0.0
     scales: ClassVar[Sequence[float]]
+    _of_distance: ClassVar[str] = "rbf"  # the operators' name for the kernel of weighted distances
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -413,10 +414,9 @@ class _Radial(Kernel):
         return factors[0][:, None] * gram * factors[1] if self.amplitude else gram
 
     def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
-        """From tables or weighted distances."""
+        """From tables, or with a gamma for each task from weighted distances."""
         if isinstance(self.gamma, tuple):
-            rates = self.rates(x.num_tasks)
-            gram = self.hamming_values(x.weighted_distances(x if y is None else y, rates))
+            gram = ops.weighted_mask_gram(*self._weighted(x, y), kernel=self._of_distance)
         else:
             gram = super().mask_gram(x, y)
         if not self.amplitude:
@@ -424,18 +424,20 @@ class _Radial(Kernel):
         return self._of_sizes(x)[:, None] * gram * self._of_sizes(x if y is None else y)
 
     def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
-        """From tables, or by blocks of rows of weighted distances."""
-        other = x if y is None else y
+        """As :meth:`mask_gram`, never stored."""
         if self.amplitude:
-            v = self._of_sizes(other)[:, None] * v
+            v = self._of_sizes(x if y is None else y)[:, None] * v
         if isinstance(self.gamma, tuple):
-            plain = replace(self, amplitude=0.0)
-            rows = max(1, _MATMUL_ENTRIES // max(len(other), 1))
-            blocks = (x[start : start + rows] for start in range(0, len(x), rows))
-            product = torch.cat([plain.mask_gram(block, other) @ v for block in blocks])
+            each = self._weighted(x, y)
+            product = ops.weighted_mask_gram_matmul(*each, v, kernel=self._of_distance)
         else:
             product = super().mask_matmul(x, y, v)
         return self._of_sizes(x)[:, None] * product if self.amplitude else product
+
+    def _weighted(self, x: Masks, y: Masks | None) -> tuple[Tensor, Tensor | None, int, Tensor]:
+        """What the operators of weighted distances take."""
+        rates = self.rates(x.num_tasks).to(x.values.device)
+        return x.bits, None if y is None else y.bits, x.num_tasks, rates
 
     def mask_diagonal(self, x: Masks) -> Tensor:
         """The square of the amplitude."""
@@ -508,6 +510,7 @@ class Exponential(_Radial):
     """
 
     name: ClassVar[str] = "exponential"
+    _of_distance: ClassVar[str] = "exponential"
     scales: ClassVar[Sequence[float]] = (0.03, 0.1, 0.3, 1.0, 3.0)
 
     def typical_distance(self, masks: Masks) -> float:

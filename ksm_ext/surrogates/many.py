@@ -26,14 +26,14 @@ from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import Observations
 from ksm_ext.surrogates.options import Criterion, ShareRidge
 from ksm_ext.surrogates.parts import parts_of_many
-from ksm_ext.surrogates.search import Search
+from ksm_ext.surrogates.search import Search, sees_sizes
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _AT_A_TIME = 2**22
 """Numbers of Gram matrices and residuals held at a time: 32 MB, of each thread."""
 
-_MOST_SUBSETS = 256  # where arithmetic is what takes long, there is nothing to share
-_KERNELS, _RIDGES = 20, 17  # of a usual search
+_MOST_SUBSETS = 192  # where arithmetic is what takes long, there is nothing to share
+_KERNELS, _RIDGES = 64, 17  # of a usual search
 
 
 def fit_many(
@@ -112,8 +112,10 @@ def fit_many(
             found[i] = assembled(parts, observed, search, names, like=rows[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
-    alike = _alike(subsets, outcomes, search).nonzero()[:, 0]
-    chunks = alike.split(step) if len(alike) else ()
+    alike = _alike(subsets, outcomes, search)
+    sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
+    groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
+    chunks = [chunk for group in groups if len(group) for chunk in group.split(step)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fit_together, chunks))  # raises what a thread raised
     options |= {"task_names": task_names, "target_names": target_names}

@@ -288,6 +288,12 @@ def _substitute(judged: Sequence[Judged]) -> tuple[KernelTrial, Tensor]:
     return trial, part.judgement.ridges.unflatten(1, (-1, part.num_ridges))[:, k]
 
 
+def sees_sizes(subsets: Tensor) -> Tensor:
+    """(...) bool: whether subsets (..., m, n) are of enough different sizes to tell anything."""
+    sizes = subsets.sum(-1).sort(-1).values
+    return (sizes.diff(dim=-1) > 0).sum(-1) + 1 >= _SIZES_FROM
+
+
 def _by_size(masks: Masks) -> list[Kernel]:
     """Exponential kernels that see how many tasks there are: by an amplitude, a function, or both.
 
@@ -295,7 +301,7 @@ def _by_size(masks: Masks) -> list[Kernel]:
     on any of them. Amplitudes at equal steps of their logarithm; the function of sizes has a third
     of, or three times, the variance of the rest at the full set.
     """
-    if not masks.binary or len(masks.distinct_sizes[0]) < _SIZES_FROM:
+    if not masks.binary or not bool(sees_sizes(masks.values)):
         return []
     _, *exponentials = Exponential().grid(masks)
     plain = [
