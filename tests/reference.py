@@ -231,8 +231,9 @@ def _kernel(
         pairs = sum(p * q for p, q in itertools.combinations(products, 2))
         return dot + parameters["pair_weight"] * pairs
     if name == "size":
-        one, other = (legvander(1 - 2 * sum(c) / len(c), parameters["degree"])[1:] for c in (a, b))
-        return float(one @ other) / parameters["degree"]
+        x, degree = [1 - 2 * sum(c) / len(c) for c in (a, b)], parameters["degree"]
+        one, other = legvander(x, degree)[:, 1:]
+        return float(one @ other) / degree
     gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(a)
     apart = [(g, abs(u - v)) for g, u, v in zip(gammas, a, b, strict=True)]
     power = {

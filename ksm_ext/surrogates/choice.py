@@ -283,8 +283,7 @@ class Contest:
         scores = self.scores
         choice = self.best("shared")
         means = self.among([0] * self.mean)
-        preferred = self.among(self.preferred), _CLEAR_OF_DEFAULT
-        for simpler, errors in (preferred, (means, _BETTER_THAN_MEAN)):
+        for simpler, errors in (*self._simpler(), (means, _BETTER_THAN_MEAN)):
             if bool(simpler.any()):
                 other = self.best("shared", simpler)
                 gain = scores.pooled(other.losses - choice.losses)  # (b, m)
@@ -307,13 +306,23 @@ class Contest:
         freer = {number: sharing[number] for number in set(ways.tolist()) - {0}}
         return {0: choice, **{i: self.best(way, among) for i, way in freer.items()}}, ways
 
+    def _simpler(self) -> tuple[tuple[Tensor, float], ...]:
+        """What is kept unless another is so many standard errors better: kernels, those preferred.
+
+        Where nothing is preferred, whatever was asked for is as good.
+        """
+        if not self.preferred:
+            return ()
+        kernels = [i for i, trial in enumerate(self.trials) if isinstance(trial, KernelTrial)]
+        return (self.among(kernels), _CLEAR), (self.among(self.preferred), _CLEAR_OF_DEFAULT)
+
     def _alone(self) -> Choice:
         """For every target what it would get if it were the only one."""
         choice = self.best("target")
-        if self.preferred:
-            default = self.best("target", self.among(self.preferred))
-            better = clearly_better(default.losses - choice.losses, _CLEAR_OF_DEFAULT)
-            choice = choice.where(better, default)
+        for simpler, errors in self._simpler():
+            if bool(simpler.any()):
+                other = self.best("target", simpler)
+                choice = choice.where(clearly_better(other.losses - choice.losses, errors), other)
         if self.mean:
             better = self._beats_mean(choice.residuals, choice.losses)
             choice = choice.where(better, self.best("target", self.among([0])))
