@@ -27,7 +27,7 @@ from ksm_ext.arrays import (
 from ksm_ext.checks import check_choice, check_real, message
 from ksm_ext.surrogates.candidates import CandidateTable
 from ksm_ext.surrogates.kernels import KernelChoice
-from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
 from ksm_ext.surrogates.observations import Observations, observe
 from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge
 from ksm_ext.surrogates.parts import Part, fitted_parts, varying_tasks
@@ -37,6 +37,14 @@ from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 
 MAX_DIRECT = 20_000
 """Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
+
+FASTER_DIRECT, _PER_TARGET = 5_000, 30
+"""Subsets, and more for each target, up to which ``solver="auto"`` factors.
+
+Seconds of one core, 50 tasks, ``"rbf"`` (``"auto"`` within a third of it): factored 28-33 at 4,000
+subsets and as m³ beyond, so 100 at 6,000, for any number of targets; by conjugate gradients 22-38
+at 4,000, 29-41 at 6,000, and 85 at 6,000 with 100 targets.
+"""
 
 _ANSWERED_IN_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -87,7 +95,9 @@ def fit_surrogate(
         solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
             conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
             leave-one-out residuals, at the ridges around the best; faster from some thousands of
-            subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 20,000 subsets.
+            subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 5,000 subsets and 30 more
+            for each target (up to 20,000 where the ridge is given, or for least squares), or where
+            conjugate gradients do not converge.
         noise_std: Standard deviation of a single run by its seed: a number, or of shape (t,), (m,)
             or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
             without noise. By default measured on repeated subsets, or unknown.
@@ -134,7 +144,14 @@ def fit_surrogate(
     )
     counts = observed.masks.num_tasks, observed.scores.shape[1]
     names = names_for(masks, scores, task_names, target_names, counts)
-    return assembled(fitted_parts(observed, search), observed, search, names, like=scores)
+    try:
+        parts = fitted_parts(observed, search)
+    except NotConvergedError:
+        if solver != "auto" or len(observed.masks) > MAX_DIRECT:
+            raise
+        search = replace(search, solver=None)  # chosen for its speed alone
+        parts = fitted_parts(observed, search)
+    return assembled(parts, observed, search, names, like=scores)
 
 
 def search_for(
@@ -158,13 +175,15 @@ def search_for(
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
+    kernel = tuple(kernel) if several else kernel  # type: ignore[arg-type]
+    by_least_squares = "least_squares" in (kernel if isinstance(kernel, tuple) else (kernel,))
     return Search(
-        kernel=tuple(kernel) if several else kernel,  # type: ignore[arg-type]
+        kernel=kernel,
         ridge=_check_ridge(ridge, outcome),
         by_rank=criterion == "rank",
         share_ridge=share_ridge,
         center=center,
-        solver=_solver(solver, len(outcome)),
+        solver=_solver(solver, outcome, chooses=ridge == "loo" and not by_least_squares),
         progress=progress,
     )
 
@@ -256,17 +275,26 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
-def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
-    """The settings of conjugate gradients, or None to factor the Gram matrix."""
+def _solver(solver: object, outcome: Tensor, *, chooses: bool) -> ConjugateGradients | None:
+    """The settings of conjugate gradients, or None to factor the Gram matrix.
+
+    Args:
+        solver: What was asked for.
+        outcome: (m, t) scores.
+        chooses: Whether conjugate gradients may be chosen for their speed.
+    """
     if isinstance(solver, ConjugateGradients):
         return solver
     remedy = "Or pass ksm_ext.ConjugateGradients(...) to set them."
     check_choice("solver", solver, ("auto", "eigh", "cg"), remedy)
-    if solver == "eigh" and num_subsets > MAX_DIRECT:
+    m = len(outcome)
+    if solver == "eigh" and m > MAX_DIRECT:
         expected = f"'cg' or 'auto' for more than {MAX_DIRECT} subsets"
         remedy = "Or fit a random sample of them."
-        raise ValueError(message("solver", expected, f"'eigh' with {num_subsets}", remedy))
-    return ConjugateGradients() if solver == "cg" or num_subsets > MAX_DIRECT else None
+        raise ValueError(message("solver", expected, f"'eigh' with {m}", remedy))
+    faster = chooses and m > FASTER_DIRECT + _PER_TARGET * outcome[0].numel()
+    chosen = solver == "auto" and (faster or m > MAX_DIRECT)
+    return ConjugateGradients() if solver == "cg" or chosen else None
 
 
 # -- assemble -----------------------------------------------------------------------------------
