@@ -2,7 +2,6 @@ from . import candidates as candidates
 from . import fit as fit
 from . import kernels as kernels
 from . import krylov as krylov
-from . import many as many
 from . import more_subsets as more_subsets
 from . import observations as observations
 from . import posterior as posterior
