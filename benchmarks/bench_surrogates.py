@@ -1,7 +1,8 @@
 """Whole fits and readouts against scikit-learn, in one run.
 
 ``kernel="rbf"`` with its search over gamma and ridge, against ``KernelRidge`` in a 5-fold
-``GridSearchCV`` over the same grid (minutes), and exact Shapley values of 10,000 tasks.
+``GridSearchCV`` over the same grid (minutes), of many subsets and of 20; many small tables together
+against one after the other; and exact Shapley values of 10,000 tasks.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def fit_ksm_ext(masks: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray],
 def fit_sklearn(masks: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The same grid, refitted in five folds."""
     grid = RBF().grid(Masks.of(masks))
-    scale = SpectralRidge(grid[len(grid) // 2].gram(Masks.of(masks))).scale
+    scale = float(SpectralRidge(grid[len(grid) // 2].gram(Masks.of(masks))).scale)
     choices = {
         "gamma": [kernel.gamma for kernel in grid if isinstance(kernel, RBF)],
         "alpha": [relative * scale for relative in RELATIVE_RIDGES],
@@ -66,6 +67,45 @@ def bench_fit_rbf(benchmark, problem, peer) -> None:
     print(f"\n{peer}: held-out error {ERRORS[peer]:.4f} of the variance")
     if len(ERRORS) == len(FITS):
         assert ERRORS["ksm_ext"] <= 1.005 * ERRORS["sklearn"]
+
+
+def small_tables(count: int, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tables of 20 different subsets of 10 tasks: main effects and noise."""
+    generator = np.random.default_rng(0)
+    drawn = [generator.permutation(1023)[:20] + 1 for _ in range(count)]  # without the empty one
+    masks = (np.stack(drawn)[..., None] >> np.arange(10)) & 1
+    scores = masks @ generator.normal(size=(count, 10, num_targets))
+    return masks, scores + 0.3 * generator.normal(size=scores.shape)
+
+
+@pytest.mark.parametrize("num_targets", [1, 20])
+@pytest.mark.parametrize("peer", ["ksm_ext, auto", "ksm_ext, rbf", "sklearn, rbf"])
+def bench_small_fit(benchmark, num_targets, peer) -> None:
+    benchmark.group = f"fit of 20 subsets, n=10 t={num_targets}"
+    masks, scores = (table[0] for table in small_tables(1, num_targets))
+    library, kernel = peer.split(", ")
+    if library == "sklearn":
+        benchmark.pedantic(fit_sklearn, (masks, scores), rounds=1)
+        return
+    fit = ksm_ext.fit_surrogate
+    benchmark.pedantic(fit, (masks, scores), {"kernel": kernel}, rounds=20, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("num_targets", [1, 20])
+@pytest.mark.parametrize("way", ["together", "one by one"])
+def bench_many_small_fits(benchmark, num_targets, way) -> None:
+    tables = 400 if num_targets == 1 else 60
+    benchmark.group = f"{tables} fits of 20 subsets, n=10 t={num_targets}"
+    masks, scores = small_tables(tables, num_targets)
+    if way == "together":
+        benchmark.pedantic(ksm_ext.fit_many, (masks, scores), rounds=3, warmup_rounds=1)
+        return
+
+    def loop() -> None:
+        for table, outcome in zip(masks, scores, strict=True):
+            ksm_ext.fit_surrogate(table, outcome)
+
+    benchmark.pedantic(loop, rounds=1)
 
 
 @pytest.mark.benchmark(group="exact Shapley values, n=10000 m=2000")

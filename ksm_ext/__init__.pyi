@@ -40,6 +40,7 @@ from .scores.estimation import GradientEstimator as GradientEstimator
 from .scores.retraining import RetrainedScores as RetrainedScores
 from .scores.retraining import RetrainingError as RetrainingError
 from .scores.retraining import retrain_scores as retrain_scores
+from .surrogates.fit import fit_many as fit_many
 from .surrogates.fit import fit_surrogate as fit_surrogate
 from .surrogates.kernels import ANOVA2 as ANOVA2
 from .surrogates.kernels import RBF as RBF
@@ -50,7 +51,6 @@ from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
 from .surrogates.kernels import Size as Size
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
-from .surrogates.many import fit_many as fit_many
 from .surrogates.more_subsets import more_subsets as more_subsets
 from .surrogates.next_best import next_best as next_best
 from .surrogates.surrogate import Surrogate as Surrogate

@@ -1,5 +1,9 @@
 """``fit_surrogate``: choose kernel and ridge by exact leave-one-out error, and keep the winner.
 
+``fit_many`` does so for many tables of one shape. What takes long in a small fit is no arithmetic
+but the steps between, a thousand small operations: tables take each step together, some hundred at
+a time (:mod:`.search` knows b tables throughout, of which ``fit_surrogate`` has one).
+
 Rows of one subset become one observation (:mod:`.observations`); targets that share their subsets
 are fitted together, on standardised scores (:mod:`.parts`); every candidate is judged at every
 ridge (:mod:`.search`, :mod:`.trials`), and the best is chosen for all targets or for each
@@ -8,7 +12,8 @@ and that `SpectralRidge`: one eigendecomposition per kernel, of a Gram matrix th
 from `ops.mask_gram` (csrc/cpu/mask_gram.cpp, whose loop is `count_tile`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -24,19 +29,35 @@ from ksm_ext.arrays import (
     names_along,
     table_library,
 )
-from ksm_ext.checks import check_choice, check_real, message
+from ksm_ext.checks import check_choice, check_real, message, shape_text
+from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.candidates import CandidateTable
 from ksm_ext.surrogates.kernels import KernelChoice
-from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
+from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import Observations, observe
 from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge
-from ksm_ext.surrogates.parts import Part, fitted_parts, varying_tasks
-from ksm_ext.surrogates.search import Search
+from ksm_ext.surrogates.parts import Part, fitted_parts, parts_of_many, varying_tasks
+from ksm_ext.surrogates.search import Search, sees_sizes
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 
 MAX_DIRECT = 20_000
 """Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
+
+_FASTER_DIRECT, _PER_TARGET = 5_000, 30
+"""Subsets, and more for each target, up to which ``solver="auto"`` factors.
+
+Seconds of one core, 50 tasks, ``"rbf"`` (``"auto"`` within a third of it): factored 28-33 at 4,000
+subsets and as m³ beyond, so 100 at 6,000, for any number of targets; by conjugate gradients 22-38
+at 4,000, 29-41 at 6,000, and 85 at 6,000 with 100 targets.
+"""
+
+_AT_A_TIME = 2**20
+"""Numbers of Gram matrices and residuals held at a time: 8 MB, by each thread."""
+
+_MOST_SUBSETS = 192  # where arithmetic is what takes long, there is nothing to share
+_KERNELS, _RIDGES = 64, 17  # of a usual search
 
 _ANSWERED_IN_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -87,7 +108,9 @@ def fit_surrogate(
         solver: ``"eigh"`` factors the (m, m) Gram matrix; ``"cg"`` never stores it: preconditioned
             conjugate gradients (:class:`ksm_ext.ConjugateGradients` sets them), with estimated
             leave-one-out residuals, at the ridges around the best; faster from some thousands of
-            subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 20,000 subsets.
+            subsets on. ``"auto"``: ``"eigh"``, which is exact, up to 5,000 subsets and 30 more
+            for each target (up to 20,000 where the ridge is given, or for least squares), or where
+            conjugate gradients do not converge.
         noise_std: Standard deviation of a single run by its seed: a number, or of shape (t,), (m,)
             or (m, t). Splits the ridge into noise and what is peculiar to a subset; 0 for scores
             without noise. By default measured on repeated subsets, or unknown.
@@ -122,7 +145,7 @@ def fit_surrogate(
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
-    search = search_for(
+    search = _search(
         observed.scores,
         kernel=kernel,
         ridge=ridge,
@@ -133,11 +156,107 @@ def fit_surrogate(
         progress=progress,
     )
     counts = observed.masks.num_tasks, observed.scores.shape[1]
-    names = names_for(masks, scores, task_names, target_names, counts)
-    return assembled(fitted_parts(observed, search), observed, search, names, like=scores)
+    names = _names(masks, scores, task_names, target_names, counts)
+    try:
+        parts = fitted_parts(observed, search)
+    except NotConvergedError:
+        if solver != "auto" or len(observed.masks) > MAX_DIRECT:
+            raise
+        search = replace(search, solver=None)  # chosen for its speed alone
+        parts = fitted_parts(observed, search)
+    return _assembled(parts, observed, search, names, like=scores)
 
 
-def search_for(
+def fit_many(
+    masks: ArrayLike,
+    scores: ArrayLike,
+    *,
+    kernel: KernelChoice = "auto",
+    ridge: Literal["loo"] | float = "loo",
+    criterion: Criterion = "error",
+    share_ridge: ShareRidge = "auto",
+    center: bool = True,
+    solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
+    task_names: Sequence[str] | None = None,
+    target_names: Sequence[str] | None = None,
+) -> list[Surrogate]:
+    """Fit a surrogate to each of many tables of one shape.
+
+    The answers are those of :func:`ksm_ext.fit_surrogate` on one table after the other, to
+    rounding. Small tables are fitted together; those with repeated subsets, constant tasks
+    or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
+    one by one, and so is what conjugate gradients solve.
+
+    Args:
+        masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
+        scores: (b, m) or (b, m, t) float. Surrogates answer in its array kind, dtype and device.
+        kernel: See :func:`ksm_ext.fit_surrogate`, as all that follow.
+        ridge: The same for every table.
+        criterion: The same for every table.
+        share_ridge: Whether the targets of a table share one; tables share nothing.
+        center: The same for every table.
+        solver: The same for every table.
+        task_names: n names, of every table.
+        target_names: t names, of every table.
+
+    Returns:
+        b surrogates. What their standard deviations need is factored on first use.
+
+    Raises:
+        TypeError: If an argument holds no numbers.
+        ValueError: If shapes disagree, or where :func:`ksm_ext.fit_surrogate` refuses a table.
+
+    Example:
+        >>> masks = [[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 1, 0]]
+        >>> scores = [[3.0, 1.0, 2.0, 3.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 0.0, 0.0]]
+        >>> [fitted.attribute("loo").round(1).tolist() for fitted in fit_many(masks, scores)]
+        [[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    subsets, outcomes = _checked_tables(as_tensor("masks", masks), as_tensor("scores", scores))
+    if isinstance(kernel, Iterator):
+        kernel = tuple(kernel)  # read once, for all tables
+    options: dict[str, Any] = {
+        "kernel": kernel,
+        "ridge": ridge,
+        "criterion": criterion,
+        "share_ridge": share_ridge,
+        "center": center,
+        "solver": solver,
+    }
+    search = _search(outcomes[0], **options)
+    b, m, n = subsets.shape
+    t = outcomes[0, 0].numel()
+    names = _names(subsets[0], outcomes[0], task_names, target_names, (n, t))
+    rows = [scores[i] for i in range(b)]
+    found: list[Surrogate | None] = [None] * b
+
+    def fit_together(places: Tensor) -> None:
+        tables = outcomes[places].to(torch.float64).reshape(len(places), m, t)
+        if subsets.stride(0) == 0:
+            known = [Masks(subsets[0].to(outcomes.device))] * len(places)
+        else:
+            known = [Masks(each) for each in subsets[places].to(outcomes.device)]
+        once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
+        for at, parts in parts_of_many(known, tables, search):
+            observed = Observations(known[at], tables[at], once, None, once == 0, 0)
+            i = int(places[at])
+            found[i] = _assembled(parts, observed, search, names, like=rows[i])
+
+    step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
+    alike = _alike(subsets, outcomes, search)
+    sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
+    groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
+    chunks = [chunk for group in groups if len(group) for chunk in group.split(step)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fit_together, chunks))  # raises what a thread raised
+    options |= {"task_names": task_names, "target_names": target_names}
+    return [
+        fit_surrogate(subsets[i], rows[i], **options) if each is None else each
+        for i, each in enumerate(found)
+    ]
+
+
+def _search(
     outcome: Tensor,
     *,
     kernel: KernelChoice,
@@ -158,18 +277,20 @@ def search_for(
     share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
+    kernel = tuple(kernel) if several else kernel  # type: ignore[arg-type]
+    by_least_squares = "least_squares" in (kernel if isinstance(kernel, tuple) else (kernel,))
     return Search(
-        kernel=tuple(kernel) if several else kernel,  # type: ignore[arg-type]
+        kernel=kernel,
         ridge=_check_ridge(ridge, outcome),
         by_rank=criterion == "rank",
         share_ridge=share_ridge,
         center=center,
-        solver=_solver(solver, len(outcome)),
+        solver=_solver(solver, outcome, chooses=ridge == "loo" and not by_least_squares),
         progress=progress,
     )
 
 
-def names_for(
+def _names(
     masks: ArrayLike,
     scores: ArrayLike,
     task_names: Sequence[str] | None,
@@ -256,23 +377,67 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
-def _solver(solver: object, num_subsets: int) -> ConjugateGradients | None:
-    """The settings of conjugate gradients, or None to factor the Gram matrix."""
+def _solver(solver: object, outcome: Tensor, *, chooses: bool) -> ConjugateGradients | None:
+    """The settings of conjugate gradients, or None to factor the Gram matrix.
+
+    Args:
+        solver: What was asked for.
+        outcome: (m, t) scores.
+        chooses: Whether conjugate gradients may be chosen for their speed.
+    """
     if isinstance(solver, ConjugateGradients):
         return solver
     remedy = "Or pass ksm_ext.ConjugateGradients(...) to set them."
     check_choice("solver", solver, ("auto", "eigh", "cg"), remedy)
-    if solver == "eigh" and num_subsets > MAX_DIRECT:
+    m = len(outcome)
+    if solver == "eigh" and m > MAX_DIRECT:
         expected = f"'cg' or 'auto' for more than {MAX_DIRECT} subsets"
         remedy = "Or fit a random sample of them."
-        raise ValueError(message("solver", expected, f"'eigh' with {num_subsets}", remedy))
-    return ConjugateGradients() if solver == "cg" or num_subsets > MAX_DIRECT else None
+        raise ValueError(message("solver", expected, f"'eigh' with {m}", remedy))
+    faster = chooses and m > _FASTER_DIRECT + _PER_TARGET * outcome[0].numel()
+    chosen = solver == "auto" and (faster or m > MAX_DIRECT)
+    return ConjugateGradients() if solver == "cg" or chosen else None
+
+
+def _checked_tables(subsets: Tensor, outcomes: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (b, m, n), bool where they are 0/1, and scores (b, m) or (b, m, t)."""
+    remedy = "Give one table after the other, all of one shape."
+    if outcomes.ndim not in (2, 3) or 0 in outcomes.shape:
+        expected, found = "of shape (b, m) or (b, m, t)", shape_text(outcomes)
+        raise ValueError(message("scores", expected, found, remedy))
+    b, m = outcomes.shape[:2]
+    if subsets.ndim == 2 and len(subsets) == m:
+        subsets = subsets.expand(b, -1, -1)
+    if subsets.ndim != 3 or subsets.shape[:2] != (b, m) or subsets.shape[2] == 0:
+        expected = f"of shape ({b}, {m}, n), or ({m}, n) for all tables, like `scores`"
+        raise ValueError(message("masks", expected, shape_text(subsets), remedy))
+    table = subsets[0] if subsets.stride(0) == 0 else subsets
+    if bool(((table == 0) | (table == 1)).all()):
+        table = table.to(torch.bool, copy=True)  # the caller may reuse it
+    return table.expand(b, -1, -1), outcomes
+
+
+def _alike(subsets: Tensor, outcomes: Tensor, search: Search) -> Tensor:
+    """(b,) bool: tables that take the same steps, so that they can take them together."""
+    b, m, _ = subsets.shape
+    nowhere = torch.zeros(b, dtype=torch.bool, device=outcomes.device)
+    if subsets.dtype != torch.bool or search.solver is not None or not 3 <= m <= _MOST_SUBSETS:
+        return nowhere
+    scores = outcomes.reshape(b, m, -1)
+    alike = scores.isfinite().all(1).all(1) & (scores.amax(1) > scores.amin(1)).all(1)
+    tables = subsets[:1] if subsets.stride(0) == 0 else subsets
+    tasks = tables.any(1) & ~tables.all(1)
+    number = torch.arange(len(tables), device=tables.device).repeat_interleave(m)[:, None]
+    bits = number.bitwise_right_shift(torch.arange(32, device=tables.device)).bitwise_and(1) > 0
+    first = distinct_rows(torch.cat([bits, tables.flatten(0, 1)], 1))[1]
+    distinct = (first // m).bincount(minlength=len(tables)) == m
+    return alike & (tasks.all(1) & distinct).to(alike.device)
 
 
 # -- assemble -----------------------------------------------------------------------------------
 
 
-def assembled(
+def _assembled(
     parts: list[Part],
     observed: Observations,
     search: Search,

@@ -22,8 +22,8 @@ from torch import Tensor
 from ksm_ext.correlation import standard_ranks
 
 _RANKED_TARGETS = 32
-RANKED_FROM = 128
-"""Subsets from which rank correlations are computed with the rest: later, they would take long."""
+KEPT_RESIDUALS = 2**17
+"""Numbers (1 MB) kept for rank correlations that may be asked for; with more they are computed."""
 
 
 @dataclass(frozen=True, eq=False)

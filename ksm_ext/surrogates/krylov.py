@@ -421,10 +421,14 @@ def without(x: Tensor, constant: Tensor) -> Tensor:
     return x - constant[:, None] * (constant @ x / constant.square().sum())
 
 
+class NotConvergedError(RuntimeError):
+    """Conjugate gradients took all the products they may, and are not there."""
+
+
 def check_solved(ridge: float, residual: float, tolerance: float) -> None:
-    """Raise ``RuntimeError`` where a relative residual is above the tolerance."""
+    """Raise :class:`NotConvergedError` where a relative residual is above the tolerance."""
     if residual > tolerance:
         found = f"{ridge:.3g}, which leaves a relative residual of {residual:.1g}"
         remedy = "Raise the ridge, or `rank` or `max_steps` of ksm_ext.ConjugateGradients."
         expected = "large enough for conjugate gradients to converge"
-        raise RuntimeError(message("ridge", expected, found, remedy))
+        raise NotConvergedError(message("ridge", expected, found, remedy))

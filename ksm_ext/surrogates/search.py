@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
-from ksm_ext.surrogates.judgement import RANKED_FROM, Scores, folds_of
+from ksm_ext.surrogates.judgement import Scores, folds_of
 from ksm_ext.surrogates.kernels import (
     Exponential,
     Kernel,
@@ -58,6 +58,7 @@ _WANTED = 2  # kernels at most that single targets want
 _SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
+_LASSO_SUBSETS = 20_000  # its path holds 20 residuals of each target that is probed
 _SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
 
 Fits = list[tuple[Model, Tensor]]
@@ -155,8 +156,8 @@ class Search:
         """All kernels, judged on everything."""
         with tqdm(total=len(kernels[0]), desc="kernels", unit="", disable=not self.progress) as bar:
             if self.solver is None:
-                options: dict[str, Any] = {"ridge": self.ridge, "components": components}
-                options["ranked"] = len(tables[0]) >= RANKED_FROM
+                options: dict[str, Any] = {"components": components, "ranked": True}
+                options["ridge"] = self.ridge
                 each = judged_kernels(kernels, tables, scores, **options)
             else:
                 options = {"sample": sample, "per_target": self.share_ridge is False}
@@ -256,7 +257,7 @@ class Search:
         folds = folds_of(len(tables[0]), scores.values.device)
         judged = [mean, *judged]
         judged += [LinearTrial(label, tables, scores, folds).judged for label in linear]
-        if automatic and self.solver is None:
+        if automatic and len(tables[0]) <= _LASSO_SUBSETS:
             judged += lasso_where_promising(tables, scores, folds, Contest(judged, scores))
         contest = Contest(judged if with_mean else judged[1:], scores, with_mean)
         each = enumerate(contest.trials)

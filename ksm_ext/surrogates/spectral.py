@@ -31,6 +31,8 @@ from torch import Tensor
 
 from ksm_ext.checks import message
 
+_FEW_RIDGES = 32  # columns from which it pays to look which have the same ridge
+
 
 class SpectralRidge:
     """Eigendecomposition of a (centred) Gram matrix, and what follows from it for any ridge."""
@@ -151,4 +153,9 @@ class SpectralRidge:
 
     def _precision(self, ridge: Tensor | float) -> Tensor:
         """``P_ii``, (..., m, 1 or q)."""
+        if isinstance(ridge, Tensor) and ridge.numel() > _FEW_RIDGES:
+            levels, index = ridge.unique(return_inverse=True)
+            if len(levels) < ridge.shape[-1]:  # many columns share few ridges
+                each = self._precision(levels.expand(*ridge.shape[:-1], -1))
+                return each.take_along_dim(index[..., None, :], -1)
         return (self.vectors.square() @ (1.0 / self._shifted(ridge))).clamp_min(1e-30)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.judgement import RANKED_FROM, Judgement, Scores, judge
+from ksm_ext.surrogates.judgement import KEPT_RESIDUALS, Judgement, Scores, judge
 from ksm_ext.surrogates.kernels import Kernel, grams
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
 from ksm_ext.surrogates.lasso import (
@@ -261,13 +261,23 @@ def judged_factor(
         judging, of_judging = factor.in_single_precision(), rotated.to(torch.float32)
     at_once = max(1, _TOGETHER // (ridges[..., 0].numel() * m * t))
     answers = (judging.at_ridges(of_judging, part) for part in ridges.split(at_once, -1))
+    keeps = ranked and b == 1 and ridges.numel() * m * t <= KEPT_RESIDUALS
+    kept: list[Tensor] = []
+
+    def residuals() -> Iterator[tuple[Tensor, Tensor]]:
+        for dual, precision in answers:
+            left_out = dual / precision
+            if keeps:
+                kept.append(left_out)
+            yield left_out, dual
+
     found = _judgement(
-        ((dual / precision, dual) for dual, precision in answers),
+        residuals(),
         scores,
         ridges,
         searched=ridge is None,
         of_components=factor if components else None,
-        ranked=ranked,
+        ranked=ranked and b == 1 and not keeps,
     )
     trials = [
         KernelTrial([each[k] for each in kernels], tables, scores, (factor, rotated), k)
@@ -276,7 +286,9 @@ def judged_factor(
     everything = torch.ones(b, dtype=torch.bool, device=ridges.device)
 
     def later(table: int) -> Callable[[], Tensor]:
-        own = scores.tables(torch.tensor([table], device=ridges.device))
+        if keeps:
+            return partial(_ranks_of, scores, torch.cat(kept, 3))
+        own = scores.tables(torch.tensor([table], device=ridges.device))  # too many to be kept
         return partial(_ranks_again, kernels[table], tables[table], own, ridge)
 
     return Judged(trials, ridges.shape[2], found, everything, later)
@@ -287,9 +299,8 @@ def _ranks_again(
 ) -> Tensor:
     """(C,) rank correlations of kernels of one table."""
     options: dict[str, Any] = {"ridge": ridge, "ranked": True}
-    each = judged_kernels([kernels], [masks], scores, **options)
-    found = [part.judgement.ranks for part in each]
-    return torch.cat([ranks[0] for ranks in found if ranks is not None])
+    each = (part.ranks(0) for part in judged_kernels([kernels], [masks], scores, **options))
+    return torch.cat([ranks if isinstance(ranks, Tensor) else ranks() for ranks in each])
 
 
 def _judgement(
@@ -439,9 +450,9 @@ class KrylovTrial(KernelTrial):
         return float(self._space.solve(together, ridge, _SEARCH_TOLERANCE).max())
 
 
-def _rank_of(scores: Scores, residuals: Tensor) -> Tensor:
-    """(1,) rank correlation of one table, of residuals (m, t)."""
-    return scores.rank_correlations(residuals[None, None, :, None])[0, 0]
+def _ranks_of(scores: Scores, residuals: Tensor) -> Tensor:
+    """(C,) rank correlations of one table, of residuals (1, K, m, R, t)."""
+    return scores.rank_correlations(residuals).flatten()
 
 
 class FixedTrial(ABC):
@@ -453,14 +464,14 @@ class FixedTrial(ABC):
         """Judge given residuals (b, m, t)."""
         self._label, self._scores, self.left_out = label, scores, residuals
         ridges = residuals.new_full((len(residuals), 1, 1), float("nan"))
-        options = {"components": components, "ranked": residuals.shape[1] >= RANKED_FROM}
+        options = {"components": components, "ranked": residuals[0].numel() > KEPT_RESIDUALS}
         found = judge(scores, ridges, [residuals[:, None, :, None]], **options)
         everything = torch.ones(len(residuals), dtype=torch.bool, device=residuals.device)
         self.judged = Judged([self], 1, found, everything, self._ranks)
 
     def _ranks(self, table: int) -> Callable[[], Tensor]:
         own = self._scores.tables(torch.tensor([table], device=self.left_out.device))
-        return partial(_rank_of, own, self.left_out[table].clone())
+        return partial(_ranks_of, own, self.left_out[table].clone()[None, None, :, None])
 
     def predictor(self, table: int) -> str:
         """See :class:`Trial`."""

@@ -28,6 +28,7 @@ from ksm_ext import (
     collect_features,
     correlation,
     evaluation,
+    fit_many,
     fit_surrogate,
     load_features,
     load_surrogate,
@@ -52,7 +53,7 @@ from ksm_ext.network.spectrum import (
     spectral_density,
     top_eigenpairs,
 )
-from ksm_ext.surrogates.kernels import KERNELS, as_kernel, by_name, from_description
+from ksm_ext.surrogates.kernels import KERNELS, as_kernel, by_name, from_description, grams
 from ksm_ext.surrogates.masks import Masks
 
 FEW = settings(derandomize=True, deadline=None, database=None, max_examples=8)
@@ -109,6 +110,59 @@ def close(actual, expected, tolerance=1e-7):
 
 
 # Surrogates
+
+
+@holds(
+    shape=st.tuples(st.integers(1, 7), st.integers(6, 16), st.integers(4, 6), st.integers(0, 3)),
+    shared=st.booleans(),
+    odd=st.sampled_from(["", "empty", "repeats", "constant target", "constant task"]),
+    options=st.sampled_from([{}, {"kernel": "rbf"}, {"criterion": "rank"}, {"center": False}]),
+    seed=SEEDS,
+)
+def test_many_fits_are_fits_one_by_one(shape, shared, odd, options, seed):
+    b, m, n, t = shape
+    orders = [torch.randperm(2**n, generator=generator(seed + i))[:m] for i in range(b)]
+    masks = subsets.all_subsets(n)[torch.stack(orders)]  # (b, m, n)
+    masks = masks[:1].repeat(b, 1, 1) if shared else masks
+    scores = masks.double() @ normal(seed, b, n, max(t, 1)) + normal(seed + 1, b, m, max(t, 1))
+    if odd == "empty":
+        masks[:, 0], scores[0, 0] = False, 30.0
+    elif odd == "repeats":
+        masks[:, 0] = masks[:, 1]
+    elif odd == "constant target" and t > 1:
+        scores[0, :, 0] = 2.0
+    elif odd == "constant task":
+        masks[:, :, 0] = True
+    scores = scores if t else scores[..., 0]
+    many = fit_many(masks[0] if shared else masks, scores, **options)
+    for one, table, outcome in zip(many, masks, scores, strict=True):
+        alone = fit_surrogate(table, outcome, **options)
+        for ask in (
+            lambda s: s.predict(table, return_std=True),  # noqa: B023
+            lambda s: s.attribute("shapley", return_std=True),
+            lambda s: (s.loo_residuals, s.scores, s.loo_error, s.nugget_share),
+        ):
+            for found, expected in zip(ask(one), ask(alone), strict=True):
+                close(found, expected, 1e-6)
+        assert one.sharing == alone.sharing and one.excluded.equal(alone.excluded)
+        for column in ("error", "ridge", "rank_correlation", "num_subsets"):
+            found, expected = (
+                torch.tensor([getattr(row, column) for row in fit.candidates], dtype=torch.float64)
+                for fit in (one, alone)
+            )
+            close(found.nan_to_num(), expected.nan_to_num(), 1e-6)
+
+
+@holds(seed=SEEDS, m=st.integers(1, 20), n=st.integers(1, 80), weights=st.booleans())
+def test_gram_matrices_of_many_kernels_are_those_of_each(seed, m, n, weights):
+    tables = [torch.rand(m, n, generator=generator(seed + i)) < 0.5 for i in range(2)]
+    tables = [Masks(0.5 * table.double() if weights else table) for table in tables]
+    scales = (0.1, 0.7)
+    kernels = [[make_kernel(name, scale) for name in KERNELS] for scale in scales]
+    found = grams(kernels, tables)
+    for matrices, each, masks in zip(found, kernels, tables, strict=True):
+        for matrix, kernel in zip(matrices, each, strict=True):
+            close(matrix, kernel.gram(masks), 1e-13)
 
 
 @holds(problem=problems(), seed=SEEDS)

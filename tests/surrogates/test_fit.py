@@ -1,6 +1,7 @@
 """fit_surrogate: what it chooses, what it must not depend on, and how it refuses."""
 
 import math
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,19 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from ksm_ext import ANOVA2, RBF, Exponential, Linear, fit_surrogate, subsets
+from ksm_ext import (
+    ANOVA2,
+    RBF,
+    Exponential,
+    Linear,
+    fit_many,
+    fit_surrogate,
+    load_surrogate,
+    subsets,
+)
+from ksm_ext.surrogates import trials
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
 
@@ -244,6 +256,44 @@ def test_criterion_rank_orders_by_rank_correlation():
     assert chosen.rank_correlation == pytest.approx(peer.mean(), abs=1e-9)
 
 
+@sharings
+@pytest.mark.parametrize("options", [{}, {"noise_std": 0.2}, {"criterion": "rank"}], ids=str)
+def test_kernels_judged_together_are_judged_as_alone(options, share_ridge, monkeypatch):
+    masks, scores = problem()
+    options = {"share_ridge": share_ridge} | options
+    together = fit_surrogate(masks, scores, **options)
+    monkeypatch.setattr(trials, "_TOGETHER", 1)  # one kernel, and one ridge, at a time
+    alone = fit_surrogate(masks, scores, **options)
+    close(together.predict(masks), alone.predict(masks), 1e-8)
+    close(together.loo_residuals, alone.loo_residuals, 1e-8)
+    for column in ("kernel", "num_chosen"):
+        one, other = ([getattr(row, column) for row in s.candidates] for s in (together, alone))
+        assert one == other
+    for column in ("ridge", "error", "rank_correlation"):
+        one, other = ([getattr(row, column) for row in s.candidates] for s in (together, alone))
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
+
+
+def test_rank_correlations_asked_for_later_are_those_computed_at_once(tmp_path, monkeypatch):
+    """Of a fit of its own, which keeps residuals, and of many, which factor again."""
+    masks, scores = problem()
+    later = fit_surrogate(masks, scores, kernel=["rbf", "lasso"], share_ridge=True)
+    fit_surrogate(masks, scores, kernel=["rbf", "lasso"], share_ridge=True).save(tmp_path / "s")
+    many = fit_many(masks, scores[None], kernel=["rbf", "lasso"], share_ridge=True)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "KEPT_RESIDUALS", 0)
+        at_once = fit_surrogate(masks, scores, kernel=["rbf", "lasso"], share_ridge=True)
+    expected = [row.rank_correlation for row in at_once.candidates]
+    copied = pickle.loads(pickle.dumps(later))
+    for found in (later, copied, many, load_surrogate(tmp_path / "s")):
+        ranks = [row.rank_correlation for row in found.candidates]
+        np.testing.assert_allclose(ranks, expected, rtol=0, atol=1e-12)
+    single = fit_surrogate(masks, scores[:, 0], kernel=RBF(gamma=0.1))
+    (chosen,) = [row for row in single.candidates if row.num_chosen]
+    peer = stats.spearmanr(scores[:, 0], scores[:, 0] - single.loo_residuals).statistic
+    assert chosen.rank_correlation == pytest.approx(peer, abs=1e-9)
+
+
 def test_many_subsets_are_screened():
     masks = subsets.bernoulli(12, 800, 0.5, seed=0)
     scores = masks.double() @ torch.randn(12).double() + 0.3 * torch.randn(800).double()
@@ -376,6 +426,34 @@ REFUSED = {
 def test_values_are_refused_by_name(masks, scores, options, found):
     with pytest.raises(ValueError, match=f"^{found}"):
         fit_surrogate(masks, scores, **options)
+
+
+@pytest.mark.parametrize(
+    "masks, scores, found",
+    [
+        (
+            torch.zeros(4, 3, 2),
+            torch.randn(4),
+            r"`scores` must be of shape \(b, m\) or \(b, m, t\)",
+        ),
+        (torch.zeros(4, 3, 2), torch.randn(4, 0), "`scores` must be of shape .b, m. or"),
+        (
+            torch.zeros(4, 3, 2),
+            torch.randn(5, 3),
+            r"`masks` must be of shape \(5, 3, n\), or \(3, n",
+        ),
+        (
+            torch.zeros(4, 2),
+            torch.randn(5, 3),
+            r"`masks` must be of shape \(5, 3, n\), or \(3, n\)",
+        ),
+        (torch.zeros(5, 3, 0), torch.randn(5, 3), r"`masks` must be of shape \(5, 3, n\), or"),
+        (torch.zeros(5, 3, 2), torch.randn(5, 3), "`masks` must be at least two different subsets"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(masks, scores, found):
+    with pytest.raises(ValueError, match=f"^{found}"):
+        fit_many(masks, scores)
 
 
 @pytest.mark.parametrize(

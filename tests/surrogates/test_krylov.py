@@ -252,6 +252,40 @@ def test_many_subsets_choose_conjugate_gradients(monkeypatch):
     assert found.solver == ConjugateGradients()
 
 
+def test_conjugate_gradients_are_chosen_where_they_are_faster(monkeypatch):
+    """For a ridge that is chosen; answers are those of a factor to the tolerance."""
+    masks, scores = problem(m=150)
+    monkeypatch.setattr(fit, "_FASTER_DIRECT", 149 - 30 * T)
+    found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), share_ridge=True)
+    assert found.solver == ConjugateGradients()
+    (term,) = found.kernel_terms
+    options = {"kernel": RBF(gamma=0.1), "ridge": float(term.ridge[0]), "share_ridge": True}
+    exact = fit_surrogate(masks, scores, **options)  # given: factored
+    assert exact.solver is None
+    close(found.kernel_terms[0].dual, exact.kernel_terms[0].dual, 1e-5)
+    assert fit_surrogate(masks, scores, kernel="least_squares").solver is None
+    monkeypatch.setattr(fit, "_FASTER_DIRECT", 150 - 30 * T)
+    assert fit_surrogate(masks, scores, kernel=RBF(gamma=0.1)).solver is None
+
+
+class Impatient(ConjugateGradients):
+    def __init__(self):
+        super().__init__(rank=1, tolerance=1e-12, max_steps=1)
+
+
+def test_what_was_chosen_for_its_speed_and_does_not_converge_is_factored(monkeypatch):
+    masks, scores = problem(m=150)
+    options = {"kernel": RBF(gamma=0.1), "share_ridge": True}
+    exact = fit_surrogate(masks, scores, **options)
+    monkeypatch.setattr(fit, "_FASTER_DIRECT", 0)
+    monkeypatch.setattr(fit, "_PER_TARGET", 0)
+    monkeypatch.setattr(fit, "ConjugateGradients", Impatient)
+    found = fit_surrogate(masks, scores, **options)
+    assert found.solver is None and torch.equal(found.predict(masks), exact.predict(masks))
+    with pytest.raises(RuntimeError, match="`ridge` must be large enough for conjugate"):
+        fit_surrogate(masks, scores, solver=Impatient(), **options)
+
+
 def test_a_saved_surrogate_answers_alike(tmp_path):
     masks, scores = problem(m=150, n=130)  # three words, the last one in part
     found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.02), ridge=0.3, solver=USUAL)

@@ -79,6 +79,16 @@ def test_cross_validated_residuals_are_those_of_refitting():
             np.testing.assert_allclose(residuals[held, j].numpy(), expected, atol=0.05)
 
 
+def test_tables_are_independent():
+    pairs = [problem() for _ in range(3)]
+    masks, scores = (torch.stack(each) for each in zip(*pairs, strict=True))
+    scores[1] *= 0.01
+    together = fit_lasso(masks, scores, FOLDS)
+    for i, pair in enumerate(zip(masks, scores, strict=True)):
+        for found, expected in zip(together, fit_lasso(*pair, FOLDS), strict=True):
+            torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-12)
+
+
 def test_the_truth_is_found():
     masks, scores = problem(m=100)
     surrogate = fit_surrogate(masks, scores, kernel="lasso")

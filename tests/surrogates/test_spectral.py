@@ -78,3 +78,34 @@ def test_ridge_zero_needs_a_regular_gram_matrix(center, rank):
         factor.check_ridge(0.0)
     factor.check_ridge(1e-9)
     SpectralRidge(RBF(gamma=1.0).gram(masks[:3]), center=center).check_ridge(0.0)
+
+
+@centred_or_not
+def test_a_batch_is_its_parts(center):
+    gram, scores = gram_and_scores()
+    batch = torch.stack([gram, gram @ gram, gram.exp()])
+    weights = torch.linspace(0.5, 2, 3 * len(gram)).double().reshape(3, -1)
+    factor = SpectralRidge(batch, center=center, weights=weights)
+    ridges = torch.tensor([[0.1], [1.0], [7.0]], dtype=torch.float64).expand(-1, 3)
+    rotated = factor.rotate(scores)
+    for i in range(3):
+        alone = SpectralRidge(batch[i], center=center, weights=weights[i])
+        y = alone.rotate(scores)
+        for name in ("dual", "leave_one_out", "signal_variance"):
+            expected = getattr(alone, name)(y, ridges[i])
+            close(getattr(factor, name)(rotated, ridges)[i], expected, 1e-9)
+            close(getattr(factor[i], name)(rotated[i], ridges[i]), expected, 1e-9)
+        dual, precision = factor.at_ridges(rotated, ridges[:, :1])
+        close((dual / precision)[i, :, 0], alone.leave_one_out(y, ridges[i]), 1e-9)
+        close(
+            factor.offset(factor.dual(rotated, ridges))[i], alone.offset(alone.dual(y, ridges[i]))
+        )
+
+
+def test_many_columns_of_few_ridges_are_those_of_each():
+    gram, scores = gram_and_scores()
+    factor = SpectralRidge(gram)
+    y = factor.rotate(scores.repeat(1, 20))
+    ridges = torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64).repeat(20)
+    each = [factor.leave_one_out(y[:, [j]], float(ridges[j])) for j in range(60)]
+    close(factor.leave_one_out(y, ridges), torch.cat(each, 1), 1e-12)
