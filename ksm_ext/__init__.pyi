@@ -48,6 +48,7 @@ from .surrogates.kernels import Kernel as Kernel
 from .surrogates.kernels import Laplace as Laplace
 from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
+from .surrogates.kernels import Warped as Warped
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
 from .surrogates.more_subsets import more_subsets as more_subsets
 from .surrogates.surrogate import Surrogate as Surrogate

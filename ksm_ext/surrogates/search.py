@@ -7,6 +7,7 @@ per principal component of the targets (:mod:`.choice`).
 Shapes: m subsets, t targets; scores standardised, float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from ksm_ext.surrogates.kernels import Exponential, Kernel, KernelChoice, Linear
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.trials import KernelTrial, KrylovTrial, LinearTrial, MeanTrial, Trial
+from ksm_ext.surrogates.warping import is_warped, with_learnt
 
 LINEAR = ("least_squares", "lasso")
 MANY_SUBSETS = 768
@@ -79,6 +81,7 @@ class Search:
     def fit(self, masks: Masks, scores: Scores) -> tuple[Fits, list[Candidate]]:
         """The chosen models, and everything that was tried."""
         kernels, linear = self._candidates(masks)
+        kernels = with_learnt(kernels, masks, scores, likely=self.kernel == "auto")
         sharing = self._ways_of_sharing(masks, scores, kernels)
         limit = _SCREEN_ROWS if self.solver is None else _SAMPLE_ROWS
         sample = random_rows(len(masks), limit, masks.values.device)
@@ -100,7 +103,7 @@ class Search:
         choices = contest.choose(masks, sharing)
         tried += described(contest.trials, len(masks), choices)
         uncertain = kernel_trials or [trial_of(Linear())]
-        substitute = next((each for each in uncertain if _is_default(each.kernel)), uncertain[0])
+        substitute = uncertain[min(_preferred(uncertain), default=0)]
         fits = [
             (solve(choice, scores, substitute).select(targets), targets)
             for choice, targets in choices
@@ -110,8 +113,9 @@ class Search:
     def _candidates(self, masks: Masks) -> tuple[list[Kernel], list[str]]:
         """Kernels with all parameters set, and linear surrogates by name."""
         asked = self._asked
-        if self.kernel == "auto":  # the last equals RBF on masks
-            asked = ("linear", "anova2", "rbf", "exponential", "laplace")[: 5 - masks.binary]
+        if self.kernel == "auto":  # the last two are for weights
+            asked = ("linear", "anova2", "rbf", "exponential", "laplace", "warped")
+            asked = asked[: 4 if masks.binary else 6]
         linear = [each for each in asked if each in LINEAR]
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]
@@ -136,7 +140,8 @@ class Search:
             return ("target",)
         if self.share_ridge is True or alone or not kernels or nothing_to_share:
             return ("shared",)
-        if self.share_ridge is False or len(masks) < _SHARED_FROM:
+        learnt = any(map(is_warped, kernels))  # for a target each
+        if self.share_ridge is False or len(masks) < _SHARED_FROM or learnt:
             return ("target",)
         if len(masks) > MANY_SUBSETS or self.solver is not None:
             return ("shared", "target")
@@ -181,7 +186,7 @@ class Search:
         """Everything to choose from: the mean, kernels, lasso and least squares.
 
         What was asked for by name is not replaced by the mean. ``"auto"`` prefers the exponential
-        kernel: a mixture of all widths, it is the safest extrapolation.
+        kernel, a mixture of all widths and the safest extrapolation; of weights, after warping.
         """
         mean = MeanTrial(scores, components="component" in sharing)
         trials: list[Trial] = [mean, *kernel_trials]
@@ -191,15 +196,15 @@ class Search:
         folds = folds_of(len(masks), masks.values.device)
         trials += [LinearTrial(label, masks, scores, folds) for label in linear]
         trials = trials[self.all_is_noise :]
-        default = (i for i, trial in enumerate(trials) if automatic and _is_default(trial.kernel))
-        return Contest(
-            trials, scores, frozenset([] if self.all_is_noise else [0]), frozenset(default)
-        )
+        preferred = _preferred(trials) if automatic else frozenset()
+        return Contest(trials, scores, frozenset([] if self.all_is_noise else [0]), preferred)
 
 
-def _is_default(kernel: Kernel | None) -> bool:
-    """Whether a kernel is preferred where none is asked for."""
-    return isinstance(kernel, Exponential)
+def _preferred(trials: Sequence[Trial]) -> frozenset[int]:
+    """The numbers of the trials whose kernels are preferred where none is asked for."""
+    warped = [index for index, trial in enumerate(trials) if is_warped(trial.kernel)]
+    wide = [index for index, each in enumerate(trials) if isinstance(each.kernel, Exponential)]
+    return frozenset(warped or wide)
 
 
 def random_rows(count: int, limit: int, device: torch.device) -> Tensor:

@@ -146,7 +146,7 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         TypeError: If one is of another kind.
     """
     m, t = tensors["scores"].shape
-    _check_facts(facts, t)
+    _check_facts(facts, t, int(tensors["varying"].sum()))
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
     forms = _forms(tensors, facts)
     for name, (dtype, shape, _, _) in forms.items():
@@ -166,7 +166,7 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         check_choice("different columns", len(set(columns)), [len(columns)])
 
 
-def _check_facts(facts: dict[str, Any], t: int) -> None:
+def _check_facts(facts: dict[str, Any], t: int, num_varying: int) -> None:
     """Names, kernels, candidates and the choices among a few words."""
     check_choice("kind", facts["kind"], ("torch", "numpy", *TABLES))
     check_choice("dtype", facts["dtype"], ("float32", "float64"))
@@ -187,8 +187,8 @@ def _check_facts(facts: dict[str, Any], t: int) -> None:
         possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
         check_choice("numbers of candidates that can be", possible, [True])
     for description in facts["kernels"]:
-        kernel = from_description(description)
-        kernel.tables(1, torch.device("cpu"))  # raises where a parameter is open
+        point = torch.zeros(1, num_varying, dtype=torch.float64)
+        from_description(description).on_weights(point, point)  # raises where a parameter is open
     if facts["solver"] is not None:
         ConjugateGradients(**facts["solver"])
 

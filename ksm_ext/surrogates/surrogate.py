@@ -486,7 +486,7 @@ class Surrogate:
     def predictors(self) -> str:
         """The kernels in use, each once, and linear weights; empty where the mean is best."""
         kernels = [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
-        return ", ".join(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
+        return listed(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
 
     def __str__(self) -> str:
         """Sizes, kernels and leave-one-out error in a line, and warnings."""
