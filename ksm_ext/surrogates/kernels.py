@@ -162,6 +162,10 @@ class Linear(Kernel):
         """``o``."""
         return o.clone()
 
+    def diagonal(self, x: Masks) -> Tensor:
+        """``x . x``."""
+        return super().diagonal(x) if x.binary else x.floats.square().sum(1)
+
     overlap_degree = 1
 
 
@@ -385,6 +389,10 @@ class Warped(Kernel):
         other = None if x is y else self.features(y)
         return ops.kernel_gram(u, other, "exponential", gamma=1.0)
 
+    def diagonal(self, x: Masks) -> Tensor:
+        """1."""
+        return x.floats.new_ones(len(x))
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """None there could be: on masks it is no function of two counts."""
         remedy = "Use 'exponential': powers of 0 and 1 are 0 and 1."
@@ -418,6 +426,10 @@ class Sum(Kernel):
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """The weighted sum."""
         return torch.stack([w * kernel.on_weights(x, y) for w, kernel in self._weighted()]).sum(0)
+
+    def diagonal(self, x: Masks) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([w * kernel.diagonal(x) for w, kernel in self._weighted()]).sum(0)
 
     def hamming_values(self, h: Tensor) -> Tensor | None:
         """The weighted sum of the parts that have one."""
@@ -479,6 +491,10 @@ class Identity(Kernel):
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """Whether rows are equal."""
         return (torch.cdist(x, y, p=math.inf) == 0).to(torch.float64)
+
+    def diagonal(self, x: Masks) -> Tensor:
+        """1."""
+        return torch.ones(len(x), dtype=torch.float64, device=x.values.device)
 
     def hamming_values(self, h: Tensor) -> Tensor:
         """1 at 0."""

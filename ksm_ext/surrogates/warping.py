@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
-from scipy.optimize import minimize
 
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.kernels import Kernel, Linear, Sum, Warped
@@ -83,6 +81,8 @@ def learn(kernel: Warped, weights: Array, scores: Array) -> tuple[Sum, float]:
     Returns:
         The kernel, and the logarithm of how much likelier it is than that no task matters.
     """
+    from scipy.optimize import minimize  # half a second of import time, for this function only
+
     unit = float(np.abs(weights).sum() / max(np.count_nonzero(weights), 1)) or 1.0
     weights = weights / unit  # so that a power changes nothing at typical weights
     usual = np.concatenate([np.zeros(weights.shape[1]), _USUAL])
@@ -160,6 +160,8 @@ class Likelihood:
 
     def _of_gram(self, kernel: Array, ridge: float) -> tuple[float, Array]:
         """The likelihood's part, and its derivative (m, m) by the entries of the matrix K."""
+        from scipy.linalg import lapack
+
         m, y = len(kernel), self.scores
         factor, _ = lapack.dpotrf(kernel + (ridge + _JITTER) * np.eye(m), lower=1)
         half = np.tril(lapack.dpotri(factor, lower=1)[0])

@@ -88,11 +88,13 @@ def test_a_linear_score_of_shares_stays_linear():
     assert residual_error(scores[40:], found.predict(shares[40:])) < 1e-4
 
 
-def test_a_score_without_signal_is_predicted_by_its_mean():
-    shares = mixtures(60, 6, 1)
-    noise = np.random.default_rng(3).normal(size=(400, 2))
-    held = fit_surrogate(shares, noise[:60]).predict(mixtures(340, 6, 2))
-    assert (residual_error(noise[60:], held) < 1.1).all()
+def test_scores_without_signal_are_predicted_by_their_mean():
+    errors = []
+    for seed in range(6):
+        noise = np.random.default_rng(seed + 100).normal(size=(400, 2))
+        found = fit_surrogate(mixtures(60, 6, seed), noise[:60])
+        errors.append(residual_error(noise[60:], found.predict(mixtures(340, 6, seed + 50))))
+    assert np.mean(errors) < 1.1  # 1 is what the mean has
 
 
 def test_scales_tell_the_tasks_that_matter():
@@ -163,7 +165,7 @@ def test_many_targets_choose_among_a_few_kernels():
     [
         ({"power": 0.0}, r"^`power` must be positive and finite, got 0\.0\."),
         (
-            {"scales": (1.0, -1.0)},
+            {"power": 1.0, "scales": (1.0, -1.0)},
             r"^`scales` must be at least 0 each, got \(1\.0, -1\.0\)\. Leave",
         ),
         ({"power": 1, "scales": ()}, r"^`scales` must be at least 0 each, got \(\)\. Leave"),
