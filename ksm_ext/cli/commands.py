@@ -66,7 +66,7 @@ def attribute(args: Namespace) -> int:
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
-        say("This surrogate has no intervals: fit one to 0/1 masks to get them.")
+        say("This surrogate has no intervals: fit the scores again to get them.")
     pairs = torch.triu_indices(surrogate.masks.num_tasks, surrogate.masks.num_tasks, 1)
     if args.interactions:
         if intervals and pairs.shape[1] * len(surrogate.masks) > _MAX_VARIANCES:
@@ -302,5 +302,5 @@ def _quality(surrogate: Surrogate) -> str:
         f"as good as their mean; {float(surrogate.loo_error.mean()):.3f} averaged over all targets)"
     )
     if not surrogate.has_intervals:
-        lines.append("  no intervals: attributions of real weights have none")
+        lines.append("  no intervals: they were not saved")
     return "\n".join(lines)

@@ -345,8 +345,8 @@ class Warped(Kernel):
     """``exp(-||u(x) - u(y)||_2)`` of powers, ``u_i(x) = scale_i sign(x_i) |x_i|^power``.
 
     For real weights. From no data to a little changes more than from a little to twice as much:
-    a power of 1/2 compares square roots of shares, one near 0 their logarithms, with shares of 0
-    allowed. A scale per task says how much the score depends on it. What is left ``None`` is
+    a power of 1/2 compares square roots of shares, a smaller one nearly their logarithms, of shares
+    of 0 too. A scale per task says how much the score depends on it. What is left ``None`` is
     learnt by :func:`ksm_ext.fit_surrogate` for every target, by marginal likelihood
     (:mod:`.warping`).
 

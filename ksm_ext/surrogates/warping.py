@@ -34,10 +34,11 @@ _LIKELY = 3.0  # nats over a score that no task matters to: one in ten such scor
 _JITTER = 1e-8
 
 # Power, b and ridge: what is usual, its range, and c; of scales relative to what is usual. A scale
-# is believed within a factor 3.6 (one deviation), a power within 2.
+# is believed within a factor 3.6 (one deviation), a power within 1.5: smaller ones see no more than
+# whether a share is 0.
 _USUAL = np.log([1 / 3, 0.02, 0.05])
-_LOWER, _UPPER = np.log([0.05, 1e-6, 1e-6]), np.log([3.0, 1e6, 20.0])
-_STRENGTH = np.array([1.0, 0.05, 0.02])
+_LOWER, _UPPER = np.log([0.2, 1e-6, 1e-6]), np.log([3.0, 1e6, 20.0])
+_STRENGTH = np.array([3.0, 0.05, 0.02])
 _LOWER_SCALE, _UPPER_SCALE, _STRENGTH_OF_SCALE = math.log(1e-3), math.log(1e2), 0.3
 
 

@@ -66,19 +66,16 @@ def test_the_likelihood_is_that_of_contrasts(seed):
     assert abs((values[1] - values[0]) - (references[1] - references[0])) < 1e-6
 
 
-@settings(max_examples=8, deadline=None)
-@given(some_seeds)
-def test_learnt_kernels_predict_shares_that_were_left_out_better(seed):
-    shares = mixtures(120, 8, seed)
-    losses = law(shares, seed)
-    errors = {
-        kernel: residual_error(
-            losses[60:], fit_surrogate(shares[:60], losses[:60], kernel=kernel).predict(shares[60:])
-        ).mean()
-        for kernel in ("auto", "warped", "exponential", "linear")
-    }
-    others = min(errors["exponential"], errors["linear"])
-    assert errors["warped"] < 0.8 * others and errors["auto"] < 0.8 * others, errors
+def test_learnt_kernels_predict_shares_that_were_left_out_better():
+    kernels, errors = ("auto", "warped", "exponential", "linear"), []
+    for seed in range(12):
+        shares = mixtures(120, 8, seed)
+        losses = law(shares, seed)
+        fits = [fit_surrogate(shares[:60], losses[:60], kernel=kernel) for kernel in kernels]
+        held = [residual_error(losses[60:], fit.predict(shares[60:])).mean() for fit in fits]
+        errors.append(held)
+    automatic, warped, *others = np.mean(errors, 0)
+    assert max(automatic, warped) < 0.5 * min(others)
 
 
 def test_a_linear_score_of_shares_stays_linear():
