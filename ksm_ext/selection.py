@@ -41,13 +41,13 @@ from ksm_ext.checks import (
     message,
     shape_text,
 )
-from ksm_ext.simplex import maximise, project
 from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
+from ksm_ext.surrogates.simplex import maximise, project
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_CANDIDATES = 2**22
 _RANDOM_MIXTURES = 4096  # that a search for mixtures looks at
-_STARTS = 4  # of the best of these, and of the fitted ones, that it starts from
+_STARTS = 6  # of the best of these, and of the fitted ones, that it starts from
 _CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
 
 
@@ -363,8 +363,8 @@ def best_mixture(
     with :math:`\sigma` the posterior standard deviation and z the normal quantile of
     ``confidence``: at 0.95 the mixture that is best of what can be promised with 95 %, which keeps
     away from corners that no fitted mixture is near. c is the sum of the fitted rows. Searched by
-    :mod:`ksm_ext.simplex` from the best of the fitted and 4,096 random mixtures; the best reached
-    is a local optimum, and no worse than any of these. Tasks that never varied keep their weight.
+    :mod:`ksm_ext.surrogates.simplex` from the best of the fitted and 4,096 random mixtures: a local
+    optimum, no worse than any of these. Tasks that never varied keep their weight.
 
     Args:
         surrogate: Fitted to real weights whose rows share one sum, to 2 %.

@@ -269,6 +269,8 @@ def dirichlet(
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
     num_mixtures = check_positive_int("num_mixtures", num_mixtures, minimum=0)
+    tables = {"prior": (prior, "task"), "maximum": (maximum, "task")}
+    prior, maximum = aligned(tables)
     weights = _of_each_task("prior", 1.0 if prior is None else prior, num_tasks)
     limits = _of_each_task("maximum", maximum, num_tasks)
     low, high = _strengths(strength)
@@ -577,7 +579,7 @@ def _of_each_task(name: str, given: ArrayLike | float, num_tasks: int) -> np.nda
 
 def _strengths(given: float | tuple[float, float]) -> tuple[float, float]:
     """The smallest and the largest strength."""
-    pair = given if isinstance(given, Sequence) else (given, given)
+    pair = (given, given) if isinstance(given, (int, float)) else tuple(given)
     expected, remedy = "positive, or a pair of these in order", "RegMix has (0.1, 5)."
     if len(pair) != 2:
         raise ValueError(message("strength", expected, str(given), remedy))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from ksm_ext.simplex import maximise, project
+from ksm_ext.surrogates.simplex import maximise, project
 
 some_seeds = st.integers(0, 2**31)
 
