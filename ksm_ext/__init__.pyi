@@ -50,6 +50,7 @@ from .surrogates.kernels import Laplace as Laplace
 from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
 from .surrogates.kernels import Size as Size
+from .surrogates.kernels import Warped as Warped
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
 from .surrogates.more_subsets import more_subsets as more_subsets
 from .surrogates.next_best import next_best as next_best

@@ -1,20 +1,21 @@
-r"""Choose tasks: by attribution, by greedy steps on a predicted score, or exactly.
+r"""Choose tasks: by attribution, by greedy steps on a predicted score, or exactly; or their shares.
 
 With :math:`\hat F(S)` the predicted score of a subset, averaged over targets by their weights,
-every function but :func:`top_k` looks for
+every function but :func:`top_k` and :func:`best_mixture` looks for
 
 .. math:: \operatorname*{arg\,max}_S \hat F(S) \quad \text{or} \quad
     \operatorname*{arg\,min}_S \hat F(S), \qquad |S| = \text{size or } \sum_{i \in S} c_i \le
     \text{budget.}
 
-A surrogate of real weights (mixtures) is refused: rows of 0 and 1 are no mixtures like those it
-saw. Draw mixtures like the fitted ones, ``surrogate.predict`` them, and keep the best. Costs and
+They refuse a surrogate of real weights: rows of 0 and 1 are no mixtures like those it saw.
+:func:`best_mixture` looks for the best shares of the tasks instead. Costs and
 weights of targets that have labels go by the names of the surrogate, or of what is predicted.
 
 ``maximize`` has no default, since a score may be an accuracy or a loss. Ties go to the task with
 the lowest number, so that every result can be repeated.
 
-Shapes: masks (l, n) bool, predicted scores (l,) or (l, t), attributions (n, t), costs (n,).
+Shapes: masks (l, n) bool, predicted scores (l,) or (l, t), attributions (n, t), costs and shares
+(n,).
 
 References: greedy under a budget, *Khuller, Moss & Naor 1999, Inf. Process. Lett. 70(1)*; greedy on
 submodular functions, *Nemhauser, Wolsey & Fisher 1978*; forward selection of tasks on estimated
@@ -24,6 +25,7 @@ scores, *Li et al. 2024 (GradEx)*.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,11 +42,14 @@ from ksm_ext.checks import (
     message,
     shape_text,
 )
-from ksm_ext.subsets import from_index_lists, iterate_subsets
+from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
+from ksm_ext.surrogates.simplex import maximise, project
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_CANDIDATES = 2**22
 _DRAWS = 10_000  # of all attributions together
+_RANDOM_MIXTURES = 4096  # that a search for mixtures looks at
+_STARTS = 6  # of the best of these, and of the fitted ones, that it starts from
 _CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
 
 
@@ -79,6 +84,25 @@ class Selection:
     score: float
     path: tuple[float, ...] = ()
     removed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The shares chosen, and what is predicted of them.
+
+    Attributes:
+        shares: (n,) float, of the kind of the fitted scores, with the names of the tasks.
+        score: Predicted score, averaged over targets by their weights.
+        std: Its posterior standard deviation, as if all targets erred together.
+        nearest: Number of the fitted row (of ``surrogate.masks``) that is nearest.
+        distance: Half the sum of absolute differences from that row: what share differs.
+    """
+
+    shares: Any
+    score: float
+    std: float
+    nearest: int
+    distance: float
 
 
 def top_k(
@@ -410,6 +434,113 @@ def under_budget(
     return greedy
 
 
+def best_mixture(
+    surrogate: Surrogate,
+    *,
+    maximize: bool,
+    target_weights: ArrayLike | None = None,
+    bounds: tuple[ArrayLike | float, ArrayLike | float] = (0.0, math.inf),
+    confidence: float = 0.5,
+    seed: int = 0,
+) -> Mixture:
+    r"""The shares of the tasks with the best predicted score.
+
+    .. math:: \operatorname*{arg\,max}_x \; \hat F(x) - z\, \sigma(x) \quad \text{or} \quad
+        \operatorname*{arg\,min}_x \; \hat F(x) + z\, \sigma(x), \qquad
+        \sum_i x_i = c, \; l_i \le x_i \le u_i
+
+    with :math:`\sigma` the posterior standard deviation and z the normal quantile of
+    ``confidence``: at 0.95 the mixture that is best of what can be promised with 95 %, which keeps
+    away from corners that no fitted mixture is near. c is the sum of the fitted rows. Searched by
+    :mod:`ksm_ext.surrogates.simplex` from the best of the fitted and 4,096 random mixtures: a local
+    optimum, no worse than any of these. Tasks that never varied keep their weight.
+
+    Args:
+        surrogate: Fitted to real weights whose rows share one sum, to 2 %.
+        maximize: Whether a higher score is better; False for a loss.
+        target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
+        bounds: The least and the largest share, each a number or (n,).
+        confidence: From 0.5 (the predicted score itself) to below 1.
+        seed: Seed of the random mixtures.
+
+    Returns:
+        The mixture.
+
+    Raises:
+        TypeError: If ``surrogate`` is no surrogate.
+        ValueError: If it was fitted to 0/1 masks, or to rows of different sums; if no mixture is
+            within bounds, or ``confidence`` is not in [0.5, 1).
+
+    Reference: Liu et al. 2025 (RegMix), arXiv:2407.01492, which keeps the best of 10^6 at random.
+    """
+    fitted = _fitted(surrogate)
+    if not isinstance(fitted, Surrogate):
+        remedy = "Fit one with fit_surrogate."
+        raise TypeError(message("surrogate", "a surrogate", type(fitted).__name__, remedy))
+    rows = fitted.masks.values.cpu()
+    total = None if fitted.masks.binary else common_sum(rows)
+    if total is None:
+        found = "0/1 masks" if fitted.masks.binary else "weights of different sums"
+        remedy = "For tasks in or out use `greedy_forward`, `exact` or `under_budget`."
+        expected = "fitted to mixtures, whose rows share one sum to 2 %"
+        raise ValueError(message("surrogate", expected, found, remedy))
+    confidence = check_real("confidence", confidence)
+    if not 0.5 <= confidence < 1:
+        remedy = "0.5 goes by the predicted score alone."
+        raise ValueError(message("confidence", "from 0.5 to below 1", str(confidence), remedy))
+    margin = NormalDist().inv_cdf(confidence)
+    low, high = _share_bounds(bounds, fitted, total)
+    answering, sign = fitted.with_tensor_answers(), 1.0 if maximize else -1.0
+    known = {"target": fitted.target_names}
+
+    def predicted(points: Tensor, return_std: bool) -> list[Tensor]:
+        """(l,) predicted scores, and perhaps their standard deviations."""
+        found = answering.predict(points.to(fitted.masks.values.device), return_std)
+        tables = found if return_std else (found,)
+        of = "subset", target_weights, known
+        return [_average_targets("predict(masks)", table.cpu(), *of) for table in tables]
+
+    def value(points: Tensor) -> Tensor:
+        score, *std = predicted(points, margin > 0)
+        return sign * score - margin * std[0] if std else sign * score
+
+    drawn = dirichlet(len(low), _RANDOM_MIXTURES, strength=(0.1, float(len(low))), seed=seed)
+    starts = project(torch.cat([rows, total * drawn]), low, high, total)
+    order = value(starts).argsort(descending=True, stable=True)
+    shares, _ = maximise(value, starts[order[:_STARTS]].clone(), low, high, total)
+    (score,), (std,) = predicted(shares[None], True)
+    distances = (rows - shares).abs().sum(1) / 2
+    nearest = int(distances.argmin())
+    answer = fitted.kind.restore(shares.to(fitted.dtype), {"task": fitted.task_names})
+    return Mixture(answer, float(score), float(std), nearest, float(distances[nearest]))
+
+
+def _share_bounds(
+    bounds: tuple[Any, Any], surrogate: Surrogate, total: float
+) -> tuple[Tensor, Tensor]:
+    """The least and the largest share of each task, (n,); those that never varied stay."""
+    n, remedy = len(surrogate.task_names), "Give two numbers, or n of each."
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise ValueError(message("bounds", "a pair (low, high)", str(bounds), remedy))
+    ends = []
+    for given in bounds:
+        (given,) = aligned({"bounds": (given, "task")}, {"task": surrogate.task_names})
+        end = as_tensor("bounds", given).double().cpu()
+        if end.shape not in ((), (n,)):
+            raise ValueError(message("bounds", f"numbers or ({n},)", shape_text(end), remedy))
+        ends.append(end.expand(n).clone())
+    low, high = ends
+    constant = ~surrogate.varying.cpu()
+    low[constant] = high[constant] = surrogate.masks.floats[0].cpu()[constant]
+    high = high.clamp_max(total)
+    within = bool((low >= 0).all()) and bool((low <= high).all())  # not where one is NaN
+    if not within or not float(low.sum()) <= total * (1 + 1e-12) <= float(high.sum()) + 1e-9:
+        expected = f"0 <= low <= high, with a mixture of sum {total:g} between"
+        found = f"sums from {float(low.sum()):.4g} to {float(high.sum()):.4g}"
+        raise ValueError(message("bounds", expected, found, "Widen them."))
+    return low, high
+
+
 def _greedy_per_cost(objective: "_Objective", prices: Tensor, budget: float) -> Selection:
     mask = torch.zeros(len(prices), dtype=torch.bool)
     score = objective.of(mask)
@@ -445,7 +576,7 @@ class _Objective:
         fitted = _fitted(self.predict)
         if isinstance(fitted, Surrogate) and not fitted.masks.binary:
             expected = "of tasks that are in or out to select some"
-            remedy = "Draw mixtures like the fitted ones, `.predict` them, and keep the best."
+            remedy = "Use `best_mixture`."
             raise ValueError(message("predict", expected, "a surrogate of real weights", remedy))
 
     @property

@@ -7,11 +7,13 @@ that size:
 .. math:: P(S) = w_{|S|} \Big/ \binom{n}{|S|}
 
 Without repeats (the default) rows are drawn one after another and a row seen before is drawn anew.
+:func:`dirichlet` draws shares of tasks in a mixture instead.
 
 Shapes: masks (m, n) bool with n tasks and m subsets.
 
 References: the fraction of tasks kept decides what a linear surrogate estimates, *Ilyas et al.
-2022, arXiv:2202.00622*; sampling by complementary pairs, *Covert & Lee 2021, arXiv:2012.01536*.
+2022, arXiv:2202.00622*; sampling by complementary pairs, *Covert & Lee 2021, arXiv:2012.01536*;
+mixtures, *Liu et al. 2025 (RegMix), arXiv:2407.01492*.
 """
 
 import math
@@ -26,6 +28,7 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import (
     check_choice,
+    check_finite,
     check_ndim,
     check_positive_int,
     check_real,
@@ -40,6 +43,9 @@ _MAX_ENUMERATED_TASKS = 24  # 2^24 masks of 24 tasks are 400 MB
 _CHUNK_CELLS = 2**26  # of a mask matrix held beside the result while it is filled
 _LISTED_CELLS = 2**20  # of a mask matrix that is listed rather than sampled
 _UNIFORM_PER_TASK = 16  # subsets up to which those of middle size tell most besides borders
+SHARES_TOLERANCE = 0.02
+"""By how much of their mean the sums of mixtures may differ that are said to share one sum."""
+
 _MAX_ROUNDS = 100  # of drawing anew what was drawn before
 
 
@@ -312,6 +318,79 @@ def design(
     return masks.to(device)
 
 
+def dirichlet(
+    num_tasks: int,
+    num_mixtures: int,
+    *,
+    prior: ArrayLike | None = None,
+    strength: float | tuple[float, float] = (0.1, 5.0),
+    minimum: float = 0.0,
+    maximum: ArrayLike | float = 1.0,
+    seed: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Draw mixtures: the share of every task in the training data.
+
+    .. math:: x \sim \mathrm{Dirichlet}(s\, p), \qquad \log s \sim \mathrm{uniform}
+
+    As RegMix draws them, with p the square roots of the domains' token counts. Small strengths s
+    give mixtures of few tasks, large ones mixtures near the prior: a range covers both.
+
+    Args:
+        num_tasks: n.
+        num_mixtures: m.
+        prior: (n,) positive float, the mean mixture up to a factor, such as tokens of each task;
+            None for all alike.
+        strength: The range that s is drawn from for each mixture, or one number for all.
+        minimum: Shares below become 0, and the others are scaled up.
+        maximum: The largest share allowed of each task, (n,) or a number; a mixture that exceeds it
+            is drawn anew.
+        seed: Seeds a generator of its own; the same seed gives the same bits.
+        device: Where the mixtures shall live; drawn on the CPU whatever it is.
+
+    Returns:
+        (m, n) float64; every row sums to 1.
+
+    Raises:
+        ValueError: If ``prior`` or ``strength`` is not positive, ``minimum`` is not below 1 / n, or
+            too few mixtures within ``maximum`` could be found.
+
+    Example:
+        >>> dirichlet(4, 2, seed=0).sum(dim=1).round(decimals=9).tolist()
+        [1.0, 1.0]
+    """
+    num_tasks = check_positive_int("num_tasks", num_tasks)
+    num_mixtures = check_positive_int("num_mixtures", num_mixtures, minimum=0)
+    tables = {"prior": (prior, "task"), "maximum": (maximum, "task")}
+    prior, maximum = aligned(tables)
+    weights = _of_each_task("prior", 1.0 if prior is None else prior, num_tasks)
+    limits = _of_each_task("maximum", maximum, num_tasks)
+    low, high = _strengths(strength)
+    minimum = check_real("minimum", minimum)
+    if not 0 <= minimum < 1 / num_tasks:
+        expected, remedy = f"at least 0 and below 1 / {num_tasks}", "Something must be left."
+        raise ValueError(message("minimum", expected, str(minimum), remedy))
+    generator = np.random.default_rng(check_positive_int("seed", seed, minimum=0))
+    found = np.empty((0, num_tasks))
+    for _ in range(_MAX_ROUNDS):
+        if len(found) == num_mixtures:
+            break
+        size = (max(num_mixtures, 64), 1)
+        concentration = np.exp(generator.uniform(math.log(low), math.log(high), size)) * weights
+        # a gamma variate of index a as one of a + 1 times u^(1/a), in logarithms: small ones vanish
+        logs = np.log(generator.standard_gamma(concentration + 1))
+        logs += np.log1p(-generator.random(logs.shape)) / concentration
+        shares = torch.from_numpy(logs).softmax(1).numpy()
+        shares[shares < minimum] = 0.0
+        shares /= shares.sum(1, keepdims=True)
+        found = np.concatenate([found, shares[(shares <= limits).all(1)]])[:num_mixtures]
+    if len(found) < num_mixtures:
+        what = f"{len(found)} of {num_mixtures} mixtures after {_MAX_ROUNDS} rounds"
+        remedy = "Raise it, or the strength."
+        raise ValueError(message("maximum", "within reach of sampling", what, remedy))
+    return torch.from_numpy(found).to(device)
+
+
 def leave_one_out(
     num_tasks: int, include_full: bool = False, *, device: torch.device | str | None = None
 ) -> Tensor:
@@ -558,6 +637,48 @@ def as_masks(name: str, value: ArrayLike) -> Tensor:
         remedy = "Lists of task numbers go through `from_index_lists`."
         raise ValueError(message(name, expected, found, remedy))
     return tensor.bool()
+
+
+def common_sum(weights: Tensor) -> float | None:
+    """The sum that all rows of weights (m, n) share, up to rounding; None where they share none.
+
+    Rows share a sum where the largest and the smallest differ by at most 2 % of their mean: shares
+    rounded to three digits sum to 0.996 to 1.003. Then 1 where that is within 2 % of the mean, else
+    the mean.
+    """
+    if not len(weights) or bool((weights < 0).any()):
+        return None
+    sums = weights.double().sum(1)
+    mean = float(sums.mean())
+    if not float(sums.max() - sums.min()) <= SHARES_TOLERANCE * mean or mean == 0:
+        return None
+    return 1.0 if abs(mean - 1) <= SHARES_TOLERANCE * mean else mean
+
+
+def _of_each_task(name: str, given: ArrayLike | float, num_tasks: int) -> np.ndarray:
+    """(n,) positive numbers; of the prior, of sum 1."""
+    values = as_tensor(name, [given] * num_tasks if isinstance(given, (int, float)) else given)
+    if values.shape != (num_tasks,):
+        remedy = "Give one number per task."
+        raise ValueError(message(name, f"of shape ({num_tasks},)", shape_text(values), remedy))
+    check_finite(name, values)
+    if not bool((values > 0).all()):
+        remedy = "Leave out tasks that are in no mixture."
+        raise ValueError(message(name, "positive", str(values.tolist()[:8]), remedy))
+    numbers = values.double().cpu().numpy()
+    return numbers / numbers.sum() if name == "prior" else numbers
+
+
+def _strengths(given: float | tuple[float, float]) -> tuple[float, float]:
+    """The smallest and the largest strength."""
+    pair = (given, given) if isinstance(given, (int, float)) else tuple(given)
+    expected, remedy = "positive, or a pair of these in order", "RegMix has (0.1, 5)."
+    if len(pair) != 2:
+        raise ValueError(message("strength", expected, str(given), remedy))
+    low, high = (check_real("strength", each, expected, remedy) for each in pair)
+    if not 0 < low <= high < math.inf:
+        raise ValueError(message("strength", expected, str(given), remedy))
+    return low, high
 
 
 def _check_size(

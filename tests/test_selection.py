@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksm_ext import Linear, fit_surrogate
+from ksm_ext import Linear, Polynomial, fit_surrogate
 from ksm_ext.selection import (
+    best_mixture,
     exact,
     greedy_backward,
     greedy_forward,
@@ -19,7 +20,7 @@ from ksm_ext.selection import (
     top_k,
     under_budget,
 )
-from ksm_ext.subsets import all_subsets, from_index_lists, mixed_sizes
+from ksm_ext.subsets import all_subsets, dirichlet, from_index_lists, mixed_sizes
 from ksm_ext.surrogates.masks import Masks
 
 directions = pytest.mark.parametrize("maximize", [True, False])
@@ -373,3 +374,107 @@ def test_what_cannot_be_settled(options, text):
     two = fit_surrogate(surrogate.masks.values, surrogate.scores.expand(-1, 2), kernel=Linear())
     with pytest.raises(ValueError, match="`target` must be one of 0, 1, got none"):
         settled(two, 2, maximize=True)
+
+
+# best_mixture
+
+
+def linear_scores(mixtures, seed=0):
+    slopes = torch.randn(mixtures.shape[1], generator=torch.Generator().manual_seed(seed)).double()
+    return mixtures @ slopes, slopes
+
+
+@directions
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_the_best_mixture_of_additive_tasks_is_one_task(maximize, seed):
+    mixtures = dirichlet(5, 30, seed=seed)
+    scores, slopes = linear_scores(mixtures, seed)
+    surrogate = fit_surrogate(mixtures, scores, kernel="linear", ridge=1e-9)
+    found = best_mixture(surrogate, maximize=maximize)
+    best = slopes.max() if maximize else slopes.min()
+    assert abs(found.score - float(best)) < 1e-3
+    assert int(found.shares.argmax()) == int((slopes == best).nonzero()[0])
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_the_best_mixture_of_a_quadratic_is_its_top(seed):
+    mixtures = dirichlet(4, 60, seed=seed)
+    top = dirichlet(4, 1, strength=20.0, seed=seed + 1)[0]
+    scores = -(mixtures - top).square().sum(1)
+    kernel = Polynomial(degree=2, gamma=1.0)
+    found = best_mixture(fit_surrogate(mixtures, scores, kernel=kernel, ridge=1e-9), maximize=True)
+    assert torch.allclose(found.shares, top, atol=5e-3) and abs(found.score) < 1e-4
+
+
+@directions
+@pytest.mark.parametrize("confidence", [0.5, 0.9])
+def test_no_random_mixture_is_better(maximize, confidence):
+    mixtures = dirichlet(5, 50, seed=0)
+    scores = torch.stack([(mixtures.sqrt() @ torch.randn(5, 5).double()).sin().sum(1)] * 2, 1)
+    scores[:, 1] = scores[:, 0].square()
+    surrogate, weights = fit_surrogate(mixtures, scores), [3.0, 1.0]
+    options = {"maximize": maximize, "confidence": confidence, "target_weights": weights}
+    found = best_mixture(surrogate, bounds=(0.01, 0.7), **options)
+    random = dirichlet(5, 20_000, strength=(0.5, 5.0), seed=1)
+    random = random[((random >= 0.01) & (random <= 0.7)).all(1)]
+    mean, std = surrogate.predict(random, return_std=True)
+    z = 1.2815515655446004 if confidence == 0.9 else 0.0
+    sign = 1.0 if maximize else -1.0
+    rivals = (sign * mean - z * std) @ torch.tensor(weights).double() / 4
+    assert sign * found.score - z * found.std >= float(rivals.max()) - 1e-6
+    assert abs(float(found.shares.sum()) - 1) < 1e-9
+    assert float(found.shares.min()) >= 0.01 - 1e-9 and float(found.shares.max()) <= 0.7 + 1e-9
+    each, deviation = surrogate.predict(found.shares[None], return_std=True)
+    assert found.score == pytest.approx(float(each[0, 0] * 3 + each[0, 1]) / 4)
+    assert found.std == pytest.approx(float(deviation[0, 0] * 3 + deviation[0, 1]) / 4)
+    distances = (mixtures - found.shares).abs().sum(1) / 2
+    assert found.nearest == int(distances.argmin())
+    assert found.distance == pytest.approx(float(distances.min()))
+
+
+def test_confidence_keeps_near_what_was_seen():
+    mixtures = 0.2 + 0.4 * dirichlet(3, 40, seed=0)
+    mixtures /= mixtures.sum(1, keepdim=True)
+    scores, _ = linear_scores(mixtures)
+    noise = 0.3 * scores.std() * torch.randn(40).double()
+    surrogate = fit_surrogate(mixtures, scores + noise, kernel="rbf")
+    bold, careful = (
+        best_mixture(surrogate, maximize=True, confidence=each) for each in (0.5, 0.999)
+    )
+    assert careful.std < bold.std and careful.distance <= bold.distance
+
+
+def test_tasks_that_never_varied_keep_their_share_and_names_come_back():
+    shares = dirichlet(3, 30, seed=0).numpy() * 0.8
+    table = pd.DataFrame(shares, columns=["a", "b", "c"]).assign(d=0.2)
+    surrogate = fit_surrogate(table, table["a"] - table["b"], kernel="linear", ridge=1e-9)
+    found = best_mixture(surrogate, maximize=True)
+    assert found.shares.index.tolist() == ["a", "b", "c", "d"]
+    assert found.shares.round(3).tolist() == [0.8, 0.0, 0.0, 0.2]
+    limits = pd.Series({"d": 0.2, "c": 1.0, "b": 0.1, "a": 0.5})
+    found = best_mixture(surrogate, maximize=True, bounds=(0.0, limits))
+    assert found.shares.round(3).tolist() == [0.5, 0.0, 0.3, 0.2]
+
+
+def test_mixtures_that_cannot_be_chosen_are_refused():
+    mixtures = dirichlet(3, 20, seed=0)
+    surrogate = fit_surrogate(mixtures, linear_scores(mixtures)[0], kernel="linear")
+    expected = r"^`bounds` must be 0 <= low <= high, with a mixture of sum 1 between, got"
+    for bounds in ((0.5, 1.0), (0.0, 0.2), (0.3, 0.2), (-0.1, 1.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match=expected):
+            best_mixture(surrogate, maximize=True, bounds=bounds)
+    with pytest.raises(ValueError, match=r"^`bounds` must be a pair \(low, high\), got 0\.5"):
+        best_mixture(surrogate, maximize=True, bounds=0.5)
+    with pytest.raises(ValueError, match=r"^`bounds` must be numbers or \(3,\), got"):
+        best_mixture(surrogate, maximize=True, bounds=([0.1, 0.1], 1.0))
+    with pytest.raises(ValueError, match=r"^`confidence` must be from 0\.5 to below 1, got 1"):
+        best_mixture(surrogate, maximize=True, confidence=1)
+    with pytest.raises(TypeError, match=r"^`surrogate` must be a surrogate, got function\."):
+        best_mixture(lambda x: x, maximize=True)
+    uneven = mixtures * torch.linspace(1, 2, 20)[:, None]
+    for table, found in ((mixtures > 0.2, "0/1 masks"), (uneven, "weights of different sums")):
+        other = fit_surrogate(table, linear_scores(mixtures)[0], kernel="linear")
+        with pytest.raises(ValueError, match=f"`surrogate` must be fitted to mix.*got {found}"):
+            best_mixture(other, maximize=True)

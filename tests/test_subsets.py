@@ -8,13 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from ksm_ext.subsets import (
     all_subsets,
     as_masks,
     bernoulli,
+    common_sum,
     design,
+    dirichlet,
     distinct_rows,
     fixed_size,
     from_index_lists,
@@ -401,3 +405,81 @@ def test_a_design_of_many_tasks_draws_only_what_it_needs():
     both = torch.cat([masks, design(20_000, 50, known=masks, seed=1)])
     assert len(both.unique(dim=0)) == 100
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+# -- mixtures -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 40), st.integers(0, 2**31))
+def test_mixtures_are_shares(n, m, seed):
+    mixtures = dirichlet(n, m, minimum=0.5 / n**2, seed=seed)
+    assert mixtures.shape == (m, n) and mixtures.dtype == torch.float64
+    assert torch.allclose(mixtures.sum(1), torch.ones(m).double(), atol=1e-12)
+    assert bool(((mixtures == 0) | (mixtures >= 0.5 / n**2)).all())
+    assert torch.equal(mixtures, dirichlet(n, m, minimum=0.5 / n**2, seed=seed))
+
+
+def test_mixtures_have_the_moments_of_dirichlet():
+    prior = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    mixtures = dirichlet(4, 40_000, prior=prior, strength=2.0, seed=0)
+    mean = prior / 10
+    assert torch.allclose(mixtures.mean(0), mean, atol=0.01)
+    assert torch.allclose(mixtures.var(0), mean * (1 - mean) / 3, atol=0.01)
+
+
+def test_single_shares_have_the_law_of_beta():
+    mixtures = dirichlet(3, 4000, prior=[1, 1, 2], strength=0.2, seed=1)
+    assert stats.kstest(mixtures[:, 2], "beta", (0.1, 0.1)).pvalue > 0.01
+
+
+def test_small_strengths_give_mixtures_of_few_tasks():
+    few = dirichlet(20, 200, strength=1e-4, seed=0)
+    assert float((few.amax(1) > 0.999).double().mean()) > 0.95
+    assert not bool(few.isnan().any())
+
+
+def test_no_share_exceeds_the_maximum():
+    limits = [0.3, 0.5, 0.9, 0.4]
+    mixtures = dirichlet(4, 300, maximum=limits, minimum=0.01, seed=0)
+    assert bool((mixtures <= torch.tensor(limits)).all()) and len(mixtures) == 300
+
+
+@pytest.mark.parametrize(
+    ("wrong", "form"),
+    [
+        (
+            {"prior": [1.0, 2.0]},
+            r"^`prior` must be of shape \(3,\), got shape \(2\)\.",
+        ),
+        (
+            {"prior": [1.0, 0.0, 1.0]},
+            r"^`prior` must be positive, got \[1\.0, 0\.0, 1\.0\]\. Leave",
+        ),
+        (
+            {"strength": (5.0, 0.1)},
+            r"^`strength` must be positive, or a pair .* got \(5\.0, 0\.1\)",
+        ),
+        ({"strength": 0.0}, r"^`strength` must be positive"),
+        ({"strength": (1.0, 2.0, 3.0)}, r"^`strength` must be positive, or a pair"),
+        ({"minimum": 0.5}, r"^`minimum` must be at least 0 and below 1 / 3, got 0\.5\."),
+        ({"maximum": 0.2}, r"^`maximum` must be within reach of sampling, got 0 of 5 mixtures"),
+    ],
+)
+def test_impossible_mixtures_are_refused(wrong, form):
+    with pytest.raises(ValueError, match=form):
+        dirichlet(3, 5, seed=0, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([[0.5, 0.496], [0.5, 0.503]], 1.0),
+        ([[0.5, 0.49], [0.5, 0.511]], None),
+        ([[30.0, 10.0], [15.0, 25.0]], 40.0),
+        ([[0.5, -0.1], [0.2, 0.2]], None),
+        ([[0.0, 0.0], [0.0, 0.0]], None),
+    ],
+)
+def test_rows_share_a_sum_to_two_percent(rows, found):
+    assert common_sum(torch.tensor(rows)) == (None if found is None else pytest.approx(found))

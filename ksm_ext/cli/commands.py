@@ -21,7 +21,7 @@ from ksm_ext.checks import message
 from ksm_ext.cli.output import STANDARD, on_a_terminal, say, show_table, write_bytes
 from ksm_ext.drawing import largest
 from ksm_ext.report.page import write_report
-from ksm_ext.selection import exact, under_budget
+from ksm_ext.selection import best_mixture, exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities, suitability
@@ -66,7 +66,7 @@ def attribute(args: Namespace) -> int:
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
-        say("This surrogate has no intervals: fit one to 0/1 masks to get them.")
+        say("This surrogate has no intervals: fit the scores again to get them.")
     pairs = torch.triu_indices(surrogate.masks.num_tasks, surrogate.masks.num_tasks, 1)
     if args.interactions:
         if intervals and pairs.shape[1] * len(surrogate.masks) > _MAX_VARIANCES:
@@ -101,8 +101,10 @@ def attribute(args: Namespace) -> int:
 def select(args: Namespace) -> int:
     """Choose the tasks of the best predicted score within a budget."""
     surrogate = _read_surrogate(args.surrogate).with_tensor_answers()
+    if args.mixture:
+        return _select_mixture(surrogate, args)
     if not surrogate.masks.binary:
-        remedy = "Tasks can be chosen where they are in or out."
+        remedy = "Tasks can be chosen where they are in or out; of mixtures add `--mixture`."
         raise ValueError(message("masks", "0 or 1 to select tasks", "real weights", remedy))
     names, n = surrogate.task_names, surrogate.masks.num_tasks
     targets = _targets_to_select(surrogate, args.target)
@@ -131,6 +133,33 @@ def select(args: Namespace) -> int:
     say(
         f"{len(tasks)} of {n} tasks for {float(costs[tasks].sum()):g} of {args.budget:g}: "
         f"predicted score {chosen.score:.4g}" + (f", {_AVERAGED}" if len(targets) > 1 else "")
+    )
+    return 0
+
+
+def _select_mixture(surrogate: Surrogate, args: Namespace) -> int:
+    """Find the shares of the best predicted score."""
+    targets = _targets_to_select(surrogate, args.target)
+    center, scale = _units(surrogate, targets)
+    weights = torch.zeros(len(surrogate.target_names), dtype=torch.float64)
+    weights[targets] = 1 / scale
+    chosen = best_mixture(
+        surrogate,
+        maximize=args.maximize,
+        target_weights=weights,
+        bounds=(args.minimum, args.maximum),
+        confidence=args.confidence,
+    )
+    nearest = surrogate.masks.floats[chosen.nearest]
+    columns = {"task": surrogate.task_names, "share": chosen.shares.tolist()}
+    show_table({**columns, "nearest_fitted": nearest.tolist()}, args.output, args.format)
+    # a weighted mean in the units of the scores; said in those that the targets share
+    factor = float(weights.sum()) / len(targets)
+    score, std = factor * chosen.score - float((center / scale).mean()), factor * chosen.std
+    say(
+        f"Predicted score {score:.4g} with a standard deviation of {std:.2g}"
+        + (f", {_AVERAGED}" if len(targets) > 1 else "")
+        + f"; {chosen.distance:.0%} of the mixture differs from the nearest one fitted."
     )
     return 0
 
@@ -304,5 +333,5 @@ def _quality(surrogate: Surrogate) -> str:
         f"as good as their mean; {float(surrogate.loo_error.mean()):.3f} averaged over all targets)"
     )
     if not surrogate.has_intervals:
-        lines.append("  no intervals: attributions of real weights have none")
+        lines.append("  no intervals: they were not saved")
     return "\n".join(lines)

@@ -30,9 +30,11 @@ def design(args: Namespace) -> int:
         np.savez_compressed(file, masks=masks.numpy(), task_names=np.array(names))
         write_bytes(file.getvalue(), args.output)
     else:
-        columns = dict(zip(names, masks.int().T.tolist(), strict=True))
+        cells = masks if masks.is_floating_point() else masks.int()
+        columns = dict(zip(names, cells.T.tolist(), strict=True))
         show_table(columns, args.output, args.format)
-    say(f"{len(masks):,} subsets of {len(names):,} tasks.", quiet=args.output == STANDARD)
+    what = "mixtures" if masks.is_floating_point() else "subsets"
+    say(f"{len(masks):,} {what} of {len(names):,} tasks.", quiet=args.output == STANDARD)
     return 0
 
 
@@ -104,6 +106,13 @@ def _draw(args: Namespace, n: int) -> Tensor:
     if args.design == "fixed-size" and args.size is None:
         remedy = "Say how many tasks each subset has."
         raise ValueError(message("size", "given for this design", "none", remedy))
+    if args.design == "dirichlet":
+        shares: dict[str, Any] = {
+            "strength": args.strength * (3 - len(args.strength)),
+            "minimum": args.minimum,
+        }
+        shares |= {"maximum": args.maximum, "prior": args.prior}
+        return subsets.dirichlet(n, args.num_subsets, seed=args.seed, **shares)
     options: dict[str, Any] = {"seed": args.seed, "allow_fewer": True}
     if args.design == "mixed-sizes":
         masks = subsets.mixed_sizes(n, num_subsets, args.sizes or None, **options)

@@ -118,6 +118,7 @@ examples:
   ksm design --tasks names.txt --num-subsets 200 --design paired --seed 1 -o masks.csv
   ksm design --surrogate surrogate.safetensors --num-subsets 10 --for shapley -o more.csv
   ksm design --num-tasks 20 --design leave-one-out --include-full
+  ksm design --num-tasks 17 --num-subsets 64 --design dirichlet -o mixtures.csv
 
 Score a model trained on each row's tasks, then: ksm fit scores.csv --masks masks.csv …
 """,
@@ -141,9 +142,9 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     )
     kind.add_argument(
         "--design",
-        choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out"),
+        choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out", "dirichlet"),
         default="mixed-sizes",
-        help="or one of these by name; default: mixed-sizes, with which Shapley intervals hold",
+        help="or one by name; default: mixed-sizes (Shapley intervals hold); dirichlet: mixtures",
     )
     add("--known", metavar="FILE", help="scored subsets, which are not drawn again (with --for)")
     add("--include-empty", action="store_true", help="the subset of no task too (with --for)")
@@ -157,6 +158,21 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     add("--size", type=_count, metavar="K", help="tasks per subset (fixed-size, paired)")
     add("--sizes", type=_counts, metavar="K,K,…", help="sizes to draw (mixed-sizes; default all)")
     add("--include-full", action="store_true", help="add the subset of all tasks (leave-one-out)")
+    add(
+        "--prior",
+        type=_numbers,
+        metavar="X,X,…",
+        help="the mean mixture up to a factor (dirichlet; default all tasks alike)",
+    )
+    add(
+        "--strength",
+        type=_numbers,
+        default=[0.1, 5.0],
+        metavar="LOW,HIGH",
+        help="small: mixtures of few tasks; large: near the prior (dirichlet; default 0.1,5)",
+    )
+    add("--minimum", type=float, default=0.0, metavar="X", help="smaller shares are 0 (dirichlet)")
+    add("--maximum", type=float, default=1.0, metavar="X", help="of a share (dirichlet)")
     add("--seed", type=int, default=0, help="default 0")
     _add_output(parser, ("npz", "table"))
 
@@ -198,8 +214,9 @@ def _add_model(parser: ArgumentParser) -> None:
         "--kernel",
         default="auto",
         metavar="NAME[,NAME…]",
-        help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, sums such as "
-        "linear+rbf, lasso, least_squares; of several, the best by leave-one-out",
+        help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, "
+        "warped (of weights), sums such as linear+rbf, lasso, least_squares; of several, the best "
+        "by leave-one-out",
     )
     add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
     add(
@@ -272,14 +289,18 @@ def _add_select(kinds: Kinds) -> None:
 examples:
   ksm select surrogate.safetensors --budget 5 --maximize
   ksm select surrogate.safetensors --budget 3600 --costs seconds.csv --minimize --target loss
+  ksm select mixtures.safetensors --mixture --minimize --target loss --confidence 0.9
 
 costs.csv has the columns task and cost. Tasks are added by improvement per cost while they
-improve the predicted score; --exact compares all subsets (22 tasks at most).
+improve the predicted score; --exact compares all subsets (22 tasks at most). --mixture finds the
+best shares of tasks instead, for a surrogate of mixtures.
 """,
     )
     _add_surrogate(parser)
     add = parser.add_argument
-    add("--budget", type=float, required=True, metavar="B", help="in units of the costs")
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--budget", type=float, metavar="B", help="in units of the costs")
+    limit.add_argument("--mixture", action="store_true", help="shares of all tasks")
     add("--costs", metavar="FILE", help="default: 1 per task, so B tasks")
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--maximize", action="store_true", dest="maximize")
@@ -293,6 +314,15 @@ improve the predicted score; --exact compares all subsets (22 tasks at most).
         "averaged in units of their standard deviations",
     )
     add("--exact", action="store_true", help="compare all subsets")
+    add("--minimum", type=float, default=0.0, metavar="X", help="of a share (--mixture; default 0)")
+    add("--maximum", type=float, default=1.0, metavar="X", help="of a share (--mixture; default 1)")
+    add(
+        "--confidence",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="best of what holds with this probability (--mixture; default 0.5)",
+    )
     _add_output(parser, ("table",))
 
 
@@ -397,6 +427,13 @@ def _count(text: str) -> int:
 
 def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be numbers between commas, got {text!r}") from error
 
 
 def _ridge(text: str) -> float | str:

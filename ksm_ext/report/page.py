@@ -114,7 +114,7 @@ def _filled(facts: dict[str, Any]) -> str:
 def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
     """What the page says of all targets together."""
     error = surrogate.loo_error
-    able = predicts and surrogate.has_intervals and bool(surrogate.kernel_terms)
+    able = predicts and surrogate.has_intervals and surrogate.masks.binary
     return {
         "summary": {
             "subsets": f"{len(surrogate.masks):,}",

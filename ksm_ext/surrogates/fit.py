@@ -93,7 +93,8 @@ def fit_surrogate(
         scores: (m,) or (m, t) float, in their own units and sign, which decide nothing. Answers
             come back in this array kind, dtype and device. Left out with retrained scores.
         kernel: ``"auto"``; a name of :mod:`.kernels` or a sum such as ``"linear+rbf"``; a
-            kernel object or class, whose open parameters are searched; a list of these; or
+            kernel object or class, whose open parameters are searched (of ``"warped"``, for real
+            weights, learnt for every target); a list of these; or
             ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix
             (scikit-learn's ``alpha``): then all of it counts as noise, and no score is answered by

@@ -28,12 +28,14 @@ kernel           k(x, y)                                on masks
 ``Laplace``      ``exp(-gamma ||x - y||_1)``            ``exp(-gamma h)``
 ``Exponential``  ``exp(-gamma ||x - y||_2)``            ``exp(-gamma sqrt(h))``
 ``Size``         polynomials of the sums of x and y     of ``|S|`` and ``|S'|``
+``Warped``       ``exp(-||u(x) - u(y)||_2)``            none: for shares and counts
 ===============  =====================================  ===========================
 
-(``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``.) Names and parameters are
-scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`. With a gamma
-for each task, squared differences count ``gamma_i`` times in ``RBF``, ``gamma_i^2`` times in
-``Exponential``, and absolute ones ``gamma_i`` times in ``Laplace``.
+(``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``;
+``u_i(x) = scale_i x_i^power``.) Names and parameters are scikit-learn's. A parameter left ``None``
+is searched by :func:`ksm_ext.fit_surrogate`. With a gamma for each task, squared differences count
+``gamma_i`` times in ``RBF``, ``gamma_i^2`` times in ``Exponential``, and absolute ones ``gamma_i``
+times in ``Laplace``.
 
 References: Rasmussen & Williams 2006, ch. 4 and 5.1; Zhang, Duan & Zhang 2026, arXiv:2602.03783.
 """
@@ -265,6 +267,10 @@ class Linear(Kernel):
     def overlap_values(self, o: Tensor) -> Tensor:
         """``o``."""
         return o.clone()
+
+    def diagonal(self, x: Masks) -> Tensor:
+        """``x . x``."""
+        return super().diagonal(x) if x.binary else x.floats.square().sum(1)
 
     overlap_degree = 1
 
@@ -596,6 +602,71 @@ class Size(Kernel):
 
 
 @dataclass(frozen=True)
+class Warped(Kernel):
+    """``exp(-||u(x) - u(y)||_2)`` of powers, ``u_i(x) = scale_i sign(x_i) |x_i|^power``.
+
+    For real weights. From no data to a little changes more than from a little to twice as much:
+    a power of 1/2 compares square roots of shares, a smaller one nearly their logarithms, of shares
+    of 0 too. A scale per task says how much the score depends on it. What is left ``None`` is
+    learnt by :func:`ksm_ext.fit_surrogate` for every target, by marginal likelihood
+    (:mod:`.warping`).
+
+    Reference: Snoek et al. 2014, arXiv:1402.0929 (warped inputs); Rasmussen & Williams 2006, 5.1
+    (automatic relevance determination).
+    """
+
+    power: float | None = None
+    scales: tuple[float, ...] | None = None
+    name: ClassVar[str] = "warped"
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        _set(self, "power", _positive("power", self.power))
+        if self.scales is not None:
+            if self.power is None:
+                remedy = "What scales mean depends on it."
+                raise ValueError(message("power", "given with scales", "None", remedy))
+            scales = tuple(check_real("scales", each, "numbers") for each in self.scales)
+            if not scales or not all(0 <= each < math.inf for each in scales):
+                remedy = "Leave it out to have it learnt."
+                raise ValueError(message("scales", "at least 0 each", str(scales[:8]), remedy))
+            _set(self, "scales", scales)
+
+    def features(self, x: Tensor) -> Tensor:
+        """``u(x)`` of weights x (m, n), (m, n)."""
+        if self.scales is None or self.power is None:
+            remedy = "Set both, or let fit_surrogate learn them, for kernel='warped' alone."
+            raise ValueError(message("power and scales", "numbers", str(self), remedy))
+        scales = x.new_tensor(self.scales)
+        if scales.shape != x.shape[1:]:
+            expected = f"one for each of the {x.shape[1]} tasks that vary"
+            remedy = "Leave it out to have it learnt."
+            raise ValueError(message("scales", expected, str(len(scales)), remedy))
+        return scales * x.sign() * x.abs() ** self.power
+
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """From the distances of the powers."""
+        u = self.features(x)
+        other = None if x is y else self.features(y)
+        return ops.kernel_gram(u, other, "exponential", gamma=1.0)
+
+    def diagonal(self, x: Masks) -> Tensor:
+        """1."""
+        return x.floats.new_ones(len(x))
+
+    def hamming_values(self, h: Tensor) -> Tensor:
+        """None there could be: on masks it is no function of two counts."""
+        remedy = "Use 'exponential': powers of 0 and 1 are 0 and 1."
+        raise ValueError(message("kernel", "one for 0/1 masks", repr(self.name), remedy))
+
+    def __str__(self) -> str:
+        """``warped(power=0.33, 17 scales)``."""
+        power = "" if self.power is None else f"power={self.power:.4g}"
+        scales = "" if self.scales is None else f"{len(self.scales)} scales"
+        return f"warped({', '.join(filter(None, (power, scales)))})"
+
+
+@dataclass(frozen=True)
 class Sum(Kernel):
     """``sum_j weight_j k_j``: written ``Linear() + 0.5 * RBF(gamma=0.1)``.
 
@@ -616,6 +687,10 @@ class Sum(Kernel):
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """The weighted sum."""
         return torch.stack([w * kernel.on_weights(x, y) for w, kernel in self._weighted()]).sum(0)
+
+    def diagonal(self, x: Masks) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([w * kernel.diagonal(x) for w, kernel in self._weighted()]).sum(0)
 
     def hamming_values(self, h: Tensor) -> Tensor | None:
         """The weighted sum of the parts that have one."""
@@ -727,6 +802,10 @@ class Identity(Kernel):
         """Whether rows are equal."""
         return (torch.cdist(x, y, p=math.inf) == 0).to(torch.float64)
 
+    def diagonal(self, x: Masks) -> Tensor:
+        """1."""
+        return torch.ones(len(x), dtype=torch.float64, device=x.values.device)
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """1 at 0."""
         return (h == 0).to(torch.float64)
@@ -804,6 +883,7 @@ def _values(kernels: Sequence[Kernel], counts: Tensor) -> tuple[Tensor, Tensor]:
 KERNELS: dict[str, type[Kernel]] = {
     kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential, Size)
 }
+_NAMED: dict[str, type[Kernel]] = {**KERNELS, Warped.name: Warped}  # the last for weights alone
 
 KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
 """Kernels as :func:`ksm_ext.fit_surrogate` takes them: names, objects, classes, or several."""
@@ -817,11 +897,11 @@ def by_name(name: str) -> Kernel:
     """
     parts = []
     for part in name.split("+"):
-        if part.strip() not in KERNELS:
-            expected = f"'auto', one of {', '.join(KERNELS)}, a sum such as 'linear+rbf'"
+        if part.strip() not in _NAMED:
+            expected = f"'auto', one of {', '.join(_NAMED)}, a sum such as 'linear+rbf'"
             remedy = "Pass a name, or an object such as ksm_ext.RBF(gamma=0.1)."
             raise ValueError(message("kernel", expected, repr(name), remedy))
-        parts.append(KERNELS[part.strip()]())
+        parts.append(_NAMED[part.strip()]())
     return parts[0] if len(parts) == 1 else Sum(tuple((None, kernel) for kernel in parts))
 
 
@@ -836,7 +916,7 @@ def as_kernel(given: object) -> Kernel:
         return by_name(given)
     if isinstance(given, Kernel):
         return given
-    if isinstance(given, type) and given in KERNELS.values():
+    if isinstance(given, type) and given in _NAMED.values():
         kernel: Kernel = given()
         return kernel
     found = given.__name__ if isinstance(given, type) else type(given).__name__
@@ -849,7 +929,7 @@ def from_description(description: dict[str, Any]) -> Kernel:
     if description["name"] == Sum.name:
         return Sum(tuple((w, from_description(inner)) for w, inner in description["terms"]))
     parameters = {name: value for name, value in description.items() if name != "name"}
-    return KERNELS[description["name"]](**parameters)
+    return _NAMED[description["name"]](**parameters)
 
 
 _TINY = 1e-12

@@ -66,12 +66,16 @@ def more_subsets(
         ones, it is extrapolated by the rate seen up to there, or by ``1 / sqrt(m)``.
 
     Raises:
-        ValueError: If ``factor`` is not between 0 and 1, or the surrogate has no intervals.
+        ValueError: If ``factor`` is not between 0 and 1, the surrogate has no intervals, or it was
+            fitted to real weights.
     """
     factor = check_real("factor", factor)
     if not 0 < factor < 1:
         remedy = "0.5 halves the intervals."
         raise ValueError(message("factor", "between 0 and 1", str(factor), remedy))
+    if not surrogate.masks.binary:
+        remedy = "Mixtures like the fitted ones are not drawn: score some, and fit again."
+        raise ValueError(message("surrogate", "fitted to 0/1 masks", "real weights", remedy))
     surrogate = surrogate.with_tensor_answers()
     masks, m = surrogate.masks.values, len(surrogate.masks)
     limit = max(_MAX_SUBSETS, 2 * m)

@@ -29,6 +29,7 @@ from ksm_ext.surrogates.kernels import (
     Linear,
     Size,
     Sum,
+    Warped,
     as_kernel,
 )
 from ksm_ext.surrogates.krylov import ConjugateGradients
@@ -42,6 +43,7 @@ from ksm_ext.surrogates.trials import (
     Trial,
     judged_kernels,
 )
+from ksm_ext.surrogates.warping import is_warped, with_learnt
 
 LINEAR = ("least_squares", "lasso")
 MANY_SUBSETS = 768
@@ -121,7 +123,10 @@ class Search:
         """
         grids = {i: self._candidates(masks) for i, masks in {id(x): x for x in tables}.items()}
         kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
-        sharing = self._ways_of_sharing(scores, len(kernels[0]))
+        if len(tables) == 1:  # weights are searched one table at a time
+            likely = self.kernel == "auto"
+            kernels = [with_learnt(kernels[0], tables[0], scores, likely=likely)]
+        sharing = self._ways_of_sharing(scores, kernels[0])
         m = len(tables[0])
         sample = random_rows(m, _SAMPLE_ROWS, scores.values.device)
         tried: list[Tried] = []
@@ -173,8 +178,9 @@ class Search:
     def _candidates(self, masks: Masks) -> tuple[list[Kernel], list[str]]:
         """Kernels with all parameters set, and linear surrogates by name."""
         asked = self._asked
-        if self.kernel == "auto":  # the last equals RBF on masks
-            asked = ("linear", "anova2", "rbf", "exponential", "laplace")[: 5 - masks.binary]
+        if self.kernel == "auto":  # the last two are for weights
+            asked = ("linear", "anova2", "rbf", "exponential", "laplace", "warped")
+            asked = asked[: 4 if masks.binary else 6]
         linear = [each for each in asked if each in LINEAR]
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]
@@ -188,18 +194,19 @@ class Search:
             raise ValueError(message("kernel", expected, "'least_squares'", remedy))
         return kernels, linear
 
-    def _ways_of_sharing(self, scores: Scores, num_kernels: int) -> tuple[Sharing, ...]:
+    def _ways_of_sharing(self, scores: Scores, kernels: Sequence[Kernel]) -> tuple[Sharing, ...]:
         """The ways to choose from, the strictest first.
 
         Components are among them where subsets are few enough to fit anew in folds.
         """
-        nothing_to_share = self.ridge is not None and num_kernels == 1
+        nothing_to_share = self.ridge is not None and len(kernels) == 1
+        learnt = any(map(is_warped, kernels))  # for a target each
         _, m, t = scores.values.shape
         if not len(scores.varying):
             return ("target",)
-        if self.share_ridge is True or t == 1 or not num_kernels or nothing_to_share:
+        if self.share_ridge is True or t == 1 or not kernels or nothing_to_share:
             return ("shared",)
-        if self.share_ridge is False or m < _SHARED_FROM:
+        if self.share_ridge is False or m < _SHARED_FROM or learnt:
             return ("target",)
         if m > MANY_SUBSETS or self.solver is not None:
             return ("shared", "target")
@@ -250,7 +257,7 @@ class Search:
         """Everything to choose from: the mean, kernels, lasso and least squares.
 
         What was asked for by name is not replaced by the mean. ``"auto"`` prefers the exponential
-        kernel: a mixture of all widths, it is the safest extrapolation.
+        kernel, a mixture of all widths and the safest extrapolation; of weights, after warping.
         """
         mean = MeanTrial(scores, components="component" in sharing).judged
         automatic, with_mean = self.kernel == "auto", not self.all_is_noise
@@ -260,9 +267,8 @@ class Search:
         if automatic and len(tables[0]) <= _LASSO_SUBSETS:
             judged += lasso_where_promising(tables, scores, folds, Contest(judged, scores))
         contest = Contest(judged if with_mean else judged[1:], scores, with_mean)
-        each = enumerate(contest.trials)
-        default = frozenset(i for i, trial in each if automatic and _is_default(trial))
-        return replace(contest, preferred=default)
+        preferred = _preferred(contest.trials) if automatic else ()
+        return replace(contest, preferred=frozenset(preferred))
 
 
 def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]:
@@ -284,7 +290,7 @@ def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]
 def _substitute(judged: Sequence[Judged]) -> tuple[KernelTrial, Tensor]:
     """The trial whose uncertainty stands around a mean or linear weights, and its ridges (b, R)."""
     found = [(trial, part, k) for part in judged for k, trial in enumerate(part.trials)]
-    trial, part, k = next((each for each in found if _is_default(each[0])), found[0])
+    trial, part, k = found[min(_preferred([each[0] for each in found]), default=0)]
     assert isinstance(trial, KernelTrial)
     return trial, part.judgement.ridges.unflatten(1, (-1, part.num_ridges))[:, k]
 
@@ -315,11 +321,13 @@ def _by_size(masks: Masks) -> list[Kernel]:
     return [*(kernel for kernel in plain if kernel.amplitude), *of_size]
 
 
-def _is_default(trial: Trial) -> bool:
-    """Whether a trial is of a kernel that is preferred where none is asked for."""
-    kernel = trial.predictor(0)
-    terms = [each for _, each in kernel.terms] if isinstance(kernel, Sum) else [kernel]
-    return isinstance(terms[0], Exponential)
+def _preferred(trials: Sequence[Trial]) -> list[int]:
+    """The numbers of the trials whose kernels are preferred where none is asked for."""
+    kernels = [trial.predictor(0) for trial in trials]
+    parts = [kernel.terms[0][1] if isinstance(kernel, Sum) else kernel for kernel in kernels]
+    warped = [index for index, part in enumerate(parts) if isinstance(part, Warped)]
+    wide = [index for index, part in enumerate(parts) if isinstance(part, Exponential)]
+    return warped or wide
 
 
 def random_rows(count: int, limit: int, device: torch.device) -> Tensor:

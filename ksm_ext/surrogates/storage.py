@@ -147,7 +147,7 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         TypeError: If one is of another kind.
     """
     m, t = tensors["scores"].shape
-    _check_facts(facts, t)
+    _check_facts(facts, t, int(tensors["varying"].sum()))
     _check_masks(tensors["masks"], m, len(facts["task_names"]), facts["binary"])
     forms = _forms(tensors, facts)
     for name, (dtype, shape, _, _) in forms.items():
@@ -170,7 +170,7 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         check_choice("different columns", len(set(columns)), [len(columns)])
 
 
-def _check_facts(facts: dict[str, Any], t: int) -> None:
+def _check_facts(facts: dict[str, Any], t: int, num_varying: int) -> None:
     """Names, kernels, candidates and the choices among a few words."""
     check_choice("kind", facts["kind"], ("torch", "numpy", *TABLES))
     check_choice("dtype", facts["dtype"], ("float32", "float64"))

@@ -34,6 +34,7 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, counted, listed, message
 from ksm_ext.correlation import spearman
+from ksm_ext.subsets import common_sum
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
@@ -140,11 +141,11 @@ class Surrogate:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether attributions and interactions come with standard deviations: on 0/1 masks.
+        """Whether answers come with standard deviations; in older files they may have none.
 
         Around a mean, lasso or least squares, they are those of a kernel.
         """
-        return self.masks.binary and self._is_covered
+        return self._is_covered
 
     @cached_property
     def _is_covered(self) -> bool:
@@ -196,7 +197,9 @@ class Surrogate:
             std = torch.where(certain > 0, 0.0, std)
         return self._answer(mean, axes), self._answer(std, axes)
 
-    def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
+    def attribute(
+        self, readout: str = "loo", return_std: bool = False, *, scale_rest: bool | None = None
+    ) -> Any:
         r"""How much each task raises each target.
 
         ``"loo"``: ``F(all) - F(all but i)``. ``"shapley"``: the mean effect of adding task i over
@@ -206,24 +209,30 @@ class Surrogate:
         units and sign of the scores. A task that was in every subset, or in none, has 0.
 
         For real-valued weights only ``"loo"`` is defined: the fitted function at the mean weights,
-        minus at the mean weights with task i at zero and, where all rows share one sum, the rest
-        scaled up to that sum.
+        minus at the mean weights with task i at zero and, for mixtures, the rest scaled up to the
+        same sum.
 
         Args:
             readout: Which of the three.
             return_std: Also return posterior standard deviations; ``value +- 1.96 std`` is a 95 %
                 interval. Fitted by conjugate gradients, each of the n tasks is one more linear
                 system and takes ``8 m n`` bytes; the deviations are then never too small.
+            scale_rest: For real weights, whether the rest is scaled up. None is for mixtures alone,
+                which are rows whose sums differ by at most 2 % of their mean. Nothing else is ever
+                normalised: rows that sum to 0.996 are fitted and predicted as they are.
 
         Returns:
             (n, t), or the pair of (n, t) attributions and standard deviations.
 
         Raises:
-            ValueError: If ``readout`` is none of the three, or is not defined for weights.
+            ValueError: If ``readout`` is none of the three, or is not defined for weights, or
+                ``scale_rest`` is given for 0/1 masks.
         """
         check_choice("readout", readout, READOUTS)
         if not self.masks.binary:
-            return self._attribute_weights(readout, return_std)
+            return self._attribute_weights(readout, return_std, scale_rest)
+        remedy = "There are no shares to scale."
+        check_choice("scale_rest for 0/1 masks", scale_rest, [None], remedy)
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
@@ -528,7 +537,7 @@ class Surrogate:
     def predictors(self) -> str:
         """The kernels in use, each once, and linear weights; empty where the mean is best."""
         kernels = [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
-        return ", ".join(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
+        return listed(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
 
     def __str__(self) -> str:
         """Sizes, kernels and leave-one-out error in a line, and warnings."""
@@ -747,22 +756,35 @@ class Surrogate:
             parts.append(self.unit * variance.sqrt())
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
 
-    def _attribute_weights(self, readout: str, return_std: bool) -> Any:
-        if readout != "loo" or return_std:
-            expected = "'loo' without return_std for real-valued weights"
-            found = f"{readout!r}" + (" with return_std" if return_std else "")
+    def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
+        if readout != "loo":
             remedy = "Shapley and Banzhaf values need 0/1 masks."
-            raise ValueError(message("readout", expected, found, remedy))
+            raise ValueError(
+                message("readout", "'loo' for real-valued weights", repr(readout), remedy)
+            )
         mean = self._active.floats.mean(0)  # (n,)
         without = mean.repeat(len(mean), 1)
         without.fill_diagonal_(0.0)
-        sums = self._active.floats.sum(1)
-        if float(sums.max() - sums.min()) < 0.02 * float(sums.mean().abs()):  # rounded shares
+        if scale_rest is None:
+            scale_rest = common_sum(self.masks.values) is not None
+        if scale_rest:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
-        points = Masks(torch.cat([mean[None], without]))
-        values = self._smooth(points)
-        differences = self._of_all_tasks(values[:1] - values[1:])
-        return self._answer(differences, {"task": self.task_names})
+        whole, rest, masks = Masks(mean[None]), Masks(without), self._active
+        values = self._smooth(whole) - self._smooth(rest)
+        axes = {"task": self.task_names}
+        if not return_std:
+            return self._answer(self._of_all_tasks(values), axes)
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            part = rest[rows]
+            between = kernel.gram(part, whole)[:, 0]
+            prior = kernel.diagonal(whole) + kernel.diagonal(part) - 2 * between
+            if isinstance(kernel, Identity):  # no observed score answers
+                return Functionals(prior, between.new_zeros(len(between), len(masks)))
+            return Functionals(prior, kernel.gram(whole, masks) - kernel.gram(part, masks))
+
+        std = self._of_all_tasks(self._std(len(without), of_rows))
+        return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
 
 
 def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogate:

@@ -28,8 +28,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from ksm_ext.checks import listed, message
+from ksm_ext.subsets import common_sum
 from ksm_ext.tables.files import Columns, is_text
 
 Role = Literal["task", "target", "key", "ignored"]
@@ -220,8 +222,7 @@ def _are_shares(columns: Columns) -> bool:
     values = np.stack([cells.astype(np.float64) for cells in tables], axis=1)
     if not np.isfinite(values).all() or (values < 0).any() or np.isin(values, (0, 1)).all():
         return False
-    sums = values.sum(1)
-    return bool(np.ptp(sums) <= 0.02 * sums.mean())
+    return common_sum(torch.from_numpy(values)) is not None
 
 
 def _known_role(

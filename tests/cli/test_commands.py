@@ -11,7 +11,7 @@ import pytest
 import torch
 from sweep import MASKS, TASKS, frame, scores, surrogate, table
 
-from ksm_ext import RBF, fit_surrogate, load_surrogate, selection
+from ksm_ext import RBF, fit_surrogate, load_surrogate, selection, subsets
 from ksm_ext.cli import main
 from ksm_ext.surrogates.quality import suitability
 
@@ -130,11 +130,8 @@ def test_sorted_and_cut(there, capsys):
 
 
 def test_without_intervals_the_columns_stay_empty(there, capsys):
-    rows = [[0.2, 0.8], [0.5, 0.5], [0.7, 0.3], [0.4, 0.6]]
-    pd.DataFrame(rows, columns=["a", "b"]).to_csv("shares.csv", index=False)
-    pd.DataFrame({"loss": [1.0, 2.0, 2.5, 1.4]}).to_csv("losses.csv", index=False)
-    main(["fit", "losses.csv", "--masks", "shares.csv", "-o", "mine", "--quiet"])
-    assert main(["attribute", "mine"]) == 0
+    older = Path(__file__).parents[1] / "data" / "format_2_lasso.safetensors"
+    assert main(["attribute", str(older)]) == 0
     text = capsys.readouterr()
     assert "no intervals" in text.err and table(text.out)["std"].isna().all()
 
@@ -152,6 +149,53 @@ def test_missing_scores_and_noise_are_options_of_fit(there, capsys):
     expected = fit_surrogate(MASKS, holes, missing="drop", noise_std=0.5)
     found = load_surrogate("mine").attribute("shapley")
     torch.testing.assert_close(found, expected.attribute("shapley"))
+
+
+def mixtures():
+    """A surrogate of two losses of four shares, saved as m."""
+    shares = subsets.dirichlet(4, 40, seed=0)
+    losses = torch.exp(-shares.sqrt() @ torch.tensor([[1.0, 4], [3, 2], [0, 1], [2, 0]]).double())
+    names = {"task_names": ["a", "b", "c", "d"], "target_names": ["one loss", "other loss"]}
+    fitted = fit_surrogate(shares, losses, **names)
+    fitted.save("m")
+    return fitted
+
+
+@pytest.mark.parametrize("targets", [["one loss"], ["one loss", "other loss"]])
+def test_the_mixture_selected_is_the_best(targets, there, capsys):
+    fitted = mixtures()
+    named = [word for name in targets for word in ("--target", name)]
+    call = ["select", "m", "--mixture", "--minimize", *named, "--maximum", "0.6"]
+    assert main([*call, "--confidence", "0.9"]) == 0
+    text = capsys.readouterr()
+    scale = fitted.scores.std(0)
+    weights = 1 / scale if len(targets) > 1 else torch.tensor([1.0, 0.0])
+    options = {"maximize": False, "target_weights": weights}
+    best = selection.best_mixture(fitted, bounds=(0.0, 0.6), confidence=0.9, **options)
+    found = table(text.out)
+    assert found["task"].tolist() == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(found["share"], best.shares, atol=1e-12)
+    np.testing.assert_allclose(found["nearest_fitted"], fitted.masks.values[best.nearest])
+    predicted = fitted.predict(best.shares[None])[0]
+    score = float(((predicted - fitted.scores.mean(0)) / scale).mean())
+    score = score if len(targets) > 1 else float(predicted[0])
+    assert f"Predicted score {score:.4g} with" in text.err
+
+
+def test_mixtures_have_no_budget_and_masks_no_mixture(there, capsys):
+    mixtures()
+    assert main(["select", "m", "--budget", "2", "--minimize", "--target", "one loss"]) == 2
+    assert "of mixtures add `--mixture`" in capsys.readouterr().err
+    assert main(["select", "s", "--mixture", "--minimize", "--target", "loss"]) == 2
+    assert "`surrogate` must be fitted to mixtures" in capsys.readouterr().err
+
+
+def test_attributions_of_mixtures_have_intervals(there, capsys):
+    value, std = mixtures().attribute(return_std=True)
+    assert main(["attribute", "m", "--sort", "none"]) == 0
+    found = table(capsys.readouterr().out)
+    np.testing.assert_allclose(found["value"], value.T.flatten(), rtol=1e-10)
+    np.testing.assert_allclose(found["std"], std.T.flatten(), rtol=1e-6)
 
 
 def test_select_is_under_budget(there, capsys):

@@ -52,6 +52,26 @@ def test_a_design_has_no_more_subsets_than_there_are(design, count, capsys):
     assert f"Note: there are {count} different subsets in this design" in text.err
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ("", {}),
+        ("--strength 2 --minimum 0.01", {"strength": 2.0, "minimum": 0.01}),
+        ("--strength 1,9 --maximum 0.6", {"strength": (1.0, 9.0), "maximum": 0.6}),
+        ("--prior 1,2,3,4,5", {"prior": [1.0, 2.0, 3.0, 4.0, 5.0]}),
+    ],
+)
+def test_mixtures_are_those_of_dirichlet(options, drawn, there, capsys):
+    call = "design --num-tasks 5 --num-subsets 8 --seed 3 --design dirichlet"
+    assert main([*call.split(), *options.split()]) == 0
+    text = capsys.readouterr()
+    expected = subsets.dirichlet(5, 8, seed=3, **drawn)
+    np.testing.assert_allclose(table(text.out).to_numpy(), expected, rtol=1e-14)
+    assert main([*call.split(), *options.split(), "-o", "mixtures.npz"]) == 0
+    assert "8 mixtures of 5 tasks." in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load("mixtures.npz")["masks"], expected)
+
+
 def test_a_wide_design_is_not_counted_to_its_end(there):
     assert main(["design", "--num-tasks", "20000", "--num-subsets", "3", "-o", "wide.npz"]) == 0
     assert np.load("wide.npz")["masks"].shape == (3, 20000)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ksm_ext
-from ksm_ext import evaluation, fit_surrogate, plotting, selection, write_report
+from ksm_ext import evaluation, fit_surrogate, plotting, selection, subsets, write_report
 from ksm_ext.arrays import aligned
 from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.sklearn import SurrogateRegressor, lds_score
@@ -52,6 +52,13 @@ def table(values, *dims, kind="pandas"):
 @functools.cache
 def surrogate():
     return fit_surrogate(table(MASKS, "subset", "task"), table(TRUE, "subset", "target"))
+
+
+@functools.cache
+def mixed():
+    shares = subsets.dirichlet(N, M, seed=0).numpy()
+    scores = table(TRUE, "subset", "target")
+    return fit_surrogate(table(shares, "subset", "task"), scores, kernel="linear", ridge=0.01)
 
 
 @functools.cache
@@ -206,6 +213,20 @@ FUNCTIONS = {
         COSTS | WEIGHTS,
         lambda **t: chosen(selection.under_budget(surrogate(), budget=5, maximize=True, **t)),
         [("costs", "task"), ("target_weights", "target")],
+    ),
+    "best_mixture": (
+        WEIGHTS | {"low": (np.array([0.1, 0.0, 0.2, 0.05]), "task")},
+        lambda low, target_weights: (
+            selection.best_mixture(
+                mixed(), maximize=True, target_weights=target_weights, bounds=(low, 0.7)
+            ).shares
+        ),
+        [("target_weights", "target"), ("low", "task")],
+    ),
+    "dirichlet": (
+        {name: (np.array([0.7, 0.3, 0.9, 0.8]), "task") for name in ("prior", "maximum")},
+        lambda **tables: subsets.dirichlet(N, 5, seed=0, **tables),
+        [("maximum", "task")],
     ),
     "predict by an estimator": (
         QUERY,

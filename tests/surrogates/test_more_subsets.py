@@ -89,3 +89,6 @@ def test_checks():
     assert not bare.has_intervals
     with pytest.raises(ValueError, match="`return_std` must be False for this surrogate"):
         more_subsets(bare)
+    weights = fit_surrogate(MASKS * 0.5, SCORES, kernel=Linear(), ridge=1.0)
+    with pytest.raises(ValueError, match="`surrogate` must be fitted to 0/1 masks, got real"):
+        more_subsets(weights)

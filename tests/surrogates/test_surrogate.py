@@ -216,12 +216,55 @@ def test_leave_one_out_of_mixtures(kernel, shares):
     close(surrogate.attribute("loo"), torch.stack(expected))
 
 
+@every_kernel
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("shares", [True, False])
+def test_standard_deviations_of_leave_one_out_of_mixtures(kernel, center, shares):
+    # those of differences between the mean mixture and the others, by dense algebra
+    weights = torch.rand(12, 3).double()
+    weights = weights / weights.sum(1, keepdim=True) if shares else weights
+    scores = torch.randn(12).double()
+    surrogate = fit_surrogate(weights, scores, kernel=kernel, ridge=0.2, center=center)
+    mean = weights.mean(0)
+    without = mean * (1 - torch.eye(3).double())
+    if shares:
+        without = without / without.sum(1, keepdim=True)
+    points = torch.cat([weights, mean[None], without])
+    arguments = (kernel.on_weights(points, points), torch.arange(12), 0.2, center)
+    every = torch.eye(16, dtype=torch.float64)
+    variance = reference.posterior_variance(every[12] - every[13:], *arguments)
+    signal = surrogate.kernel_terms[0].signal_variance * surrogate.unit.square()
+    close(surrogate.attribute(return_std=True)[1].square(), variance * signal, 1e-8)
+
+
+def test_the_rest_is_scaled_up_where_rows_share_a_sum_or_on_request():
+    rounded = torch.rand(20, 4).double()
+    rounded /= rounded.sum(1, keepdim=True)
+    rounded *= 1 + 0.004 * torch.linspace(-1, 1, 20)[:, None].double()
+    scores = rounded.square().sum(1)
+    surrogate = fit_surrogate(rounded, scores, kernel="rbf")
+    scaled, plain = (surrogate.attribute(scale_rest=flag) for flag in (True, False))
+    close(surrogate.attribute(), scaled)
+    assert (scaled - plain).abs().max() > 0.01
+    mean = rounded.mean(0)
+    points = torch.cat([mean[None], mean * (1 - torch.eye(4).double())])
+    values = surrogate.predict(points)  # nothing is normalised
+    close(plain, values[0] - values[1:])
+    uneven = fit_surrogate(2 * rounded * torch.linspace(1, 2, 20)[:, None], scores, kernel="rbf")
+    close(uneven.attribute(), uneven.attribute(scale_rest=False))
+    masks = fit_surrogate(rounded > 0.2, scores)
+    with pytest.raises(
+        ValueError, match=r"^`scale_rest for 0/1 masks` must be one of None, got True"
+    ):
+        masks.attribute(scale_rest=True)
+
+
 def test_what_mixtures_do_not_have():
     surrogate = fit_surrogate(torch.rand(12, 3), torch.randn(12), kernel="rbf", ridge=0.1)
-    form = r"^`readout` must be 'loo' without return_std for real-valued weights, got {}\. Shapley"
-    for readout, std in (("shapley", ""), ("banzhaf", ""), ("loo", " with return_std")):
-        with pytest.raises(ValueError, match=form.format(f"'{readout}'{std}")):
-            surrogate.attribute(readout, return_std=bool(std))
+    form = r"^`readout` must be 'loo' for real-valued weights, got '{}'\. Shapley"
+    for readout in ("shapley", "banzhaf"):
+        with pytest.raises(ValueError, match=form.format(readout)):
+            surrogate.attribute(readout)
     form = r"^`masks` must be 0/1 for {}, got real-valued weights\. Use predict, or attribute"
     for name in ("interactions", "walsh_spectrum"):
         with pytest.raises(ValueError, match=form.format(name)):
