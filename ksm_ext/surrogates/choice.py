@@ -36,9 +36,6 @@ _CLEAR = 2.0
 It is the best of many, so some win by chance: one in forty by so much.
 """
 
-_CLEAR_OF_DEFAULT = 0.5
-"""Standard errors by which a kernel must win to replace the best of the preferred ones."""
-
 _BETTER_THAN_MEAN = 0.5
 """Standard errors by which a predictor must beat the mean.
 
@@ -134,13 +131,15 @@ class Contest:
         judged: The trials, with what they cost.
         scores: What they predict.
         mean: Whether the first of them is the mean.
-        preferred: Indices of trials that are kept unless another is clearly better.
+        preferred: Indices of trials that are kept unless another is better by the ``margin``.
+        margin: Standard errors by which a kernel must win to replace the best of these.
     """
 
     judged: Sequence[Judged]
     scores: Scores
     mean: bool = False
     preferred: frozenset[int] = frozenset()
+    margin: float = _CLEAR
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -314,7 +313,7 @@ class Contest:
         if not self.preferred:
             return ()
         kernels = [i for i, trial in enumerate(self.trials) if isinstance(trial, KernelTrial)]
-        return (self.among(kernels), _CLEAR), (self.among(self.preferred), _CLEAR_OF_DEFAULT)
+        return (self.among(kernels), _CLEAR), (self.among(self.preferred), self.margin)
 
     def _alone(self) -> Choice:
         """For every target what it would get if it were the only one."""

@@ -839,9 +839,9 @@ def grams(kernels: Sequence[Sequence[Kernel]], tables: Sequence[Masks]) -> Tenso
         lookup = values.reshape(len(tables), -1, n + 1)  # (b, K, n + 1)
         at = counts.flatten(1)[:, None].expand(-1, lookup.shape[1], -1)
         parts.append(lookup.gather(2, at).unflatten(2, counts.shape[1:]))
-    amplitudes = torch.tensor([kernel.amplitude for kernel in everything], device=device)
+    amplitudes = numbers.new_tensor([kernel.amplitude for kernel in everything])
     if bool(amplitudes.any()):
-        shares = (1 - sizes / max(n, 1)).to(torch.float64)[:, None]  # (b, 1, m) of tasks left out
+        shares = 1 - sizes.to(torch.float64)[:, None] / max(n, 1)  # (b, 1, m) of tasks left out
         factors = torch.exp(amplitudes.reshape(len(tables), -1, 1) * shares)
         parts[0] *= factors[..., None] * factors[..., None, :]
     gram = parts[0] + parts[1]

@@ -24,7 +24,7 @@ rates rho: O(m^3 + n m^2) for all gradients together.
 Priors keep few scores from deciding much: ``log gamma_i`` is normal around the shared
 ``log gamma``, and the amplitude around 0.
 
-Shapes: m subsets, n tasks, t targets; scores standardised, float64.
+Shapes: m subsets, n tasks, t targets; scores of one table, standardised, float64.
 
 References: Patterson & Thompson 1971, *Biometrika* 58; Rasmussen & Williams 2006, ch. 5.
 """
@@ -137,8 +137,8 @@ def restricted_log_likelihood(
 
     Without an intercept it is the likelihood itself.
     """
-    values = scores.values[:, scores.varying]
-    found = torch.full_like(scores.values[0], math.nan)
+    values = scores.values[0][:, scores.varying]
+    found = torch.full_like(scores.values[0, 0], math.nan)
     found[scores.varying] = _restricted(_Solved.of(kernel.gram(masks), ridge, scores), values)[0]
     return found
 
@@ -160,7 +160,7 @@ class _Solved:
     @classmethod
     def of(cls, gram: Tensor, ridge: float, scores: Scores) -> "_Solved":
         """Of ``gram + ridge / weights``."""
-        factor = torch.linalg.cholesky(gram + torch.diag(ridge / scores.weights))
+        factor = torch.linalg.cholesky(gram + torch.diag(ridge / scores.weights[0]))
         inverse = torch.cholesky_inverse(factor)
         determinant, m = 2 * factor.diagonal().log().sum(), len(gram)
         if not scores.center:
@@ -251,11 +251,11 @@ class _Problem:
         kernel, ridge = self.model(point)
         gram, varying = kernel.gram(self.masks), self.scores.varying
         solved = _Solved.of(gram, ridge, self.scores)
-        values, change = self.evaluate(solved, self.scores.values[:, varying])
+        values, change = self.evaluate(solved, self.scores.values[0][:, varying])
         moved = change * gram
         sizes = 1 - self.masks.floats.sum(1) / self.masks.num_tasks
         of_tasks = self._decays(kernel, gram, moved).cpu().numpy()
-        by_ridge = float(change.diagonal() @ (ridge / self.scores.weights))
+        by_ridge = float(change.diagonal() @ (ridge / self.scores.weights[0]))
         by_amplitude = 2 * float(sizes @ moved.sum(1))
         gradient = np.array([of_tasks.sum(), by_ridge, by_amplitude, *of_tasks])
         widths = np.array(
@@ -277,5 +277,5 @@ class _Problem:
     @property
     def _independent(self) -> float:
         """How many targets there are, counting those that move together as one."""
-        variances = torch.linalg.svdvals(self.scores.values[:, self.scores.varying]).square()
+        variances = torch.linalg.svdvals(self.scores.values[0][:, self.scores.varying]).square()
         return float(variances.sum().square() / variances.square().sum())

@@ -58,6 +58,9 @@ _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on ev
 _SCREEN_TARGETS = 128
 _WANTED = 2  # kernels at most that single targets want
 _SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
+_MARGIN = 0.5
+"""Standard errors by which another kernel must beat those that see sizes: these are many already."""
+
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
 _LASSO_SUBSETS = 20_000  # its path holds 20 residuals of each target that is probed
@@ -268,7 +271,8 @@ class Search:
             judged += lasso_where_promising(tables, scores, folds, Contest(judged, scores))
         contest = Contest(judged if with_mean else judged[1:], scores, with_mean)
         preferred = _preferred(contest.trials) if automatic else ()
-        return replace(contest, preferred=frozenset(preferred))
+        margin = _MARGIN if tables[0].binary else contest.margin
+        return replace(contest, preferred=frozenset(preferred), margin=margin)
 
 
 def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]:

@@ -56,7 +56,7 @@ def with_learnt(
     Args:
         kernels: The kernels, all other parameters set.
         masks: (m, n).
-        scores: What is fitted.
+        scores: What is fitted, of one table.
         likely: Leave out what hardly makes the scores of its target likelier.
     """
     found: list[Kernel] = []
@@ -66,7 +66,7 @@ def with_learnt(
             continue
         weights = masks.floats.cpu().numpy()
         targets = scores.spaced_targets(_TARGETS).tolist() or [0]
-        learnt = [learn(kernel, weights, scores.values[:, j].cpu().numpy()) for j in targets]
+        learnt = [learn(kernel, weights, scores.values[0, :, j].cpu().numpy()) for j in targets]
         found += [each for each, gain in learnt if gain > _LIKELY or not likely]
     return found
 

@@ -34,7 +34,7 @@ def table(m=25, n=5, seed=0, t=2, binary=True):
 def as_scores(values, weights=None, center=True):
     values = (values - values.mean(0)) / values.std(0)
     weights = torch.ones(len(values)).double() if weights is None else weights / weights.mean()
-    return Scores(values, center, False, weights)
+    return Scores(values[None], center, False, weights[None])
 
 
 def some_weights(m):
@@ -62,12 +62,12 @@ def test_restricted_likelihood_is_the_density_of_contrasts(family, center, weigh
     scores = as_scores(values, weights, center)
     kernel = family(gamma=(0.1, 0.3, 0.2, 0.7, 0.4), amplitude=0.8)
     found = restricted_log_likelihood(kernel, 0.2, masks, scores)
-    covariance = kernel.gram(masks) + torch.diag(0.2 / scores.weights)
+    covariance = kernel.gram(masks) + torch.diag(0.2 / scores.weights[0])
     contrasts = torch.eye(25).double()
     if center:
         contrasts = torch.linalg.svd(torch.ones(1, 25).double())[2][1:]
     covariance = contrasts @ covariance @ contrasts.T
-    for column, value in zip((contrasts @ scores.values).T, found.tolist(), strict=True):
+    for column, value in zip((contrasts @ scores.values[0]).T, found.tolist(), strict=True):
         best = float(column @ torch.linalg.solve(covariance, column)) / len(column)
         expected = multivariate_normal.logpdf(column, cov=best * covariance.numpy())
         assert value == pytest.approx(expected, rel=1e-10)
@@ -80,7 +80,7 @@ def test_scikit_learn_has_the_same_likelihood():
     scores = as_scores(values, center=False)
     kernel, ridge = RBF(gamma=(0.1, 0.3, 0.2, 0.7, 0.4)), 0.2
     gram = kernel.gram(masks) + ridge * torch.eye(25)
-    y = scores.values[:, 0]
+    y = scores.values[0, :, 0]
     variance = float(y @ torch.linalg.solve(gram, y)) / 25
     lengths = [1 / math.sqrt(2 * gamma) for gamma in kernel.gamma]
     peer = variance * (peers.RBF(lengths) + peers.WhiteKernel(ridge))
@@ -95,8 +95,8 @@ def test_the_other_objective_is_the_leave_one_out_error(center):
     masks, values = table()
     scores = as_scores(values, center=center)
     gram = Exponential(gamma=0.4, amplitude=0.5).gram(masks)
-    found, _ = likelihood._left_out(likelihood._Solved.of(gram, 0.3, scores), scores.values)
-    residuals = reference.leave_one_out(gram, scores.values, 0.3, center)
+    found, _ = likelihood._left_out(likelihood._Solved.of(gram, 0.3, scores), scores.values[0])
+    residuals = reference.leave_one_out(gram, scores.values[0], 0.3, center)
     torch.testing.assert_close(found, -25 / 2 * residuals.square().mean(0).log())
 
 
@@ -155,7 +155,7 @@ def test_scikit_learn_finds_nothing_likelier():
     found = learn_kernel(RBF(), masks, scores, **free)
     peer = peers.ConstantKernel() * peers.RBF([1.0] * 4) + peers.WhiteKernel()
     process = GaussianProcessRegressor(peer, n_restarts_optimizer=4, random_state=0, alpha=0.0)
-    process.fit(masks.floats.numpy(), scores.values[:, 0].numpy())
+    process.fit(masks.floats.numpy(), scores.values[0, :, 0].numpy())
     assert found.log_likelihood > process.log_marginal_likelihood_value_ - 0.05
 
 
@@ -190,7 +190,7 @@ def test_what_is_learnt_predicts_better():
 def test_constant_targets_have_no_likelihood():
     masks, values = table()
     values[:, 1] = 0.0
-    scores = Scores(values, True, False, torch.ones(25).double())
+    scores = Scores(values[None], True, False, torch.ones(1, 25).double())
     found = restricted_log_likelihood(RBF(gamma=0.2), 0.1, masks, scores)
     assert found[0].isfinite() and found[1].isnan()
     assert math.isfinite(learn_kernel(RBF(), masks, scores).log_likelihood)
