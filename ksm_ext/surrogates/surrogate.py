@@ -1,24 +1,25 @@
 r"""A fitted surrogate: predictions, attributions, interactions and their uncertainty.
 
 .. math:: \hat F(S) = b + u V \Big( \sum_g \sum_a \alpha^{(g)}_a\, k_g(S, S_a) + w^T 1_S \Big)
-          + \sum_a s_a\, e_a\, [S = S_a]
+          + \sum_a s_a\, e_a\, [S = S_a] + \sum_l b_l E_l(S)
 
 Targets are fitted in units u of their own standard deviation, so that none decides another's fit.
 They may share kernels through latent columns (V rotates them to targets; without V a latent column
-is a target). All but the last sum is the smooth part. The last sum adds what was observed beyond
-it: e_a is the residual of fitted subset a and s_a the share of it that is peculiar to the subset
-(the rest is noise).
+is a target). The last sum is there where the fit was given estimates (:mod:`.trend`). The sum
+before it adds what was observed beyond all else, the smooth part: e_a is the residual of fitted
+subset a and s_a the share of it that is peculiar to the subset (the rest is noise).
 Everything asked of the surrogate is linear in alpha, w and s e.
 
-**Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so the last
-sum has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
+**Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so that sum
+has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
 observed, such as F(all) and F(all but i), it compares these, and Shapley values sum to
 F(all) - F(none).
 
 **Uncertainty.** f is a Gaussian process, and answers have its posterior variance
 (:mod:`.posterior`). Where the noise is unknown, observed scores that are not known to be exact may
 be as noisy as leave-one-out residuals e: ``+ mean(e^2) sum_a L_a^2`` for an answer that has
-weights ``L_a`` on these scores.
+weights ``L_a`` on these scores. Estimates add ``b^2`` times their own variance, as if they were
+wrong elsewhere than at the fitted subsets.
 
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
@@ -39,10 +40,11 @@ from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
-from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
+from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_effects, prior_variance
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
+from ksm_ext.surrogates.trend import Answers, Level, Trend
 from ksm_ext.surrogates.walsh import walsh_energies
 
 Z95 = 1.959964
@@ -102,6 +104,7 @@ class Surrogate:
             answered in ``float32``.
         single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
+        trend: Surrogates of estimates and their slopes, or None without estimates.
     """
 
     masks: Masks
@@ -128,6 +131,7 @@ class Surrogate:
     dtype: torch.dtype
     single_target: bool
     solver: ConjugateGradients | None = None
+    trend: Trend | None = None
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -137,7 +141,9 @@ class Surrogate:
 
         Around a mean, lasso or least squares, they are those of a kernel.
         """
-        return self.masks.binary and self._is_covered
+        levels = () if self.trend is None else self.trend.levels
+        able = all(level.surrogate.has_intervals for level in levels)
+        return self.masks.binary and self._is_covered and able
 
     @cached_property
     def _is_covered(self) -> bool:
@@ -167,8 +173,12 @@ class Surrogate:
             ValueError: If ``masks`` has other columns than the fitted masks or is not finite.
         """
         (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
-        query = self._query(masks)
-        mean = self._smooth(query)
+        table = self._query(masks)
+        query = self._of_varying(table)
+        mean, trend = self._smooth(query), None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.predict(table.values, return_std))
+            mean = mean + trend.mean
         answered = self.nugget_share > 0 if observed else self._answered  # (m, t)
         seen = answered.any(1)
         if bool(seen.any()):
@@ -181,7 +191,10 @@ class Surrogate:
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             return self._fitted.predictions(kernel, query[rows], term, answered)
 
-        std = self._std(len(query), of_rows)
+        if trend is not None:  # where a score answers, its residual makes up for the estimates
+            answering = Identity().matmul(query, self._active, answered * self.nugget_share)
+            trend = trend.less(answering)
+        std = self._std(len(query), of_rows, trend)
         rows = self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.excluded[rows].to(torch.float64)
@@ -221,11 +234,15 @@ class Surrogate:
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
         )
-        values, axes = self._of_all_tasks(values), {"task": self.task_names}
+        values, trend = self._of_all_tasks(values), None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.attribute(name, return_std))
+            values = values + trend.mean
+        axes = {"task": self.task_names}
         if not return_std:
             return self._answer(values, axes)
-        std = self._readout_std(name, torch.arange(n, device=masks.values.device)[:, None])
-        return self._answer(values, axes), self._answer(self._of_all_tasks(std), axes)
+        tasks = torch.arange(len(values), device=masks.values.device)[:, None]
+        return self._answer(values, axes), self._answer(self._readout_std(name, tasks, trend), axes)
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
@@ -246,23 +263,35 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         self._require_masks("interactions")
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+
+        def matrix(pairs: Tensor, count: int) -> Tensor:
+            first, second = torch.triu_indices(count, count, 1, device=masks.values.device)
+            found = pairs.new_zeros(count, count, pairs.shape[1])
+            found[first, second] = pairs
+            found[second, first] = pairs
+            return found
+
+        def answer(found: Tensor) -> Any:
+            return self._answer(found, {"task": self.task_names, "other_task": self.task_names})
+
         first, second = torch.triu_indices(n, n, 1, device=masks.values.device)
-
-        def full(pairs: Tensor) -> Any:
-            matrix = pairs.new_zeros(n, n, pairs.shape[1])
-            matrix[first, second] = pairs
-            matrix[second, first] = pairs
-            matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
-            return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
-
         pairs = self._with_observed(
             len(first),
             lambda kernel, dual: pair_effects(masks, kernel, name, dual)[first, second],
             lambda term: term.weights.new_zeros(len(first), len(term.columns)),
         )
+        values = self._of_all_tasks(self._of_all_tasks(matrix(pairs, n)).transpose(0, 1))
+        trend = None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.interactions(name, return_std))
+            values = values + trend.mean
         if not return_std:
-            return full(pairs)
-        return full(pairs), full(self._readout_std(name, torch.stack([first, second], 1)))
+            return answer(values)
+        first, second = torch.triu_indices(len(values), len(values), 1, device=values.device)
+        tasks = torch.stack([first, second], 1)
+        trend = None if trend is None else trend.at(first, second)
+        std = self._readout_std(name, tasks, trend)
+        return answer(values), answer(matrix(std, len(values)))
 
     def walsh_spectrum(self, max_order: int | None = None) -> Any:
         r"""Fraction of the surrogate's variance over all subsets by order of interaction.
@@ -313,6 +342,8 @@ class Surrogate:
         rows = excluded.any(1).nonzero()[:, 0]
         distance = torch.zeros_like(self.scores)
         distance[rows] = self.scores[rows] - self._smooth(self._active[rows])
+        if self.trend is not None:
+            distance[rows] -= Answers(self.trend.slopes, self._trend_at_fitted[:, rows]).mean
         return replace(
             self,
             fit_residuals=torch.where(excluded, distance, self.fit_residuals),
@@ -386,8 +417,11 @@ class Surrogate:
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that were in every subset or in none: no score depends on them."""
-        varying = set(self._varying_tasks.tolist())
-        return tuple(name for i, name in enumerate(self.task_names) if i not in varying)
+        varying = self.varying.cpu()
+        for level in () if self.trend is None else self.trend.levels:
+            varying = varying | level.moving
+        named = zip(self.task_names, varying.tolist(), strict=True)
+        return tuple(name for name, varies in named if not varies)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -434,6 +468,14 @@ class Surrogate:
             tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
         for i, linear in enumerate(self.linear_terms):
             tensors |= _tensors_of(linear, _OF_LINEAR, f"linear.{i}.")
+        levels = []
+        for i, level in enumerate(() if self.trend is None else self.trend.levels):
+            parts, described = level.surrogate.state()
+            tensors |= {f"trend.{i}.{name}": tensor for name, tensor in parts.items()}
+            places = {"tasks": level.tasks, "targets": level.targets}
+            levels.append({"surrogate": described, **places})
+        if self.trend is not None:
+            tensors["trend.slopes"] = self.trend.slopes
         return tensors, {
             **{name: getattr(self, name) for name in _FACTS},
             "kernels": [term.kernel.describe() for term in self.kernel_terms],
@@ -443,6 +485,7 @@ class Surrogate:
             "kind": self.kind.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "solver": None if self.solver is None else asdict(self.solver),
+            **({"trend": levels} if levels else {}),
         }
 
     @classmethod
@@ -478,7 +521,25 @@ class Surrogate:
             kind=ArrayKind(facts["kind"], stored.device),
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
+            trend=cls._trend_of(tensors, facts.get("trend", ())),
         )
+
+    @classmethod
+    def _trend_of(cls, tensors: dict[str, Tensor], levels: Sequence[Any]) -> Trend | None:
+        """The trend in a :meth:`state`."""
+        if not levels:
+            return None
+        found = []
+        for i, level in enumerate(levels):
+            start = f"trend.{i}."
+            parts = {
+                name.removeprefix(start): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(start)
+            }
+            surrogate = cls.from_state(parts, level["surrogate"]).with_tensor_answers()
+            found.append(Level(surrogate, tuple(level["tasks"]), tuple(level["targets"])))
+        return Trend(tuple(found), tensors["trend.slopes"])
 
     # -- describing -----------------------------------------------------------------------------
 
@@ -549,12 +610,12 @@ class Surrogate:
         return beats_the_mean(self._loo_error, self.rank_correlations)
 
     def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
-        """(t,) bool: targets to whose predictions one of these terms adds anything."""
+        """(t,) bool: targets to whose predictions one of these terms, or a trend, adds anything."""
         moved = torch.zeros_like(self.intercept, dtype=torch.bool)
         for term in terms:
             weights = term.dual if isinstance(term, KernelTerm) else term.weights  # (m or n, q_g)
             moved |= (self._rotate_columns(weights, term.columns) != 0).any(0)
-        return moved
+        return moved if self.trend is None else moved | (self.trend.slopes != 0).any(0)
 
     @property
     def num_varying(self) -> int:
@@ -590,6 +651,12 @@ class Surrogate:
             sizes = self._active.sizes[:, None]
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
         return ends & (self.nugget_share > 0)
+
+    @cached_property
+    def _trend_at_fitted(self) -> Tensor:
+        """(L, m, t) the estimates of the fitted subsets."""
+        assert self.trend is not None
+        return self.trend.ask(lambda level: level.predict(self.masks.values, False)).values
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
@@ -645,7 +712,10 @@ class Surrogate:
         return self._answer(values, {})
 
     def _query(self, masks: ArrayLike) -> Masks:
-        query = Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
+        return Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
+
+    def _of_varying(self, query: Masks) -> Masks:
+        """The same subsets as masks of the tasks that vary, in the form of the fitted ones."""
         if len(self._varying_tasks) < self.masks.num_tasks:
             query = Masks(query.values[:, self._varying_tasks])
         return query if self.masks.binary == query.binary else query.as_weights()
@@ -667,18 +737,28 @@ class Surrogate:
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
         return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
 
-    def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
+    def _readout_std(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
         """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
         masks, order = self._active, tasks.shape[1]
+        place = (self.varying.cumsum(0) - 1).clamp_min(0)[tasks]  # among those that vary
+        live = self.varying[tasks].all(1)  # kernels have no part in the rest
+        asked = live if trend is None else torch.ones_like(live)
+        place, live = place[asked], live[asked].to(torch.float64)
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             prior = prior_variance(kernel, readout, masks.num_tasks, order)
-            return Functionals(prior, functionals(masks, kernel, readout, tasks[rows]))
+            found = functionals(masks, kernel, readout, place[rows])
+            return Functionals(prior * live[rows], found * live[rows, None])
 
-        return self._std(len(tasks), of_rows)
+        std = self.unit.new_zeros(len(tasks), len(self.unit))
+        std[asked] = self._std(len(place), of_rows, trend)
+        return std
 
     def _std(
-        self, count: int, of_rows: Callable[[Kernel, slice, KernelTerm], Functionals]
+        self,
+        count: int,
+        of_rows: Callable[[Kernel, slice, KernelTerm], Functionals],
+        trend: Answers | None,
     ) -> Tensor:
         """(count, t) posterior standard deviations in units of the scores, some rows at a time."""
         if not self._is_covered:
@@ -692,17 +772,25 @@ class Surrogate:
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
             latent = self.unit.new_zeros(rows.stop - rows.start, self._num_latent)
+            of_trend = None
+            if trend is not None:
+                of_trend = TrendFunctionals(trend.values[:, rows], self._trend_at_fitted)
             for term in self.kernel_terms:
                 smooth, observed = (
                     of_rows(kernel, rows, term) for kernel in (term.kernel, Identity())
                 )
                 factor = term.factored(self._active, center=self.center, solver=self.solver)
-                latent[:, term.columns] = self._fitted.variance(term, factor, smooth, observed)
+                latent[:, term.columns] = self._fitted.variance(
+                    term, factor, smooth, observed, of_trend
+                )
             variance = latent if self.rotation is None else latent @ self.rotation.square().T
             if self.noise is None:
                 squares = observed.of_fitted.square() @ inexact.to(torch.float64)
                 variance = variance + self._loo_error * squares
-            parts.append(self.unit * variance.sqrt())
+            std = self.unit * variance.sqrt()
+            if trend is not None:
+                std = (std.square() + trend.variance[rows]).sqrt()
+            parts.append(std)
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
 
     def _attribute_weights(self, readout: str, return_std: bool) -> Any:
