@@ -45,12 +45,13 @@ from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_eff
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trend import Answers, Level, Trend
-from ksm_ext.surrogates.walsh import walsh_energies
+from ksm_ext.surrogates.walsh import Mixture, side_by_side, walsh_energies
 
 Z95 = 1.959964
 """``value +- Z95 * std`` is a 95 % interval."""
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
+_USELESS = 0.05  # share of variance below which estimates are no help
 _SHOWN = 6  # names or numbers in a line
 
 
@@ -309,7 +310,8 @@ class Surrogate:
             prediction is constant has zeros.
 
         Raises:
-            ValueError: If ``max_order`` is not in 1..n, or the masks are real weights.
+            ValueError: If ``max_order`` is not in 1..n, the masks are real weights, or other tasks
+                vary among the estimates than among the scores.
         """
         self._require_masks("walsh_spectrum")
         n = self._active.num_tasks
@@ -317,8 +319,20 @@ class Surrogate:
         if not 1 <= last <= n:
             remedy = "Leave it out for the default."
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
+        parts, banzhaf = self._expansion()
+        masks, mixtures = side_by_side(parts)
+        energies, total = walsh_energies(masks, mixtures, last, (banzhaf / 2).square().sum(0))
+        positive = total > 1e-24  # in units of the variance of the scores
+        fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
+        return self._answer(fractions, {"order": range(1, last + 1)})
+
+    def _expansion(self) -> tuple[list[tuple[Masks, list[Mixture]]], Tensor]:
+        """The smooth part: mixtures of kernels on their subsets, and Banzhaf values (n, t).
+
+        In units of ``unit``; n are the tasks that vary.
+        """
         banzhaf = self._assemble(
-            n,
+            self._active.num_tasks,
             lambda term: effects(self._active, term.kernel, "banzhaf", term.dual),
             lambda term: term.weights,
         )
@@ -326,12 +340,22 @@ class Surrogate:
             (term.kernel, self._rotate_columns(term.dual, term.columns))
             for term in self.kernel_terms
         ]
-        energies, total = walsh_energies(
-            self._active, mixtures, last, (banzhaf / 2).square().sum(0)
-        )
-        positive = total > 1e-24  # in units of the variance of the scores
-        fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
-        return self._answer(fractions, {"order": range(1, last + 1)})
+        parts = [(self._active, mixtures)]
+        for level, slopes in () if self.trend is None else self.trend.with_slopes():
+            other, targets = level.surrogate, list(level.targets)
+            places = [level.places[task] for task in self._varying_tasks.tolist()]
+            if sorted(places) != other.varying.nonzero()[:, 0].tolist():
+                found, remedy = "others", "Fit both to subsets in which the same tasks vary."
+                expected = "of subsets in which the tasks vary that do among the scores"
+                raise ValueError(message("estimates", expected, found, remedy))
+            order = torch.tensor(places).argsort().argsort()
+            scale = other.unit[targets].to(slopes) * slopes / self.unit
+            below, of_level = other._expansion()
+            banzhaf = banzhaf + of_level[order][:, targets].to(scale) * scale
+            for masks, kernels in below:
+                scaled = [(kernel, dual[:, targets].to(scale) * scale) for kernel, dual in kernels]
+                parts.append((Masks(masks.values[:, order]).to(scale.device), scaled))
+        return parts, banzhaf
 
     def with_excluded(self, excluded: Tensor) -> "Surrogate":
         """The same surrogate, which answers with scores that the fit left out for their subsets.
@@ -407,6 +431,14 @@ class Surrogate:
         return self._per_target(self._loo_error)
 
     @property
+    def explained_by_estimates(self) -> Any:
+        """(t,) share of the scores' variance that ``b E`` explains; None without estimates.
+
+        Over the fitted subsets; negative where it is further from them than their mean is.
+        """
+        return None if self.trend is None else self._per_target(self._explained)
+
+    @property
     def noise_std(self) -> Any:
         """(t,) standard deviation of a single run, given or measured on repeats; None if unknown.
 
@@ -440,6 +472,14 @@ class Surrogate:
                 f"Attribution 0 for {listed(map(repr, self.constant_tasks))}: in every subset or "
                 "in none, so that no score tells."
             )
+        if self.trend is not None:
+            useless = (self._explained < _USELESS) | (self.trend.slopes < 0).any(0)
+            names = [name for name, no in zip(self.target_names, useless, strict=True) if no]
+            if names:
+                found.append(
+                    f"The estimates tell little of {listed(map(repr, names))}, or the opposite of "
+                    "what they say: compare with a fit without them."
+                )
         if bool(self.excluded.any()):
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
@@ -560,6 +600,10 @@ class Surrogate:
         if self._noise_std is not None:
             shown = self._noise_std.tolist()[:_SHOWN]
             quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        if self.trend is not None:
+            slopes = (listed(f"{b:.3g}" for b in row) for row in self.trend.slopes.tolist())
+            shares = listed(f"{share:.3f}" for share in self._explained.tolist())
+            quality += f", estimates times {' and '.join(slopes)} explain {shares} of it"
         sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
         line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: "
         line += f"{self.predictors or 'mean'} ({self.sharing} ridge), {quality}"
@@ -581,6 +625,20 @@ class Surrogate:
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
         return torch.where(high > low, error, torch.ones_like(error))
+
+    @cached_property
+    def _explained(self) -> Tensor:
+        assert self.trend is not None
+        trend = Answers(self.trend.slopes, self._trend_at_fitted).mean
+        judged = ~self.scores.isnan() & ~self.excluded
+
+        def scatter(values: Tensor) -> Tensor:
+            values = torch.where(judged, values, 0.0)
+            mean = values.sum(0) / judged.sum(0)
+            return torch.where(judged, values - mean, 0.0).square().sum(0)
+
+        rest, total = (scatter(table / self.unit) for table in (self.scores - trend, self.scores))
+        return torch.where(total > 0, 1 - rest / total.clamp_min(1e-300), 0.0)
 
     @cached_property
     def _noise_std(self) -> Tensor | None:
@@ -807,6 +865,10 @@ class Surrogate:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
         points = Masks(torch.cat([mean[None], without]))
         values = self._smooth(points)
+        if self.trend is not None:
+            weights = self.masks.floats.mean(0).repeat(len(points), 1)
+            weights[:, self._varying_tasks] = points.values
+            values = values + self.trend.ask(lambda level: level.predict(weights, False)).mean
         differences = self._of_all_tasks(values[:1] - values[1:])
         return self._answer(differences, {"task": self.task_names})
 

@@ -9,7 +9,7 @@ with closed-form readouts, and those of F are theirs times b plus those of δ.
 Shapes: n tasks, l query subsets, t targets, L estimates; float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,10 @@ class Trend:
         pairs = [each if isinstance(each, tuple) else (each,) for each in answers]
         columns = zip(*pairs, strict=True)
         return Answers(self.slopes, *(torch.stack(each).to(self.slopes) for each in columns))
+
+    def with_slopes(self) -> Iterator[tuple[Level, Tensor]]:
+        """Each level and its slopes (t,)."""
+        return zip(self.levels, self.slopes, strict=True)
 
 
 @dataclass(frozen=True, eq=False)

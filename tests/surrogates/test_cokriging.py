@@ -1,12 +1,14 @@
 """Scores with estimates beside them: against dense kriging, refitting and all 2^n subsets."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
 from problems import close
 from safetensors import safe_open
 
-from ksm_ext import RBF, fit_surrogate, load_surrogate
+from ksm_ext import RBF, fit_surrogate, load_surrogate, retrain_scores
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.storage import write_state
 
@@ -240,3 +242,237 @@ def test_damaged_trends_are_refused(tmp_path, damage):
     write_state(tmp_path / "s", tensors, facts)
     with pytest.raises(ValueError, match=r"^`path` must be a saved surrogate, got .*damaged"):
         load_surrogate(tmp_path / "s")
+
+
+# -- what estimates may be ----------------------------------------------------------------------
+
+
+class Predictor:
+    """Scores of any subset, by a formula; the empty one has none that means anything."""
+
+    target_names = ("b", "a")
+
+    def __init__(self):
+        self.asked = []
+
+    def predict(self, masks):
+        self.asked.append(masks)
+        assert bool(masks.any(1).all())
+        sizes = masks.double().sum(1, keepdim=True)
+        return torch.cat([sizes.square(), masks.double() @ torch.arange(N).double()[:, None]], 1)
+
+
+def test_a_predictor_is_asked_where_true_scores_are():
+    rows, predictor = observed_rows(), Predictor()
+    names = {"target_names": ["a", "b"]}
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=predictor, **names)
+    (level,) = surrogate.trend.levels
+    (asked,) = predictor.asked
+    seen = {tuple(row) for row in asked.tolist()}
+    assert seen >= {tuple(row) for row in ALL[rows].tolist() if any(row)}
+    assert seen >= {tuple(row) for row in (~torch.eye(N, dtype=torch.bool)).tolist()}
+    close(level.predict(ALL[rows], False), predictor.predict(ALL[rows])[:, [1, 0]], 1e-9)
+
+
+def test_every_form_of_estimates_is_the_same_fit():
+    pair, rows = estimates(), observed_rows()
+    options = ALL[rows], truth()[rows]
+    expected = fit_surrogate(*options, estimates=fit_surrogate(*pair)).attribute()
+    finished = retrain_scores(lambda mask, seed: dictionary[tuple(mask.tolist())], pair[0])
+    for form in (pair, [pair], (fit_surrogate(*pair),), finished):
+        close(fit_surrogate(*options, estimates=form).attribute(), expected, 1e-12)
+
+
+dictionary = {
+    tuple(mask): score for mask, score in zip(*(x.tolist() for x in estimates()), strict=True)
+}
+
+
+def test_tasks_and_targets_go_by_their_names():
+    """Tables in another order, and an estimate of more targets than there are true scores of."""
+    masks, cheap = estimates()
+    rows, tasks = observed_rows(), list("abcdefgh")
+    wide = torch.cat([cheap[:, [1]], cheap.sum(1, keepdim=True), cheap[:, [0]]], 1)
+    names = {"task_names": tasks[::-1], "target_names": ["loss", "other", "error"]}
+    alone = fit_surrogate(masks, cheap, kernel="rbf", share_ridge=True)
+    expected = fit_surrogate(ALL[rows], truth()[rows], estimates=alone)
+    turned = fit_surrogate(masks.flip(1), wide, kernel=alone.kernel_terms[0].kernel, **names)
+    named = {"task_names": tasks, "target_names": ["error", "loss"]}
+    found = fit_surrogate(ALL[rows], truth()[rows], estimates=turned, **named)
+    for ask in ("attribute", "interactions"):
+        close(getattr(found, ask)("shapley"), getattr(expected, ask)("shapley"), 2e-2)
+    close(found.walsh_spectrum(), expected.walsh_spectrum(), 2e-2)
+    close(found.attribute("banzhaf"), brute(found, "banzhaf"), 1e-9)
+
+
+def brute(surrogate, readout):
+    table = surrogate.predict(ALL, observed=True)
+    return reference.effect_functionals(N, readout) @ table
+
+
+def test_spectra_are_those_of_the_predicted_table():
+    """Of the smooth part of both; a level in other tasks than the scores has none."""
+    rows, (masks, cheap) = observed_rows(), estimates()
+    level = fit_surrogate(masks, cheap, ridge=0.1)
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=level, ridge=0.1)
+    table = surrogate.predict(ALL)
+    close(surrogate.walsh_spectrum(), reference.walsh_spectrum(table, N), 1e-9)
+    half = masks[masks[:, 0]]
+    level = fit_surrogate(half, cheap[masks[:, 0]])
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=level)
+    form = (
+        r"^`estimates` must be of subsets in which the tasks vary that do among the scores, got oth"
+    )
+    with pytest.raises(ValueError, match=form):
+        surrogate.walsh_spectrum()
+
+
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+def test_tasks_that_vary_among_estimates_only_have_their_effects(readout):
+    """b times those of the estimates; their variance has that of b too."""
+    rows = torch.tensor([row for row in observed_rows(60).tolist() if ALL[row, 0]][:18])
+    level = fit_surrogate(*estimates())
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=level, ridge=0.3)
+    assert surrogate.constant_tasks == ()
+    values, std = surrogate.attribute(readout, True)
+    effects, spread = level.attribute(readout, True)
+    close(values[0], (surrogate.trend.slopes * effects)[0])
+    _, pairs = surrogate.interactions(readout, True)
+    (term,) = surrogate.kernel_terms
+    gram = term.kernel.gram(surrogate.masks.__class__.of(ALL[rows][:, 1:]))
+    for j in range(2):
+        cheap = level.predict(ALL[rows], observed=True)[:, j]
+        one = torch.ones(len(rows), dtype=torch.float64)
+        h, ridge = torch.stack([one, cheap], 1), float(term.ridge[j])
+        inverse = torch.linalg.inv(gram + ridge * torch.eye(len(rows), dtype=torch.float64))
+        of_slope = torch.linalg.inv(h.T @ inverse @ h)[1, 1] * term.signal_variance[j]
+        of_slope = of_slope * surrogate.unit[j] ** 2
+        slope = surrogate.trend.slopes[0, j]
+        expected = effects[0, j] ** 2 * of_slope + slope**2 * spread[0, j] ** 2
+        close(std[0, j] ** 2, expected, 1e-9)
+        pair, pair_std = (table[0, 3, j] for table in level.interactions(readout, True))
+        close(pairs[0, 3, j] ** 2, pair**2 * of_slope + slope**2 * pair_std**2, 1e-9)
+
+
+# -- everything that scores may be --------------------------------------------------------------
+
+
+def test_each_target_is_fitted_to_the_scores_that_it_has():
+    """With its own trend: as if it were the only one."""
+    rows, level = observed_rows(), fit_surrogate(*estimates())
+    scores = truth()[rows]
+    scores[:3, 0] = torch.nan
+    options = {"estimates": level, "missing": "drop"}
+    both = fit_surrogate(ALL[rows], scores, **options)
+    for j in range(2):
+        own = fit_surrogate(*estimates(), target_names=["x", "y"])
+        alone = fit_surrogate(
+            ALL[rows], scores[:, [j]], estimates=own, missing="drop", target_names=["xy"[j]]
+        )
+        close(both.predict(ALL)[:, [j]], alone.predict(ALL), 1e-9)
+        close(both.predict(ALL, True)[1][:, [j]], alone.predict(ALL, True)[1], 1e-9)
+
+
+def test_known_scores_and_those_without_noise_are_answered():
+    rows, level = observed_rows(), fit_surrogate(*estimates())
+    options = {"estimates": level}
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], known=[2, 5], **options)
+    close(surrogate.predict(ALL[rows[[2, 5]]]), truth()[rows[[2, 5]]])
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], noise_std=0.0, **options)
+    mean, std = surrogate.predict(ALL[rows], True)
+    close(mean, truth()[rows])
+    close(std, torch.zeros_like(std), 1e-6)
+
+
+def test_repeated_runs_measure_noise_and_weigh():
+    """A subset of many runs counts as their mean, more precise than others."""
+    rows, level = observed_rows(), fit_surrogate(*estimates())
+    noise = 0.3 * torch.randn(4 * len(rows), 2).double()
+    repeated = rows.repeat(4)
+    runs = truth()[repeated] + noise
+    surrogate = fit_surrogate(ALL[repeated[:-9]], runs[:-9], estimates=level)
+    assert 0.2 < float(surrogate.noise_std.mean()) < 0.4
+    (term,) = surrogate.kernel_terms
+    assert term.weights is not None and len(term.weights.unique()) > 1
+    signal = term.ridge * term.signal_variance * surrogate.unit.square()
+    assert bool((signal > 0.5 * 0.3**2 / 4).all())
+
+
+def test_real_weights_have_trends_too():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(60, 4, generator=generator, dtype=torch.float64)
+    weights /= weights.sum(1, keepdim=True)
+    true = weights.square() @ torch.arange(1.0, 5.0).double()
+    cheap = 2 * true + 0.1 * torch.sin(9 * weights[:, 0])
+    surrogate = fit_surrogate(weights[:12], true[:12], estimates=(weights, cheap))
+    error = (surrogate.predict(weights[12:]) - true[12:]).square().mean() / true.var()
+    assert error < 0.02
+    mean, effects = weights[:12].mean(0), surrogate.attribute("loo")
+    without = mean.repeat(4, 1).fill_diagonal_(0.0)
+    without /= without.sum(1, keepdim=True)
+    close(effects, surrogate.predict(mean[None]) - surrogate.predict(without), 1e-9)
+
+
+def test_what_is_said(capsys):
+    surrogate, *_ = fitted()
+    slopes = ", ".join(f"{slope:.3g}" for slope in surrogate.trend.slopes[0].tolist())
+    shares = ", ".join(f"{share:.3f}" for share in surrogate.explained_by_estimates.tolist())
+    assert str(surrogate).endswith(f"estimates times {slopes} explain {shares} of it")
+    assert surrogate.warnings == ()
+    rows = observed_rows()
+    for cheap in (-truth(), torch.randn(2**N, 2).double()):
+        found = fit_surrogate(ALL[rows], truth()[rows], estimates=(ALL[60:], cheap[60:]))
+        assert any("The estimates tell little of '0'" in text for text in found.warnings)
+    assert fit_surrogate(ALL[rows], truth()[rows]).explained_by_estimates is None
+
+
+def test_estimates_that_say_nothing_leave_the_surrogate_alone():
+    """Constant ones: as if there were none, but for what chooses."""
+    rows = observed_rows()
+    level = fit_surrogate(ALL[rows[:5]], truth()[rows[:5]], kernel=RBF(1.0), ridge=1.0)
+    constant = replace(
+        level,
+        kernel_terms=tuple(replace(term, dual=0 * term.dual) for term in level.kernel_terms),
+        nugget_share=0 * level.nugget_share,
+    )
+    options = {"kernel": RBF(0.1), "ridge": 0.5}
+    alone = fit_surrogate(ALL[rows], truth()[rows], **options)
+    found = fit_surrogate(ALL[rows], truth()[rows], estimates=constant, **options)
+    close(found.predict(ALL), alone.predict(ALL))
+    close(found.attribute("shapley", True)[1], alone.attribute("shapley", True)[1])
+
+
+@pytest.mark.parametrize(
+    "error, match, options",
+    [
+        (ValueError, r"`estimates` must be at least one, got an empty list", {"estimates": []}),
+        (TypeError, r"`estimates` must be a pair \(masks, scores\), .*got int", {"estimates": 3}),
+        (ValueError, r"`criterion` must be 'error' with estimates", {"criterion": "rank"}),
+        (ValueError, r"`kernel` must be a kernel with estimates, got 'lasso'", {"kernel": "lasso"}),
+        (ValueError, r"`solver` must be 'eigh' with estimates", {"solver": "cg"}),
+        (
+            ValueError,
+            r"`estimates` must be of the same targets as the true scores, got p, q beside 0, 1\.",
+            {"target_names": ["p", "q"], "estimates": ("x", "y")},
+        ),
+        (
+            ValueError,
+            r"`estimates` must be of the same tasks as the true scores, got 0, 1, 2 beside",
+            {"estimates": (ALL[:7, -3:], truth()[:7])},
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(error, match, options):
+    rows = observed_rows()
+    if options.get("estimates") == ("x", "y"):
+        named = fit_surrogate(*estimates(), target_names=["x", "y"])
+        options, match = options | {"estimates": named}, match.replace("0, 1", "x, y")
+    with pytest.raises(error, match=f"^{match}"):
+        fit_surrogate(ALL[rows], truth()[rows], **({"estimates": estimates()} | options))
+
+
+def test_too_few_true_scores():
+    form = r"^`masks` must be at least 4 different subsets beside 1 estimate, got 3\. Score more"
+    with pytest.raises(ValueError, match=form):
+        fit_surrogate(ALL[1:4], truth()[1:4], estimates=estimates())
+    fit_surrogate(ALL[1:5], truth()[1:5], estimates=estimates())
