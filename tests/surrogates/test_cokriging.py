@@ -476,3 +476,24 @@ def test_too_few_true_scores():
     with pytest.raises(ValueError, match=form):
         fit_surrogate(ALL[1:4], truth()[1:4], estimates=estimates())
     fit_surrogate(ALL[1:5], truth()[1:5], estimates=estimates())
+
+
+def test_scikit_learn_has_the_same_rest():
+    """Its Gaussian process of what the trend leaves, with our kernel and ridge."""
+    process = pytest.importorskip("sklearn.gaussian_process")
+    surrogate, (level,), rows = fitted()
+    trend = surrogate.trend.slopes * level.predict(ALL, observed=True)
+    one = torch.ones(len(rows), dtype=torch.float64)
+    for term in surrogate.kernel_terms:
+        width = (2 * term.kernel.gamma) ** -0.5
+        kernel = process.kernels.RBF(width, "fixed")
+        for j, ridge in zip(term.columns.tolist(), term.ridge.tolist(), strict=True):
+            peer = process.GaussianProcessRegressor(kernel, alpha=ridge, optimizer=None)
+            rest = truth()[rows, j] - trend[rows, j]
+            inverse = torch.linalg.inv(
+                term.kernel.gram(surrogate.masks) + ridge * torch.eye(len(rows)).double()
+            )
+            constant = one @ inverse @ rest / (one @ inverse @ one)
+            peer.fit(ALL[rows].double().numpy(), (rest - constant).numpy())
+            expected = torch.from_numpy(peer.predict(ALL.double().numpy())) + constant + trend[:, j]
+            close(surrogate.predict(ALL)[:, j], expected, 1e-7)
