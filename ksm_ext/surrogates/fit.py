@@ -250,7 +250,8 @@ def _with_levels(search: Search, levels: tuple[Level, ...], observed: Observatio
     if search.by_rank:
         remedy = "Leave it out: the likelihood chooses."
         raise ValueError(message("criterion", "'error' with estimates", "'rank'", remedy))
-    linear = [name for name in search.asked if name in LINEAR]
+    asked = search.kernel if isinstance(search.kernel, tuple) else (search.kernel,)
+    linear = [name for name in LINEAR if name in asked]
     if linear:
         remedy = "Leave it out, or name a kernel."
         raise ValueError(message("kernel", "a kernel with estimates", repr(linear[0]), remedy))

@@ -64,7 +64,7 @@ class Search:
     @property
     def removes_mean(self) -> bool:
         """Whether everything fitted has an intercept, which least squares has not."""
-        return self.center and "least_squares" not in self.asked
+        return self.center and "least_squares" not in self._asked
 
     @property
     def all_is_noise(self) -> bool:
@@ -72,7 +72,7 @@ class Search:
         return self.ridge is not None or self.kernel in LINEAR
 
     @property
-    def asked(self) -> tuple[Any, ...]:
+    def _asked(self) -> tuple[Any, ...]:
         """What was asked for, one by one."""
         return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
 
@@ -113,7 +113,7 @@ class Search:
 
     def _candidates(self, masks: Masks) -> tuple[list[Kernel], list[str]]:
         """Kernels with all parameters set, and linear surrogates by name."""
-        asked = self.asked
+        asked = self._asked
         if self.kernel == "auto":  # the last equals RBF on masks
             asked = ("linear", "anova2", "rbf", "exponential", "laplace")[: 5 - masks.binary]
         linear = [each for each in asked if each in LINEAR]

@@ -473,7 +473,9 @@ class Surrogate:
                 "in none, so that no score tells."
             )
         if self.trend is not None:
-            useless = (self._explained < _USELESS) | (self.trend.slopes < 0).any(0)
+            useless = self._explained < _USELESS
+            if len(self.trend.levels) == 1:  # several may well be weighed against each other
+                useless = useless | (self.trend.slopes[0] < 0)
             names = [name for name, no in zip(self.target_names, useless, strict=True) if no]
             if names:
                 found.append(
@@ -585,8 +587,9 @@ class Surrogate:
 
     @property
     def predictors(self) -> str:
-        """The kernels in use, each once, and linear weights; empty where the mean is best."""
-        kernels = [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
+        """Estimates, the kernels in use, each once, and linear weights; empty for the mean."""
+        kernels = ["estimates"] * (self.trend is not None)
+        kernels += [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
         return ", ".join(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
 
     def __str__(self) -> str:

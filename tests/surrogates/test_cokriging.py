@@ -398,6 +398,44 @@ def test_repeated_runs_measure_noise_and_weigh():
     assert bool((signal > 0.5 * 0.3**2 / 4).all())
 
 
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+def test_a_convention_for_the_empty_subset_stays_apart(readout):
+    """It answers for itself, is certain, and changes nothing else."""
+    rows = torch.cat([torch.tensor([0]), observed_rows()[observed_rows() > 0]])
+    level, scores = fit_surrogate(*estimates()), truth()[rows]
+    scores[0] = 500.0
+    options = {"estimates": level, "noise_std": 0.0}
+    surrogate = fit_surrogate(ALL[rows], scores, **options)
+    assert bool(surrogate.excluded[0].all()) and not bool(surrogate.excluded[1:].any())
+    others = fit_surrogate(ALL[rows[1:]], scores[1:], **options)
+    close(surrogate.predict(ALL)[1:], others.predict(ALL)[1:])
+    close(surrogate.predict(ALL)[0], scores[0])
+    functionals = reference.effect_functionals(N, readout)
+    values, std = surrogate.attribute(readout, True)
+    close(values, functionals @ surrogate.predict(ALL, observed=True))
+    spread = level.attribute(readout, True)[1]
+    for j in range(2):
+        _, covariance, (slope,) = dense(others, [level], rows[1:], j, nugget=True)
+        covariance[0], covariance[:, 0] = 0.0, 0.0
+        own = ((functionals @ covariance) * functionals).sum(1)
+        close(std[:, j].square(), own + slope.square() * spread[:, j].square(), 1e-6)
+
+
+def test_another_design_has_the_intervals_of_its_own():
+    surrogate, (level,), _ = fitted(share_ridge=True)
+    rows = observed_rows(60)[20:]
+    (term,) = surrogate.kernel_terms
+    options = {"kernel": term.kernel, "ridge": float(term.ridge[0]), "share_ridge": True}
+    other = fit_surrogate(ALL[rows], truth()[rows], estimates=level, **options)
+    found = surrogate.with_design(other.masks).attribute("shapley", True)[1]
+    spread = level.attribute("shapley", True)[1] * surrogate.trend.slopes[0]
+    own = (found.square() - spread.square()) / term.signal_variance / surrogate.unit.square()
+    spread = level.attribute("shapley", True)[1] * other.trend.slopes[0]
+    expected = other.attribute("shapley", True)[1].square() - spread.square()
+    (term,) = other.kernel_terms
+    close(own, expected / term.signal_variance / other.unit.square(), 1e-8)
+
+
 def test_real_weights_have_trends_too():
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(60, 4, generator=generator, dtype=torch.float64)
