@@ -243,6 +243,11 @@ def mask_rows(scale: Scale) -> Iterator[Row]:
     for m, n in grams[scale]:
         problem = partial(_mask_grams, m, n)
         yield Row("mask_gram rbf", _spelt(m=m, l=m, n=n), problem, "write", 4 * m * m)
+    few = {"gpu": [20, 100, 1024], "cpu": [20, 100, 256], "small": [30]}
+    m = grams[scale][0][0]
+    for n in few[scale]:
+        problem = partial(_weighted_mask_grams, m, n)
+        yield Row("weighted_mask_gram rbf", _spelt(m=m, l=m, n=n), problem, "write", 4 * m * m)
     largest = (100_000, 256, 8)
     products = {
         "gpu": [largest],
@@ -257,6 +262,15 @@ def mask_rows(scale: Scale) -> Iterator[Row]:
             "fp32",
             2 * m * m * t,
             memory=64 if m == 100_000 else None,  # the Gram matrix would take 40 GB
+        )
+    m, _, t = products[scale][0]
+    for n in few[scale]:
+        yield Row(
+            "weighted_mask_gram_matmul rbf",
+            _spelt(m=m, l=m, n=n, t=t),
+            partial(_weighted_mask_matmuls, m, n, t),
+            "fp32",
+            2 * m * m * t,
         )
 
 
@@ -300,6 +314,11 @@ def _rbf(x: Tensor, y: Tensor, row_terms: Tensor, terms: Tensor, gamma: float) -
     return gram.add_(row_terms[:, None]).clamp_max_(0).exp_()
 
 
+def _products_in_strips(x: Tensor, terms: Tensor, gamma: float, v: Tensor) -> Runner:
+    parts = list(zip(x.split(2048), terms.split(2048), strict=True))
+    return lambda: torch.cat([_rbf(rows, x, own, terms, gamma) @ v for rows, own in parts])
+
+
 def _rbf_table(n: int, device: torch.device) -> Tensor:
     return torch.exp(-torch.arange(n + 1.0, device=device) / n)
 
@@ -325,15 +344,57 @@ def _mask_matmuls(m: int, n: int, t: int, device: torch.device) -> Problem:
 
     def strips() -> Runner:
         x = masks.float()
-        terms = -gamma * x.sum(1)
-        parts = list(zip(x.split(2048), terms.split(2048), strict=True))
-        return lambda: torch.cat([_rbf(rows, x, own, terms, gamma) @ v for rows, own in parts])
+        return _products_in_strips(x, -gamma * x.sum(1), gamma, v)
 
     methods: dict[str, Builder] = {"ksm_ext": lambda: ours(None)}
     if m < 100_000 or device.type == "cuda":  # minutes on a CPU
         methods["torch in strips"] = strips
         methods["ksm_ext, every pair twice"] = lambda: ours(packed)
     return Problem(methods, lambda: _rbf_float64(masks) @ v.double())
+
+
+def _weights(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the tasks, and masks scaled so that squared distances are the weighted ones."""
+    weights = torch.rand(masks.shape[1], device=masks.device) * 2 / masks.shape[1]
+    return weights, masks * weights.sqrt()
+
+
+def _weighted_float64(masks: Tensor, weights: Tensor) -> Tensor:
+    """The first rows."""
+    x = masks.double() * weights.double().sqrt()
+    squares = x.square().sum(1)
+    return torch.exp(2 * x[:64] @ x.T - squares[:64, None] - squares)
+
+
+def _weighted_mask_grams(m: int, n: int, device: torch.device) -> Problem:
+    masks = torch.rand(m, n, device=device) < 0.5
+    packed, (weights, x) = ops.pack_masks(masks), _weights(masks)
+    table, terms = _rbf_table(n, device), -x.square().sum(1)
+    methods: dict[str, Builder] = {
+        "ksm_ext": lambda: lambda: ops.weighted_mask_gram(packed, None, n, weights),
+        "torch addmm": lambda: lambda: _rbf(x, x, terms, terms, 1.0),
+        "torch cdist": lambda: lambda: torch.cdist(x, x).square_().neg_().exp_(),
+        # One decay for all tasks: what weights cost.
+        "mask_gram": lambda: lambda: ops.mask_gram(packed, None, n, hamming_table=table),
+        "scikit-learn": lambda: _of_sklearn("rbf", x, gamma=1.0),
+    }
+    return Problem(methods, lambda: _weighted_float64(masks, weights), others=("mask_gram",))
+
+
+def _weighted_mask_matmuls(m: int, n: int, t: int, device: torch.device) -> Problem:
+    masks, v = torch.rand(m, n, device=device) < 0.5, _normal(device, m, t)
+    packed, (weights, x) = ops.pack_masks(masks), _weights(masks)
+    table = _rbf_table(n, device)
+    methods: dict[str, Builder] = {
+        "ksm_ext": lambda: lambda: ops.weighted_mask_gram_matmul(packed, None, n, weights, v),
+        "torch in strips": lambda: _products_in_strips(x, -x.square().sum(1), 1.0, v),
+        "mask_gram_matmul": lambda: (
+            lambda: ops.mask_gram_matmul(packed, None, n, v, hamming_table=table)
+        ),
+    }
+    expected = partial(_weighted_float64, masks, weights)
+    others = ("mask_gram_matmul",)
+    return Problem(methods, lambda: expected() @ v.double(), others=others)
 
 
 # -- Gram matrices ------------------------------------------------------------------------------

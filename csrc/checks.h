@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace ksm {
@@ -73,7 +74,13 @@ inline void check_beside(const Tensor& tensor, const char* name, const Tensor& f
   }
 }
 
-// ---- dtypes ----
+// ---- data and dtypes ----
+
+// Null where there is no tensor.
+template <typename T>
+const T* pointer_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
 
 // Calls body with a value of the C++ type of a dtype that was checked to be float32 or float64.
 template <typename Body>

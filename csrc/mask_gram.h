@@ -84,8 +84,7 @@ inline void check_multiplied(const Tensor& v, const Tensor& x, int64_t l, Scalar
 
 template <typename T>
 Tables<T> tables_of(const MaybeTensor& hamming_table, const MaybeTensor& overlap_table) {
-  return {hamming_table ? hamming_table->const_data_ptr<T>() : nullptr,
-          overlap_table ? overlap_table->const_data_ptr<T>() : nullptr};
+  return {pointer_of<T>(hamming_table), pointer_of<T>(overlap_table)};
 }
 
 inline const uint64_t* words_pointer(const Tensor& masks) {

@@ -12,6 +12,12 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
       "mask_gram_matmul(Tensor x, Tensor? y, int num_tasks, Tensor? hamming_table, "
       "Tensor? overlap_table, Tensor v) -> Tensor");
   m.def(
+      "weighted_mask_gram(Tensor x, Tensor? y, int num_tasks, Tensor weights, int kernel, "
+      "Tensor? x_factors, Tensor? y_factors) -> Tensor");
+  m.def(
+      "weighted_mask_gram_matmul(Tensor x, Tensor? y, int num_tasks, Tensor weights, int kernel, "
+      "Tensor v) -> Tensor");
+  m.def(
       "project_(Tensor(a!) out, Tensor x, int offset, int dim, int kind, int seed, int sparsity, "
       "bool hadamard) -> ()");
   m.def(

@@ -48,8 +48,11 @@ from .surrogates.kernels import Kernel as Kernel
 from .surrogates.kernels import Laplace as Laplace
 from .surrogates.kernels import Linear as Linear
 from .surrogates.kernels import Polynomial as Polynomial
+from .surrogates.kernels import Size as Size
 from .surrogates.krylov import ConjugateGradients as ConjugateGradients
+from .surrogates.many import fit_many as fit_many
 from .surrogates.more_subsets import more_subsets as more_subsets
+from .surrogates.next_best import next_best as next_best
 from .surrogates.surrogate import Surrogate as Surrogate
 from .surrogates.surrogate import load_surrogate as load_surrogate
 from .tables.scores import read_scores as read_scores

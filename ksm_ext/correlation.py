@@ -75,3 +75,10 @@ def standardised(rows: Tensor) -> Tensor:
     # Squares of very large or small effects would leave the range of float64.
     centred = centred / centred.abs().amax(dim=1, keepdim=True).masked_fill(constant, 1)
     return centred / centred.norm(dim=1, keepdim=True).masked_fill(constant, 1)
+
+
+def standard_ranks(table: Tensor) -> Tensor:
+    """Ranks within the columns of (..., l, t), centred and of length one: products correlate."""
+    rows = table.movedim(-2, 0)
+    found = standardised(ranks(rows.flatten(1)))  # (columns, l)
+    return found.T.reshape(rows.shape).movedim(0, -2)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores, Train, retrain_scores
-from ksm_ext.subsets import leave_one_out, mixed_sizes
+from ksm_ext.subsets import design, leave_one_out, mixed_sizes
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
 
@@ -109,8 +110,8 @@ def attribute_tasks(
         retrain: A function ``retrain(mask, seed)`` that trains on the tasks of a mask and returns
             the t scores, see :func:`ksm_ext.retrain_scores`. Then ``budget`` subsets are retrained,
             and a surrogate of their scores fitted with the estimates beside them.
-        budget: How many subsets to retrain, with each of ``seeds``: all tasks; for ``"loo"``, all
-            but one task, up to half of them; and others of the sizes that are drawn.
+        budget: How many subsets to retrain, with each of ``seeds``, as
+            :func:`ksm_ext.subsets.design` draws them for ``readout``.
         seeds: Seeds of each retraining.
         n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
         kernel: Kernel of the surrogate of estimated scores, see :func:`ksm_ext.fit_surrogate`.
@@ -194,12 +195,13 @@ def attribute_tasks(
 def _to_retrain(surrogate: Surrogate, budget: int, readout: str, seed: int) -> Tensor:
     """(budget, n) bool: subsets whose true scores are to be had, fewer if there are no more.
 
-    All but one task for tasks from the most harmful to the most helpful, as far as estimates tell.
+    Those of a design for the question. Where it cannot have all that lack one task, it has those
+    of tasks from the most harmful to the most helpful, as far as estimates tell.
     """
     n = surrogate.masks.num_tasks
-    count = min(n, budget // 2) if readout == "loo" else 0
-    order = surrogate.attribute(readout).mean(1).argsort()
-    alone = leave_one_out(n)[order[torch.linspace(0, n - 1, count).round().long()]]
-    sizes = range(max(1, n // 2), n - bool(count))
-    rest = mixed_sizes(n, budget - 1 - count, sizes, seed=seed + 1, allow_fewer=True)
-    return torch.cat([torch.ones(1, n, dtype=torch.bool), alone, rest])
+    masks = design(n, budget, readout=cast(Readout, readout), seed=seed, allow_fewer=True)
+    if readout != "banzhaf":  # which begins with all tasks, and those that lack one
+        order = surrogate.attribute(readout).mean(1).argsort()
+        spaced = torch.linspace(0, n - 1, min(n, budget - 1)).round().long()
+        masks[1 : 1 + len(spaced)] = leave_one_out(n)[order[spaced]]
+    return masks

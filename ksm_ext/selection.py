@@ -30,12 +30,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, position
 from ksm_ext.checks import (
     check_finite,
     check_ndim,
     check_positive_int,
     check_real,
+    listed,
     message,
     shape_text,
 )
@@ -43,6 +44,7 @@ from ksm_ext.subsets import from_index_lists, iterate_subsets
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_CANDIDATES = 2**22
+_DRAWS = 10_000  # of all attributions together
 _CHUNK_CELLS = 2**24  # of the mask matrix handed to one call of the predictor
 
 
@@ -110,6 +112,93 @@ def top_k(
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
     order = values.sort(descending=maximize, stable=True).indices
     return ArrayKind.of(attributions).restore(order[:k], {"rank": None})
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What :func:`settled` found.
+
+    Attributes:
+        tasks: Numbers of the k tasks of the best attribution, best first.
+        probability: That these, in any order, are the k best.
+        chances: Of every task, the probability to be among the k best.
+        level: The probability asked for.
+    """
+
+    tasks: tuple[int, ...]
+    probability: float
+    chances: tuple[float, ...]
+    level: float
+
+    def __bool__(self) -> bool:
+        """Whether the probability reaches the level."""
+        return self.probability >= self.level
+
+
+def settled(
+    surrogate: Surrogate,
+    k: int,
+    readout: str = "loo",
+    *,
+    maximize: bool,
+    target: str | int | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Settled:
+    """Whether it is settled which k tasks are the best, or the worst.
+
+    The probability that the tasks of :func:`top_k` are the right ones, from 10,000 draws of all
+    attributions together (:meth:`.Surrogate.attribution_covariance`), which know it to a percent.
+    It is as good as the intervals are: kernel and ridge are taken as fitted.
+
+    Args:
+        surrogate: A surrogate of 0/1 masks.
+        k: Number of tasks, below n.
+        readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
+        maximize: Whether a higher attribution is better. The tasks that hurt most have the highest
+            attributions to a loss, the lowest to an accuracy.
+        target: Name or number of the target; needed where there are several.
+        level: The probability from which it counts as settled.
+        seed: Seed of the draws.
+
+    Returns:
+        The tasks with their probability; true, as a condition, where it reaches ``level``.
+
+    Raises:
+        ValueError: If ``k`` or ``level`` is out of range, ``readout`` or ``target`` unknown, or the
+            surrogate is one of real weights or has no intervals.
+
+    Example:
+        >>> masks = [[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+        >>> scores = [3.0, 1.0, 2.0, 3.0, 1.0, 2.0, 0.0]
+        >>> fitted = ksm_ext.fit_surrogate(masks, scores, kernel="linear")
+        >>> settled(fitted, 1, maximize=True).tasks
+        (1,)
+    """
+    surrogate = surrogate.with_tensor_answers()
+    names = surrogate.target_names
+    if target is None and len(names) > 1:
+        remedy = "Ask of each target by itself."
+        raise ValueError(message("target", f"one of {listed(names)}", "none", remedy))
+    column = 0 if target is None else position("target", target, names)
+    k, n = check_positive_int("k", k), len(surrogate.task_names)
+    if k >= n:
+        remedy = "There is nothing to settle for all tasks."
+        raise ValueError(message("k", f"below the number of tasks, {n}", str(k), remedy))
+    level = check_real("level", level)
+    if not 0 < level < 1:
+        raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
+    generator = torch.Generator().manual_seed(check_positive_int("seed", seed, minimum=0))
+    values = surrogate.attribute(readout)[:, column]
+    covariance = surrogate.attribution_covariance(readout)[:, :, column]
+    variance, axes = torch.linalg.eigh(covariance)
+    normal = torch.randn(_DRAWS, n, generator=generator, dtype=torch.float64)
+    draws = values + normal @ (axes * variance.clamp_min(0).sqrt()).T
+    best = top_k(values, k, maximize=maximize)
+    chosen = draws.sort(dim=1, descending=maximize, stable=True).indices[:, :k]
+    among = torch.zeros(_DRAWS, n, dtype=torch.bool).scatter_(1, chosen, True)
+    right = float(among[:, best].all(1).double().mean())
+    return Settled(tuple(best.tolist()), right, tuple(among.double().mean(0).tolist()), level)
 
 
 def greedy_forward(

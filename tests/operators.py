@@ -87,6 +87,7 @@ def calls(
     masks, others = chosen(m), chosen(l)
     x, y = ops.pack_masks(masks), ops.pack_masks(others)
     hamming, overlap = positive(n + 1), positive(n + 1)
+    relevances, row_factors, column_factors = positive(n) * 4 / n, normal(m), normal(l)
     features, targets, weights = normal(b, k), normal(b, t), positive(b)
     # These two are read by the host, and the same for every seed: graphs keep them.
     fixed = torch.Generator().manual_seed(0)
@@ -120,6 +121,24 @@ def calls(
         "mask_gram_matmul, symmetric": Call(
             lambda y, v, h: ops.mask_gram_matmul(y, None, n, v, hamming_table=h),
             (y, normal(l, t), hamming),
+        ),
+        "weighted_mask_gram": Call(
+            lambda x, y, w, a, b: ops.weighted_mask_gram(x, y, n, w, x_factors=a, y_factors=b),
+            (x, y, relevances, row_factors, column_factors),
+        ),
+        "weighted_mask_gram, symmetric, exponential": Call(
+            lambda x, w, a: ops.weighted_mask_gram(
+                x, None, n, w, kernel="exponential", x_factors=a
+            ),
+            (x, relevances, row_factors),
+        ),
+        "weighted_mask_gram_matmul": Call(
+            lambda x, y, w, v: ops.weighted_mask_gram_matmul(x, y, n, w, v),
+            (x, y, relevances, normal(l, t)),
+        ),
+        "weighted_mask_gram_matmul, symmetric, exponential": Call(
+            lambda y, w, v: ops.weighted_mask_gram_matmul(y, None, n, w, v, kernel="exponential"),
+            (y, relevances, normal(l, t)),
         ),
         "project_": Call(project_, (normal(b, k), normal(b, p))),
         "gram_update": Call(gram_update, (features.T @ features, features, weights)),

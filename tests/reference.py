@@ -4,6 +4,7 @@ import itertools
 import math
 
 import torch
+from numpy.polynomial.legendre import legvander
 from torch import Tensor
 
 
@@ -46,6 +47,15 @@ def mask_gram_matmul(
 ) -> Tensor:
     """The Gram matrix times (l, t) ``v``, multiplied in float64: (m, t) float64."""
     return mask_gram(x, y, hamming_table, overlap_table).double() @ v.double()
+
+
+def weighted_mask_gram(x: Tensor, y: Tensor, weights: Tensor, kernel: str) -> Tensor:
+    """A kernel of the weighted distances of (m, n) and (l, n) bool masks: (m, l) float64."""
+    distances = torch.zeros(len(x), len(y), dtype=torch.float64)
+    for k, weight in enumerate(weights.tolist()):
+        differs = x[:, k, None] != y[None, :, k]
+        distances[differs] += weight
+    return torch.exp(-(distances if kernel == "rbf" else distances.sqrt()))
 
 
 # -- regressions on subsets of tasks, and their Gram matrices ------------------------------------
@@ -197,7 +207,9 @@ def posterior_variance(
 # -- kernels on real weights --------------------------------------------------------------------
 
 
-def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: float) -> Tensor:
+def kernel_matrix(
+    name: str, x: Tensor, y: Tensor, **parameters: float | tuple[float, ...]
+) -> Tensor:
     """One kernel between every row of x (m, n) and of y (l, n), pair by pair: (m, l)."""
     rows = []
     for a in x.tolist():
@@ -205,9 +217,10 @@ def kernel_matrix(name: str, x: Tensor, y: Tensor, **parameters: float) -> Tenso
     return torch.tensor(rows, dtype=torch.float64).reshape(len(x), len(y))
 
 
-def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> float:
+def _kernel(
+    name: str, a: list[float], b: list[float], **parameters: float | tuple[float, ...]
+) -> float:
     dot = sum(u * v for u, v in zip(a, b, strict=True))
-    squares = sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
     gamma = parameters.get("gamma", 1.0)
     if name == "linear":
         return dot
@@ -217,12 +230,18 @@ def _kernel(name: str, a: list[float], b: list[float], **parameters: float) -> f
         products = [u * v for u, v in zip(a, b, strict=True)]
         pairs = sum(p * q for p, q in itertools.combinations(products, 2))
         return dot + parameters["pair_weight"] * pairs
-    if name == "rbf":
-        return math.exp(-gamma * squares)
-    if name == "laplace":
-        return math.exp(-gamma * sum(abs(u - v) for u, v in zip(a, b, strict=True)))
-    assert name == "exponential"
-    return math.exp(-gamma * math.sqrt(squares))
+    if name == "size":
+        one, other = (legvander(1 - 2 * sum(c) / len(c), parameters["degree"])[1:] for c in (a, b))
+        return float(one @ other) / parameters["degree"]
+    gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(a)
+    apart = [(g, abs(u - v)) for g, u, v in zip(gammas, a, b, strict=True)]
+    power = {
+        "rbf": sum(g * d**2 for g, d in apart),
+        "laplace": sum(g * d for g, d in apart),
+        "exponential": math.sqrt(sum((g * d) ** 2 for g, d in apart)),
+    }[name]
+    missing = 2 - (sum(a) + sum(b)) / len(a)  # in both, as shares of all tasks
+    return math.exp(parameters["amplitude"] * missing - power)
 
 
 def philox(seed, counter):

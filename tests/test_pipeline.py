@@ -92,7 +92,11 @@ def test_some_subsets_are_retrained(tmp_path):
     with RunStore(tmp_path / "retrained.sqlite", 4) as store:
         assert store.num_targets == 1
     shapley = attribute_tasks(linear(), data(), target, budget=6, readout="shapley", **options)
-    assert (shapley.retrained.masks.sum(1) < 4).sum() == 5
+    assert shapley.retrained.masks.sum(1).tolist() == [4, 3, 3, 3, 3, 1]
+    few = attribute_tasks(linear(), data(), target, budget=4, **options)
+    order = few.surrogate.trend.levels[0].attribute("loo", False)[:, 0].argsort()
+    lacking = (~few.retrained.masks[1:]).int().argmax(1)
+    assert lacking[[0, -1]].tolist() == order[[0, -1]].tolist()  # the most harmful and helpful
 
 
 @pytest.mark.parametrize(

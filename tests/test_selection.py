@@ -10,8 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksm_ext.selection import exact, greedy_backward, greedy_forward, top_k, under_budget
-from ksm_ext.subsets import all_subsets, from_index_lists
+from ksm_ext import Linear, fit_surrogate
+from ksm_ext.selection import (
+    exact,
+    greedy_backward,
+    greedy_forward,
+    settled,
+    top_k,
+    under_budget,
+)
+from ksm_ext.subsets import all_subsets, from_index_lists, mixed_sizes
+from ksm_ext.surrogates.masks import Masks
 
 directions = pytest.mark.parametrize("maximize", [True, False])
 
@@ -277,3 +286,90 @@ REFUSED = [
 def test_errors_name_argument_and_value(select, arguments, options, found):
     with pytest.raises(ValueError, match=found):
         select(*arguments, maximize=True, **options)
+
+
+# settled
+
+
+def linear_surrogate(effects, noise, seed=0):
+    """Fitted to a sum of effects with noise: its posterior is Bayesian regression."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = mixed_sizes(len(effects), 60, range(len(effects) + 1), seed=seed, allow_repeats=True)
+    scores = masks.double() @ torch.tensor(effects).double()
+    scores = scores + noise * torch.randn(60, generator=generator, dtype=torch.float64)
+    return fit_surrogate(masks, scores, kernel=Linear(), ridge=1.0)
+
+
+@directions
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_settled_is_the_probability_of_the_joint_posterior(k, maximize):
+    surrogate = linear_surrogate([0.0, 0.3, 0.5, 0.6, 1.0], noise=0.8)
+    found = settled(surrogate, k, maximize=maximize)
+    values = surrogate.attribute("loo")
+    assert found.tasks == tuple(top_k(values, k, maximize=maximize).tolist())
+    joint = surrogate.attribution_covariance("loo").numpy()
+    draws = np.random.default_rng(0).multivariate_normal(values.numpy(), joint, 200_000)
+    best = np.argsort(-draws if maximize else draws, axis=1)[:, :k]
+    among = (best[:, :, None] == np.arange(5)).any(1)
+    right = among[:, list(found.tasks)].all(1).mean()
+    assert found.probability == pytest.approx(right, abs=0.025)
+    assert np.allclose(found.chances, among.mean(0), atol=0.025)
+    assert sum(found.chances) == pytest.approx(k)
+    assert bool(found) is (found.probability >= 0.95)
+    assert bool(settled(surrogate, k, maximize=maximize, level=found.probability))
+
+
+def test_of_two_tasks_the_probability_is_that_of_their_difference():
+    surrogate = linear_surrogate([0.1, 0.2], noise=0.5)
+    value, joint = surrogate.attribute("shapley"), surrogate.attribution_covariance("shapley")
+    std = math.sqrt(float(joint[0, 0] + joint[1, 1] - 2 * joint[0, 1]))
+    true = 0.5 * math.erfc(-abs(float(value[0] - value[1])) / std / math.sqrt(2))
+    found = settled(surrogate, 1, "shapley", maximize=True)
+    assert found.probability == pytest.approx(true, abs=0.02)
+
+
+def test_settled_as_often_as_it_says():
+    """Over functions drawn from the prior, the set is right as often as its probability."""
+    said, right = [], []
+    masks = mixed_sizes(6, 25, seed=0)
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        effects = torch.randn(6, generator=generator, dtype=torch.float64)
+        noise = 0.7 * torch.randn(25, generator=generator, dtype=torch.float64)
+        scores = masks.double() @ effects + noise
+        scale = float(Linear().gram(Masks(torch.eye(6, dtype=torch.bool)))[0, 0])
+        surrogate = fit_surrogate(masks, scores, kernel=Linear(), ridge=scale * 0.7**2)
+        found = settled(surrogate, 2, maximize=True, seed=seed)
+        said.append(found.probability)
+        right.append(set(found.tasks) == set(effects.topk(2).indices.tolist()))
+    assert 0.3 < np.mean(right) < 0.95
+    assert np.mean(said) == pytest.approx(np.mean(right), abs=4 * 0.5 / math.sqrt(150))
+
+
+def test_settled_by_seed_and_target():
+    masks = mixed_sizes(5, 40, seed=0, allow_repeats=True)
+    one = masks.double() @ torch.arange(5.0).double()
+    scores = torch.stack([one, -one], 1) + torch.randn(40, 2, generator=torch.Generator()).double()
+    surrogate = fit_surrogate(masks, scores, target_names=["loss", "accuracy"])
+    best = settled(surrogate, 2, maximize=True, target="loss", seed=3)
+    assert best == settled(surrogate, 2, maximize=True, target=0, seed=3)
+    assert set(best.tasks) == set(settled(surrogate, 2, maximize=False, target="accuracy").tasks)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"k": 0}, "`k` must be at least 1"),
+        ({"k": 5}, "`k` must be below the number of tasks, 5, got 5"),
+        ({"level": 1.0}, "`level` must be between 0 and 1, got 1.0"),
+        ({"readout": "owen"}, "`readout` must be one of 'loo'"),
+        ({"target": "loss"}, "`target` must be "),
+    ],
+)
+def test_what_cannot_be_settled(options, text):
+    surrogate = linear_surrogate([0.0, 0.3, 0.5, 0.6, 1.0], noise=0.8)
+    with pytest.raises(ValueError, match=text):
+        settled(surrogate, **{"k": 2, "maximize": True} | options)
+    two = fit_surrogate(surrogate.masks.values, surrogate.scores.expand(-1, 2), kernel=Linear())
+    with pytest.raises(ValueError, match="`target` must be one of 0, 1, got none"):
+        settled(two, 2, maximize=True)

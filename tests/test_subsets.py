@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from ksm_ext.subsets import (
     all_subsets,
     as_masks,
     bernoulli,
+    design,
     distinct_rows,
     fixed_size,
     from_index_lists,
@@ -32,6 +34,7 @@ RANDOM_DESIGNS = {
     "mixed_sizes": lambda m, **kw: mixed_sizes(20, m, **kw),
     "paired by size": lambda m, **kw: paired(20, m, size=10, **kw),
     "paired by probability": lambda m, **kw: paired(20, m, probability=0.6, **kw),
+    "for Shapley": lambda m, **kw: design(20, m, readout="shapley", **kw),
 }
 random_design = pytest.mark.parametrize("draw", RANDOM_DESIGNS.values(), ids=RANDOM_DESIGNS)
 
@@ -319,3 +322,82 @@ def test_as_masks_refuses_other_numbers():
 def test_errors_name_argument_and_value(call, found):
     with pytest.raises(ValueError, match=found):
         call()
+
+
+QUESTIONS = ("loo", "shapley", "banzhaf", "prediction")
+FULL = frozenset(range(7))
+
+
+@pytest.mark.parametrize("readout", QUESTIONS)
+def test_a_design_begins_with_what_its_question_compares(readout):
+    found = sets_of(design(7, 60, readout=readout, seed=2))
+    assert len(set(found)) == 60 and found[0] == FULL and frozenset() not in found
+    borders = [FULL - {task} for task in range(7)], [frozenset({task}) for task in range(7)]
+    if readout in ("loo", "shapley"):
+        assert set(found[1:8]) == set(borders[0])
+    if readout == "shapley":
+        assert set(found[8:15]) == set(borders[1])
+        assert sets_of(design(7, 3, readout="shapley", include_empty=True, seed=2))[1] == set()
+
+
+@pytest.mark.parametrize("readout", ["loo", "shapley", "prediction"])
+def test_beyond_its_borders_a_design_has_pairs_of_complements(readout):
+    masks = design(30, 201, readout=readout, seed=4)
+    rest = masks[{"loo": 31, "shapley": 61, "prediction": 1}[readout] :]
+    inner = rest[(rest.sum(1) > 1) & (rest.sum(1) < 29)]  # borders may be scored before
+    inner = inner[: len(inner) // 2 * 2]  # the last may lack its complement
+    assert len(inner) > 60 and torch.equal(inner[1::2], ~inner[::2])
+
+
+@pytest.mark.parametrize("readout", QUESTIONS)
+@pytest.mark.parametrize("include_empty", [False, True])
+def test_a_design_draws_nothing_that_is_known_and_all_that_is_left(readout, include_empty):
+    every = set(sets_of(all_subsets(5, include_empty=include_empty)))
+    known = mixed_sizes(5, 9, [2, 3, 5], seed=1)
+    options = {"readout": readout, "known": known, "include_empty": include_empty, "seed": 3}
+    left = every - set(sets_of(known))
+    few = sets_of(design(5, 4, **options))
+    assert len(set(few)) == 4 and set(few) <= left
+    assert set(sets_of(design(5, len(left), **options))) == left
+    with pytest.raises(ValueError, match=f"`num_subsets` must be at most {len(left)}, the number"):
+        design(5, len(left) + 1, **options)
+    assert len(design(5, 99, allow_fewer=True, **options)) == len(left)
+
+
+@pytest.mark.parametrize("m", [600, 4000])
+def test_sizes_of_a_design_follow_the_law_of_its_question(m):
+    """Uniform among all subsets, or all sizes alike, as pairs are beyond 16 n = 640."""
+    n = 40
+    sizes = np.arange(1, n)
+    uniform, alike = stats.binom.pmf(sizes, n, 0.5), np.ones(n - 1)
+    paired_law = uniform if m == 600 else alike
+    laws = {"banzhaf": uniform, "prediction": alike, "loo": paired_law, "shapley": paired_law}
+    inner = slice(8, n - 9)  # of the others few exist, and none is drawn twice
+    for readout, law in laws.items():
+        first = {"loo": n + 1, "shapley": 2 * n + 1}.get(readout, 1)
+        drawn = design(n, m, readout=readout, seed=1)[first:]
+        counts = np.bincount(drawn.sum(1).numpy(), minlength=n + 1)[1:n][inner]
+        expected = law[inner] / law[inner].sum() * counts.sum()
+        assert counts.sum() > 0.5 * (m - first)
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(2 * expected.max())  # 2 of a pair
+
+
+def test_a_design_refuses_what_it_cannot_read():
+    with pytest.raises(ValueError, match="`readout` must be one of 'loo', 'shapley'"):
+        design(4, 3, readout="owen", seed=0)
+    with pytest.raises(ValueError, match=r"`known` must be of 4 columns, got shape \(1, 5\)"):
+        design(4, 3, known=torch.ones(1, 5), seed=0)
+    with pytest.raises(ValueError, match="`known` must be boolean, or 0 and 1, got"):
+        design(2, 3, known=[[0.5, 1.0]], seed=0)
+    with pytest.raises(ValueError, match="`num_tasks` must be at least 2"):
+        design(1, 1, seed=0)
+
+
+def test_a_design_of_many_tasks_draws_only_what_it_needs():
+    """Not all 40,000 borders of 20,000 tasks, which are 800 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    masks = design(20_000, 50, readout="shapley", seed=0)
+    assert masks.sum(1).tolist() == [20_000] + 49 * [19_999]
+    both = torch.cat([masks, design(20_000, 50, known=masks, seed=1)])
+    assert len(both.unique(dim=0)) == 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "packed_masks.h"
 
 namespace {
 
@@ -40,6 +41,29 @@ bool same_products(int64_t columns, int64_t t) {
     return totals;
   };
   return product_by(kAvx512Kernels) == product_by(kPortableKernels);
+}
+
+// A tile of kernels of weighted distances, over the nibbles of all words.
+template <typename T>
+bool same_values(MaskKernel kernel, int64_t count, int64_t others, int64_t n) {
+  const int64_t words = words_of(n), nibbles = nibbles_of(n);
+  std::vector<uint64_t> x(count * words), y(others * words);
+  for (uint64_t& word : x) word = random_bits();
+  for (uint64_t& word : y) word = random_bits();
+  std::vector<T> terms(nibbles * kNibbleValues);
+  std::uniform_real_distribution<T> uniform(T(0.8), T(1));
+  for (T& term : terms) term = uniform(random_bits);
+  const auto tile_by = [&](const CpuKernels& kernels) {
+    const RealKernels<T>& real = kernels.of<T>();
+    std::vector<T> spread(nibbles * kNibbleValues * kTileRows), tile(others * kTileRows);
+    real.spread_nibbles(terms.data(), x.data(), count, words, {0, nibbles}, spread.data());
+    real.join_nibbles(kernel, spread.data(), y.data(), others, words, {0, nibbles}, true,
+                      tile.data());
+    real.finish_values(kernel, tile.size(), tile.data());
+    real.scale_by_product(T(3), terms.data(), kNibbleValues, tile.data());
+    return tile;
+  };
+  return tile_by(kAvx512Kernels) == tile_by(kPortableKernels);
 }
 
 // Sums of a few rows of one range of coordinates, and their way back.
@@ -78,6 +102,12 @@ int main() {
     for (const int64_t t : {1, 2, 3, 4, 9}) {
       expect(same_products<float>(columns, t));
       expect(same_products<double>(columns, t));
+    }
+  }
+  for (const MaskKernel kernel : {MaskKernel::kRbf, MaskKernel::kExponential}) {
+    for (const int64_t n : {3, 64, 90, 300}) {
+      expect(same_values<float>(kernel, 64, 64, n) && same_values<float>(kernel, 5, 13, n));
+      expect(same_values<double>(kernel, 64, 64, n) && same_values<double>(kernel, 5, 13, n));
     }
   }
   for (const Projection& projection :

@@ -111,11 +111,6 @@ class WeightedProduct {
   std::vector<T> weighed_;  // (samples, rows) of the left factor
 };
 
-template <typename T>
-const T* pointer_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
-
 void gram_update_cpu(const Tensor& gram, const Tensor& features,
                      const std::optional<Tensor>& weights) {
   check_gram_update(gram, features, weights);

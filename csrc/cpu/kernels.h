@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "kernel_value.h"
 #include "logistic.h"
+#include "mask_weights.h"
 #include "projection.h"
 
 namespace ksm {
@@ -41,12 +42,13 @@ struct MaskKernels {
                      uint32_t* counts);  // (kRowGroup, kBlockColumns)
 };
 
-// ---- projections: one range of coordinates of a few rows --------------------------------------
-
+// Of coordinates, or of nibbles.
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
 };
+
+// ---- projections: one range of coordinates of a few rows --------------------------------------
 
 // ---- everything that is written for float32 and float64 ---------------------------------------
 
@@ -58,6 +60,26 @@ struct RealKernels {
                         const T* v,     // (columns, t)
                         int64_t columns, int64_t t,
                         double* total);  // (t, kTileRows)
+
+  // Lays out, for `count` <= kTileRows masks and a range of nibbles, the terms of these masks and of
+  // every value that an other mask's nibble can have.
+  void (*spread_nibbles)(const T* tables,        // (nibbles, kNibbleValues), all of them
+                         const uint64_t* masks,  // (count, words)
+                         int64_t count, int64_t words, Range nibbles,
+                         T* spread);  // (nibbles in range, kNibbleValues, kTileRows), in any order
+
+  // tile[j, r] joins the terms of other mask j and spread mask r over the range of nibbles: to what
+  // it holds, or from nothing where `start`.
+  void (*join_nibbles)(MaskKernel kernel, const T* spread,
+                       const uint64_t* masks,  // (count, words)
+                       int64_t count, int64_t words, Range nibbles, bool start,
+                       T* tile);  // (count, kTileRows)
+
+  // Makes values of what was joined.
+  void (*finish_values)(MaskKernel kernel, int64_t count, T* values);
+
+  // values[j] *= factor factors[j]
+  void (*scale_by_product)(T factor, const T* factors, int64_t count, T* values);
 
   // y[i, r] += sum over j of x[i, j] P[j, r], for coordinates j and (dense kinds only) outputs r in
   // their ranges; the sparse kinds fill all outputs.

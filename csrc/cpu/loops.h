@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/mask_gram_loops.h"
+#include "cpu/mask_weights_loops.h"
 #include "cpu/project_dense.h"
 #include "cpu/project_sbp.h"
 #include "cpu/project_sjlt.h"
@@ -43,6 +44,10 @@ void project_rows_back(const Projection& projection, Range coordinates, int64_t 
 
 template <typename T>
 constexpr RealKernels<T> kRealKernels = {multiply_tile<T>,
+                                         spread_nibbles<T>,
+                                         join_nibbles<T>,
+                                         finish_values<T>,
+                                         scale_by_product<T>,
                                          project_rows<T>,
                                          project_rows_back<T>,
                                          scale<T, T>,

@@ -85,7 +85,6 @@ void count_tile(const uint64_t* x, int64_t rows, int64_t words, const uint8_t* b
 
 constexpr int64_t kMasksPerVector = 32;                             // columns per vector
 constexpr int64_t kBlockVectors = kBlockColumns / kMasksPerVector;  // vectors per block and nibble
-constexpr int64_t kNibblesPerWord = 16;
 constexpr int64_t kWordsPerFlush = 3;  // a byte holds 63 nibbles of at most 4: 3 whole words
 
 // counts[a][b] = overlap or Hamming distance of the nibbles a and b.

@@ -1,4 +1,4 @@
-// The Gram matrix of two sets of packed masks, one tile of values at a time.
+// The Gram matrix of two sets of packed masks, one tile of values at a time, from two tables.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,21 @@
 
 namespace ksm {
 
+// l columns in blocks.
+struct BlockSizes {
+  int64_t l;
+
+  int64_t count() const { return (l + kBlockColumns - 1) / kBlockColumns; }
+  int64_t columns(int64_t b) const { return std::min(kBlockColumns, l - b * kBlockColumns); }
+};
+
 // The masks of y, laid out in blocks as the kernels of masks want them.
-class Blocks {
+class Blocks : public BlockSizes {
  public:
   Blocks(const uint64_t* y,  // (l, words)
          int64_t l, int64_t words)
-      : kernels_(cpu_kernels().masks),
-        l_(l),
+      : BlockSizes{l},
+        kernels_(cpu_kernels().masks),
         stride_((kernels_.block_bytes(words) + kAlignment - 1) / kAlignment * kAlignment),
         memory_(new (std::align_val_t(kAlignment)) uint8_t[count() * stride_]) {
     torch::stable::parallel_for(0, count(), 64, [&](int64_t begin, int64_t end) {
@@ -29,8 +37,6 @@ class Blocks {
     });
   }
 
-  int64_t count() const { return (l_ + kBlockColumns - 1) / kBlockColumns; }
-  int64_t columns(int64_t b) const { return std::min(kBlockColumns, l_ - b * kBlockColumns); }
   const uint8_t* operator[](int64_t b) const { return memory_.get() + b * stride_; }
 
  private:
@@ -42,7 +48,7 @@ class Blocks {
   };
 
   const MaskKernels& kernels_;
-  const int64_t l_, stride_;
+  const int64_t stride_;
   const std::unique_ptr<uint8_t[], Free> memory_;
 };
 
@@ -81,6 +87,9 @@ void fill_group(const Value& value, T* tile) {
 template <typename T>
 class GramTiles {
  public:
+  struct Scratch {};                      // what a thread keeps from tile to tile: nothing here
+  static constexpr int64_t kPanels = 16;  // see mask_gram_matmul_symmetric_kernel
+
   GramTiles(const uint64_t* x,  // (m, words)
             int64_t m,
             const uint64_t* y,  // (l, words)
@@ -96,7 +105,8 @@ class GramTiles {
   // beyond the rows and the block's columns is arbitrary, but finite where the tables are.
   template <Layout kLayout>
   void fill(int64_t i, int64_t rows, int64_t b,
-            T* tile) const {  // (kTileRows, kBlockColumns), or the reverse
+            T* tile,  // (kTileRows, kBlockColumns), or the reverse
+            Scratch&) const {
     constexpr int64_t kRowStride = kLayout == Layout::kTransposed ? 1 : kBlockColumns;
     // With one table, what it is indexed by is counted directly.
     const Count what = tables_.overlap ? Count::kOverlap : Count::kHamming;
@@ -124,17 +134,10 @@ class GramTiles {
     }
   }
 
-  // totals[c, r] += sum over j of values[j, r] * v[j, c]; see kernels.h.
-  void multiply(const T* values, const T* v, int64_t columns, int64_t t, double* totals) const {
-    multiply_tile_(values, v, columns, t, totals);
-  }
-
   const Blocks blocks;
 
  private:
   const MaskKernels& kernels_ = cpu_kernels().masks;
-  decltype(RealKernels<T>::multiply_tile) const multiply_tile_ =
-      cpu_kernels().of<T>().multiply_tile;
   const uint64_t* x_;  // (m, words)
   const int64_t words_;
   const Tables<T> tables_;

@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 from collections import defaultdict
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,28 @@ def exact_attributions(masks: np.ndarray, values: np.ndarray) -> dict[str, np.nd
         effects["shapley"][task] = (shapley_law[sizes[without]] * gain).sum()
         effects["banzhaf"][task] = gain.mean()
     return effects
+
+
+def exact_interactions(masks: np.ndarray, values: np.ndarray, readout: str) -> np.ndarray:
+    """(n, n) interactions of pairs of a complete table, by their definitions; zero diagonal."""
+    n = masks.shape[1]
+    by_code = np.empty(2**n)
+    by_code[masks.astype(np.int64) @ (1 << np.arange(n))] = values
+    subsets = np.arange(2**n)
+    sizes = ((subsets[:, None] >> np.arange(n)) & 1).sum(1)
+    laws = {
+        "loo": np.eye(n - 1)[n - 2],
+        "shapley": np.array([1 / ((n - 1) * math.comb(n - 2, s)) for s in range(n - 1)]),
+        "banzhaf": np.full(n - 1, 0.5 ** (n - 2)),
+    }
+    found = np.zeros((n, n))
+    for i, j in combinations(range(n), 2):
+        first, second = 1 << i, 1 << j
+        without = subsets[subsets & (first | second) == 0]
+        gain = by_code[without | first | second] - by_code[without | first]
+        gain += by_code[without] - by_code[without | second]
+        found[i, j] = found[j, i] = laws[readout][sizes[without]] @ gain
+    return found
 
 
 def draw(design: str, masks: np.ndarray, num_subsets: int, seed: int) -> np.ndarray:

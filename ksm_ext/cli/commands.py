@@ -24,7 +24,7 @@ from ksm_ext.report.page import write_report
 from ksm_ext.selection import exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.fit import fit_surrogate
-from ksm_ext.surrogates.quality import qualities
+from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Z95, Surrogate, load_surrogate
 from ksm_ext.tables.files import read_document
 from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
@@ -94,6 +94,8 @@ def attribute(args: Namespace) -> int:
     columns |= {"value": value.tolist(), "std": (half / Z95).tolist()}
     columns |= {"low": (value - half).tolist(), "high": (value + half).tolist()}
     show_table(columns, args.output, args.format)
+    if surrogate.masks.binary and not (sizes := suitability(surrogate, args.readout)).suits:
+        say(f"Note: {sizes.verdict} `ksm design --for {args.readout}` draws what is missing.")
     return 0
 
 

@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ksm_ext import subsets
 from ksm_ext.checks import message
 from ksm_ext.cli.output import STANDARD, say, show_table, write_bytes
+from ksm_ext.surrogates.next_best import next_best
+from ksm_ext.surrogates.surrogate import load_surrogate
+from ksm_ext.tables.scores import read_masks
 
 
 def design(args: Namespace) -> int:
     """Draw the subsets to score, one row each."""
-    names = list(map(str, range(args.num_tasks))) if args.tasks is None else _task_names(args.tasks)
-    masks = _draw(args, len(names))
+    if args.surrogate is not None:
+        names, masks = _next(args)
+    else:
+        numbers = args.tasks is None
+        names = list(map(str, range(args.num_tasks))) if numbers else _task_names(args.tasks)
+        masks = _draw(args, len(names)) if args.question is None else _chosen(args, names)
     if args.format == "npz" or (args.format is None and args.output.endswith(".npz")):
         file = io.BytesIO()
         np.savez_compressed(file, masks=masks.numpy(), task_names=np.array(names))
@@ -43,25 +51,68 @@ def _task_names(source: str) -> list[str]:
     return names
 
 
-def _draw(args: Namespace, n: int) -> Tensor:
-    if args.design == "leave-one-out":
-        return subsets.leave_one_out(n, include_full=args.include_full)
+def _next(args: Namespace) -> tuple[list[str], Tensor]:
+    """The tasks of a surrogate, and what tells most besides the subsets that it was fitted to."""
+    if args.question is None or args.known is not None or args.include_empty:
+        expected = "given with --for, and without --known and --include-empty"
+        remedy = "It knows what was scored; say what will be asked, such as --for shapley."
+        raise ValueError(message("surrogate", expected, "other options", remedy))
+    surrogate = load_surrogate(args.surrogate)
+    masks = next_best(surrogate, _num_subsets(args), args.question, seed=args.seed)
+    return list(surrogate.task_names), masks
+
+
+def _chosen(args: Namespace, names: list[str]) -> Tensor:
+    """The design for what will be asked."""
+    n = len(names)
+    known = torch.empty(0, n) if args.known is None else read_masks(args.known, names)
+    masks = subsets.design(
+        n,
+        _num_subsets(args),
+        readout=args.question,
+        known=known,
+        include_empty=args.include_empty,
+        seed=args.seed,
+        allow_fewer=True,
+    )
+    if args.question == "shapley" and bool(torch.cat([known.bool(), masks]).any(1).all()):
+        say("Note: Shapley values begin at the empty subset: --include-empty if it has a score.")
+    _say_fewer(masks, args.num_subsets)
+    return masks
+
+
+def _num_subsets(args: Namespace) -> int:
     if args.num_subsets is None:
         remedy = "Several times the number of tasks is a good start."
         raise ValueError(message("num-subsets", "given for this design", "none", remedy))
+    return int(args.num_subsets)
+
+
+def _say_fewer(masks: Tensor, wanted: int) -> None:
+    if len(masks) < wanted:
+        say(f"Note: there are {len(masks):,} different subsets in this design, and all are drawn.")
+
+
+def _draw(args: Namespace, n: int) -> Tensor:
+    if args.known is not None or args.include_empty:
+        option = "known" if args.known is not None else "include-empty"
+        remedy = "Say what will be asked, such as --for shapley."
+        raise ValueError(message(option, "given with --for", "a design by name", remedy))
+    if args.design == "leave-one-out":
+        return subsets.leave_one_out(n, include_full=args.include_full)
+    num_subsets = _num_subsets(args)
     if args.design == "fixed-size" and args.size is None:
         remedy = "Say how many tasks each subset has."
         raise ValueError(message("size", "given for this design", "none", remedy))
     options: dict[str, Any] = {"seed": args.seed, "allow_fewer": True}
     if args.design == "mixed-sizes":
-        masks = subsets.mixed_sizes(n, args.num_subsets, args.sizes or None, **options)
+        masks = subsets.mixed_sizes(n, num_subsets, args.sizes or None, **options)
     elif args.design == "fixed-size":
-        masks = subsets.fixed_size(n, args.num_subsets, args.size, **options)
+        masks = subsets.fixed_size(n, num_subsets, args.size, **options)
     elif args.design == "paired":
         options |= {"probability": args.probability} if args.size is None else {"size": args.size}
-        masks = subsets.paired(n, args.num_subsets, **options)
+        masks = subsets.paired(n, num_subsets, **options)
     else:
-        masks = subsets.bernoulli(n, args.num_subsets, args.probability, **options)
-    if len(masks) < args.num_subsets:
-        say(f"Note: there are {len(masks):,} different subsets in this design, and all are drawn.")
+        masks = subsets.bernoulli(n, num_subsets, args.probability, **options)
+    _say_fewer(masks, num_subsets)
     return masks

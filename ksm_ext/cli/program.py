@@ -113,8 +113,10 @@ def _add_design(kinds: Kinds) -> None:
         "draw the subsets of tasks to score",
         """\
 examples:
-  ksm design --num-tasks 20 --num-subsets 200 -o masks.csv
+  ksm design --num-tasks 20 --num-subsets 200 --for shapley -o masks.csv
+  ksm design --tasks names.txt --num-subsets 40 --for loo --known scores.csv -o more.csv
   ksm design --tasks names.txt --num-subsets 200 --design paired --seed 1 -o masks.csv
+  ksm design --surrogate surrogate.safetensors --num-subsets 10 --for shapley -o more.csv
   ksm design --num-tasks 20 --design leave-one-out --include-full
 
 Score a model trained on each row's tasks, then: ksm fit scores.csv --masks masks.csv …
@@ -123,14 +125,28 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
     which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
+    which.add_argument(
+        "--surrogate",
+        metavar="FILE",
+        help="of the scores so far: chooses what would tell most besides (with --for)",
+    )
     add = parser.add_argument
     add("--num-subsets", type=_count, metavar="M")
-    add(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--for",
+        dest="question",
+        choices=(*get_args(Readout), "prediction"),
+        help="what will be asked: draws the design that was best for it",
+    )
+    kind.add_argument(
         "--design",
         choices=("mixed-sizes", "bernoulli", "fixed-size", "paired", "leave-one-out"),
         default="mixed-sizes",
-        help="default: mixed-sizes, with which Shapley intervals hold",
+        help="or one of these by name; default: mixed-sizes, with which Shapley intervals hold",
     )
+    add("--known", metavar="FILE", help="scored subsets, which are not drawn again (with --for)")
+    add("--include-empty", action="store_true", help="the subset of no task too (with --for)")
     add(
         "--probability",
         type=float,

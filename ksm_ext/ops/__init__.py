@@ -24,3 +24,5 @@ from ksm_ext.ops.project import project_ as project_
 from ksm_ext.ops.project import project_adjoint as project_adjoint
 from ksm_ext.ops.softmax_hvp import softmax_hvp as softmax_hvp
 from ksm_ext.ops.softmax_hvp import softmax_hvp_ as softmax_hvp_
+from ksm_ext.ops.weighted_mask_gram import weighted_mask_gram as weighted_mask_gram
+from ksm_ext.ops.weighted_mask_gram import weighted_mask_gram_matmul as weighted_mask_gram_matmul

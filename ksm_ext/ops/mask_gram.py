@@ -115,16 +115,8 @@ def mask_gram_matmul(
         TypeError: As :func:`mask_gram`, or if ``v`` is not in the dtype of the tables.
     """
     tables = _checked_tables(x, y, num_tasks, hamming_table, overlap_table)
-    check_ndim("v", v, 2)
-    check_device("v", v, x.device)
-    name, rows = ("x", len(x)) if y is None else ("y", len(y))
-    if v.shape[0] != rows:
-        found, remedy = f"shape {tuple(v.shape)}", f"Pass one row per mask of {name}."
-        raise ValueError(message("v", f"of {rows} rows like {name}", found, remedy))
     dtype = next(table.dtype for table in tables if table is not None)
-    if v.dtype != dtype:
-        expected = f"of dtype {dtype} like the tables"
-        raise TypeError(message("v", expected, str(v.dtype), "Convert one of them."))
+    check_multiplied(v, x, y, dtype, "the tables")
     return _mask_gram_matmul(x.contiguous(), contiguous(y), num_tasks, *tables, v.contiguous())
 
 
@@ -141,6 +133,43 @@ def _check_packed(name: str, masks: Tensor, num_tasks: int, device: torch.device
     check_device(name, masks, device)
 
 
+def check_packed_pair(x: Tensor, y: Tensor | None, num_tasks: int) -> None:
+    """Raise unless ``x``, and ``y`` if it is given, are packed masks of ``num_tasks`` tasks."""
+    if num_tasks < 0:
+        raise ValueError(message("num_tasks", "at least 0", str(num_tasks), "Count the tasks."))
+    _check_packed("x", x, num_tasks, x.device)
+    if y is not None:
+        _check_packed("y", y, num_tasks, x.device)
+
+
+def check_multiplied(
+    v: Tensor, x: Tensor, y: Tensor | None, dtype: torch.dtype, whose: str
+) -> None:
+    """Raise unless a Gram matrix of ``x`` and ``y`` in ``dtype``, ``whose`` it is, multiplies v."""
+    check_ndim("v", v, 2)
+    check_device("v", v, x.device)
+    name, rows = ("x", len(x)) if y is None else ("y", len(y))
+    if v.shape[0] != rows:
+        found, remedy = f"shape {tuple(v.shape)}", f"Pass one row per mask of {name}."
+        raise ValueError(message("v", f"of {rows} rows like {name}", found, remedy))
+    if v.dtype != dtype:
+        expected = f"of dtype {dtype} like {whose}"
+        raise TypeError(message("v", expected, str(v.dtype), "Convert one of them."))
+
+
+def batched_in_columns(
+    function: Any, info: Any, in_dims: tuple[int | None, ...], args: Any
+) -> tuple[Tensor, int]:
+    """Batch a product with ``v``, its last argument: a batch of v is more columns of v."""
+    *others, v = args
+    *other_dims, v_dim = in_dims
+    if any(dim is not None for dim in other_dims):
+        return one_by_one(function, info, in_dims, args), 0
+    v = v.movedim(v_dim, 1)  # (l, batch, t)
+    flat = function(*others, v.reshape(len(v), -1))  # (m, batch * t)
+    return flat.reshape(len(flat), *v.shape[1:]), 1
+
+
 def _checked_tables(
     x: Tensor,
     y: Tensor | None,
@@ -149,11 +178,7 @@ def _checked_tables(
     overlap_table: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check all but ``v``; the tables, contiguous."""
-    if num_tasks < 0:
-        raise ValueError(message("num_tasks", "at least 0", str(num_tasks), "Count the tasks."))
-    _check_packed("x", x, num_tasks, x.device)
-    if y is not None:
-        _check_packed("y", y, num_tasks, x.device)
+    check_packed_pair(x, y, num_tasks)
     if hamming_table is None and overlap_table is None:
         expected = "given where overlap_table is not"
         raise ValueError(message("hamming_table", expected, "neither", "Pass one."))
@@ -229,13 +254,7 @@ class _MaskGramMatmul(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        *others, v = args
-        *other_dims, v_dim = in_dims
-        if any(dim is not None for dim in other_dims):
-            return one_by_one(_mask_gram_matmul, info, in_dims, args), 0
-        v = v.movedim(v_dim, 1)  # (l, batch, t): a batch of v is more columns of v
-        flat = _mask_gram_matmul(*others, v.reshape(len(v), -1))  # (m, batch * t)
-        return flat.reshape(len(flat), *v.shape[1:]), 1
+        return batched_in_columns(_mask_gram_matmul, info, in_dims, args)
 
 
 @in_graph

@@ -25,7 +25,7 @@ from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.svg import heat_map, number, scatter, spectrum
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
 from ksm_ext.surrogates.more_subsets import more_subsets
-from ksm_ext.surrogates.quality import Quality, has_interactions, qualities
+from ksm_ext.surrogates.quality import Quality, has_interactions, qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Z95, Surrogate
 
@@ -132,6 +132,8 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "candidates": _candidates(surrogate),
         "predicts": predicts,
         "advice": more_subsets(surrogate, readout) if able else None,
+        "design": suitability(surrogate, readout) if surrogate.masks.binary else None,
+        "readout": readout,
         "smooth": surrogate.noise is None and bool(surrogate.nugget_share.any()),
     }
 

@@ -2,7 +2,10 @@ from . import candidates as candidates
 from . import fit as fit
 from . import kernels as kernels
 from . import krylov as krylov
+from . import likelihood as likelihood
+from . import many as many
 from . import more_subsets as more_subsets
+from . import next_best as next_best
 from . import observations as observations
 from . import posterior as posterior
 from . import readouts as readouts

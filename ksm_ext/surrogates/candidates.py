@@ -1,7 +1,8 @@
 """Everything a fit tried: one row per kernel and ridge, with its leave-one-out error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,36 @@ class Candidate:
     num_chosen: int
 
 
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """Candidates that were judged together on one table: the columns of their rows.
+
+    Attributes:
+        predictors: Kernels, or other predictors by name, with how many rows each has.
+        ridges: (C,), see :class:`Candidate`.
+        errors: (C,).
+        ranks: (C,) rank correlations, or what computes them when they are asked for.
+        num_subsets: Subsets that all were judged on.
+        num_chosen: (C,) int64.
+    """
+
+    predictors: Sequence[tuple[object, int]]
+    ridges: Tensor
+    errors: Tensor
+    ranks: Tensor | Callable[[], Tensor]
+    num_subsets: int
+    num_chosen: Tensor
+
+    def rows(self) -> Iterator[Candidate]:
+        """The rows, with their rank correlations."""
+        labels = [label for each, count in self.predictors for label in [str(each)] * count]
+        ranks = self.ranks if isinstance(self.ranks, Tensor) else self.ranks()
+        columns = (self.ridges, self.errors, ranks, self.num_chosen)
+        each = zip(labels, *(column.tolist() for column in columns), strict=True)
+        for label, ridge, error, rank, chosen in each:
+            yield Candidate(label, ridge, error, rank, self.num_subsets, chosen)
+
+
 def beats_the_mean(error: Any, rank_correlation: Any) -> Any:
     """Whether scores left out of a fit are predicted better than by the mean of the others.
 
@@ -47,13 +78,22 @@ class CandidateTable:
     """Rows of :class:`Candidate`, in the order tried; prints as a table, best first.
 
     Attributes:
-        rows: The candidates.
+        tried: The candidates, or columns of some.
         score_variance: (t,) float64 unbiased variance of the scores per target, in which errors are
             measured; for a constant target the square of its size, or 1 where that is 0.
     """
 
-    rows: tuple[Candidate, ...]
+    tried: tuple[Candidate | Tried, ...]
     score_variance: Tensor
+
+    @cached_property
+    def rows(self) -> tuple[Candidate, ...]:
+        """The candidates; rank correlations are computed when this is first asked for."""
+        return tuple(
+            row
+            for each in self.tried
+            for row in (each.rows() if isinstance(each, Tried) else (each,))
+        )
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.rows)

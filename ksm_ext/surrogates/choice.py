@@ -5,13 +5,15 @@ best. Freer ways of sharing are judged on subsets that had no part in their choi
 leaves the common choice only where it is clearly better served alone: no target is predicted worse
 because others are fitted with it.
 
-Shapes: m subsets, t targets, q latent columns (targets, or principal components of the targets);
+Shapes: b tables of one shape, each with a choice of its own; m subsets, t targets, q latent columns
+(targets, or principal components of the targets), C candidates (a trial at one of its ridges each);
 scores standardised, float64.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ from torch import Tensor
 from ksm_ext.surrogates.judgement import Scores, folds_of
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.spectral import SpectralRidge
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
-from ksm_ext.surrogates.trials import KernelTrial, MeanTrial, Trial
+from ksm_ext.surrogates.trials import Judged, KernelTrial, MeanTrial, Trial, judged_factor
 
 Sharing = Literal["shared", "target", "component"]
 """Whether all targets share one kernel and ridge, or each has its own, or each component has."""
@@ -32,6 +35,9 @@ _CLEAR = 2.0
 
 It is the best of many, so some win by chance: one in forty by so much.
 """
+
+_CLEAR_OF_DEFAULT = 0.5
+"""Standard errors by which a kernel must win to replace the best of the preferred ones."""
 
 _BETTER_THAN_MEAN = 0.5
 """Standard errors by which a predictor must beat the mean.
@@ -46,44 +52,78 @@ class Choice:
     """The trial and the ridge of every latent column.
 
     Attributes:
-        sharing: What has a choice of its own.
-        trials: What was chosen from.
-        trial: (q,) int64 index of the trial.
-        ridge: (q,) int64 index into the trial's ridges.
+        contest: What was chosen from.
+        candidate: (b, q) int64 number of the candidate.
+        components: Whether latent columns are components of the targets.
     """
 
-    sharing: Sharing
-    trials: list[Trial]
-    trial: Tensor
-    ridge: Tensor
+    contest: "Contest"
+    candidate: Tensor
+    components: bool = False
 
     @property
-    def components(self) -> bool:
-        """Whether latent columns are components of the targets."""
-        return self.sharing == "component"
+    def trial(self) -> Tensor:
+        """(b, q) int64 index of the trial."""
+        return self.contest.trial_of[self.candidate]
 
-    def groups(self) -> Iterator[tuple[Trial, Tensor, Tensor]]:
-        """Each trial in use, its ridges (q_g,) and latent columns (q_g,)."""
-        for index in torch.unique(self.trial).tolist():
-            columns = (self.trial == index).nonzero()[:, 0]
-            trial = self.trials[index]
-            yield trial, trial.judgement.ridges[self.ridge[columns]], columns
+    def groups(self) -> Iterator[tuple[Trial, Tensor, Tensor, Tensor]]:
+        """Each trial in use, latent columns (c,), and the ridges of those and whether it is theirs.
 
-    def residuals(self, scores: Scores) -> Tensor:
-        """(m, t) leave-one-out residuals."""
-        latent = scores.values.new_zeros(len(scores.values), len(self.trial))
-        for trial, ridges, columns in self.groups():
-            latent[:, columns] = trial.residuals(ridges, columns, components=self.components)
-        return latent @ scores.rotation.T if self.components else latent
+        Both are (b, c): of a column that is its in one table only, the others have a ridge of its
+        too, to be ignored.
+        """
+        trial, ridges = self.trial, self.contest.ridges.gather(1, self.candidate)
+        for index in torch.unique(trial).tolist():
+            its = trial == index  # (b, q)
+            columns = its.any(0).nonzero()[:, 0]
+            used = its[:, columns]
+            start = int(self.contest.starts[index])
+            ridge = torch.where(used, ridges[:, columns], self.contest.ridges[:, [start]])
+            yield self.contest.trials[index], columns, ridge, used
+
+    @cached_property
+    def residuals(self) -> Tensor:
+        """(b, m, t) leave-one-out residuals."""
+        each = {"components": self.components}
+        latent = self.gathered(lambda trial, *at: trial.residuals(*at, **each))
+        return latent @ self.contest.scores.rotation.mT if self.components else latent
+
+    def gathered(self, of_trial: Callable[[Any, Tensor, Tensor], Tensor]) -> Tensor:
+        """(b, m, q) of what each trial in use says (b, m, c) of its ridges and columns."""
+        shape = self.contest.scores.values.shape[:2]
+        found = self.contest.scores.values.new_zeros(*shape, self.candidate.shape[1])
+        for trial, columns, ridges, used in self.groups():
+            its = of_trial(trial, ridges, columns)
+            found[..., columns] = torch.where(used[:, None], its, found[..., columns])
+        return found
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """(b, m, t) loss of each subset for each target."""
+        return self.contest.scores.losses(self.residuals)
 
     def where(self, chosen: Tensor, other: "Choice") -> "Choice":
-        """This choice for the columns of ``chosen`` (q,) bool, and ``other`` for the rest."""
-        return Choice(
-            "shared" if self.sharing == other.sharing == "shared" else "target",
-            self.trials,
-            torch.where(chosen, self.trial, other.trial),
-            torch.where(chosen, self.ridge, other.ridge),
-        )
+        """This choice where ``chosen`` (b, q) or (b, 1) is True, and ``other`` elsewhere."""
+        if bool(chosen.all()):
+            return self
+        return replace(self, candidate=torch.where(chosen, self.candidate, other.candidate))
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What is chosen for b tables, all targets of a table at once or some by components.
+
+    Attributes:
+        by_target: The choice of targets.
+        shared: (b,) bool: tables whose targets share one kernel and ridge.
+        by_component: The choice of components, or None.
+        targets_of_components: (b, t) bool: targets that are predicted by components.
+    """
+
+    by_target: Choice
+    shared: Tensor
+    by_component: Choice | None
+    targets_of_components: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,176 +131,279 @@ class Contest:
     """Trials of the same scores, to choose from.
 
     Attributes:
-        trials: The trials.
+        judged: The trials, with what they cost.
         scores: What they predict.
-        mean: The index of the mean among them, if it is there.
+        mean: Whether the first of them is the mean.
         preferred: Indices of trials that are kept unless another is clearly better.
     """
 
-    trials: list[Trial]
+    judged: Sequence[Judged]
     scores: Scores
-    mean: frozenset[int] = frozenset()
+    mean: bool = False
     preferred: frozenset[int] = frozenset()
 
-    def losses(self, choice: Choice) -> Tensor:
-        """(m, t) loss of each subset for each target."""
-        return self.scores.losses(choice.residuals(self.scores))
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """All trials, in the order of their candidates."""
+        return [trial for each in self.judged for trial in each.trials]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of candidates of each trial: its ridges."""
+        return [each.num_ridges for each in self.judged for _ in each.trials]
+
+    @cached_property
+    def trial_of(self) -> Tensor:
+        """(C,) int64: the trial of each candidate."""
+        sizes = torch.tensor(self.sizes, device=self.scores.values.device)
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first candidate of each trial."""
+        return [sum(self.sizes[:index]) for index in range(len(self.sizes))]
+
+    @cached_property
+    def ridges(self) -> Tensor:
+        """(b, C)."""
+        return torch.cat([each.judgement.ridges for each in self.judged], 1)
+
+    @cached_property
+    def subset_losses(self) -> Tensor:
+        """(b, C, m) pooled loss of each subset."""
+        return torch.cat([each.judgement.subset_losses for each in self.judged], 1)
+
+    @cached_property
+    def _possible(self) -> Tensor:
+        """(b, C, 1) bool: candidates that are for the table."""
+        columns = [
+            each.tables[:, None].expand(-1, each.judgement.ridges.shape[1]) for each in self.judged
+        ]
+        return torch.cat(columns, 1)[..., None]
+
+    @cached_property
+    def _target_losses(self) -> Tensor:
+        """(b, C, 2, t), infinite where there is no choice."""
+        losses = torch.cat([each.judgement.target_losses for each in self.judged], 1)
+        return losses.masked_fill(~self._possible[..., None] | losses.isnan(), torch.inf)
+
+    @cached_property
+    def _shared_losses(self) -> Tensor:
+        """(b, C, 1)."""
+        losses = self.subset_losses.mean(2)[..., None]
+        return losses.masked_fill(~self._possible | losses.isnan(), torch.inf)
+
+    @cached_property
+    def _component_losses(self) -> Tensor:
+        """(b, C, q), infinite for trials that were not judged on components."""
+        parts, q = [], self.scores.rotation.shape[2]
+        for judgement in (each.judgement for each in self.judged):
+            found = judgement.component_losses
+            none = judgement.ridges.new_full((*judgement.ridges.shape, q), torch.inf)
+            parts.append(none if found is None else found)
+        losses = torch.cat(parts, 1)
+        return losses.masked_fill(~self._possible | losses.isnan(), torch.inf)
 
     def best(
-        self, sharing: Sharing, among: frozenset[int] | None = None, *, half: int | None = None
+        self, sharing: Sharing, among: Tensor | None = None, *, half: int | None = None
     ) -> Choice:
-        """The best trial and ridge of every latent column under one way of sharing.
+        """The best candidate of every latent column under one way of sharing.
 
         Args:
             sharing: What has a choice of its own.
-            among: Indices of the trials to choose from; all by default.
+            among: (b or 1, C) bool: the candidates to choose from; all by default.
             half: The half of the subsets (0 or 1) on which ridges per target are chosen; all
                 subsets by default.
         """
-        like = self.scores.rotation[0] if sharing == "component" else self.scores.values[0]
-        least = torch.full_like(like, float("inf"))  # (q,)
-        trial_index = torch.zeros_like(like, dtype=torch.int64)
-        ridge_index = torch.zeros_like(trial_index)
-        for index, trial in enumerate(self.trials):
-            if among is not None and index not in among:
-                continue
-            judgement = trial.judgement
-            by_half = judgement.target_losses  # (R, 2, t)
-            losses: Tensor | None = by_half.mean(1) if half is None else by_half[:, half]
-            if sharing == "component":
-                losses = judgement.component_losses
-            elif sharing == "shared":
-                losses = judgement.losses[:, None].expand(-1, len(like))
-            if losses is None:
-                continue
-            value, at = losses.min(0)
-            better = value < least
-            least = torch.where(better, value, least)
-            trial_index = torch.where(better, index, trial_index)
-            ridge_index = torch.where(better, at, ridge_index)
-        return Choice(sharing, self.trials, trial_index, ridge_index)
+        if sharing == "component":
+            losses = self._component_losses
+        elif sharing == "shared":
+            losses = self._shared_losses
+        else:
+            by_half = self._target_losses
+            losses = by_half.mean(2) if half is None else by_half[:, :, half]
+        if among is not None:
+            losses = losses.masked_fill(~among[..., None], torch.inf)
+        candidate = losses.argmin(1)
+        if sharing == "shared":
+            candidate = candidate.expand(-1, self.scores.values.shape[2])
+        return Choice(self, candidate, sharing == "component")
 
-    def choose(self, masks: Masks, sharing: tuple[Sharing, ...]) -> list[tuple[Choice, Tensor]]:
-        """Choices with the targets each is for: one for all, or a second for targets that leave it.
+    def among(self, trials: Iterable[int]) -> Tensor:
+        """(1, C) bool: the candidates of these trials."""
+        wanted = torch.tensor(sorted(trials), dtype=torch.int64, device=self.trial_of.device)
+        return torch.isin(self.trial_of, wanted)[None]
+
+    def choose(self, tables: Sequence[Masks], sharing: tuple[Sharing, ...]) -> Chosen:
+        """The choice of every table: one for all targets, or others for targets that leave it.
 
         Args:
-            masks: The fitted subsets.
+            tables: The fitted subsets of each.
             sharing: The ways of sharing to choose from, the strictest first.
         """
         scores = self.scores
-        everything = torch.arange(scores.values.shape[1], device=scores.values.device)
-        if len(everything) == 1 or sharing[0] == "target":
-            return [(replace(self._alone(), sharing=sharing[0]), everything)]
-        common = self._common(masks, sharing)
+        b, _, t = scores.values.shape
+        nowhere = torch.zeros(b, t, dtype=torch.bool, device=scores.values.device)
+        everywhere = ~nowhere[:, 0]
+        if t == 1 or sharing[0] == "target":
+            shared = everywhere if sharing[0] == "shared" else ~everywhere
+            return Chosen(self._alone(), shared, None, nowhere)
+        common, ways = self._common(tables, sharing)
         if len(sharing) == 1:
-            return [(common, everything)]  # asked for: one choice for all
-        alone = self._alone()
-        leaves = clearly_better(self.losses(common) - self.losses(alone))
+            return Chosen(common[0], everywhere, None, nowhere)  # asked for: one choice for all
+        residuals, way = common[0].residuals, ways[:, None, None]
+        for number, choice in common.items():
+            if number:
+                residuals = torch.where(way == number, choice.residuals, residuals)
+        alone, losses = self._alone(), scores.losses(residuals)
+        leaves = clearly_better(losses - alone.losses)
         if self.mean:
-            leaves |= ~self._beats_mean(common, self.best("target", self.mean))
-        leaves[scores.variance == 0] = False
-        if not bool(leaves.any()):
-            return [(common, everything)]
-        if not common.components:
-            return [(alone.where(leaves, common), everything)]
-        return [(common, everything[~leaves]), (alone, everything[leaves])]
+            leaves |= ~self._beats_mean(residuals, losses)
+        leaves &= scores.variance > 0
+        shared = (ways == 0) & ~leaves.any(1)
+        component = ways == 2
+        by_target = common[0]
+        if 1 in common:
+            by_target = common[1].where((ways == 1)[:, None], by_target)
+        by_target = alone.where(leaves | component[:, None], by_target)
+        return Chosen(by_target, shared, common.get(2), component[:, None] & ~leaves)
 
-    def _common(self, masks: Masks, sharing: tuple[Sharing, ...]) -> Choice:
+    def _common(
+        self, tables: Sequence[Masks], sharing: tuple[Sharing, ...]
+    ) -> tuple[dict[int, Choice], Tensor]:
         """One choice for all targets, unless a freer one predicts subsets it has not seen better.
 
         The freer ways of sharing keep the kernel of the shared choice: the best of hundreds of
         candidates for a single target would be mostly noise.
+
+        Returns:
+            The choice by each way of sharing that some table takes, the shared one in any case, and
+            the numbers of these ways (b,).
         """
-        scores, pooled = self.scores, self.scores.varying
-
-        def pooled_losses(choice: Choice) -> Tensor:
-            return self.losses(choice)[:, pooled].mean(1)  # (m,)
-
+        scores = self.scores
         choice = self.best("shared")
-        for simpler, errors in ((self.preferred, _CLEAR), (self.mean, _BETTER_THAN_MEAN)):
-            if simpler:
+        means = self.among([0] * self.mean)
+        preferred = self.among(self.preferred), _CLEAR_OF_DEFAULT
+        for simpler, errors in (preferred, (means, _BETTER_THAN_MEAN)):
+            if bool(simpler.any()):
                 other = self.best("shared", simpler)
-                if not bool(clearly_better(pooled_losses(other) - pooled_losses(choice), errors)):
-                    choice = other
-        kept = int(choice.trial[0])
-        kernel = self.trials[kept].kernel
-        if len(sharing) == 1 or kernel is None:
-            return choice
-        among = self.mean | {kept}
+                gain = scores.pooled(other.losses - choice.losses)  # (b, m)
+                choice = choice.where(clearly_better(gain[..., None], errors), other)
+        kept = choice.trial[:, 0]  # (b,)
+        ways = torch.zeros_like(kept)
+        kernels = [isinstance(self.trials[index], KernelTrial) for index in kept.tolist()]
+        if len(sharing) == 1 or not any(kernels):
+            return {0: choice}, ways
+        among = means | (self.trial_of == kept[:, None])
         if "component" in sharing:
-            judged = _validation_residuals(kernel, masks, scores, sharing)
+            fitted = [self.trials[index].predictor(i) for i, index in enumerate(kept.tolist())]
+            judged = validation_residuals(fitted, tables, scores, sharing)
         else:
-            judged = [choice.residuals(scores), self._crossed(among)]
+            judged = [choice.residuals, self._crossed(among)]
         # no margin here: nothing in these residuals favours the freer ways
-        losses = [scores.losses(each)[:, pooled].mean() for each in judged]
-        way = int(torch.stack(losses).argmin())
-        return choice if way == 0 else self.best(sharing[way], among)
+        losses = [scores.pooled(scores.losses(each)).mean(1) for each in judged]
+        best = torch.stack(losses).argmin(0)
+        ways = torch.where(torch.tensor(kernels, device=best.device), best, ways)
+        freer = {number: sharing[number] for number in set(ways.tolist()) - {0}}
+        return {0: choice, **{i: self.best(way, among) for i, way in freer.items()}}, ways
 
     def _alone(self) -> Choice:
         """For every target what it would get if it were the only one."""
         choice = self.best("target")
         if self.preferred:
-            default = self.best("target", self.preferred)
-            better = clearly_better(self.losses(default) - self.losses(choice))
+            default = self.best("target", self.among(self.preferred))
+            better = clearly_better(default.losses - choice.losses, _CLEAR_OF_DEFAULT)
             choice = choice.where(better, default)
         if self.mean:
-            mean = self.best("target", self.mean)
-            choice = choice.where(self._beats_mean(choice, mean), mean)
+            better = self._beats_mean(choice.residuals, choice.losses)
+            choice = choice.where(better, self.best("target", self.among([0])))
         return choice
 
-    def _beats_mean(self, choice: Choice, mean: Choice) -> Tensor:
-        """(t,) bool: targets predicted better than by the mean, and than by their variance."""
-        left_out = choice.residuals(self.scores)
-        gain = self.losses(mean) - self.scores.losses(left_out)
-        better = clearly_better(gain, _BETTER_THAN_MEAN)
+    def _beats_mean(self, residuals: Tensor, losses: Tensor) -> Tensor:
+        """(b, t) bool: targets predicted better than by the mean, and than by their variance."""
+        mean = self.best("target", self.among([0]))
+        better = clearly_better(mean.losses - losses, _BETTER_THAN_MEAN)
         if self.scores.center and not self.scores.by_rank:
-            better &= self.scores.losses(left_out).mean(0) < 1
+            better &= losses.mean(1) < 1
         return better
 
-    def _crossed(self, among: frozenset[int]) -> Tensor:
-        """(m, t) leave-one-out residuals of one half under the ridges per target of the other half.
+    def _crossed(self, among: Tensor) -> Tensor:
+        """(b, m, t) leave-one-out residuals of one half under the ridges of the other half.
 
         With many subsets this is as honest as refitting, and costs no factorisation.
         """
         crossed = torch.empty_like(self.scores.values)
         for half in (0, 1):
             elsewhere = self.best("target", among, half=1 - half)
-            crossed[half::2] = elsewhere.residuals(self.scores)[half::2]
+            crossed[:, half::2] = elsewhere.residuals[:, half::2]
         return crossed
 
 
 def clearly_better(gain: Tensor, errors: float = _CLEAR) -> Tensor:
-    """(...) bool: whether mean gains over subsets (m, ...) exceed so many standard errors."""
-    return gain.mean(0) > errors * gain.std(0) / len(gain) ** 0.5
+    """(b, ...) bool: whether mean gains over subsets (b, m, ...) exceed some standard errors."""
+    return gain.mean(1) > errors * gain.std(1) / gain.shape[1] ** 0.5
 
 
-def _validation_residuals(
-    kernel: Kernel, masks: Masks, scores: Scores, sharing: tuple[Sharing, ...]
+def validation_residuals(
+    kernels: Sequence[Kernel | str],
+    tables: Sequence[Masks],
+    scores: Scores,
+    sharing: tuple[Sharing, ...],
 ) -> list[Tensor]:
-    """5-fold residuals (m, t) of each way of sharing, everything chosen anew in each fold.
+    """5-fold residuals (b, m, t) of each way of sharing, everything chosen anew in each fold.
 
     Leave-one-out residuals would flatter the freer ways: they chose their ridges, and components
-    their axes, with the subset at hand.
+    their axes, with the subset at hand. Folds of one size are fitted together, as tables.
+
+    Args:
+        kernels: One of each table; a name where none predicts it, and any answer will do.
+        tables: The subsets.
+        scores: Their scores.
+        sharing: The ways of sharing.
     """
-    judged = [torch.empty_like(scores.values) for _ in sharing]
-    folds = folds_of(len(masks), masks.values.device)
-    for fold in range(int(folds.max()) + 1):
-        held, rest = folds == fold, folds != fold
-        known, outcome = masks[rest], scores[rest]
-        trials: list[Trial] = [
-            MeanTrial(outcome, components=True),
-            KernelTrial(kernel, known, outcome, components=True),
-        ]
-        contest = Contest(trials, outcome)
+    b, m, t = scores.values.shape
+    judged = [torch.zeros_like(scores.values) for _ in sharing]
+    gram = scores.values.new_zeros(b, m, m)
+    for i, kernel in enumerate(kernels):
+        if isinstance(kernel, Kernel):
+            gram[i] = kernel.gram(tables[i])
+    folds = folds_of(m, gram.device)
+    sizes = folds.bincount()
+    for size in sizes.unique().tolist():
+        numbers = (sizes == size).nonzero()  # (F, 1)
+        held = (folds == numbers).nonzero()[:, 1].reshape(-1, size)  # (F, size)
+        rest = (folds != numbers).nonzero()[:, 1].reshape(len(held), -1)  # (F, m')
+        outcome = scores.rows(rest)  # of b F tables
+        known = gram[:, rest[:, :, None], rest[:, None]].flatten(0, 1)  # (b F, m', m')
+        across = gram[:, held[:, :, None], rest[:, None]].flatten(0, 1)  # (b F, size, m')
+        factor = SpectralRidge(
+            known[:, None], center=outcome.center, weights=outcome.weights[:, None]
+        )
+        trials = judged_factor([], [], outcome, factor, components=True)
+        contest = Contest([MeanTrial(outcome, components=True).judged, trials], outcome)
         for way, errors in zip(sharing, judged, strict=True):
-            model = solve(contest.best(way), outcome)
-            errors[held] = scores.values[held] - model.predict(masks[held], known)
+            predicted = predictions(contest.best(way), across)
+            errors[:, held] = scores.values[:, held] - predicted.reshape(b, *held.shape, t)
     return judged
+
+
+def predictions(choice: Choice, across: Tensor) -> Tensor:
+    """(b, l, t) of other subsets by a choice of means and one kernel, ``across`` (b, l, m) it."""
+    scores = choice.contest.scores
+    b, q = choice.candidate.shape
+    latent = across.new_zeros(b, across.shape[1], q)
+    for trial, columns, ridges, used in choice.groups():
+        solution = trial.solve(ridges, columns, components=choice.components)
+        found = solution.constant[:, None]
+        if solution.dual is not None:
+            found = found + across @ solution.dual
+        latent[..., columns] = torch.where(used[:, None], found, latent[..., columns])
+    return scores.offset[:, None] + latent @ scores.rotation.mT if choice.components else latent
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A choice, solved: coefficients of standardised scores.
+    """A choice for one table, solved: coefficients of standardised scores.
 
     Attributes:
         kernel_terms: Kernel expansions. Columns that a mean or linear weights predict have
@@ -288,16 +431,6 @@ class Model:
         """Number of latent columns q."""
         return len(self.intercept) if self.rotation is None else self.rotation.shape[1]
 
-    def predict(self, query: Masks, fitted: Masks) -> Tensor:
-        """(l, t) predictions of subsets ``query`` (l, n), from the ``fitted`` ones (m, n)."""
-        latent = self.intercept.new_zeros(len(query), self.num_latent)
-        for term in self.kernel_terms:
-            if bool(term.dual.any()):
-                latent[:, term.columns] += term.kernel.matmul(query, fitted, term.dual)
-        for linear in self.linear_terms:
-            latent[:, linear.columns] += query.floats @ linear.weights
-        return self.intercept + (latent if self.rotation is None else latent @ self.rotation.T)
-
     def without_factors(self) -> "Model":
         """The same model, whose kernels are factored anew when they are asked for intervals."""
         terms = tuple(replace(term, factor=None) for term in self.kernel_terms)
@@ -305,6 +438,8 @@ class Model:
 
     def select(self, targets: Tensor) -> "Model":
         """The same model for the targets with these numbers."""
+        if len(targets) == len(self.intercept):
+            return self
         per_target = {
             name: getattr(self, name)[..., targets]
             for name in ("intercept", "loo_residuals", "fit_residuals", "ridge_variance")
@@ -325,35 +460,60 @@ def _with_columns(terms: Iterable[Term]) -> tuple[Term, ...]:
     return tuple(term for term in terms if len(term.columns))
 
 
-def solve(choice: Choice, scores: Scores, substitute: KernelTrial | None = None) -> Model:
-    """The model of a choice.
+def solve(
+    choice: Choice, sharing: Sequence[Sharing], substitute: KernelTrial, grid: Tensor
+) -> list[Model]:
+    """The models of a choice, one of each table.
 
     Columns that no kernel predicts have the uncertainty of ``substitute``: the posterior of a
     kernel as wide as the data allow, around the mean or the linear weights.
+
+    Args:
+        choice: What was chosen.
+        sharing: What has a choice of its own, of each table.
+        substitute: A kernel trial of the same scores.
+        grid: (b, R) the ridges it was judged at.
     """
-    m, q = len(scores.values), len(choice.trial)
-    constant, variance = scores.values.new_zeros(2, q)
-    fit_residuals = scores.values.new_zeros(m, q)
-    kernel_terms, linear_terms = [], []
-    for trial, ridges, columns in choice.groups():
-        solution = trial.solve(ridges, columns, components=choice.components)
-        constant[columns] = solution.constant
-        variance[columns] = solution.ridge_variance
-        fit_residuals[:, columns] = solution.residuals
-        if solution.linear_term is not None:
-            linear_terms.append(solution.linear_term)
-        if solution.kernel_term is not None:
-            kernel_terms.append(solution.kernel_term)
-        elif substitute is not None:
-            kernel_terms.append(substitute.uncertainty(columns, components=choice.components))
-    rotation = scores.rotation if choice.components else None
-    return Model(
-        tuple(kernel_terms),
-        tuple(linear_terms),
-        rotation,
-        constant if rotation is None else scores.offset + rotation @ constant,
-        choice.residuals(scores),
-        fit_residuals if rotation is None else fit_residuals @ rotation.T,
-        variance if rotation is None else rotation.square() @ variance,
-        choice.sharing,
-    )
+    scores, of_components = choice.contest.scores, choice.components
+    (b, m, _), q = scores.values.shape, choice.candidate.shape[1]
+    constant, variance = scores.values.new_zeros(2, b, q)
+    residuals = scores.values.new_zeros(b, m, q)
+    kernel_terms: list[list[KernelTerm]] = [[] for _ in range(b)]
+    linear_terms: list[list[LinearTerm]] = [[] for _ in range(b)]
+    for trial, columns, ridges, used in choice.groups():
+        solution = trial.solve(ridges, columns, components=of_components)
+        parts = (constant, solution.constant), (variance, solution.ridge_variance)
+        for whole, part in parts:
+            whole[:, columns] = torch.where(used, part, whole[:, columns])
+        residuals[..., columns] = torch.where(
+            used[:, None], solution.residuals, residuals[..., columns]
+        )
+        for i in used.any(1).nonzero()[:, 0].tolist():
+            its = used[i]
+            if solution.weights is not None:
+                linear_terms[i].append(LinearTerm(columns[its], solution.weights[i][:, its]))
+            if solution.dual is not None and solution.signal is not None:
+                assert isinstance(trial, KernelTrial)
+                answer = solution.dual[i][:, its], ridges[i, its], solution.signal[i, its]
+                kernel_terms[i].append(trial.term(i, columns[its], *answer))
+                continue
+            term = substitute.uncertainty(i, grid[i], columns[its], components=of_components)
+            kernel_terms[i].append(term)
+    rotation = scores.rotation if of_components else None
+    if rotation is not None:
+        constant = scores.offset + (rotation @ constant[..., None])[..., 0]
+        residuals = residuals @ rotation.mT
+        variance = (rotation.square() @ variance[..., None])[..., 0]
+    return [
+        Model(
+            tuple(kernel_terms[i]),
+            tuple(linear_terms[i]),
+            None if rotation is None else rotation[i],
+            constant[i],
+            choice.residuals[i],
+            residuals[i],
+            variance[i],
+            sharing[i],
+        )
+        for i in range(b)
+    ]

@@ -24,8 +24,8 @@ from torch import Tensor
 from ksm_ext.arrays import as_tensor
 from ksm_ext.checks import listed, message
 from ksm_ext.subsets import leave_one_out
-from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import Choice, Model, solve
+from ksm_ext.surrogates.candidates import Tried
+from ksm_ext.surrogates.choice import Choice, Chosen, Contest, Model, Sharing, solve
 from ksm_ext.surrogates.judgement import Scores, judge
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
@@ -33,9 +33,8 @@ from ksm_ext.surrogates.more_subsets import similar_subsets
 from ksm_ext.surrogates.search import Fits, Search, described
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.surrogate import Surrogate
-from ksm_ext.surrogates.terms import Factor, KernelTerm
 from ksm_ext.surrogates.trend import Level
-from ksm_ext.surrogates.trials import RELATIVE_RIDGES, LatentFit
+from ksm_ext.surrogates.trials import RELATIVE_RIDGES, Judged, KernelTrial, LatentFit
 
 _PRIOR = 0.3
 """Exponent of the prior on the ratio of signal to noise: a factor of 10 costs .7 of likelihood."""
@@ -164,25 +163,28 @@ class TrendSearch(Search):
         """The same for some subsets and targets."""
         return replace(self, basis=self.basis[:, rows][..., columns])
 
-    def fit(self, masks: Masks, scores: Scores) -> tuple[Fits, list[Candidate]]:
-        """The model of all targets, and everything that was tried."""
+    def fit(self, tables: Sequence[Masks], scores: Scores) -> list[tuple[Fits, list[Tried]]]:
+        """The model of all targets, and everything that was tried, of the one table."""
+        (masks,) = tables
         asked = self if self.kernel != "auto" else replace(self, kernel="rbf")
         kernels, _ = asked._candidates(masks)
         trials = [TrendTrial(kernel, masks, scores, self) for kernel in kernels]
-        choice = self._choice(trials, scores)
-        targets = torch.arange(scores.values.shape[1], device=scores.values.device)
+        contest = Contest([trial.judged for trial in trials], scores)
+        choice, sharing = self._choice(trials, contest)
+        (model,) = solve(choice, [sharing], trials[0], trials[0].judged.judgement.ridges)
+        targets = torch.arange(scores.values.shape[2], device=scores.values.device)
         slopes = torch.zeros_like(self.basis[:, 0])
-        for trial, ridges, columns in choice.groups():
+        for trial, columns, ridges, _ in choice.groups():
             assert isinstance(trial, TrendTrial)
-            slopes[:, columns] = trial.slopes(ridges, columns)
-        model = TrendModel(**vars(solve(choice, scores)), slopes=slopes)
-        return [(model, targets)], described([*trials], len(masks), [(choice, targets)])
+            slopes[:, columns] = trial.slopes(ridges[0], columns)
+        shared = torch.tensor([sharing == "shared"], device=targets.device)
+        chosen = Chosen(choice, shared, None, torch.zeros_like(choice.candidate, dtype=torch.bool))
+        (tried,) = described(contest, chosen)
+        return [([(TrendModel(**vars(model), slopes=slopes), targets)], tried)]
 
-    def _choice(self, trials: list["TrendTrial"], scores: Scores) -> Choice:
+    def _choice(self, trials: list["TrendTrial"], contest: Contest) -> tuple[Choice, Sharing]:
         """The kernel and ridge of the largest likelihood, of all targets together or of each."""
-        sizes = [len(trial.judgement.ridges) for trial in trials]
-        trial = torch.repeat_interleave(torch.arange(len(trials)), torch.tensor(sizes))
-        ridge = torch.cat([torch.arange(size) for size in sizes])
+        scores = contest.scores
         likelihoods = torch.cat([trial.log_likelihoods for trial in trials])  # (candidates, t)
         pooled = likelihoods[:, scores.varying].sum(1).argmax()
         best, chosen = likelihoods.max(0)
@@ -190,64 +192,68 @@ class TrendSearch(Search):
             chosen = torch.where(best - likelihoods[pooled] > _OWN_CHOICE, chosen, pooled)
         elif self.share_ridge:
             chosen = pooled.expand_as(chosen)
-        chosen = torch.where(scores.variance > 0, chosen, pooled).to(ridge.device)
-        sharing: Any = "shared" if bool((chosen == pooled).all()) else "target"
-        at = scores.values.device
-        return Choice(sharing, [*trials], trial[chosen].to(at), ridge[chosen].to(at))
+        chosen = torch.where(scores.variance[0] > 0, chosen, pooled)
+        sharing: Sharing = "shared" if bool((chosen == pooled).all()) else "target"
+        return Choice(contest, chosen[None]), sharing
 
 
-class TrendTrial:
-    """Kernel ridge beside a trend, with one kernel, at every ridge; a :class:`.trials.Trial`.
+class TrendTrial(KernelTrial):
+    """Kernel ridge beside a trend, with one kernel of one table, at every ridge.
 
     Attributes:
+        judged: What it costs.
         log_likelihoods: (R, t) restricted log-likelihood and prior.
     """
 
     def __init__(self, kernel: Kernel, masks: Masks, scores: Scores, search: TrendSearch) -> None:
         """Judge ``kernel`` at every ridge, or at the one that was given."""
-        self.kernel, self.label = kernel, str(kernel)
-        self._masks, self._scores = masks, scores
-        gram = kernel.gram(masks)
-        self._plain = SpectralRidge(gram, center=scores.center, weights=scores.weights)
-        self._factor = TrendRidge(self._plain, search.basis)
-        self._rotated = self._plain.rotate(scores.values)
-        scale = max(self._plain.scale, 1e-300)
+        gram = kernel.gram(masks)[None, None]
+        factor = SpectralRidge(gram, center=scores.center, weights=scores.weights[:, None])
+        rotated = factor.rotate(scores.values[:, None])
+        super().__init__([kernel], [masks], scores, (factor, rotated), 0)
+        self._plain, y = factor[0, 0], rotated[0, 0]
+        self._beside = TrendRidge(self._plain, search.basis)
+        scale = self._plain.scale.clamp_min(1e-300)
         if search.ridge is not None:
             self._plain.check_ridge(float(search.ridge.min()))
             ridges = search.ridge
         else:
-            ridges = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64).to(gram) * scale
-        left_out = (self._factor.leave_one_out(self._rotated, ridge) for ridge in ridges)
-        self.judgement = judge(scores, ridges, left_out, components=False)
-        found = [self._factor.log_likelihood(self._rotated, ridge) for ridge in ridges]
+            ridges = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64).to(scale) * scale
+        left_out = (self._beside.leave_one_out(y, r)[None, None, :, None] for r in ridges)
+        found = judge(scores, ridges[None, None], left_out, ranked=True)
+        everything = torch.ones(1, dtype=torch.bool, device=y.device)
+        self.judged = Judged([self], len(ridges), found, everything)
+        likelihoods = [self._beside.log_likelihood(y, ridge) for ridge in ridges]
         prior = _PRIOR * torch.log1p(scale / ridges.clamp_min(1e-300))
-        self.log_likelihoods = torch.stack(found) - prior[:, None]
+        self.log_likelihoods = torch.stack(likelihoods) - prior[:, None]
         if search.ridge is None and scores.noise is not None:  # no ridge stands for less
-            signal = [self._factor.signal_variance(self._rotated, ridge) for ridge in ridges]
-            low = ridges[:, None] * torch.stack(signal) < scores.noise
+            signal = [self._beside.signal_variance(y, ridge) for ridge in ridges]
+            low = ridges[:, None] * torch.stack(signal) < scores.noise[0]
             low[-1] = False
             self.log_likelihoods = self.log_likelihoods.masked_fill(low, -torch.inf)
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`.trials.Trial`."""
-        return self._factor.columns(columns).leave_one_out(self._rotated[:, columns], ridges)
+        beside, y = self._of(columns)
+        return beside.leave_one_out(y, ridges[0])[None]
 
     def slopes(self, ridges: Tensor, columns: Tensor) -> Tensor:
         """(L, columns) coefficients of the trend at ``ridges`` (columns,)."""
-        return self._factor.columns(columns).coefficients(self._rotated[:, columns], ridges)
+        beside, y = self._of(columns)
+        return beside.coefficients(y, ridges)
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`.trials.Trial`; the trend itself is in :meth:`slopes`."""
-        factor, rotated = self._factor.columns(columns), self._rotated[:, columns]
-        dual, signal = factor.dual(rotated, ridges), factor.signal_variance(rotated, ridges)
-        constant = self._scores.offset[columns]
+        beside, y = self._of(columns)
+        dual, signal = beside.dual(y, ridges[0]), beside.signal_variance(y, ridges[0])
+        constant = self._scores.offset[0, columns]
         if self._scores.center:
-            trend = (self.slopes(ridges, columns) * factor.basis_mean).sum(0)
+            trend = (self.slopes(ridges[0], columns) * beside.basis_mean).sum(0)
             constant = constant + self._plain.offset(dual) - trend
-        weights = self._scores.weights
-        of = (self.kernel, self._masks, weights, self._scores.center, None)
-        term = KernelTerm(
-            self.kernel, columns, dual, ridges, signal, factor=Factor(self._plain, *of)
-        )
-        residuals = ridges / weights[:, None] * dual
-        return LatentFit(constant, residuals, ridges * signal, kernel_term=term)
+        residuals = ridges[0] / self._scores.weights[0, :, None] * dual
+        parts = constant, residuals, ridges[0] * signal, dual, signal
+        return LatentFit(*(part[None] for part in parts))
+
+    def _of(self, columns: Tensor) -> tuple[TrendRidge, Tensor]:
+        """What solves for these columns, and their scores in the eigenbasis."""
+        return self._beside.columns(columns), self._rotated[0][:, columns]

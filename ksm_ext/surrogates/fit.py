@@ -127,36 +127,78 @@ def fit_surrogate(
 
     Reference: Zhang, Duan & Zhang 2026, arXiv:2602.03783.
     """
-    check_choice("criterion", criterion, get_args(Criterion))
-    share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
-    check_choice("share_ridge", share_ridge, ("auto", True, False))
     masks, scores, target_names = _tables(masks, scores, target_names)
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
-    several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
-    search = Search(
-        kernel=tuple(kernel) if several else kernel,  # type: ignore[arg-type]
-        ridge=_check_ridge(ridge, observed.scores),
-        by_rank=criterion == "rank",
+    search = search_for(
+        observed.scores,
+        kernel=kernel,
+        ridge=ridge,
+        criterion=criterion,
         share_ridge=share_ridge,
         center=center,
-        solver=_solver(solver, len(observed.masks)),
+        solver=solver,
         progress=progress,
     )
-    names: dict[str, tuple[str, ...]] = {}
-    for argument, given, table, count in (
-        ("task_names", task_names, masks, observed.masks.num_tasks),
-        ("target_names", target_names, scores, observed.scores.shape[1]),
-    ):
-        found = names_along(table, 1) or range(count) if given is None else given
-        names[argument] = checked_names(argument, found, count)
+    counts = observed.masks.num_tasks, observed.scores.shape[1]
+    names = names_for(masks, scores, task_names, target_names, counts)
     levels: tuple[Level, ...] = ()
     if estimates is not None:
         levels = levels_of(estimates, observed.masks, *names.values(), fit=fit_surrogate)
         search = _with_levels(search, levels, observed)
     parts = fitted_parts(observed, search)
-    return _assembled(parts, observed, search, names, levels, like=scores)
+    return assembled(parts, observed, search, names, levels, like=scores)
+
+
+def search_for(
+    outcome: Tensor,
+    *,
+    kernel: KernelChoice,
+    ridge: Literal["loo"] | float,
+    criterion: Criterion,
+    share_ridge: ShareRidge,
+    center: bool,
+    solver: Literal["auto", "eigh", "cg"] | ConjugateGradients,
+    progress: bool = False,
+) -> Search:
+    """The search that the arguments of :func:`fit_surrogate` ask for, of scores (m, t).
+
+    Raises:
+        ValueError: If an argument has no such value.
+        TypeError: If one is of another kind.
+    """
+    check_choice("criterion", criterion, get_args(Criterion))
+    share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
+    check_choice("share_ridge", share_ridge, ("auto", True, False))
+    several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
+    return Search(
+        kernel=tuple(kernel) if several else kernel,  # type: ignore[arg-type]
+        ridge=_check_ridge(ridge, outcome),
+        by_rank=criterion == "rank",
+        share_ridge=share_ridge,
+        center=center,
+        solver=_solver(solver, len(outcome)),
+        progress=progress,
+    )
+
+
+def names_for(
+    masks: ArrayLike,
+    scores: ArrayLike,
+    task_names: Sequence[str] | None,
+    target_names: Sequence[str] | None,
+    counts: tuple[int, int],
+) -> dict[str, tuple[str, ...]]:
+    """The names of (n, t) tasks and targets: those given, those of the tables, or numbers."""
+    names = {}
+    for argument, given, table, count in (
+        ("task_names", task_names, masks, counts[0]),
+        ("target_names", target_names, scores, counts[1]),
+    ):
+        found = names_along(table, 1) or range(count) if given is None else given
+        names[argument] = checked_names(argument, found, count)
+    return names
 
 
 # -- check --------------------------------------------------------------------------------------
@@ -271,12 +313,12 @@ def _with_levels(search: Search, levels: tuple[Level, ...], observed: Observatio
 # -- assemble -----------------------------------------------------------------------------------
 
 
-def _assembled(
+def assembled(
     parts: list[Part],
     observed: Observations,
     search: Search,
     names: dict[str, tuple[str, ...]],
-    levels: tuple[Level, ...],
+    levels: tuple[Level, ...] = (),
     *,
     like: ArrayLike,
 ) -> Surrogate:
@@ -292,6 +334,8 @@ def _assembled(
 
     def cells(start: Tensor, values: Callable[[Part], Tensor | float]) -> Tensor:
         """(m, t) of the parts' values (rows, columns), ``start`` where nothing was fitted."""
+        if len(parts) == 1 and tuple(parts[0].nugget_share.shape) == tuple(start.shape):
+            return torch.as_tensor(values(parts[0])).to(start).expand_as(start)
         table = start.clone()
         for part in parts:
             table[part.rows[:, None], part.columns] = torch.as_tensor(values(part)).to(table)

@@ -8,7 +8,8 @@ the targets that are not constant.
 
 Latent columns are the targets or, with ``components``, the principal components of the targets.
 
-Shapes: m subsets, t targets, q components of the targets, R ridges; float64.
+Shapes: b tables of one shape, which are judged together (b = 1 for a fit of its own), m subsets, t
+targets, q components of the targets, C candidates (a kernel at a ridge each); float64.
 """
 
 from collections.abc import Iterable
@@ -18,21 +19,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ksm_ext.correlation import pearson, ranks, standardised
+from ksm_ext.correlation import standard_ranks
 
 _RANKED_TARGETS = 32
+RANKED_FROM = 128
+"""Subsets from which rank correlations are computed with the rest: later, they would take long."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Standardised scores, as targets and as principal components of the targets.
+    """Standardised scores of b tables, as targets and as principal components of the targets.
 
     Attributes:
-        values: (m, t), every target in units of its own standard deviation.
+        values: (b, m, t), every target in units of its own standard deviation.
         center: Whether the surrogate has an intercept.
         by_rank: Whether the criterion is the rank correlation.
-        weights: (m,) weights of the subsets, of mean 1: how precisely they were scored.
-        noise: (t,) known variance of the noise at weight 1, or None: no ridge stands for less.
+        weights: (b, m) weights of the subsets, of mean 1: how precisely they were scored.
+        noise: (b, t) known variance of the noise at weight 1, or None: no ridge stands for less.
     """
 
     values: Tensor
@@ -41,15 +44,25 @@ class Scores:
     weights: Tensor
     noise: Tensor | None = None
 
-    def __getitem__(self, rows: Tensor) -> "Scores":
-        """The scores of the subsets at ``rows``."""
-        weights = self.weights[rows]
-        return replace(self, values=self.values[rows], weights=weights / weights.mean())
+    def rows(self, rows: Tensor) -> "Scores":
+        """The scores of the subsets at ``rows`` (m',), or (F, m') for b F tables, F of each."""
+        values, weights = self.values[:, rows], self.weights[:, rows]
+        noise = self.noise
+        if rows.ndim == 2:
+            values, weights = values.flatten(0, 1), weights.flatten(0, 1)
+            noise = None if noise is None else noise.repeat_interleave(len(rows), 0)
+        weights = weights / weights.mean(-1, keepdim=True)
+        return replace(self, values=values, weights=weights, noise=noise)
+
+    def tables(self, places: Tensor) -> "Scores":
+        """The scores of the tables at ``places``."""
+        noise = None if self.noise is None else self.noise[places]
+        return replace(self, values=self.values[places], weights=self.weights[places], noise=noise)
 
     def targets(self, columns: Tensor) -> "Scores":
         """The scores of the targets at ``columns``."""
-        noise = None if self.noise is None else self.noise[columns]
-        return replace(self, values=self.values[:, columns], noise=noise)
+        noise = None if self.noise is None else self.noise[:, columns]
+        return replace(self, values=self.values[:, :, columns], noise=noise)
 
     def spaced_targets(self, count: int) -> Tensor:
         """At most ``count`` columns that are not constant, evenly spaced."""
@@ -60,128 +73,182 @@ class Scores:
 
     @cached_property
     def offset(self) -> Tensor:
-        """(t,) mean score, or zero without an intercept."""
-        mean = self.weights @ self.values / self.weights.sum()
+        """(b, t) mean score, or zero without an intercept."""
+        share = self.weights / self.weights.sum(-1, keepdim=True)
+        mean = (share[:, None] @ self.values)[:, 0]
         return mean if self.center else torch.zeros_like(mean)
 
     @cached_property
+    def varies(self) -> Tensor:
+        """(b, t) bool: which targets are not constant here."""
+        return self.values.amax(1) > self.values.amin(1)
+
+    @cached_property
     def varying(self) -> Tensor:
-        """The numbers of the targets that are not constant here, int64."""
-        return (self.values.amax(0) > self.values.amin(0)).nonzero()[:, 0]
+        """The numbers of the targets that vary in some table, int64."""
+        return self.varies.any(0).nonzero()[:, 0]
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """(b, t) share of each target in the pooled mean."""
+        varies = self.varies.to(self.values)
+        return varies / varies.sum(-1, keepdim=True).clamp_min(1)
 
     @cached_property
     def variance(self) -> Tensor:
-        """(t,) unbiased variance over the subsets; exactly zero for constant targets."""
-        variance = torch.zeros_like(self.values[0])
-        if len(self.varying):
-            variance[self.varying] = self.values[:, self.varying].var(0)
-        return variance
+        """(b, t) unbiased variance over the subsets; exactly zero for constant targets."""
+        if self.values.shape[1] < 2:
+            return torch.zeros_like(self.values[:, 0])
+        return torch.where(self.varies, self.values.var(1), 0.0)
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        """(b, t) what squared residuals are divided by."""
+        return torch.where(self.variance > 0, self.variance, 1.0)
 
     @cached_property
     def rotation(self) -> Tensor:
-        """(t, q) orthonormal principal components of the scores.
+        """(b, t, q) orthonormal principal components of the scores.
 
-        ``values - offset = components @ rotation.T`` exactly: nothing is truncated.
+        ``values - offset = components @ rotation.mT`` exactly: nothing is truncated.
         """
-        return torch.linalg.svd(self.values - self.offset, full_matrices=False)[2].T
+        centred = self.values - self.offset[:, None]
+        return torch.linalg.svd(centred, full_matrices=False)[2].mT
 
     @cached_property
     def components(self) -> Tensor:
-        """(m, q) scores of the principal components."""
-        return (self.values - self.offset) @ self.rotation
+        """(b, m, q) scores of the principal components."""
+        return (self.values - self.offset[:, None]) @ self.rotation
 
     def latent(self, columns: Tensor, *, components: bool) -> tuple[Tensor, Tensor]:
-        """Latent columns as deviations (m, len(columns)) from constants (len(columns),)."""
+        """Latent columns as deviations (b, m, columns) from constants (b, columns)."""
         if components:
-            return self.components[:, columns], torch.zeros_like(self.components[0, columns])
-        return (self.values - self.offset)[:, columns], self.offset[columns]
+            found = self.components[..., columns]
+            return found, torch.zeros_like(found[:, 0])
+        offset = self.offset[:, columns]
+        return self.values[..., columns] - offset[:, None], offset
 
     def losses(self, residuals: Tensor, *, by_rank: bool | None = None) -> Tensor:
-        """(m, t) loss of each subset for each target by the criterion, of residuals (m, t)."""
+        """Loss of each subset for each target by the criterion, of residuals (b, ..., m, t)."""
+        across = (len(residuals), *(1,) * (residuals.ndim - 3))
         if self.by_rank if by_rank is None else by_rank:
-            predicted = standardised(ranks((self.values - residuals).to(residuals)))  # (t, m)
-            return -(standardised(self._ranked[1]) * predicted).T * len(residuals)
-        variance = torch.where(self.variance > 0, self.variance, 1.0)
-        scale = self.weights[:, None] / variance
-        return residuals.square() * scale.to(residuals.dtype)
+            values = self.values.reshape(*across, *self.values.shape[1:])
+            true, predicted = map(standard_ranks, (values, (values - residuals).to(residuals)))
+            return -(true * predicted) * residuals.shape[-2]
+        scale = self.weights[:, :, None] / self._scale[:, None]
+        return residuals.square() * scale.reshape(*across, *scale.shape[1:]).to(residuals)
 
-    def mean_losses(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled loss of each subset (m,), and loss of each target on two halves (2, t).
+    def pooled(self, losses: Tensor) -> Tensor:
+        """Mean (b, ...) over the targets that are not constant, of losses (b, ..., t)."""
+        flat = losses.reshape(len(losses), -1, losses.shape[-1])
+        return (flat @ self.pool[..., None].to(losses)).reshape(losses.shape[:-1])
 
-        The halves are alternate subsets, so that a choice made on one can be judged on the other.
+    def summary(self, residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a choice needs of leave-one-out residuals (b, K, m, R, t), by the criterion.
+
+        Returns:
+            Pooled losses (b, K, R, m) of subsets, those of targets on alternate subsets (b, K, R,
+            2, t), so that a choice made on one half can be judged on the other, and ``1 - R^2``
+            (b, K, R).
         """
-        losses = self.losses(residuals)
-        by_half = torch.stack([losses[half::2].mean(0) for half in (0, 1)])
-        return losses[:, self.varying].mean(1), by_half
+        half = residuals.new_zeros(2, residuals.shape[2])
+        half[0, ::2], half[1, 1::2] = 1.0, 1.0
+        of_half = half / half.sum(1, keepdim=True)
+        if self.by_rank:
+            each = residuals.movedim(2, 3)  # (b, K, R, m, t)
+            losses = self.losses(each)
+            errors = self.pooled(self.losses(each, by_rank=False)).mean(-1)
+            return self.pooled(losses), of_half.to(losses) @ losses, errors
+        squares = residuals.square()
+        weights = self.weights.to(squares)
+        share = (self.pool / self._scale).to(squares)[..., None]  # (b, t, 1)
+        pooled = (squares.flatten(1, 3) @ share).reshape(squares.shape[:-1])  # (b, K, m, R)
+        pooled = (pooled * weights[:, None, :, None]).mT
+        by_half = (of_half * weights[:, None])[:, None] @ squares.flatten(-2)
+        by_half = by_half.unflatten(-1, squares.shape[-2:]).movedim(2, 3)  # (b, K, R, 2, t)
+        return pooled, by_half / self._scale[:, None, None, None].to(squares), pooled.mean(-1)
 
-    def error(self, residuals: Tensor) -> float:
-        """Mean squared residual over variance, ``1 - R^2``, mean over targets."""
-        return float(self.losses(residuals, by_rank=False)[:, self.varying].mean())
+    def rank_correlations(self, residuals: Tensor) -> Tensor:
+        """Mean (b, K, R) over targets of the Spearman correlation of scores and predictions.
 
-    def rank_correlation(self, residuals: Tensor) -> float:
-        """Mean Spearman correlation of scores and leave-one-out predictions, over a sample."""
-        columns, true = self._ranked
-        predicted = ranks((self.values[:, columns] - residuals[:, columns]).to(residuals))
-        return float(pearson(true, predicted).mean())
+        Of residuals (b, K, m, R, t), over the targets whose ranks are shown.
+        """
+        columns = self.ranked_targets
+        true = self.values[:, None, :, None, columns]
+        predicted = (true - residuals[..., columns]).to(residuals)
+        products = standard_ranks(true.movedim(3, 2)) * standard_ranks(predicted.movedim(3, 2))
+        found = products.sum(-2).clamp(-1, 1)
+        return found.mean(-1) if len(columns) else found.sum(-1)
 
     @cached_property
-    def _ranked(self) -> tuple[Tensor, Tensor]:
-        """Targets whose ranks are looked at, and these ranks, (targets, m)."""
+    def ranked_targets(self) -> Tensor:
+        """Targets whose ranks are shown, int64: all where they are the criterion."""
         if self.by_rank:
-            columns = torch.arange(self.values.shape[1], device=self.values.device)
-        else:
-            columns = self.spaced_targets(_RANKED_TARGETS)
-        return columns, ranks(self.values[:, columns])
+            return torch.arange(self.values.shape[2], device=self.values.device)
+        return self.spaced_targets(_RANKED_TARGETS)
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What one predictor costs at each of its ridges.
+    """What C candidates cost: those of K kernels with R ridges each, or one without a ridge.
 
     Attributes:
-        ridges: (R,) absolute ridges.
-        errors: (R,) ``1 - R^2``.
-        ranks: (R,) mean rank correlations.
-        subset_losses: (R, m) pooled, by the criterion.
-        target_losses: (R, 2, t) by the criterion, on either half of the subsets.
-        component_losses: (R, q) squared residuals, or None where components were not asked for.
+        ridges: (b, C) absolute ridges.
+        errors: (b, C) ``1 - R^2``.
+        ranks: (b, C) mean rank correlations; None where they were not asked for.
+        subset_losses: (b, C, m) pooled, by the criterion.
+        target_losses: (b, C, 2, t) by the criterion, on either half of the subsets.
+        component_losses: (b, C, q) squared residuals, or None where components were not asked for.
     """
 
     ridges: Tensor
     errors: Tensor
-    ranks: Tensor
+    ranks: Tensor | None
     subset_losses: Tensor
     target_losses: Tensor
     component_losses: Tensor | None
 
     @cached_property
     def losses(self) -> Tensor:
-        """(R,) mean over subsets."""
-        return self.subset_losses.mean(1)
+        """(b, C) mean over subsets."""
+        return self.subset_losses.mean(-1)
 
 
 def judge(
-    scores: Scores, ridges: Tensor, residuals_at: Iterable[Tensor], *, components: bool
+    scores: Scores,
+    ridges: Tensor,
+    residuals_at: Iterable[Tensor],
+    *,
+    components: bool = False,
+    ranked: bool = False,
 ) -> Judgement:
-    """Summarise leave-one-out residuals (m, t), one matrix per ridge, none kept."""
-    errors, rank, subset, target, component = [], [], [], [], []
+    """Summarise leave-one-out residuals at ``ridges`` (b, K, R).
+
+    Args:
+        scores: What was predicted.
+        ridges: (b, K, R).
+        residuals_at: (b, K, m, R', t) for some ridges at a time, in their order; none is kept.
+        components: Whether to judge components too.
+        ranked: Whether to compute rank correlations.
+    """
+    parts, ranks = [], []
     for residuals in residuals_at:
-        per_subset, per_target = scores.mean_losses(residuals)
-        subset.append(per_subset.double())
-        target.append(per_target.double())
-        errors.append(scores.error(residuals) if scores.by_rank else float(per_subset.mean()))
-        rank.append(scores.rank_correlation(residuals))
+        subset, target, errors = scores.summary(residuals)
+        found = [errors, subset, target]
         if components:
-            squares = (residuals @ scores.rotation).square()
-            component.append(scores.weights @ squares / len(residuals))
-    return Judgement(
-        ridges,
-        torch.tensor(errors, dtype=torch.float64),
-        torch.tensor(rank, dtype=torch.float64),
-        torch.stack(subset),
-        torch.stack(target),
-        torch.stack(component) if components else None,
+            across = (residuals.flatten(1, 3) @ scores.rotation.to(residuals)).square()
+            across = across.unflatten(1, residuals.shape[1:4]).flatten(-2)  # (b, K, m, R q)
+            weights = scores.weights.to(residuals)[:, None, None] / residuals.shape[2]
+            found.append((weights @ across).reshape(*errors.shape, -1))
+        parts.append([each.double() for each in found])
+        if ranked:
+            ranks.append(scores.rank_correlations(residuals))
+    errors, subset, target, *component = (
+        torch.cat(each, 2).flatten(1, 2) for each in zip(*parts, strict=True)
     )
+    first = component[0] if component else None
+    correlations = torch.cat(ranks, 2).flatten(1) if ranked else None
+    return Judgement(ridges.flatten(1), errors, correlations, subset, target, first)
 
 
 def folds_of(num_subsets: int, device: torch.device) -> Tensor:

@@ -5,10 +5,16 @@ overlap ``o = |S and S'|``:
 
 .. math:: k(S, S') = A[h] + B[o], \qquad A[h] = \sum_j w_j e^{-\lambda_j h}
 
-with B a polynomial, or one of the two absent.
+with B a polynomial, or one of the two absent. Kernels of distances may see more:
+
+* ``gamma`` of n numbers, one for each task (automatic relevance determination), ``h`` then being a
+  weighted sum over the tasks that differ;
+* an ``amplitude`` b by size: ``a(S) k(S, S') a(S')`` with ``a(S) = exp(b (1 - |S| / n))``, n the
+  tasks that vary, so that scores of small subsets may vary more (b > 0) or less than those of
+  large ones.
 
 1. ``tables``: A and B themselves, for the popcount kernels of :mod:`ksm_ext.ops`;
-2. ``decays`` and ``overlap_degree``: A as a mixture of product kernels and the degree of B, from
+2. ``products`` and ``overlap_degree``: A as a mixture of product kernels and the degree of B, from
    which :mod:`.readouts` has Shapley values, interactions and spectra in closed form;
 3. ``on_weights``: the same kernel between real weight vectors.
 
@@ -21,37 +27,89 @@ kernel           k(x, y)                                on masks
 ``RBF``          ``exp(-gamma ||x - y||_2^2)``          ``exp(-gamma h)``
 ``Laplace``      ``exp(-gamma ||x - y||_1)``            ``exp(-gamma h)``
 ``Exponential``  ``exp(-gamma ||x - y||_2)``            ``exp(-gamma sqrt(h))``
+``Size``         polynomials of the sums of x and y     of ``|S|`` and ``|S'|``
 ===============  =====================================  ===========================
 
 (``e_1``, ``e_2`` are the elementary symmetric polynomials of ``x_i y_i``.) Names and parameters are
-scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`.
+scikit-learn's. A parameter left ``None`` is searched by :func:`ksm_ext.fit_surrogate`. With a gamma
+for each task, squared differences count ``gamma_i`` times in ``RBF``, ``gamma_i^2`` times in
+``Exponential``, and absolute ones ``gamma_i`` times in ``Laplace``.
 
-References: Rasmussen & Williams 2006, ch. 4; Zhang, Duan & Zhang 2026, arXiv:2602.03783.
+References: Rasmussen & Williams 2006, ch. 4 and 5.1; Zhang, Duan & Zhang 2026, arXiv:2602.03783.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ksm_ext import ops
-from ksm_ext.checks import check_real, message
+from ksm_ext.arrays import as_tensor
+from ksm_ext.checks import check_positive_int, check_real, message, shape_text
 from ksm_ext.surrogates.masks import Masks
 
 _MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
+_LARGEST_AMPLITUDE = 50.0  # beyond, squares of what it makes of the empty subset overflow
 
-Decays = list[tuple[float, float]]
-"""Pairs (weight, rate): the kernel ``sum_j weight_j exp(-rate_j h)`` on masks."""
+T = TypeVar("T")
+
+Gamma = float | tuple[float, ...] | None
+"""A decay for all tasks, or one for each; None is searched."""
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    r"""J product kernels on masks, ``sum_j weight_j prod_i g_ji(s_i, a_i)``.
+
+    .. math:: g_{ji}(1, 1) = 1, \qquad g_{ji}(0, 1) = g_{ji}(1, 0) = e^{\beta - \rho_{ji}}, \qquad
+              g_{ji}(0, 0) = e^{2 \beta}
+
+    A task outside of a subset multiplies by ``e^beta``, one that differs by ``e^-rho``.
+
+    Attributes:
+        weights: (J,) float64.
+        rates: rho, (J,) for all tasks alike or (J, n); ``inf`` where they must not differ.
+        tilt: beta.
+    """
+
+    weights: Tensor
+    rates: Tensor
+    tilt: float = 0.0
+
+    @property
+    def by_task(self) -> bool:
+        """Whether tasks have rates of their own."""
+        return self.rates.ndim == 2
+
+    def change(self, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """``g(1, a_i) - g(0, a_i)`` at some rates, for a task out of a and in it."""
+        outside = math.exp(2 * self.tilt) * torch.expm1(-self.tilt - rate)
+        return outside, -torch.expm1(self.tilt - rate)
+
+    def mean(self, rate: Tensor, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """``present g(1, a_i) + absent g(0, a_i)`` at some rates, for a task out of a and in it.
+
+        ``present`` is the probability that the task is there, ``absent`` that it is not.
+        """
+        outside = present * torch.exp(-self.tilt - rate) + absent
+        inside = present + absent * torch.exp(self.tilt - rate)
+        return math.exp(2 * self.tilt) * outside, inside
+
+
+_CERTAIN = torch.full((1,), math.inf, dtype=torch.float64)
 
 
 class Kernel(ABC):
     """A positive semi-definite function of two subsets."""
 
     name: ClassVar[str]
+    amplitude = 0.0  # b of the module's head
     __array_ufunc__ = None  # a NumPy number times a kernel is the kernel's to answer
 
     @abstractmethod
@@ -66,8 +124,13 @@ class Kernel(ABC):
         """B at overlaps ``o``, or None where B is absent."""
         return None
 
-    def decays(self) -> Decays:
-        """A as a mixture of exponentials; rate ``inf`` stands for the indicator of h = 0."""
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
+        """All of the kernel but B as mixtures of product kernels of n tasks.
+
+        Args:
+            num_tasks: Number of tasks n.
+            coarse: Whether 1e-8 of the kernel may be missing, for half as many of them.
+        """
         return []
 
     @property
@@ -75,9 +138,43 @@ class Kernel(ABC):
         """Degree of B in ``o``; 0 where B is absent."""
         return 0
 
+    @property
+    def is_tabulated(self) -> bool:
+        """Whether it is a function of ``h`` and ``o`` on masks: ``tables`` are all of it."""
+        return True
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is ``a(S) A[h] a(S') + B[o]`` on masks, plus functions of sizes."""
+        return True
+
+    def size_terms(self) -> list[tuple[float, int]]:
+        """Pairs (weight, degree) of the :class:`Size` kernels in it."""
+        return []
+
+    @property
+    def size_degree(self) -> int:
+        """The largest of these degrees; 0 where there are none."""
+        return max((degree for _, degree in self.size_terms()), default=0)
+
+    def size_features(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        """(C, D): functions phi_d of ``|S|``; these kernels are ``sum_d phi_d(S) phi_d(S')``."""
+        parts = [
+            math.sqrt(weight) * _legendre(sizes, num_tasks, degree)
+            for weight, degree in self.size_terms()
+        ]
+        return torch.cat(parts, 1) if parts else sizes.new_zeros(len(sizes), 0)
+
     def grid(self, masks: Masks) -> "list[Kernel]":
         """This kernel with its open parameters filled in, at the scales of ``masks``."""
         return [self]
+
+    def of_tasks(self, kept: Tensor) -> "Kernel":
+        """The kernel of the tasks where ``kept`` (n,) bool: what is set for each task is cut.
+
+        Or of the tasks with the numbers ``kept`` (int64), in their order.
+        """
+        return self
 
     def __add__(self, other: "Kernel") -> "Sum":
         """The kernel ``k + k'``."""
@@ -96,21 +193,13 @@ class Kernel(ABC):
     def gram(self, x: Masks, y: Masks | None = None) -> Tensor:
         """Kernel matrix (m, l) float64 between the rows of ``x`` and ``y`` (of ``x`` if None)."""
         if x.binary and (y is None or y.binary):
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            bits = None if y is None else y.bits
-            return ops.mask_gram(
-                x.bits, bits, x.num_tasks, hamming_table=hamming, overlap_table=overlap
-            )
+            return self.mask_gram(x, y)
         return self.on_weights(x.floats, x.floats if y is None else y.floats)
 
     def matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
         """``gram(x, y) @ v`` for v (l, t) float64, the (m, l) matrix never stored."""
         if x.binary and (y is None or y.binary):
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            bits = None if y is None else y.bits
-            return ops.mask_gram_matmul(
-                x.bits, bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
-            )
+            return self.mask_matmul(x, y, v)
         floats = (x if y is None else y).floats
         rows = max(1, _MATMUL_ENTRIES // max(len(floats), 1))
         return torch.cat([self.on_weights(part, floats) @ v for part in x.floats.split(rows)])
@@ -118,14 +207,34 @@ class Kernel(ABC):
     def diagonal(self, x: Masks) -> Tensor:
         """``k(S, S)`` of every row, (m,) float64."""
         if x.binary:
-            hamming, overlap = self.tables(x.num_tasks, x.values.device)
-            total = x.values.new_zeros(len(x), dtype=torch.float64)
-            if hamming is not None:
-                total = total + hamming[0]
-            return total if overlap is None else total + overlap[x.sizes]
+            return self.mask_diagonal(x)
         points = [row[None] for row in x.floats]  # the same tensor twice: distances exactly zero
         rows = [self.on_weights(point, point)[0, 0] for point in points]
         return torch.stack(rows) if rows else x.floats.new_zeros(0)
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """:meth:`gram` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        bits = None if y is None else y.bits
+        return ops.mask_gram(
+            x.bits, bits, x.num_tasks, hamming_table=hamming, overlap_table=overlap
+        )
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """:meth:`matmul` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        bits = None if y is None else y.bits
+        return ops.mask_gram_matmul(
+            x.bits, bits, x.num_tasks, v, hamming_table=hamming, overlap_table=overlap
+        )
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """:meth:`diagonal` of 0/1 masks, from tables."""
+        hamming, overlap = self.tables(x.num_tasks, x.values.device)
+        total = x.values.new_zeros(len(x), dtype=torch.float64)
+        if hamming is not None:
+            total = total + hamming[0]
+        return total if overlap is None else total + overlap[x.sizes]
 
     def variance(self, masks: Masks) -> float:
         """Mean variance of a subset: the mean of ``k(S, S)`` less that of ``k(S, S')``."""
@@ -137,11 +246,11 @@ class Kernel(ABC):
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
     def __str__(self) -> str:
-        """For people: ``rbf(gamma=0.02)``."""
+        """For people: ``rbf(gamma=0.02)``; of one gamma per task, the smallest and the largest."""
         given = ", ".join(
-            f"{field.name}={getattr(self, field.name):.4g}"
+            f"{field.name}={_shown(value)}"
             for field in fields(self)  # type: ignore[arg-type]
-            if getattr(self, field.name) is not None
+            if (value := getattr(self, field.name)) is not None and not value == field.default == 0
         )
         return f"{self.name}({given})" if given else self.name
 
@@ -238,28 +347,124 @@ class ANOVA2(Kernel):
 
 @dataclass(frozen=True)
 class _Radial(Kernel):
-    """Kernels ``exp(-gamma d)`` of a distance; ``gamma=None`` is searched around 1 / mean d."""
+    """Kernels ``exp(-gamma d)`` of a distance; ``gamma=None`` is searched around 1 / mean d.
 
-    gamma: float | None = None
+    ``gamma`` of n numbers is one for each task; ``amplitude`` is b of the module's head.
+    """
+
+    gamma: Gamma = None
+    amplitude: float = 0.0
     scales: ClassVar[Sequence[float]]
 
     def __post_init__(self) -> None:
-        """Check the parameter."""
-        _set(self, "gamma", _positive("gamma", self.gamma))
+        """Check the parameters."""
+        _set(self, "gamma", _positive_each("gamma", self.gamma))
+        amplitude = check_real("amplitude", self.amplitude)
+        if not abs(amplitude) <= _LARGEST_AMPLITUDE:
+            expected = f"between -{_LARGEST_AMPLITUDE:g} and {_LARGEST_AMPLITUDE:g}"
+            remedy = "Scores of small subsets that vary twice as much have 0.7."
+            raise ValueError(message("amplitude", expected, str(self.amplitude), remedy))
+        _set(self, "amplitude", amplitude)
 
     @abstractmethod
     def typical_distance(self, masks: Masks) -> float:
         """Mean distance of two rows, the unit in which ``gamma`` is searched."""
 
+    @abstractmethod
+    def hamming_values(self, h: Tensor) -> Tensor:
+        """The kernel at distances ``h``, which include gamma where it is one for each task."""
+
+    @abstractmethod
+    def rates(self, num_tasks: int) -> Tensor:
+        """What each task that differs adds to ``h``, () or (n,) float64, gamma included."""
+
+    def mixture(self, coarse: bool) -> Iterable[tuple[float, float]]:
+        """Pairs (weight, scale): the kernel is ``sum_j weight_j exp(-scale_j h)``."""
+        return [(1.0, 1.0)]
+
+    @property
+    def is_tabulated(self) -> bool:
+        """Not with a gamma for each task, or an amplitude."""
+        return not isinstance(self.gamma, tuple) and self.amplitude == 0
+
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
+        """The mixture at every task's rate; those that must not differ are alike."""
+        weights, scales = torch.tensor(list(self.mixture(coarse)), dtype=torch.float64).T
+        rates, tilt = self.rates(num_tasks), self.amplitude / max(num_tasks, 1)
+        finite = scales < math.inf
+        found = [
+            Products(weights[finite], scales[finite].reshape(-1, *[1] * rates.ndim) * rates, tilt)
+        ]
+        rest = weights[~finite]
+        return found + [Products(rest, _CERTAIN, tilt)] * len(rest)
+
+    def of_tasks(self, kept: Tensor) -> Kernel:
+        """With the gammas of the tasks that are kept."""
+        if not isinstance(self.gamma, tuple):
+            return self
+        return replace(self, gamma=tuple(self._gammas(len(kept))[kept.cpu()].tolist()))
+
     def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
         """From distances; squared ones are clamped at zero against rounding."""
-        gamma = _given("gamma", self.gamma)
-        return ops.kernel_gram(x, None if x is y else y, self.name, gamma=gamma)
+        gamma, same = _shared(self.gamma), x is y
+        factors = [self._amplitudes(rows.sum(1), rows.shape[1]) for rows in (x, y)]
+        if isinstance(self.gamma, tuple):
+            scales = self.rates(x.shape[1]).to(x)
+            scales = scales if self.name == "laplace" else scales.sqrt()
+            x, y = x * scales, y * scales
+        gram = ops.kernel_gram(x, None if same else y, self.name, gamma=gamma)
+        return factors[0][:, None] * gram * factors[1] if self.amplitude else gram
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From tables or weighted distances."""
+        if isinstance(self.gamma, tuple):
+            rates = self.rates(x.num_tasks)
+            gram = self.hamming_values(x.weighted_distances(x if y is None else y, rates))
+        else:
+            gram = super().mask_gram(x, y)
+        if not self.amplitude:
+            return gram
+        return self._of_sizes(x)[:, None] * gram * self._of_sizes(x if y is None else y)
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """From tables, or by blocks of rows of weighted distances."""
+        other = x if y is None else y
+        if self.amplitude:
+            v = self._of_sizes(other)[:, None] * v
+        if isinstance(self.gamma, tuple):
+            plain = replace(self, amplitude=0.0)
+            rows = max(1, _MATMUL_ENTRIES // max(len(other), 1))
+            blocks = (x[start : start + rows] for start in range(0, len(x), rows))
+            product = torch.cat([plain.mask_gram(block, other) @ v for block in blocks])
+        else:
+            product = super().mask_matmul(x, y, v)
+        return self._of_sizes(x)[:, None] * product if self.amplitude else product
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """The square of the amplitude."""
+        self.rates(x.num_tasks)  # raises where gamma is open
+        return self._of_sizes(x).square()
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """``gamma`` at ``scales`` over the typical distance."""
         unit = max(self.typical_distance(masks), _TINY)
         return _fill(self, "gamma", [scale / unit for scale in self.scales])
+
+    def _gammas(self, num_tasks: int) -> Tensor:
+        """() or (n,) float64."""
+        gammas = torch.tensor(_given("gamma", self.gamma), dtype=torch.float64)
+        if gammas.ndim and len(gammas) != num_tasks:
+            expected, found = f"a number, or one for each of {num_tasks} tasks", str(len(gammas))
+            remedy = "Give them in the order of the columns of `masks`."
+            raise ValueError(message("gamma", expected, f"{found} numbers", remedy))
+        return gammas
+
+    def _amplitudes(self, sizes: Tensor, num_tasks: int) -> Tensor:
+        return torch.exp(self.amplitude * (1 - sizes.to(torch.float64) / max(num_tasks, 1)))
+
+    def _of_sizes(self, masks: Masks) -> Tensor:
+        """``a(S)``, (m,)."""
+        return self._amplitudes(masks.sizes, masks.num_tasks)
 
 
 @dataclass(frozen=True)
@@ -273,13 +478,13 @@ class RBF(_Radial):
         """Mean squared distance."""
         return masks.mean_squared_distance()
 
+    def rates(self, num_tasks: int) -> Tensor:
+        """``gamma``."""
+        return self._gammas(num_tasks)
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma h)``."""
-        return torch.exp(-_given("gamma", self.gamma) * h)
-
-    def decays(self) -> Decays:
-        """One product kernel."""
-        return [(1.0, _given("gamma", self.gamma))]
+        return torch.exp(-_shared(self.gamma) * h)
 
 
 @dataclass(frozen=True)
@@ -312,26 +517,82 @@ class Exponential(_Radial):
         """Root mean squared distance."""
         return math.sqrt(masks.mean_squared_distance())
 
+    def rates(self, num_tasks: int) -> Tensor:
+        """``gamma^2``: the kernel is ``exp(-sqrt(sum of the rates of tasks that differ))``."""
+        return self._gammas(num_tasks).square()
+
     def hamming_values(self, h: Tensor) -> Tensor:
         """``exp(-gamma sqrt(h))``."""
-        return torch.exp(-_given("gamma", self.gamma) * h.sqrt())
+        return torch.exp(-_shared(self.gamma) * h.sqrt())
 
-    def decays(self) -> Decays:
-        """The integral by the trapezoidal rule in ``log s``, to 1e-14.
+    def mixture(self, coarse: bool) -> Iterable[tuple[float, float]]:
+        """The integral by the trapezoidal rule in ``log s``, to 1e-14 or 1e-8.
 
-        The integrand is analytic in a strip of half-width pi/2, so the error falls as
-        ``exp(-pi^2 / step)``; beyond ``s = 50`` only h = 0 is left, which gets the missing mass.
+        In units of the smallest gamma. The integrand is analytic in a strip of half-width pi/2, so
+        the error falls as ``exp(-pi^2 / step)``; weights begin at ``exp(-40)``, or ``exp(-20)``,
+        and beyond ``s = 50``, or 20, only h = 0 is left, which gets the missing mass.
         """
-        log_gamma = math.log(_given("gamma", self.gamma))  # squares of gamma itself overflow
-        step, start, stop = 0.28, 2 * log_gamma - math.log(160), math.log(50.0)
+        least = min(self.gamma) if isinstance(self.gamma, tuple) else _shared(self.gamma)
+        log_gamma = math.log(least)  # squares of gamma itself overflow
+        step, least, most = (0.5, 20.0, 20.0) if coarse else (0.28, 40.0, 50.0)
+        start, stop = 2 * log_gamma - math.log(4 * least), math.log(most)
         count = max(1, math.ceil((stop - start) / step))
-        mixture = []
+        left = 1.0
         for index in range(count + 1):
             log_rate = start + index * step
             power = log_gamma - log_rate / 2 - math.exp(2 * log_gamma - log_rate) / 4
-            weight = math.exp(power) / (2 * math.sqrt(math.pi))
-            mixture.append((step * weight, math.exp(min(log_rate, 700.0))))
-        return [*mixture, (1.0 - sum(weight for weight, _ in mixture), math.inf)]
+            weight = step * math.exp(power) / (2 * math.sqrt(math.pi))
+            left -= weight
+            yield weight, math.exp(min(log_rate - 2 * log_gamma, 700.0))
+        yield left, math.inf
+
+
+@dataclass(frozen=True)
+class Size(Kernel):
+    r"""A smooth function of how many tasks there are, whichever they are.
+
+    .. math:: k(S, S') = \frac1D \sum_{d=1}^D P_d(1 - 2 |S| / n)\, P_d(1 - 2 |S'| / n)
+
+    with the Legendre polynomials P_d up to ``degree`` D. Scores that saturate depend on the number
+    of tasks more than on any one of them; added to another kernel, it leaves that the rest. On real
+    weights ``|S|`` is their sum.
+    """
+
+    degree: int = 3
+    name: ClassVar[str] = "size"
+
+    def __post_init__(self) -> None:
+        """Check the degree."""
+        _set(self, "degree", check_positive_int("degree", self.degree))
+
+    @property
+    def is_tabulated(self) -> bool:
+        """No: it is no function of ``h`` and ``o``."""
+        return False
+
+    def size_terms(self) -> list[tuple[float, int]]:
+        """Itself."""
+        return [(1.0, self.degree)]
+
+    def on_weights(self, x: Tensor, y: Tensor) -> Tensor:
+        """From the sums of the rows."""
+        one, other = (self.size_features(rows.sum(1), rows.shape[1]) for rows in (x, y))
+        return one @ other.T
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From the sizes."""
+        return self._of(x) @ self._of(x if y is None else y).T
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """Through the D functions."""
+        return self._of(x) @ (self._of(x if y is None else y).T @ v)
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """Their squares."""
+        return self._of(x).square().sum(1)
+
+    def _of(self, masks: Masks) -> Tensor:
+        return self.size_features(masks.sizes, masks.num_tasks)
 
 
 @dataclass(frozen=True)
@@ -364,15 +625,61 @@ class Sum(Kernel):
         """The weighted sum of the parts that have one."""
         return _total([(w, kernel.overlap_values(o)) for w, kernel in self._weighted()])
 
-    def decays(self) -> Decays:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
         """All mixtures, weighted."""
-        weighted = self._weighted()
-        return [(w * weight, rate) for w, kernel in weighted for weight, rate in kernel.decays()]
+        return [
+            replace(each, weights=w * each.weights)
+            for w, kernel in self._weighted()
+            for each in kernel.products(num_tasks, coarse=coarse)
+        ]
+
+    @property
+    def is_tabulated(self) -> bool:
+        """Where all terms are."""
+        return all(kernel.is_tabulated for _, kernel in self.terms)
+
+    @property
+    def is_counted(self) -> bool:
+        """Where all terms are, with one amplitude."""
+        return len(self._all_amplitudes()) < 2 and all(
+            kernel.is_counted for _, kernel in self.terms
+        )
+
+    @property
+    def amplitude(self) -> float:  # type: ignore[override]
+        """That of the terms that are functions of ``h``, where there is one."""
+        return max(self._all_amplitudes(), default=0.0)
+
+    def of_tasks(self, kept: Tensor) -> Kernel:
+        """The sum of the terms' kernels."""
+        return Sum(tuple((w, kernel.of_tasks(kept)) for w, kernel in self.terms))
+
+    def mask_gram(self, x: Masks, y: Masks | None) -> Tensor:
+        """From the tables of all terms together, or term by term."""
+        if self.is_tabulated:
+            return super().mask_gram(x, y)
+        return torch.stack([w * kernel.mask_gram(x, y) for w, kernel in self._weighted()]).sum(0)
+
+    def mask_matmul(self, x: Masks, y: Masks | None, v: Tensor) -> Tensor:
+        """From the tables of all terms together, or term by term."""
+        if self.is_tabulated:
+            return super().mask_matmul(x, y, v)
+        parts = [w * kernel.mask_matmul(x, y, v) for w, kernel in self._weighted()]
+        return torch.stack(parts).sum(0)
+
+    def mask_diagonal(self, x: Masks) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([w * kernel.mask_diagonal(x) for w, kernel in self._weighted()]).sum(0)
 
     @property
     def overlap_degree(self) -> int:
         """The largest degree."""
         return max(kernel.overlap_degree for _, kernel in self.terms)
+
+    def size_terms(self) -> list[tuple[float, int]]:
+        """Those of all terms, weighted."""
+        weighted = self._weighted()
+        return [(w * weight, d) for w, kernel in weighted for weight, d in kernel.size_terms()]
 
     def grid(self, masks: Masks) -> list[Kernel]:
         """Every combination of the terms' grids and open weights."""
@@ -400,6 +707,9 @@ class Sum(Kernel):
         """``linear + 0.5 rbf(gamma=0.1)``."""
         return " + ".join(str(k) if w in (1.0, None) else f"{w:.4g} {k}" for w, k in self.terms)
 
+    def _all_amplitudes(self) -> set[float]:
+        return {kernel.amplitude for _, kernel in self.terms if isinstance(kernel, _Radial)}
+
     def _weighted(self) -> list[tuple[float, Kernel]]:
         return [(_given("weight", weight), kernel) for weight, kernel in self.terms]
 
@@ -421,13 +731,78 @@ class Identity(Kernel):
         """1 at 0."""
         return (h == 0).to(torch.float64)
 
-    def decays(self) -> Decays:
+    def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
         """One, of infinite rate."""
-        return [(1.0, math.inf)]
+        return [Products(torch.ones(1, dtype=torch.float64), _CERTAIN)]
+
+
+def grams(kernels: Sequence[Sequence[Kernel]], tables: Sequence[Masks]) -> Tensor:
+    """Gram matrices (b, K, m, m) of K kernels of every table.
+
+    What two subsets share is counted once for all kernels of a table; kernels that are not
+    :attr:`Kernel.is_counted`, and those of weights, each have their matrix for themselves.
+    """
+    everything = [kernel for each in kernels for kernel in each]
+    counted = all(masks.binary for masks in tables)
+    counted = counted and all(kernel.is_counted for kernel in everything)
+    if len(everything) == 1 or not counted:
+        pairs = zip(kernels, tables, strict=True)
+        return torch.stack([torch.stack([k.gram(masks) for k in each]) for each, masks in pairs])
+    n, device = tables[0].num_tasks, tables[0].values.device
+    numbers = torch.arange(n + 1, dtype=torch.float64, device=device)
+    overlap = torch.stack(
+        [ops.mask_gram(masks.bits, None, n, overlap_table=numbers).long() for masks in tables]
+    )
+    sizes = torch.stack([masks.sizes for masks in tables])
+    hamming = sizes[:, :, None] + sizes[:, None] - 2 * overlap  # (b, m, m)
+    parts = []
+    for values, counts in zip(_values(everything, numbers), (hamming, overlap), strict=True):
+        lookup = values.reshape(len(tables), -1, n + 1)  # (b, K, n + 1)
+        at = counts.flatten(1)[:, None].expand(-1, lookup.shape[1], -1)
+        parts.append(lookup.gather(2, at).unflatten(2, counts.shape[1:]))
+    amplitudes = torch.tensor([kernel.amplitude for kernel in everything], device=device)
+    if bool(amplitudes.any()):
+        shares = (1 - sizes / max(n, 1)).to(torch.float64)[:, None]  # (b, 1, m) of tasks left out
+        factors = torch.exp(amplitudes.reshape(len(tables), -1, 1) * shares)
+        parts[0] *= factors[..., None] * factors[..., None, :]
+    gram = parts[0] + parts[1]
+    for of_table, each, masks in zip(gram, kernels, tables, strict=True):
+        of_size: dict[int, Tensor] = {}  # by degree
+        for matrix, kernel in zip(of_table, each, strict=True):
+            for weight, degree in kernel.size_terms():
+                if degree not in of_size:
+                    of_size[degree] = Size(degree).gram(masks)
+                matrix.add_(of_size[degree], alpha=weight)
+    return gram
+
+
+def _values(kernels: Sequence[Kernel], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of kernels at ``counts`` (n + 1,), each (K, n + 1), zero where one is absent.
+
+    Kernels of one kind are computed together, as one kernel whose parameters are columns.
+    """
+    of_hamming, of_overlap = (counts.new_zeros(len(kernels), len(counts)) for _ in range(2))
+    kinds: dict[Any, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        numeric = all(isinstance(value, Real) for value in vars(kernel).values())
+        kinds.setdefault(type(kernel) if numeric else index, []).append(index)
+    for places in kinds.values():
+        one = copy(kernels[places[0]])
+        for name in vars(one) if len(places) > 1 else ():
+            column = [[getattr(kernels[place], name)] for place in places]
+            _set(one, name, torch.tensor(column, dtype=counts.dtype).to(counts.device))
+        at = torch.tensor(places, device=counts.device)
+        for all_values, found in (
+            (of_hamming, one.hamming_values(counts)),
+            (of_overlap, one.overlap_values(counts)),
+        ):
+            if found is not None:
+                all_values[at] = found.expand(len(places), -1)
+    return of_hamming, of_overlap
 
 
 KERNELS: dict[str, type[Kernel]] = {
-    kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential)
+    kernel.name: kernel for kernel in (Linear, Polynomial, ANOVA2, RBF, Laplace, Exponential, Size)
 }
 
 KernelChoice = str | Kernel | type[Kernel] | Sequence[str | Kernel | type[Kernel]]
@@ -480,7 +855,16 @@ def from_description(description: dict[str, Any]) -> Kernel:
 _TINY = 1e-12
 
 
-def _given(name: str, value: float | None) -> float:
+def _legendre(sizes: Tensor, num_tasks: int, degree: int) -> Tensor:
+    """``P_d(1 - 2 |S| / n) / sqrt(D)`` of d from 1 to D, by their recurrence, (C, D)."""
+    x = 1 - 2 * sizes.to(torch.float64) / max(num_tasks, 1)
+    found = [torch.ones_like(x), x]
+    for d in range(1, degree):
+        found.append(((2 * d + 1) * x * found[d] - d * found[d - 1]) / (d + 1))
+    return torch.stack(found[1:], 1) / math.sqrt(degree)
+
+
+def _given(name: str, value: T | None) -> T:
     if value is None:
         remedy = "Set it, or let fit_surrogate search it."
         raise ValueError(message(name, "a number", "None", remedy))
@@ -498,6 +882,29 @@ def _positive(name: str, value: object) -> float | None:
     return number
 
 
+def _positive_each(name: str, value: object) -> Gamma:
+    """A positive number, one for each task as a tuple, or None."""
+    if value is None or getattr(value, "ndim", int(isinstance(value, list | tuple))) == 0:
+        return _positive(name, value)
+    numbers = as_tensor(name, value)
+    if numbers.ndim != 1 or not len(numbers):
+        remedy = "Leave it out to have it searched."
+        found = shape_text(numbers)
+        raise ValueError(message(name, "a number, or one for each task", found, remedy))
+    return tuple(_given(name, _positive(name, number)) for number in numbers.tolist())
+
+
+def _shared(gamma: Gamma) -> float:
+    """The factor of distances, which include a gamma that is one for each task."""
+    return 1.0 if isinstance(gamma, tuple) else _given("gamma", gamma)
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    if isinstance(value, tuple):
+        return f"{min(value):.4g} to {max(value):.4g}"
+    return f"{value:.4g}"
+
+
 def _set(kernel: Kernel, parameter: str, value: object) -> None:
     """Replace a parameter of a kernel that is being made, and frozen afterwards."""
     object.__setattr__(kernel, parameter, value)
@@ -506,7 +913,8 @@ def _set(kernel: Kernel, parameter: str, value: object) -> None:
 def _fill(kernel: Any, parameter: str, values: Sequence[float]) -> list[Kernel]:
     if getattr(kernel, parameter) is not None:
         return [kernel]
-    return [replace(kernel, **{parameter: value}) for value in values]
+    rest = {name: given for name, given in vars(kernel).items() if name != parameter}
+    return [type(kernel)(**rest, **{parameter: value}) for value in values]
 
 
 def _summands(kernel: Kernel) -> tuple[tuple[float | None, Kernel], ...]:

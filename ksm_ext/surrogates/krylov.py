@@ -267,6 +267,10 @@ class KrylovRidge:
         """Residuals ``y_i - F_{-i}(S_i)``, (m, q), as well as the space has them by now."""
         return self._approximate(rotated, ridge) / (self._half * self._precision(ridge))
 
+    def dual_so_far(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Dual coefficients alpha, (m, q), as well as the space has them by now."""
+        return self._half * self._approximate(rotated, ridge)
+
     def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """See :meth:`.spectral.SpectralRidge.signal_variance`, (q,)."""
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
@@ -291,6 +295,18 @@ class KrylovRidge:
                     columns.append((self._approximate(rhs, value) * rhs).sum(0))
             parts.append(torch.stack(columns, dim=1))
         return torch.cat(parts)[:, index]
+
+    def whitened(self, rows: Tensor, ridge: float) -> Tensor:
+        """(rows, k) whose products with each other are ``rows P rows^T``, solved to 1e-3.
+
+        Every row is a right-hand side of its own, as for :meth:`explained_variance`.
+        """
+        with self._extended():
+            for part in rows.split(_BLOCK):
+                worst = float(self.solve(self.rotate(part.T), ridge, 1e-3).max())
+                check_solved(ridge, worst, 1e-3)
+            known = torch.cat([block.T @ self.rotate(rows.T) for block in self._basis])
+            return (self._vectors.T @ known).T / (self._values + ridge).sqrt()
 
     def noise_gain(
         self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor

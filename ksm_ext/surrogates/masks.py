@@ -126,6 +126,13 @@ class Masks:
             total.addmm_(rows.to(v.dtype).T, part)
         return total
 
+    def weighted_distances(self, other: "Masks", weights: Tensor) -> Tensor:
+        """``sum_i weights_i |s_i - s'_i|``, (m, l) float64, for weights (n,) and 0/1 masks."""
+        weights = weights.to(self.values.device)
+        x, y = self.floats, other.floats
+        only_x, only_y = x * weights @ (1 - y).T, (1 - x) * weights @ y.T
+        return only_x + only_y  # nothing cancels: equal subsets are at distance 0
+
     def mean_absolute_distance(self) -> float:
         """Mean of ``||s_i - s_j||_1`` over pairs of rows."""
         if self.binary:

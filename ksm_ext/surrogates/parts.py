@@ -8,14 +8,14 @@ Shapes: m distinct subsets, n tasks, t targets; of a part, its rows of subsets a
 targets; float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import Model
+from ksm_ext.surrogates.candidates import Tried
+from ksm_ext.surrogates.choice import Choice, Contest, Model
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.kernels import Exponential
 from ksm_ext.surrogates.masks import Masks
@@ -28,7 +28,7 @@ from ksm_ext.surrogates.observations import (
 )
 from ksm_ext.surrogates.search import Fits, Search, random_rows
 from ksm_ext.surrogates.terms import KEPT, KernelTerm
-from ksm_ext.surrogates.trials import KernelTrial
+from ksm_ext.surrogates.trials import KernelTrial, judged_kernels
 
 _EMPTY_DEVIATIONS = 4.0  # by which the empty subset's score is no continuation of the others
 _EMPTY_FROM = 8  # subsets that can tell
@@ -61,7 +61,7 @@ class Part:
     model: Model
     nugget_share: Tensor
     noise: Tensor | None
-    candidates: list[Candidate]
+    candidates: list[Tried]
 
     def kernel_terms(self, m: int, place: Tensor) -> Iterator[KernelTerm]:
         """The terms over all m subsets, with latent columns numbered by ``place``."""
@@ -101,7 +101,8 @@ def varying_tasks(masks: Masks, search: Search) -> Tensor:
 
 def fitted_parts(observed: Observations, search: Search) -> list[Part]:
     """A model of every group of targets with the same subsets, alike in precision."""
-    active = Masks(observed.masks.values[:, varying_tasks(observed.masks, search)])
+    varying = varying_tasks(observed.masks, search)
+    active, search = Masks(observed.masks.values[:, varying]), search.of_tasks(varying)
     groups = list(_groups(active, observed, search))
     parts: list[Part] = []
     for rows, columns in groups:
@@ -109,7 +110,7 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         scores, shift = _standardised(part, search)
         part_search = search.part(rows, columns)
         if part.noise is None or search.all_is_noise:
-            fits, candidates = part_search.fit(masks, scores)
+            ((fits, candidates),) = part_search.fit([masks], scores)
             share = part.known.to(torch.float64)
             if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
                 share = torch.ones_like(share)
@@ -119,23 +120,77 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
             scores, fits, candidates, share = _fitted_to_noise(*of)
         terms = [term for model, _ in fits for term in model.kernel_terms]
         held = len({id(term.factor and term.factor.solver) for term in terms}) * len(groups)
-        for model, targets in fits:
-            if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept
-                model = model.without_factors()
-            found = Part(
-                rows=rows,
-                columns=columns[targets],
-                shift=shift[targets],
-                unit=part.unit[targets],
-                weights=scores.weights,
-                model=model,
-                nugget_share=share[:, targets],
-                noise=None if scores.noise is None else scores.noise[targets],
-                candidates=candidates,
-            )
-            parts.append(found)
-            candidates = []
+        if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept
+            fits = [(model.without_factors(), targets) for model, targets in fits]
+        found = _parts(fits, rows, columns, shift, part.unit, scores, share)
+        parts += [replace(each, candidates=candidates * (i == 0)) for i, each in enumerate(found)]
     return parts
+
+
+def parts_of_many(
+    tables: Sequence[Masks], scores: Tensor, search: Search
+) -> Iterator[tuple[int, list[Part]]]:
+    """A model of every table, all fitted together, as :func:`fitted_parts` fits each.
+
+    Args:
+        tables: (m, n) distinct 0/1 masks of each, with no constant task.
+        scores: (b, m, t) scores, none missing, of targets that vary, without known noise.
+        search: How to fit.
+
+    Yields:
+        The number of a table, and its model. Tables whose empty subset is no continuation of the
+        others are left out.
+    """
+    b, m, t = scores.shape
+    flat = scores.movedim(0, 1).flatten(1)  # (m, b t)
+    once = torch.ones_like(flat, dtype=torch.int64)
+    everything = Observations(tables[0], flat, once, None, once == 0, 0)
+    found, shift = _standardised(everything, search)
+    values = found.values[0].unflatten(1, (b, t)).movedim(1, 0).contiguous()
+    standard = replace(found, values=values, weights=found.weights.expand(b, -1))
+    kept = torch.ones(b, dtype=torch.bool, device=scores.device)
+    if m >= _EMPTY_FROM and not search.all_is_noise:
+        empty = (torch.stack([masks.sizes for masks in tables]) == 0).any(1).nonzero()[:, 0]
+        if len(empty):
+            with_empty = [tables[i] for i in empty.tolist()]
+            apart = are_discontinuous(with_empty, standard.tables(empty))
+            kept[empty] = ~apart.any(1)
+    places = kept.nonzero()[:, 0]
+    if not len(places):
+        return
+    shift, unit = shift.reshape(b, t), everything.unit.reshape(b, t)
+    share = torch.full_like(scores[0], float(not search.all_is_noise))
+    rows, columns = (torch.arange(count, device=scores.device) for count in (m, t))
+    fits = search.fit([tables[i] for i in places.tolist()], standard.tables(places))
+    for i, (models, tried) in zip(places.tolist(), fits, strict=True):
+        parts = _parts(models, rows, columns, shift[i], unit[i], standard, share)
+        yield i, [replace(each, candidates=tried * (k == 0)) for k, each in enumerate(parts)]
+
+
+def _parts(
+    fits: Fits,
+    rows: Tensor,
+    columns: Tensor,
+    shift: Tensor,
+    unit: Tensor,
+    scores: Scores,
+    share: Tensor,
+) -> list[Part]:
+    """The models of a group of targets, as parts."""
+    return [
+        Part(
+            rows=rows,
+            columns=columns[targets],
+            shift=shift[targets],
+            unit=unit[targets],
+            weights=scores.weights[0],
+            model=model,
+            nugget_share=share[:, targets],
+            noise=None if scores.noise is None else scores.noise[0, targets],
+            candidates=[],
+        )
+        for model, targets in fits
+    ]
 
 
 def _groups(
@@ -169,25 +224,30 @@ def _is_discontinuous(
     nearby. Judged by its residual when left out, beside the others' in units of what each should
     have.
     """
-    found = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+    nowhere = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
     if search.all_is_noise or not active.binary or len(rows) < _EMPTY_FROM:
-        return found
+        return nowhere
     empty = active.sizes[rows] == 0
     if not bool(empty.any()):
-        return found
+        return nowhere
     rest = rows[~empty]
     rows = torch.cat([rows[empty], rest[random_rows(len(rest), _EMPTY_ROWS, rest.device)]])
     scores, _ = _standardised(observed.part(rows, columns), search)
-    if not len(scores.varying):
-        return found
-    trials = [KernelTrial(kernel, active[rows], scores) for kernel in Exponential().grid(active)]
-    losses = torch.stack([trial.judgement.subset_losses[:, 1:].mean(1) for trial in trials])
-    nearest = trials[int(losses.amin(1).argmin())]
-    ridge = nearest.judgement.ridges[losses.amin(0).argmin()]
-    errors = nearest.standardised_residuals(ridge).square()
-    too_far = errors[0] > _EMPTY_DEVIATIONS**2 * errors[1:].mean(0)
-    found[scores.varying] = too_far[scores.varying]
-    return found
+    return are_discontinuous([active[rows]], scores)[0]
+
+
+def are_discontinuous(tables: Sequence[Masks], scores: Scores) -> Tensor:
+    """(b, t) bool: where the score of the empty subset, in every table, leads away from others."""
+    others = torch.stack([masks.sizes for masks in tables]) > 0  # (b, m)
+    share = others.to(scores.values) / others.sum(1, keepdim=True)
+    kernels = [Exponential().grid(masks) for masks in tables]
+    judged = Contest(list(judged_kernels(kernels, tables, scores)), scores)
+    nearest = (judged.subset_losses @ share[..., None]).argmin(1)  # (b, 1), for the others
+    best = Choice(judged, nearest.expand_as(scores.varies))
+    errors = best.gathered(KernelTrial.squared_residuals)  # (b, m, t)
+    of_empty = torch.where(others[..., None], 0.0, errors).sum(1)
+    of_others = (share[:, None] @ errors)[:, 0]
+    return (of_empty > _EMPTY_DEVIATIONS**2 * of_others) & scores.varies
 
 
 def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
@@ -199,12 +259,12 @@ def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
     weights = torch.ones_like(values[:, 0])
     if search.ridge is not None:  # the ridge of a run: means of several have less
         weights = part.counts.to(torch.float64).mean(1)
-    return Scores(values, search.center, search.by_rank, weights), shift
+    return Scores(values[None], search.center, search.by_rank, weights[None]), shift
 
 
 def _fitted_to_noise(
     masks: Masks, scores: Scores, variance: Tensor, search: Search
-) -> tuple[Scores, Fits, list[Candidate], Tensor]:
+) -> tuple[Scores, Fits, list[Tried], Tensor]:
     """A fit to scores of known noise; a second one with weights where their precision differs.
 
     Args:
@@ -218,15 +278,16 @@ def _fitted_to_noise(
         residuals that is peculiar to subsets.
     """
     relative = relative_noise(variance.sqrt(), torch.ones_like(variance))
-    scores = replace(scores, noise=variance.mean(0))
-    fits, candidates = search.fit(masks, scores)
-    total = torch.zeros_like(scores.values[0])
+    scores = replace(scores, noise=variance.mean(0)[None])
+    ((fits, candidates),) = search.fit([masks], scores)
+    total = torch.zeros_like(variance[0])
     for model, targets in fits:
         total[targets] = model.ridge_variance
     ratio = nugget_to_noise(total, variance)
     if float(relative[:, 0].max() / relative[:, 0].min().clamp_min(1e-9)) > _UNEVEN:
         ratio = ratio.mean().clamp_max(1e9).expand_as(ratio)
         weights = precision_weights(ratio[0], relative[:, 0])
-        scores = replace(scores, weights=weights, noise=weights @ variance / len(weights))
-        fits, candidates = search.fit(masks, scores)
+        noise = weights @ variance / len(weights)
+        scores = replace(scores, weights=weights[None], noise=noise[None])
+        ((fits, candidates),) = search.fit([masks], scores)
     return scores, fits, candidates, nugget_share(ratio, relative)

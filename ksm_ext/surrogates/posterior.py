@@ -125,7 +125,7 @@ class FittedSubsets:
         fitted = slice(None) if term.rows is None else term.rows
         all_weights = term.all_weights()
         weights = all_weights[fitted]
-        rows, prior, on_mean = self._without_excluded(term, smooth, observed)
+        rows, prior, on_mean = self.without_excluded(term, smooth, observed)
         if term.nugget_share is None:  # all of the ridge where a score is known, else nothing
             nugget = term.ridge
             exact = observed.of_fitted[:, fitted] * (self.exact[fitted] / weights)
@@ -183,7 +183,7 @@ class FittedSubsets:
             found = found - on_mean * mean[:, None]
         return found.transpose(0, 1)
 
-    def _without_excluded(
+    def without_excluded(
         self, term: KernelTerm, smooth: Functionals, observed: Functionals
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``L K``, ``L k L^T`` and the part of the mean score, without the scores left out.

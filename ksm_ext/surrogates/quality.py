@@ -1,10 +1,15 @@
-"""How well each target is predicted, for the report and the command line alike.
+"""How well targets are predicted, and whether the subsets suit a question: for page and commands.
 
-Shapes: t targets.
+Shapes: n tasks that vary, t targets.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from ksm_ext.checks import counted
 from ksm_ext.surrogates.surrogate import Surrogate
 
 NOTHING = "nothing is predicted: the mean is as good"
@@ -72,6 +77,65 @@ def has_interactions(surrogate: Surrogate) -> list[bool]:
     able = [
         term
         for term in surrogate.kernel_terms
-        if term.kernel.decays() or term.kernel.overlap_degree > 1
+        if term.kernel.products(surrogate.num_varying)
+        or max(term.kernel.overlap_degree, term.kernel.size_degree) > 1
     ]
     return surrogate.moved_by(able).tolist()
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """Whether the fitted subsets are of the sizes that a readout compares.
+
+    Attributes:
+        scored: Of which sizes they are.
+        verdict: What follows for the readout.
+        suits: Whether they suit it.
+    """
+
+    scored: str
+    verdict: str
+    suits: bool
+
+
+def suitability(surrogate: Surrogate, readout: str) -> Suitability:
+    """Compare the sizes of the fitted subsets, 0/1 masks, with those that ``readout`` averages.
+
+    Leave-one-out effects are observed where the full set and all that lack one task were scored;
+    Shapley values average over all sizes alike; Banzhaf values over all subsets, of which nearly
+    all have about half of the tasks. Only tasks that vary count.
+    """
+    n = surrogate.num_varying
+    sizes = surrogate.masks.values[:, surrogate.varying].sum(1).cpu()
+    low, first, third, high = sizes.double().quantile(torch.tensor([0, 0.25, 0.75, 1.0]).double())
+    scored = f"They have {low:.0f} to {high:.0f} of {counted(n, 'task')}, half of them {first:.0f} "
+    scored += f"to {third:.0f}."
+    full, lacking = bool((sizes == n).any()), int((sizes == n - 1).sum())
+    observed = full and lacking == n
+    if observed:
+        scored += " The full set is among them, with all subsets that lack one task."
+    if readout == "loo":
+        verdict = "Leave-one-out effects compare subsets that were scored."
+        if not observed:
+            verdict = f"{lacking:,} of the {n:,} subsets that lack one task were scored, and the "
+            verdict += f"full set was{'' if full else ' not'}: the other effects are predicted."
+        return Suitability(scored, verdict, observed)
+    few = _few(sizes, n, readout)
+    if not few or (readout == "shapley" and observed and int((sizes == 1).sum()) == n):
+        return Suitability(scored, f"These sizes suit {readout.capitalize()} values.", True)
+    over = "sizes alike" if readout == "shapley" else "subsets"
+    verdict = f"Few of them have {' or '.join(few)} of the tasks. {readout.capitalize()} values "
+    verdict += f"average over all {over}, so that theirs are extrapolated and intervals too narrow."
+    return Suitability(scored, verdict, False)
+
+
+def _few(sizes: Tensor, n: int, readout: str) -> list[str]:
+    """Ranges of sizes over which ``readout`` averages, and of which few subsets are."""
+    if readout == "banzhaf":
+        parts = {"about half": ((sizes - n / 2).abs() <= math.sqrt(n), 0.25)}
+    else:
+        parts = {
+            "at most a quarter": (sizes <= max(1, n / 4), 0.05),
+            "at least three quarters": (sizes >= min(n - 1, 3 * n / 4), 0.05),
+        }
+    return [part for part, (inside, share) in parts.items() if inside.double().mean() < share]

@@ -1,12 +1,16 @@
-"""One complete table of scores: candidates, a screening of many, the choice, and its models.
+"""Complete tables of scores: candidates, a screening of many, the choice, and its models.
 
 Every kernel is factored once and judged at every ridge (:mod:`.trials`); with many subsets, kernels
 are first compared on a sample of them. The choice may be made once for all targets, per target, or
 per principal component of the targets (:mod:`.choice`).
 
-Shapes: m subsets, t targets; scores standardised, float64.
+Tables of one shape are searched together, each for itself. A kernel joins the search of ``"auto"``
+by its name in :meth:`Search._candidates`, or as one more kernel of every table there.
+
+Shapes: b tables, m subsets, t targets; scores standardised, float64.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,22 +19,43 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ksm_ext.checks import message
-from ksm_ext.surrogates.candidates import Candidate
-from ksm_ext.surrogates.choice import Choice, Contest, Model, Sharing, clearly_better, solve
-from ksm_ext.surrogates.judgement import Scores, folds_of
-from ksm_ext.surrogates.kernels import Exponential, Kernel, KernelChoice, Linear, as_kernel
+from ksm_ext.surrogates.candidates import Tried
+from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
+from ksm_ext.surrogates.judgement import RANKED_FROM, Scores, folds_of
+from ksm_ext.surrogates.kernels import (
+    Exponential,
+    Kernel,
+    KernelChoice,
+    Linear,
+    Size,
+    Sum,
+    as_kernel,
+)
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.trials import KernelTrial, KrylovTrial, LinearTrial, MeanTrial, Trial
+from ksm_ext.surrogates.trials import (
+    Judged,
+    KernelTrial,
+    KrylovTrial,
+    LinearTrial,
+    MeanTrial,
+    Trial,
+    judged_kernels,
+)
 
 LINEAR = ("least_squares", "lasso")
 MANY_SUBSETS = 768
 """Subsets beyond which kernels are screened, and ways of sharing judged without new factors."""
 
-_SCREEN_ROWS = 512
+_ROUNDS = (192, 192, 8), (MANY_SUBSETS, 512, 2)
+"""Rounds of screening: subsets from which on there is one, how many it looks at, kernels it keeps
+at most, beside those that single targets want.
+"""
+
 _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything
 _SCREEN_TARGETS = 128
-_SCREEN_KEPT = 4  # kernels at most, of which two by their pooled error
+_WANTED = 2  # kernels at most that single targets want
+_SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
 _SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
@@ -80,36 +105,73 @@ class Search:
         """The search for some of the subsets and targets."""
         return self
 
-    def fit(self, masks: Masks, scores: Scores) -> tuple[Fits, list[Candidate]]:
-        """The chosen models, and everything that was tried."""
-        kernels, linear = self._candidates(masks)
-        sharing = self._ways_of_sharing(masks, scores, kernels)
-        limit = _SCREEN_ROWS if self.solver is None else _SAMPLE_ROWS
-        sample = random_rows(len(masks), limit, masks.values.device)
-        tried: list[Candidate] = []
-        if len(kernels) > 2 and len(masks) > MANY_SUBSETS:
-            kernels, tried = self._screened(kernels, masks, scores, sample)
-
-        def trial_of(kernel: Kernel) -> KernelTrial:
-            if self.solver is None:
-                components = "component" in sharing
-                return KernelTrial(kernel, masks, scores, ridge=self.ridge, components=components)
-            each: dict[str, Any] = {"sample": sample, "per_target": self.share_ridge is False}
-            each["progress"] = self.progress
-            return KrylovTrial(kernel, masks, scores, self.solver, ridge=self.ridge, **each)
-
-        bar = tqdm(kernels, "kernels", unit="", disable=not self.progress)
-        kernel_trials = [trial_of(kernel) for kernel in bar]
-        contest = self._contest(kernel_trials, linear, masks, scores, sharing)
-        choices = contest.choose(masks, sharing)
-        tried += described(contest.trials, len(masks), choices)
-        uncertain = kernel_trials or [trial_of(Linear())]
-        substitute = next((each for each in uncertain if _is_default(each.kernel)), uncertain[0])
-        fits = [
-            (solve(choice, scores, substitute).select(targets), targets)
-            for choice, targets in choices
+    def of_tasks(self, kept: Tensor) -> "Search":
+        """The search for tasks where ``kept`` (n,) bool: kernels that know tasks lose the rest."""
+        kernels = [
+            each.of_tasks(kept) if isinstance(each, Kernel) else each for each in self._asked
         ]
-        return fits, tried
+        return replace(
+            self, kernel=tuple(kernels) if isinstance(self.kernel, tuple) else kernels[0]
+        )
+
+    def fit(self, tables: Sequence[Masks], scores: Scores) -> list[tuple[Fits, list[Tried]]]:
+        """The chosen models of every table, and everything that was tried.
+
+        Args:
+            tables: Subsets, of as many rows and columns in each table: one, or several that are
+                small enough to be judged whole, without known noise, whose same targets vary.
+            scores: Their scores.
+        """
+        grids = {i: self._candidates(masks) for i, masks in {id(x): x for x in tables}.items()}
+        kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
+        sharing = self._ways_of_sharing(scores, len(kernels[0]))
+        m = len(tables[0])
+        sample = random_rows(m, _SAMPLE_ROWS, scores.values.device)
+        tried: list[Tried] = []
+        for screened_from, num_rows, most in _ROUNDS:
+            if m > screened_from and len(kernels[0]) > most:
+                rows = random_rows(m, num_rows, scores.values.device)
+                kept, rows_tried = self._screened(kernels[0], tables[0], scores, rows, most)
+                kernels, tried = [list(kept)], tried + rows_tried
+        judged = self._judged_kernels(kernels, tables, scores, sample, "component" in sharing)
+        contest = self._contest(judged, linear, tables, scores, sharing)
+        chosen = contest.choose(tables, sharing)
+        uncertain = judged or self._judged_kernels(
+            [[Linear()] for _ in tables], tables, scores, sample, "component" in sharing
+        )
+        return [
+            (fits, [*tried, *rows])
+            for fits, rows in zip(
+                _models(chosen, *_substitute(uncertain)),
+                described(contest, chosen),
+                strict=True,
+            )
+        ]
+
+    def _judged_kernels(
+        self,
+        kernels: Sequence[Sequence[Kernel]],
+        tables: Sequence[Masks],
+        scores: Scores,
+        sample: Tensor,
+        components: bool,
+    ) -> list[Judged]:
+        """All kernels, judged on everything."""
+        with tqdm(total=len(kernels[0]), desc="kernels", unit="", disable=not self.progress) as bar:
+            if self.solver is None:
+                options: dict[str, Any] = {"ridge": self.ridge, "components": components}
+                options["ranked"] = len(tables[0]) >= RANKED_FROM
+                each = judged_kernels(kernels, tables, scores, **options)
+            else:
+                options = {"sample": sample, "per_target": self.share_ridge is False}
+                options |= {"ridge": self.ridge, "progress": self.progress}
+                solving = (tables[0], scores, self.solver)
+                each = (KrylovTrial(kernel, *solving, **options).judged for kernel in kernels[0])
+            judged = []
+            for part in each:
+                judged.append(part)
+                bar.update(len(part.trials))
+        return judged
 
     def _candidates(self, masks: Masks) -> tuple[list[Kernel], list[str]]:
         """Kernels with all parameters set, and linear surrogates by name."""
@@ -119,6 +181,8 @@ class Search:
         linear = [each for each in asked if each in LINEAR]
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]
+        if self.kernel == "auto":
+            kernels += _by_size(masks)
         if not asked:
             raise ValueError(message("kernel", "at least one kernel", "an empty list", "Name one."))
         if self.solver is not None and "least_squares" in linear:
@@ -127,58 +191,62 @@ class Search:
             raise ValueError(message("kernel", expected, "'least_squares'", remedy))
         return kernels, linear
 
-    def _ways_of_sharing(
-        self, masks: Masks, scores: Scores, kernels: list[Kernel]
-    ) -> tuple[Sharing, ...]:
+    def _ways_of_sharing(self, scores: Scores, num_kernels: int) -> tuple[Sharing, ...]:
         """The ways to choose from, the strictest first.
 
         Components are among them where subsets are few enough to fit anew in folds.
         """
-        nothing_to_share = self.ridge is not None and len(kernels) == 1
-        alone = scores.values.shape[1] == 1
+        nothing_to_share = self.ridge is not None and num_kernels == 1
+        _, m, t = scores.values.shape
         if not len(scores.varying):
             return ("target",)
-        if self.share_ridge is True or alone or not kernels or nothing_to_share:
+        if self.share_ridge is True or t == 1 or not num_kernels or nothing_to_share:
             return ("shared",)
-        if self.share_ridge is False or len(masks) < _SHARED_FROM:
+        if self.share_ridge is False or m < _SHARED_FROM:
             return ("target",)
-        if len(masks) > MANY_SUBSETS or self.solver is not None:
+        if m > MANY_SUBSETS or self.solver is not None:
             return ("shared", "target")
         return ("shared", "target", "component")
 
     def _screened(
-        self, kernels: list[Kernel], masks: Masks, scores: Scores, sample: Tensor
-    ) -> tuple[list[Kernel], list[Candidate]]:
-        """Kernels that are not clearly worse than the best on a sample, and what that tried.
+        self, kernels: Sequence[Kernel], masks: Masks, scores: Scores, sample: Tensor, most: int
+    ) -> tuple[Sequence[Kernel], list[Tried]]:
+        """The best kernels on a sample, and what that tried.
 
-        At most two, and those that a target is clearly better served by. One eigendecomposition
-        costs m^3: searching kernels on few subsets and a sample of the targets, and ridges on
-        everything, costs one or two of those instead of one per kernel.
+        At most ``most`` that are not clearly worse than the best, and those that a target is
+        clearly better served by. One eigendecomposition costs m^3: searching kernels on few subsets
+        and a sample of the targets, and ridges on everything, costs one or two of those instead of
+        one per kernel.
         """
-        masks = masks[sample]
-        judged = scores.targets(scores.spaced_targets(_SCREEN_TARGETS))[sample]
+        judged = scores.targets(scores.spaced_targets(_SCREEN_TARGETS)).rows(sample)
         if not len(judged.varying):
             return kernels, []  # the sample saw nothing happen: judge all on everything
-        trials: list[Trial] = [KernelTrial(k, masks, judged, ridge=self.ridge) for k in kernels]
-        losses = [each.judgement.subset_losses[each.judgement.losses.argmin()] for each in trials]
-        first, second = torch.stack(losses).mean(1).argsort(stable=True)[:2].tolist()
-        kept = [first]
-        if not bool(clearly_better(losses[second] - losses[first])):
-            kept.append(second)
+        trials = list(
+            judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge, ranked=True)
+        )
         contest = Contest(trials, judged)
+        each = contest.subset_losses[0].split(contest.sizes)  # (R, m) of every kernel
+        best = torch.stack([losses[losses.mean(1).argmin()] for losses in each])  # (K, m)
+        first, *others = best.mean(1).argsort(stable=True)[:most].tolist()
+        worse = clearly_better((best[others] - best[first]).T[None])[0]
+        kept = [
+            first,
+            *(index for index, out in zip(others, worse.tolist(), strict=True) if not out),
+        ]
         shared, alone = (contest.best(way) for way in ("shared", "target"))
-        gain = contest.losses(shared) - contest.losses(alone)
+        gain = shared.losses - alone.losses
         wanted = alone.trial[clearly_better(gain)].bincount(minlength=len(kernels))
         wanted[kept] = 0
-        more = wanted.argsort(descending=True, stable=True)[: _SCREEN_KEPT - len(kept)].tolist()
+        more = wanted.argsort(descending=True, stable=True)[:_WANTED].tolist()
         kept += [index for index in more if wanted[index]]
-        return [kernels[index] for index in sorted(kept)], described(trials, len(masks), [])
+        (rows,) = described(contest, None)
+        return [kernels[index] for index in sorted(kept)], rows
 
     def _contest(
         self,
-        kernel_trials: list[KernelTrial],
+        judged: list[Judged],
         linear: list[str],
-        masks: Masks,
+        tables: Sequence[Masks],
         scores: Scores,
         sharing: tuple[Sharing, ...],
     ) -> Contest:
@@ -187,23 +255,68 @@ class Search:
         What was asked for by name is not replaced by the mean. ``"auto"`` prefers the exponential
         kernel: a mixture of all widths, it is the safest extrapolation.
         """
-        mean = MeanTrial(scores, components="component" in sharing)
-        trials: list[Trial] = [mean, *kernel_trials]
-        automatic = self.kernel == "auto"
-        if automatic and self.solver is None and _lasso_is_promising(masks, scores, trials):
-            linear = ["lasso"]
-        folds = folds_of(len(masks), masks.values.device)
-        trials += [LinearTrial(label, masks, scores, folds) for label in linear]
-        trials = trials[self.all_is_noise :]
-        default = (i for i, trial in enumerate(trials) if automatic and _is_default(trial.kernel))
-        return Contest(
-            trials, scores, frozenset([] if self.all_is_noise else [0]), frozenset(default)
-        )
+        mean = MeanTrial(scores, components="component" in sharing).judged
+        automatic, with_mean = self.kernel == "auto", not self.all_is_noise
+        folds = folds_of(len(tables[0]), scores.values.device)
+        judged = [mean, *judged]
+        judged += [LinearTrial(label, tables, scores, folds).judged for label in linear]
+        if automatic and self.solver is None:
+            judged += lasso_where_promising(tables, scores, folds, Contest(judged, scores))
+        contest = Contest(judged if with_mean else judged[1:], scores, with_mean)
+        each = enumerate(contest.trials)
+        default = frozenset(i for i, trial in each if automatic and _is_default(trial))
+        return replace(contest, preferred=default)
 
 
-def _is_default(kernel: Kernel | None) -> bool:
-    """Whether a kernel is preferred where none is asked for."""
-    return isinstance(kernel, Exponential)
+def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]:
+    """The models of every table, with the targets each is for."""
+    by_target: list[Sharing] = ["shared" if shared else "target" for shared in chosen.shared]
+    other = chosen.targets_of_components
+    everything = torch.arange(other.shape[1], device=other.device)
+    models = solve(chosen.by_target, by_target, substitute, grid)
+    fits: list[Fits] = [[(model, everything)] for model in models]
+    if chosen.by_component is None:
+        return fits
+    of_components = solve(chosen.by_component, ["component"] * len(fits), substitute, grid)
+    for i in other.any(1).nonzero()[:, 0].tolist():
+        pairs = (of_components[i], everything[other[i]]), (models[i], everything[~other[i]])
+        fits[i] = [(model.select(targets), targets) for model, targets in pairs if len(targets)]
+    return fits
+
+
+def _substitute(judged: Sequence[Judged]) -> tuple[KernelTrial, Tensor]:
+    """The trial whose uncertainty stands around a mean or linear weights, and its ridges (b, R)."""
+    found = [(trial, part, k) for part in judged for k, trial in enumerate(part.trials)]
+    trial, part, k = next((each for each in found if _is_default(each[0])), found[0])
+    assert isinstance(trial, KernelTrial)
+    return trial, part.judgement.ridges.unflatten(1, (-1, part.num_ridges))[:, k]
+
+
+def _by_size(masks: Masks) -> list[Kernel]:
+    """Exponential kernels that see how many tasks there are: by an amplitude, a function, or both.
+
+    Scores that saturate vary more among small subsets, and depend on the number of tasks more than
+    on any of them. Amplitudes at equal steps of their logarithm; the function of sizes has a third
+    of, or three times, the variance of the rest at the full set.
+    """
+    if not masks.binary or len(masks.distinct_sizes[0]) < _SIZES_FROM:
+        return []
+    _, *exponentials = Exponential().grid(masks)
+    plain = [
+        Exponential(kernel.gamma, amplitude)
+        for kernel in exponentials
+        if isinstance(kernel, Exponential)
+        for amplitude in (0.0, 1.0, 2.0, 4.0)
+    ]
+    of_size = [kernel + weight * Size(degree=4) for kernel in plain for weight in (0.3, 3.0)]
+    return [*(kernel for kernel in plain if kernel.amplitude), *of_size]
+
+
+def _is_default(trial: Trial) -> bool:
+    """Whether a trial is of a kernel that is preferred where none is asked for."""
+    kernel = trial.predictor(0)
+    terms = [each for _, each in kernel.terms] if isinstance(kernel, Sum) else [kernel]
+    return isinstance(terms[0], Exponential)
 
 
 def random_rows(count: int, limit: int, device: torch.device) -> Tensor:
@@ -212,39 +325,59 @@ def random_rows(count: int, limit: int, device: torch.device) -> Tensor:
     return torch.randperm(count, generator=generator)[:limit].to(device)
 
 
-def _lasso_is_promising(masks: Masks, scores: Scores, trials: list[Trial]) -> bool:
-    """Whether sparse linear effects beat the kernels on a sample of targets, or clearly on one.
+def lasso_where_promising(
+    tables: Sequence[Masks], scores: Scores, folds: Tensor, contest: Contest
+) -> list[Judged]:
+    """Lasso for the tables where sparse linear effects beat the kernels, or clearly on one target.
 
-    Lasso costs more than all kernels together, and wins rarely, but then by far.
+    Lasso costs more than all kernels together, and wins rarely, but then by far: it is tried on a
+    sample of targets first.
     """
-    if masks.num_tasks > _LASSO_TASKS or len(masks) < 10 or not len(scores.varying):
-        return False
-    columns = scores.spaced_targets(_LASSO_PROBE)
+    m, columns = len(folds), scores.spaced_targets(_LASSO_PROBE)
+    if tables[0].num_tasks > _LASSO_TASKS or m < 10 or not len(columns):
+        return []
     probed = replace(scores.targets(columns), by_rank=False)
-    lasso = LinearTrial("lasso", masks, probed, folds_of(len(masks), columns.device))
-    everything = torch.arange(len(columns), device=columns.device)
-    left_out = lasso.residuals(lasso.judgement.ridges, everything, components=False)
-    losses = probed.losses(left_out)
-    contest = Contest(trials, scores)
+    lasso = LinearTrial("lasso", tables, probed, folds)
+    losses = probed.losses(lasso.left_out)
     together, alone = (
-        probed.losses(contest.best(way).residuals(scores)[:, columns])
-        for way in ("shared", "target")
+        probed.losses(contest.best(way).residuals[..., columns]) for way in ("shared", "target")
     )
-    return bool(losses.mean() < together.mean()) or bool(clearly_better(alone - losses).any())
+    promising = probed.pooled(losses - together).mean(1) < 0
+    promising |= clearly_better(alone - losses).any(1)
+    if not bool(promising.any()):
+        return []
+    if len(columns) < scores.values.shape[2] or scores.by_rank:
+        lasso = LinearTrial("lasso", tables, scores, folds)
+    return [replace(lasso.judged, tables=promising)]
 
 
-def described(
-    trials: list[Trial], num_subsets: int, choices: list[tuple[Choice, Tensor]]
-) -> list[Candidate]:
-    """A row for every trial and ridge, with the latent columns that chose it."""
-    rows = []
-    for index, trial in enumerate(trials):
-        found = trial.judgement
-        each = zip(found.ridges.tolist(), found.errors.tolist(), found.ranks.tolist(), strict=True)
-        for at, (ridge, error, rank) in enumerate(each):
-            chosen = 0
-            for choice, targets in choices:
-                taken = (choice.trial == index) & (choice.ridge == at)
-                chosen += int((taken if choice.components else taken[targets]).sum())
-            rows.append(Candidate(trial.label, ridge, error, rank, num_subsets, chosen))
-    return rows
+def described(contest: Contest, chosen: Chosen | None) -> Iterator[list[Tried]]:
+    """For every table what was tried, with the latent columns that chose it."""
+    b, num_candidates = contest.ridges.shape
+    counts = torch.zeros(b, num_candidates, dtype=torch.int64, device=contest.ridges.device)
+    if chosen is not None:
+        ones = (~chosen.targets_of_components).long()
+        counts.scatter_add_(1, chosen.by_target.candidate, ones)
+        if chosen.by_component is not None:
+            candidate = chosen.by_component.candidate
+            used = chosen.targets_of_components.any(1, keepdim=True).long()
+            counts.scatter_add_(1, candidate, used.expand_as(candidate))
+    m = contest.scores.values.shape[1]
+    for i in range(b):
+        rows, start = [], 0
+        for part in contest.judged:
+            at = slice(start, start + part.judgement.ridges.shape[1])
+            start = at.stop
+            if not bool(part.tables[i]):
+                continue
+            rows.append(
+                Tried(
+                    [(trial.predictor(i), part.num_ridges) for trial in part.trials],
+                    part.judgement.ridges[i],
+                    part.judgement.errors[i],
+                    part.ranks(i),
+                    m,
+                    counts[i, at],
+                )
+            )
+        yield rows

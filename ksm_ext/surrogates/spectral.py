@@ -24,10 +24,12 @@ the values h of a column's functions in the eigenbasis, everything holds for ``z
 z and ``P~ = P - P h G^-1 h' P`` in place of P, where ``G = h' P h`` and ``b = G^-1 h' P z`` is
 generalised least squares, of variance ``G^-1``.
 
-Shapes: K (m, m), y (m, q), weights (m,), ridge (q,) or a number; everything float64.
+Shapes: K (..., m, m), y (..., m, q), weights (..., m), ridge (..., q) or a number; everything
+float64. Leading dimensions are a batch: of tables, kernels or folds, factored in one call.
 """
 
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,28 +41,38 @@ class SpectralRidge:
     """Eigendecomposition of a (centred) Gram matrix, and what follows from it for any ridge."""
 
     def __init__(self, gram: Tensor, *, center: bool = True, weights: Tensor | None = None) -> None:
-        """Factor ``gram`` (m, m); with ``center`` an unpenalised intercept is part of the model."""
+        """Factor ``gram``; with ``center`` an unpenalised intercept is part of the model."""
         self.center = center
-        self.num_subsets = m = len(gram)
+        self.num_subsets = m = gram.shape[-1]
         weights = gram.new_ones(m) if weights is None else weights
-        self.share = weights / weights.sum()  # (m,) of each score in the mean score
-        self.gram_row_mean = gram @ self.share  # (m,)
+        weights = weights.expand(gram.shape[:-1])
+        self.share = share = weights / weights.sum(-1, keepdim=True)  # of scores in their mean
+        self.gram_row_mean = (gram @ share[..., None])[..., 0]  # (..., m)
         if center:
-            mean = float(self.share @ self.gram_row_mean)
-            gram = gram - self.gram_row_mean - self.gram_row_mean[:, None] + mean
+            rows = self.gram_row_mean
+            mean = (share * rows).sum(-1)[..., None, None]
+            gram = gram - rows[..., None, :] - rows[..., None] + mean
         half = weights.sqrt()
         if bool((weights != 1).any()):
-            gram = half[:, None] * gram * half
+            gram = half[..., None] * gram * half[..., None, :]
         if center:
             # The constant direction belongs to the intercept: lifted above all others, it comes
             # last and is dropped, so that its rounded zero never competes with a small ridge.
-            lift = max(2 * float(gram.diagonal().sum()), 1e-300) / float(weights.sum())
-            gram = gram + lift * half[:, None] * half
+            trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+            lift = (2 * trace).clamp_min(1e-300) / weights.sum(-1)
+            gram = gram + lift[..., None, None] * half[..., None] * half[..., None, :]
         eigenvalues, vectors = torch.linalg.eigh(gram)
         self.rank = m - int(center)  # the largest it can be
-        self.eigenvalues = eigenvalues[: self.rank].clamp_min(0.0)
-        self.vectors = half[:, None] * vectors[:, : self.rank]  # (m, rank) W U
-        self.scale = float(self.eigenvalues.sum()) / m  # mean variance of a subset
+        self.eigenvalues = eigenvalues[..., : self.rank].clamp_min(0.0)
+        self.vectors = half[..., None] * vectors[..., : self.rank]  # (..., m, rank) W U
+        self.scale = self.eigenvalues.sum(-1) / m  # (...) mean variance of a subset
+
+    def __getitem__(self, index: Any) -> "SpectralRidge":
+        """A part of the batch, in the memory of the whole."""
+        part = copy(self)
+        for name in ("share", "gram_row_mean", "eigenvalues", "vectors", "scale"):
+            setattr(part, name, getattr(self, name)[index])
+        return part
 
     def in_single_precision(self) -> "SpectralRidge":
         """A float32 copy: half the time, for comparing ridges, not for the final answer."""
@@ -70,8 +82,8 @@ class SpectralRidge:
         return single
 
     def rotate(self, y: Tensor) -> Tensor:
-        """``U^T W y``, (rank, q): the scores in the eigenbasis, used by the methods below."""
-        return self.vectors.T @ (y - self.share @ y if self.center else y)
+        """``U^T W y``, (..., rank, q): scores in the eigenbasis, used by the methods below."""
+        return self.vectors.mT @ (y - self.share[..., None, :] @ y if self.center else y)
 
     def check_ridge(self, ridge: float) -> None:
         """Raise ``ValueError`` if the Gram matrix is singular and the ridge is 0."""
@@ -82,23 +94,30 @@ class SpectralRidge:
             raise ValueError(message("ridge", "positive for these masks", found, remedy))
 
     def dual(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
-        """Dual coefficients alpha, (m, q)."""
+        """Dual coefficients alpha, (..., m, q)."""
         return self.vectors @ (rotated / self._shifted(ridge))
 
     def offset(self, dual: Tensor) -> Tensor:
-        """Minus the mean of ``K alpha``, (q,): what the intercept adds to the mean score."""
-        return -self.gram_row_mean @ dual
+        """Minus the mean of ``K alpha``, (..., q): what the intercept adds to the mean score."""
+        return -(self.gram_row_mean[..., None, :] @ dual)[..., 0, :]
 
     def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
-        """Exact residuals ``y_i - F_{-i}(S_i)``, (m, q), for scores given as ``rotate(y)``."""
+        """Exact residuals ``y_i - F_{-i}(S_i)``, (..., m, q), of scores given as ``rotate(y)``."""
         return self.dual(rotated, ridge) / self._precision(ridge)
 
+    def at_ridges(self, rotated: Tensor, ridges: Tensor) -> tuple[Tensor, Tensor]:
+        """Dual coefficients (..., m, R, q) at ``ridges`` (..., R), and ``P_ii`` (..., m, R, 1)."""
+        known = 1.0 / self._shifted(ridges)  # (..., rank, R)
+        scaled = known[..., None] * rotated[..., None, :]  # (..., rank, R, q)
+        dual = (self.vectors @ scaled.flatten(-2)).unflatten(-1, scaled.shape[-2:])
+        return dual, (self.vectors.square() @ known).clamp_min(1e-30)[..., None]
+
     def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
-        """Prior variance per unit of kernel that makes leave-one-out errors standard, (q,).
+        """Prior variance per unit of kernel that makes leave-one-out errors standard, (..., q).
 
         Leave-one-out errors have variance ``1 / P_ii``, so this is the mean of ``e_i^2 P_ii``.
         """
-        return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(0)
+        return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(-2)
 
     def explained_variance(
         self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
@@ -111,6 +130,10 @@ class SpectralRidge:
         a, b = rows @ self.vectors, more @ self.vectors  # (rows, rank)
         explained = a.square() @ known
         return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
+
+    def whitened(self, rows: Tensor, ridge: float) -> Tensor:
+        """(rows, rank) whose products with each other are ``rows P rows^T``."""
+        return rows @ self.vectors / self._shifted(ridge)[:, 0].clamp_min(1e-300).sqrt()
 
     def noise_gain(
         self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
@@ -128,10 +151,11 @@ class SpectralRidge:
 
     def _shifted(self, ridge: Tensor | float) -> Tensor:
         ridge = torch.as_tensor(ridge, dtype=torch.float64).to(self.eigenvalues)
-        return self.eigenvalues[:, None] + ridge.reshape(1, -1)  # (rank, 1 or q)
+        ridge = ridge[None] if ridge.ndim == 0 else ridge
+        return self.eigenvalues[..., None] + ridge[..., None, :]  # (..., rank, 1 or q)
 
     def _precision(self, ridge: Tensor | float) -> Tensor:
-        """``P_ii``, (m, 1 or q)."""
+        """``P_ii``, (..., m, 1 or q)."""
         return (self.vectors.square() @ (1.0 / self._shifted(ridge))).clamp_min(1e-30)
 
 

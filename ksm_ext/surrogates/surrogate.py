@@ -41,7 +41,14 @@ from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
-from ksm_ext.surrogates.readouts import READOUTS, effects, functionals, pair_effects, prior_variance
+from ksm_ext.surrogates.readouts import (
+    READOUTS,
+    effects,
+    functionals,
+    pair_effects,
+    prior_covariance,
+    prior_variance,
+)
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trend import Answers, Level, Trend
@@ -245,6 +252,55 @@ class Surrogate:
         tasks = torch.arange(len(values), device=masks.values.device)[:, None]
         return self._answer(values, axes), self._answer(self._readout_std(name, tasks, trend), axes)
 
+    def attribution_covariance(self, readout: str = "loo") -> Any:
+        """Joint posterior covariance of attributions: how far they are uncertain together.
+
+        Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed.
+
+        Args:
+            readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
+
+        Returns:
+            (n, n, t) symmetric, in squared units of the scores (costs ``O(n^2 m^2)``).
+
+        Raises:
+            ValueError: If ``readout`` is none of the three, or the masks are real weights.
+        """
+        check_choice("readout", readout, READOUTS)
+        self._require_masks("attribution_covariance")
+        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        tasks, trend, of_pairs = self._varying_tasks, None, None
+        if self.trend is not None:
+            tasks = torch.arange(self.masks.num_tasks, device=tasks.device)
+            trend = self.trend.ask(lambda level: level.attribute(name, False))
+        first, second = torch.triu_indices(len(tasks), len(tasks), 1, device=tasks.device)
+        if trend is not None:
+            of_pairs = trend.differences(first, second)
+        place, live = self._among_varying(torch.stack([tasks[first], tasks[second]], 1))
+
+        def differences(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            pairs, counted = place[rows], live[rows]
+            own = [prior_variance(kernel, name, n, each[:, None]) for each in pairs.T]
+            prior = (torch.stack(own, 1).to(live) * counted).sum(1)
+            joint = prior_covariance(kernel, name, n, pairs).to(live)
+            one, other = (
+                functionals(masks, kernel, name, each[:, None]) * alive[:, None]
+                for each, alive in zip(pairs.T, counted.T, strict=True)
+            )
+            return Functionals(prior - 2 * joint * counted.prod(1), one - other)
+
+        variance = self._readout_std(name, tasks[:, None], trend).square()
+        of_differences = self._std(len(first), differences, of_pairs).square()
+        matrix = torch.diag_embed(variance.T).permute(1, 2, 0)  # (n, n, t)
+        matrix[first, second] = (variance[first] + variance[second] - of_differences) / 2
+        matrix[second, first] = matrix[first, second]
+        matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
+        if self.trend is not None:
+            levels = self.trend.ask(lambda level: level.attribution_covariance(name))
+            matrix = matrix + replace(levels, slopes=levels.slopes.square()).mean
+        return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
+
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
 
@@ -353,7 +409,10 @@ class Surrogate:
             below, of_level = other._expansion()
             banzhaf = banzhaf + of_level[order][:, targets].to(scale) * scale
             for masks, kernels in below:
-                scaled = [(kernel, dual[:, targets].to(scale) * scale) for kernel, dual in kernels]
+                scaled = [
+                    (kernel.of_tasks(order), dual[:, targets].to(scale) * scale)
+                    for kernel, dual in kernels
+                ]
                 parts.append((Masks(masks.values[:, order]).to(scale.device), scaled))
         return parts, banzhaf
 
@@ -798,18 +857,23 @@ class Surrogate:
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
         return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
 
+    def _among_varying(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of tasks among those that vary, and 1 for those that do, else 0."""
+        place = (self.varying.cumsum(0) - 1).clamp_min(0)
+        return place[tasks], self.varying[tasks].to(torch.float64)
+
     def _readout_std(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
         """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
-        masks, order = self._active, tasks.shape[1]
-        place = (self.varying.cumsum(0) - 1).clamp_min(0)[tasks]  # among those that vary
-        live = self.varying[tasks].all(1)  # kernels have no part in the rest
-        asked = live if trend is None else torch.ones_like(live)
-        place, live = place[asked], live[asked].to(torch.float64)
+        n = self._active.num_tasks
+        place, live = self._among_varying(tasks)
+        live = live.prod(1)  # kernels have no part in the rest
+        asked = live > 0 if trend is None else torch.ones_like(live, dtype=torch.bool)
+        place, live = place[asked], live[asked]
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = prior_variance(kernel, readout, masks.num_tasks, order)
-            found = functionals(masks, kernel, readout, place[rows])
-            return Functionals(prior * live[rows], found * live[rows, None])
+            prior = prior_variance(kernel, readout, n, place[rows]).to(live) * live[rows]
+            found = functionals(self._active, kernel, readout, place[rows])
+            return Functionals(prior, found * live[rows, None])
 
         std = self.unit.new_zeros(len(tasks), len(self.unit))
         std[asked] = self._std(len(place), of_rows, trend)
@@ -849,7 +913,7 @@ class Surrogate:
                 squares = observed.of_fitted.square() @ inexact.to(torch.float64)
                 variance = variance + self._loo_error * squares
             std = self.unit * variance.sqrt()
-            if trend is not None:
+            if trend is not None and trend.std is not None:
                 std = (std.square() + trend.variance[rows]).sqrt()
             parts.append(std)
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))

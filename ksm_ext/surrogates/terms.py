@@ -63,6 +63,18 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
+def factored_alone(
+    kernel: Kernel, masks: Masks, weights: Tensor | None, *, center: bool
+) -> SpectralRidge:
+    """The factor of one kernel of one table, the same bits whoever asks for it.
+
+    In the shapes of a search for a single kernel, whose factor this is; of several that are
+    factored together, each may be rounded otherwise.
+    """
+    weights = None if weights is None else weights[None, None]
+    return SpectralRidge(kernel.gram(masks)[None, None], center=center, weights=weights)[0, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class KernelTerm:
     """One kernel and the columns it predicts; everything float64 but the indices.
@@ -125,12 +137,12 @@ class KernelTerm:
         masks = masks if self.rows is None else masks[self.rows]
         of = (self.kernel, masks, self.weights, center, solver)
         if self.factor is None or not self.factor.is_of(*of):
-            options: dict[str, Any] = {"center": center, "weights": self.weights}
-            made = (
-                SpectralRidge(self.kernel.gram(masks), **options)
-                if solver is None
-                else KrylovRidge(self.kernel, masks, solver, **options)
-            )
+            made: SpectralRidge | KrylovRidge
+            if solver is None:
+                made = factored_alone(self.kernel, masks, self.weights, center=center)
+            else:
+                options: dict[str, Any] = {"center": center, "weights": self.weights}
+                made = KrylovRidge(self.kernel, masks, solver, **options)
             object.__setattr__(self, "factor", Factor(made, *of))
         assert self.factor is not None
         return self.factor.solver

@@ -44,6 +44,10 @@ class Level:
         """Interactions, (n, n, t)."""
         return self._told(self.surrogate.interactions(readout, return_std), 2)
 
+    def attribution_covariance(self, readout: str) -> Tensor:
+        """Covariances of attributions, (n, n, t)."""
+        return self._told(self.surrogate.attribution_covariance(readout), 2)
+
     @property
     def places(self) -> list[int]:
         """N numbers: its task that each of the true ones is."""
@@ -117,6 +121,10 @@ class Answers:
         """The answers at these places of the two dimensions after the first."""
         std = None if self.std is None else self.std[:, first, second]
         return Answers(self.slopes, self.values[:, first, second], std)
+
+    def differences(self, first: Tensor, second: Tensor) -> "Answers":
+        """Differences of the answers at these places of the dimension after the first."""
+        return Answers(self.slopes, self.values[:, first] - self.values[:, second])
 
     def less(self, share: Tensor) -> "Answers":
         """The same, less uncertain by a ``share`` (..., t)."""

@@ -1,25 +1,35 @@
 """Ways to predict scores: each is judged by leaving subsets out and, if chosen, solved.
 
-Kernels are judged at every ridge, from one eigendecomposition or one Krylov space each. The mean,
-lasso and least squares have no ridge to choose.
+Kernels are judged at every ridge, from one eigendecomposition or one Krylov space each. Kernels of
+small tables are factored and judged many at a time, in batched products. The mean, lasso and least
+squares have no ridge to choose.
 
-Shapes: m subsets, t targets, R ridges; ``columns`` are numbers of latent columns, targets or with
-``components`` the principal components of the targets (:mod:`.judgement`); float64.
+Shapes: b tables of one shape, m subsets, t targets, K kernels, R ridges; ``columns`` (c,) are
+numbers of latent columns, targets or with ``components`` the principal components of the targets
+(:mod:`.judgement`), and ``ridges`` (b, c) those of each; float64.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.judgement import Judgement, Scores, judge
-from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.judgement import RANKED_FROM, Judgement, Scores, judge
+from ksm_ext.surrogates.kernels import Kernel, grams
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
-from ksm_ext.surrogates.lasso import fit_lasso, least_squares, least_squares_residuals
+from ksm_ext.surrogates.lasso import (
+    cross_validated_lasso,
+    lasso,
+    least_squares,
+    least_squares_residuals,
+)
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.spectral import SpectralRidge
-from ksm_ext.surrogates.terms import Factor, KernelTerm, LinearTerm
+from ksm_ext.surrogates.terms import Factor, KernelTerm, factored_alone
 
 RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 """Ridges searched, in units of the mean variance of a subset under the kernel: 1e-5 to 1e3."""
@@ -28,160 +38,331 @@ _SEARCH_TOLERANCE = 1e-2  # of residuals: errors by 1e-2 change a mean square by
 _SINGLE_FROM = 768  # ridges are compared in float32 where the products with U dominate the time
 
 
+_TOGETHER = 2**22
+"""Numbers held at a time of eigenvectors and residuals: 32 MB. Of kernels, one at least."""
+
+
 @dataclass(frozen=True, eq=False)
 class LatentFit:
     """Some latent columns as one trial predicts them.
 
     Attributes:
-        constant: (columns,) intercepts.
-        residuals: (m, columns) scores minus the smooth part of the fit.
-        ridge_variance: (columns,) variance that residuals stand for, at a subset of weight 1.
-        kernel_term: What a kernel adds to the constant, with its uncertainty; None without one.
-        linear_term: What weights on tasks add to the constant; None without them.
+        constant: (b, c) intercepts.
+        residuals: (b, m, c) scores minus the smooth part of the fit.
+        ridge_variance: (b, c) variance that residuals stand for, at a subset of weight 1.
+        dual: (b, m, c) what a kernel adds to the constant; None without one.
+        signal: (b, c) prior variance per unit of the kernel; None without one.
+        weights: (b, n, c) what weights on tasks add to the constant; None without them.
     """
 
     constant: Tensor
     residuals: Tensor
     ridge_variance: Tensor
-    kernel_term: KernelTerm | None = None
-    linear_term: LinearTerm | None = None
+    dual: Tensor | None = None
+    signal: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class Trial(Protocol):
-    """A way to predict scores.
+    """A way to predict scores: a kernel, or another predictor, of every table."""
 
-    Attributes:
-        label: Its name in the table of candidates.
-        judgement: What it costs at each ridge.
-    """
-
-    label: str
-    judgement: Judgement
-
-    @property
-    def kernel(self) -> Kernel | None:
-        """Its kernel; None for the mean and weights on tasks."""
+    def predictor(self, table: int) -> Kernel | str:
+        """The kernel that predicts a table, or the name of what does."""
         ...
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
-        """Leave-one-out residuals (m, columns) at ``ridges`` (columns,)."""
+        """Leave-one-out residuals (b, m, c)."""
         ...
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
-        """The fit to all subsets at ``ridges`` (columns,)."""
+        """The fit to all subsets."""
         ...
 
 
-class KernelTrial:
-    """Kernel ridge with one kernel, at every ridge."""
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Trials that were judged together.
 
-    factor: SpectralRidge | KrylovRidge
+    Attributes:
+        trials: One for each kernel, or one predictor.
+        num_ridges: How many ridges each was judged at.
+        judgement: What they cost, of the first at every ridge, then of the next.
+        tables: (b,) bool: the tables that these trials are for.
+        later: Computes the rank correlations (C,) of a table, where the judgement has none.
+    """
+
+    trials: Sequence[Trial]
+    num_ridges: int
+    judgement: Judgement
+    tables: Tensor
+    later: Callable[[int], Callable[[], Tensor]] | None = None
+
+    def ranks(self, table: int) -> Tensor | Callable[[], Tensor]:
+        """(C,) rank correlations of a table, or what computes them."""
+        if self.judgement.ranks is not None:
+            return self.judgement.ranks[table]
+        assert self.later is not None
+        return self.later(table)
+
+
+class KernelTrial:
+    """Kernel ridge with one kernel of every table."""
 
     def __init__(
         self,
-        kernel: Kernel,
-        masks: Masks,
+        kernels: Sequence[Kernel],
+        tables: Sequence[Masks],
         scores: Scores,
-        *,
-        ridge: Tensor | None = None,
-        components: bool = False,
+        solved: tuple[Any, Tensor],
+        number: int,
     ) -> None:
-        """Factor the kernel on ``masks``; ``ridge`` (R,) replaces the search by given ridges."""
-        factor = SpectralRidge(kernel.gram(masks), center=scores.center, weights=scores.weights)
-        self._prepare(kernel, masks, scores, factor)
-        if ridge is not None:
-            factor.check_ridge(float(ridge.min()))
-            ridges = ridge
-        else:
-            relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64)
-            ridges = relative.to(scores.values.device) * max(factor.scale, 1e-300)
-        rotated = self._rotated
-        if len(masks) > _SINGLE_FROM:
-            factor, rotated = factor.in_single_precision(), rotated.to(torch.float32)
-        self._judge(factor, rotated, ridges, searched=ridge is None, components=components)
+        """Take what is known of ``tables``.
 
-    def _prepare(
-        self, kernel: Kernel, masks: Masks, scores: Scores, factor: SpectralRidge | KrylovRidge
-    ) -> None:
-        self.kernel, self.label, self.factor = kernel, str(kernel), factor
-        self._masks, self._scores = masks, scores
-        self._rotated = factor.rotate(scores.values)
+        Args:
+            kernels: One kernel for each table.
+            tables: The tables.
+            scores: Their scores.
+            solved: What solves for K kernels of every table, as :class:`.spectral.SpectralRidge`
+                does, and the scores (b, K, rank, t) in their eigenbases.
+            number: Which of the K it is.
+        """
+        self._kernels, self._tables, self._scores = kernels, tables, scores
+        self._solved, self._number = solved, number
 
-    def _judge(
-        self,
-        factor: SpectralRidge | KrylovRidge,
-        rotated: Tensor,
-        ridges: Tensor,
-        *,
-        searched: bool,
-        components: bool = False,
-    ) -> None:
-        """Judge every ridge; a search has no use for those below what the noise is known to be."""
-        scores = self._scores
-        residuals = (factor.leave_one_out(rotated, ridge) for ridge in ridges)
-        found = judge(scores, ridges, residuals, components=components)
-        if searched and scores.noise is not None:
-            varying, noise = scores.varying, scores.noise
-            total = _ridge_variances(factor, rotated, ridges)  # (R, t)
-            pooled, least = total[:, varying].mean(1), noise[varying].mean()
-            found = replace(
-                found,
-                subset_losses=_infinite_below(least, pooled, found.subset_losses),
-                target_losses=_infinite_below(noise, total, found.target_losses),
-            )
-            if found.component_losses is not None:
-                noise = scores.rotation.square().T @ noise
-                total = _ridge_variances(self.factor, self.factor.rotate(scores.components), ridges)
-                losses = _infinite_below(noise, total, found.component_losses)
-                found = replace(found, component_losses=losses)
-        self.judgement = found
+    @cached_property
+    def _factor(self) -> Any:
+        return self._solved[0][:, self._number]
+
+    @property
+    def _rotated(self) -> Tensor:
+        return self._solved[1][:, self._number]
+
+    def predictor(self, table: int) -> Kernel:
+        """See :class:`Trial`."""
+        return self._kernels[table]
 
     def _latent(self, columns: Tensor, components: bool) -> Tensor:
         if not components:
-            return self._rotated[:, columns]
-        return self.factor.rotate(self._scores.components[:, columns])
+            return self._rotated[..., columns]
+        return self._factor.rotate(self._scores.components[..., columns])
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
-        return self.factor.leave_one_out(self._latent(columns, components), ridges)
+        return self._factor.leave_one_out(self._latent(columns, components), ridges)
+
+    def squared_residuals(self, ridges: Tensor, columns: Tensor) -> Tensor:
+        """Squares (b, m, c) of leave-one-out residuals in units that are the same for all."""
+        rotated = self._latent(columns, components=False)
+        return self._factor.leave_one_out(rotated, ridges) * self._factor.dual(rotated, ridges)
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         rotated = self._latent(columns, components)
-        signal = self.factor.signal_variance(rotated, ridges)
-        dual = self.factor.dual(rotated, ridges)
+        signal = self._factor.signal_variance(rotated, ridges)
+        dual = self._factor.dual(rotated, ridges)
         _, constant = self._scores.latent(columns, components=components)
         if self._scores.center:
-            constant = constant + self.factor.offset(dual)
-        residuals = ridges / self._scores.weights[:, None] * dual
-        term = self._term(columns, dual, ridges, signal)
-        return LatentFit(constant, residuals, ridges * signal, kernel_term=term)
+            constant = constant + self._factor.offset(dual)
+        residuals = ridges[:, None] / self._scores.weights[..., None] * dual
+        return LatentFit(constant, residuals, ridges * signal, dual, signal)
 
-    def uncertainty(self, columns: Tensor, *, components: bool) -> KernelTerm:
+    def term(
+        self, table: int, columns: Tensor, dual: Tensor, ridges: Tensor, signal: Tensor
+    ) -> KernelTerm:
+        """The kernel of a table with what was solved for these columns of it."""
+        kernel, masks = self._kernels[table], self._tables[table]
+        weights, center = self._scores.weights[table], self._scores.center
+        factor = None  # of many tables, factors would be most of the memory
+        if len(self._tables) == 1 and self._kept is not None:
+            factor = Factor(self._kept, kernel, masks, weights, center, None)
+        return KernelTerm(kernel, columns, dual, ridges, signal, factor=factor)
+
+    @cached_property
+    def _kept(self) -> SpectralRidge | None:
+        """The factor that intervals are computed with; as a term would make it, bit for bit."""
+        solver, rotated = self._solved
+        if not isinstance(solver, SpectralRidge):
+            return None  # a Krylov space has grown with the search, and would answer otherwise
+        if rotated.shape[1] == 1:
+            return solver[0, 0]
+        of = self._kernels[0], self._tables[0], self._scores.weights[0]
+        return factored_alone(*of, center=self._scores.center)
+
+    def uncertainty(
+        self, table: int, ridges: Tensor, columns: Tensor, *, components: bool
+    ) -> KernelTerm:
         """The term of a fit that predicts nothing: the uncertainty around another trial's fit.
 
-        At the ridge judged that is nearest to the kernel's own variance: as much noise as signal.
+        At that of ``ridges`` (R,) nearest to the kernel's own variance: as much noise as signal.
         """
-        ridges = self.judgement.ridges
-        variance = max(self.kernel.variance(self._masks[:128]), 1e-300)
+        variance = max(self._kernels[table].variance(self._tables[table][:128]), 1e-300)
         nearest = (ridges.clamp_min(1e-300) / variance).log().abs().argmin()
         ridge = ridges[nearest].repeat(len(columns))
-        signal = self.factor.signal_variance(self._latent(columns, components), ridge)
-        dual = self._scores.values.new_zeros(len(self._masks), len(columns))
-        return self._term(columns, dual, ridge, signal)
+        signal = self._factor.signal_variance(
+            self._latent(columns, components), ridge.expand(len(self._tables), -1)
+        )[table]
+        dual = ridge.new_zeros(len(self._tables[table]), len(columns))
+        return self.term(table, columns, dual, ridge, signal)
 
-    def _term(self, columns: Tensor, dual: Tensor, ridge: Tensor, signal: Tensor) -> KernelTerm:
-        # a Krylov space has grown with the search, and would answer otherwise than a new one
-        factor = None
-        if isinstance(self.factor, SpectralRidge):
-            of = (self.kernel, self._masks, self._scores.weights, self._scores.center, None)
-            factor = Factor(self.factor, *of)
-        return KernelTerm(self.kernel, columns, dual, ridge, signal, factor=factor)
 
-    def standardised_residuals(self, ridge: Tensor) -> Tensor:
-        """(m, t) leave-one-out residuals in units that are the same for all subsets."""
-        left_out = self.factor.leave_one_out(self._rotated, ridge)
-        return (left_out * self.factor.dual(self._rotated, ridge)).sqrt()
+def judged_kernels(
+    kernels: Sequence[Sequence[Kernel]],
+    tables: Sequence[Masks],
+    scores: Scores,
+    *,
+    ridge: Tensor | None = None,
+    components: bool = False,
+    ranked: bool = False,
+) -> Iterator[Judged]:
+    """Factor and judge kernels, as many at a time as memory allows.
+
+    Args:
+        kernels: K kernels of every table.
+        tables: The tables.
+        scores: Their scores.
+        ridge: (1,) replaces the search by a given ridge.
+        components: Whether to judge principal components of the targets too.
+        ranked: Whether to compute rank correlations; else they are computed if they are asked for.
+    """
+    b, m, t = scores.values.shape
+    num_ridges = len(RELATIVE_RIDGES) if ridge is None else 1
+    step = max(1, _TOGETHER // (b * m * (m + num_ridges * t)))
+    for start in range(0, len(kernels[0]), step):
+        part = [each[start : start + step] for each in kernels]
+        alike = 1 if all(masks is tables[0] for masks in tables) else b  # then factored once
+        gram, weights = grams(part[:alike], tables[:alike]), scores.weights[:alike, None]
+        factor = SpectralRidge(gram, center=scores.center, weights=weights)
+        del gram
+        options: dict[str, Any] = {"ridge": ridge, "components": components, "ranked": ranked}
+        yield judged_factor(part, tables, scores, factor, **options)
+
+
+def judged_factor(
+    kernels: Sequence[Sequence[Kernel]],
+    tables: Sequence[Masks],
+    scores: Scores,
+    factor: SpectralRidge,
+    *,
+    ridge: Tensor | None = None,
+    components: bool = False,
+    ranked: bool = False,
+) -> Judged:
+    """Judge K kernels of every table that are ``factor`` (b, K), see :func:`judged_kernels`."""
+    b, m, t = scores.values.shape
+    if ridge is not None:
+        factor.check_ridge(float(ridge))
+        ridges = ridge.expand(b, factor.scale.shape[1], 1)
+    else:
+        relative = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64, device=factor.scale.device)
+        ridges = (factor.scale.clamp_min(1e-300)[..., None] * relative).expand(b, -1, -1)
+    rotated = factor.rotate(scores.values[:, None])
+    judging, of_judging = factor, rotated
+    if m > _SINGLE_FROM:
+        judging, of_judging = factor.in_single_precision(), rotated.to(torch.float32)
+    at_once = max(1, _TOGETHER // (ridges[..., 0].numel() * m * t))
+    answers = (judging.at_ridges(of_judging, part) for part in ridges.split(at_once, -1))
+    found = _judgement(
+        ((dual / precision, dual) for dual, precision in answers),
+        scores,
+        ridges,
+        searched=ridge is None,
+        of_components=factor if components else None,
+        ranked=ranked,
+    )
+    trials = [
+        KernelTrial([each[k] for each in kernels], tables, scores, (factor, rotated), k)
+        for k in range(ridges.shape[1])
+    ]
+    everything = torch.ones(b, dtype=torch.bool, device=ridges.device)
+
+    def later(table: int) -> Callable[[], Tensor]:
+        own = scores.tables(torch.tensor([table], device=ridges.device))
+        return partial(_ranks_again, kernels[table], tables[table], own, ridge)
+
+    return Judged(trials, ridges.shape[2], found, everything, later)
+
+
+def _ranks_again(
+    kernels: Sequence[Kernel], masks: Masks, scores: Scores, ridge: Tensor | None
+) -> Tensor:
+    """(C,) rank correlations of kernels of one table."""
+    options: dict[str, Any] = {"ridge": ridge, "ranked": True}
+    each = judged_kernels([kernels], [masks], scores, **options)
+    found = [part.judgement.ranks for part in each]
+    return torch.cat([ranks[0] for ranks in found if ranks is not None])
+
+
+def _judgement(
+    answers: Iterable[tuple[Tensor, Tensor]],
+    scores: Scores,
+    ridges: Tensor,
+    *,
+    searched: bool,
+    of_components: SpectralRidge | None = None,
+    ranked: bool = False,
+) -> Judgement:
+    """Judge every ridge; a search has no use for those below what the noise is known to be.
+
+    Args:
+        answers: Leave-one-out residuals and dual coefficients (b, K, m, R', t), some ridges at a
+            time.
+        scores: What is judged.
+        ridges: (b, K, R).
+        searched: Whether ridges were searched.
+        of_components: What solves for components of the targets, where they are judged too.
+        ranked: Whether to compute rank correlations.
+    """
+    signal: list[Tensor] = []
+    noisy = searched and scores.noise is not None
+
+    def residuals() -> Iterator[Tensor]:
+        for left_out, dual in answers:
+            if noisy:
+                signal.append((left_out * dual).mean(2).double())
+            yield left_out
+
+    options = {"components": of_components is not None, "ranked": ranked}
+    found = judge(scores, ridges, residuals(), **options)
+    if not noisy:
+        return found
+    assert scores.noise is not None
+    total = ridges[..., None] * torch.cat(signal, 2)  # (b, K, R, t) variance a ridge stands for
+    noise = scores.noise[:, None, None]
+    pooled = _is_below(scores.pooled(total), scores.pooled(noise))[..., None]
+    single = _is_below(total, noise)[..., None, :]
+    found = replace(
+        found,
+        subset_losses=found.subset_losses.masked_fill(pooled, torch.inf),
+        target_losses=found.target_losses.masked_fill(single, torch.inf),
+    )
+    if of_components is None or found.component_losses is None:
+        return found
+    noise = (scores.noise[:, None] @ scores.rotation.square())[:, None]
+    rotated = of_components.rotate(scores.components[:, None])
+    dual, precision = of_components.at_ridges(rotated, ridges)
+    below = _is_below(ridges[..., None] * (dual.square() / precision).mean(2), noise)
+    return replace(found, component_losses=found.component_losses.masked_fill(below, torch.inf))
+
+
+def _is_below(total: Tensor, noise: Tensor) -> Tensor:
+    """(b, K R, ...) bool: ridges whose variance (b, K, R, ...) is below the noise, but the last."""
+    low = total < noise
+    low[:, :, -1] = False
+    return low.flatten(1, 2)
+
+
+class _Single:
+    """A Krylov space as a batch of one: a dimension less goes in, and one more comes out."""
+
+    def __init__(self, space: KrylovRidge) -> None:
+        self.space = space
+
+    def __getitem__(self, index: Any) -> "_Single":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.space, name)
+        return lambda *given: method(*(each[0] for each in given))[None]
 
 
 class KrylovTrial(KernelTrial):
@@ -205,83 +386,94 @@ class KrylovTrial(KernelTrial):
         progress: bool = False,
     ) -> None:
         """Judge ``kernel`` on ``masks``; ``sample`` are the rows that tell where to start."""
-        options: dict[str, Any] = {"center": scores.center, "weights": scores.weights}
-        factor = KrylovRidge(kernel, masks, settings, progress=progress, **options)
-        self._prepare(kernel, masks, scores, factor)
+        options: dict[str, Any] = {"center": scores.center, "weights": scores.weights[0]}
+        self._space = KrylovRidge(kernel, masks, settings, progress=progress, **options)
+        y = self._space.rotate(scores.values[0])
+        super().__init__([kernel], [masks], scores, (_Single(self._space), y[None, None]), 0)
         if ridge is not None:
-            factor.check_ridge(float(ridge.min()))
-            self._solve(factor, float(ridge[0]))
+            self._space.check_ridge(float(ridge.min()))
+            self._solve(float(ridge[0]))
             ridges = ridge
         else:
-            guess = KernelTrial(kernel, masks[sample], scores[sample])
-            ridges = self._search(factor, guess.judgement, per_target)
-        self._judge(factor, self._rotated, ridges, searched=ridge is None)
+            (guess,) = judged_kernels([[kernel]], [masks[sample]], scores.rows(sample))
+            ridges = self._search(guess.judgement, per_target)
+        answers = (
+            (self._space.leave_one_out(y, each), self._space.dual_so_far(y, each))
+            for each in ridges
+        )
+        shaped = ((one[None, None, :, None], two[None, None, :, None]) for one, two in answers)
+        found = _judgement(shaped, scores, ridges[None, None], searched=ridge is None, ranked=True)
+        self.judged = Judged(
+            [self], len(ridges), found, torch.ones(1, dtype=torch.bool, device=y.device)
+        )
 
-    def _search(self, factor: KrylovRidge, guess: Judgement, per_target: bool) -> Tensor:
+    def _search(self, guess: Judgement, per_target: bool) -> Tensor:
         """(R,) increasing: the ridges that were solved for."""
-        informed = bool(guess.losses.isfinite().all())  # not if the sample's scores are constant
-        start = int(guess.losses.argmin()) if informed else len(guess.ridges) // 2
-        varying = self._scores.variance > 0  # a constant target has no best ridge
+        expected, grid = guess.losses[0], guess.ridges[0]
+        informed = bool(expected.isfinite().all())  # not if the sample's scores are constant
+        start = int(expected.argmin()) if informed else len(grid) // 2
+        varies = self._scores.varies[0]  # a constant target has no best ridge
         losses: dict[int, Tensor] = {}
         wanted = {start}
         while wanted - losses.keys():
             at = max(wanted - losses.keys())  # the larger, the sooner solved
-            ridge = float(guess.ridges[at])
-            residual = self._solve(factor, ridge)
+            ridge = float(grid[at])
+            residual = self._solve(ridge)
             if not losses:
                 check_solved(ridge, residual, _SEARCH_TOLERANCE)
             elif residual > _SEARCH_TOLERANCE:
                 break  # below here nothing is solved
-            left_out = factor.leave_one_out(self._rotated, ridge)
-            per_subset, by_half = self._scores.mean_losses(left_out)
-            losses[at] = by_half.mean(0)[varying] if per_target else per_subset.mean()[None]
+            left_out = self._space.leave_one_out(self._rotated[0], ridge)
+            pooled, by_half, _ = self._scores.summary(left_out[None, None, :, None])
+            per_target_losses = by_half[0, 0, 0].mean(0)[varies]
+            losses[at] = per_target_losses if per_target else pooled.mean()[None]
             known = sorted(losses)
             best = torch.stack([losses[index] for index in known]).argmin(0).unique().tolist()
             around = {known[index] + step for index in best for step in (-1, 0, 1)}
-            wanted = {index for index in around if 0 <= index < len(guess.ridges)}
-        return guess.ridges[sorted(losses)]
+            wanted = {index for index in around if 0 <= index < len(grid)}
+        return grid[sorted(losses)]
 
-    def _solve(self, factor: KrylovRidge, ridge: float) -> float:
+    def _solve(self, ridge: float) -> float:
         """Solve for scores and probes; the largest residual."""
-        together = torch.cat([self._rotated, factor.probes], 1)
-        return float(factor.solve(together, ridge, _SEARCH_TOLERANCE).max())
+        together = torch.cat([self._rotated[0], self._space.probes], 1)
+        return float(self._space.solve(together, ridge, _SEARCH_TOLERANCE).max())
 
 
-def _ridge_variances(
-    factor: SpectralRidge | KrylovRidge, rotated: Tensor, ridges: Tensor
-) -> Tensor:
-    """(R, columns) variance that each ridge stands for, of scores in the eigenbasis."""
-    return torch.stack([ridge * factor.signal_variance(rotated, ridge) for ridge in ridges])
+def _rank_of(scores: Scores, residuals: Tensor) -> Tensor:
+    """(1,) rank correlation of one table, of residuals (m, t)."""
+    return scores.rank_correlations(residuals[None, None, :, None])[0, 0]
 
 
-def _infinite_below(noise: Tensor, total: Tensor, losses: Tensor) -> Tensor:
-    """Losses (R, ..., columns), infinite at ridges whose variance (R, columns) is below the noise.
-
-    The largest ridge stays in any case.
-    """
-    low = total < noise
-    low[-1] = False
-    shape = (len(low), *(1,) * (losses.ndim - low.ndim), *low.shape[1:])
-    return losses.masked_fill(low.reshape(shape), torch.inf)
-
-
-class FixedTrial:
+class FixedTrial(ABC):
     """A predictor without a ridge to choose: its leave-one-out residuals are known."""
-
-    kernel = None
 
     def __init__(
         self, label: str, scores: Scores, residuals: Tensor, *, components: bool = False
     ) -> None:
-        """Judge given residuals (m, t)."""
-        self.label, self._scores, self._residuals = label, scores, residuals
-        ridges = residuals.new_full((1,), float("nan"))
-        self.judgement = judge(scores, ridges, [residuals], components=components)
+        """Judge given residuals (b, m, t)."""
+        self._label, self._scores, self.left_out = label, scores, residuals
+        ridges = residuals.new_full((len(residuals), 1, 1), float("nan"))
+        options = {"components": components, "ranked": residuals.shape[1] >= RANKED_FROM}
+        found = judge(scores, ridges, [residuals[:, None, :, None]], **options)
+        everything = torch.ones(len(residuals), dtype=torch.bool, device=residuals.device)
+        self.judged = Judged([self], 1, found, everything, self._ranks)
+
+    def _ranks(self, table: int) -> Callable[[], Tensor]:
+        own = self._scores.tables(torch.tensor([table], device=self.left_out.device))
+        return partial(_rank_of, own, self.left_out[table].clone())
+
+    def predictor(self, table: int) -> str:
+        """See :class:`Trial`."""
+        return self._label
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
-        rotated = self._residuals @ self._scores.rotation if components else self._residuals
-        return rotated[:, columns]
+        rotated = self.left_out @ self._scores.rotation if components else self.left_out
+        return rotated[..., columns]
+
+    @abstractmethod
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
+        """See :class:`Trial`."""
 
 
 class MeanTrial(FixedTrial):
@@ -289,45 +481,46 @@ class MeanTrial(FixedTrial):
 
     def __init__(self, scores: Scores, *, components: bool = False) -> None:
         """Leave-one-out residuals of a mean are ``(y - mean) / (1 - share of y in it)``."""
-        share = scores.weights / scores.weights.sum() * float(scores.center)
-        residuals = (scores.values - scores.offset) / (1 - share)[:, None]
+        share = scores.weights / scores.weights.sum(-1, keepdim=True) * float(scores.center)
+        residuals = (scores.values - scores.offset[:, None]) / (1 - share)[..., None]
         super().__init__("mean", scores, residuals, components=components)
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         residuals, constant = self._scores.latent(columns, components=components)
         left_out = self.residuals(ridges, columns, components=components)
-        return LatentFit(constant, residuals, left_out.square().mean(0))
+        return LatentFit(constant, residuals, left_out.square().mean(1))
 
 
 class LinearTrial(FixedTrial):
     """Lasso or least squares on the tasks. Lasso is not linear in the scores: no components."""
 
-    def __init__(self, label: str, masks: Masks, scores: Scores, folds: Tensor) -> None:
+    def __init__(self, label: str, tables: Sequence[Masks], scores: Scores, folds: Tensor) -> None:
         """Fit, and judge by cross-validation (lasso) or leaving one out (least squares)."""
-        self._masks = masks
+        self._floats = torch.stack([masks.floats for masks in tables])  # (b, m, n)
+        self._penalties: Tensor | None = None
         if label == "lasso":
-            self._weights, _, residuals = fit_lasso(
-                masks.floats, scores.values, folds, scores.weights
-            )
-            share = scores.weights / scores.weights.sum()
-            self._constant = share @ (scores.values - masks.floats @ self._weights)
+            each = self._floats, scores.values, folds, scores.weights
+            self._penalties, residuals = cross_validated_lasso(*each)
         else:
-            half = scores.weights.sqrt()[:, None]
-            weighted = half * masks.floats, half * scores.values
-            self._weights = least_squares(*weighted)
-            residuals = least_squares_residuals(*weighted) / half
-            self._constant = torch.zeros_like(scores.offset)
+            half = scores.weights.sqrt()[..., None]
+            pairs = zip(half * self._floats, half * scores.values, strict=True)
+            residuals = torch.stack([least_squares_residuals(*pair) for pair in pairs]) / half
         super().__init__(label, scores, residuals)
 
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
-        weights, constant = self._weights[:, columns], self._constant[columns]
-        fitted = self._masks.floats @ weights + constant
+        scores, x = self._scores, self._floats
+        y, constant = scores.values[..., columns], torch.zeros_like(scores.offset[:, columns])
+        if self._penalties is None:
+            half = scores.weights.sqrt()[..., None]
+            pairs = zip(half * x, half * y, strict=True)
+            weights = torch.stack([least_squares(*pair) for pair in pairs])
+        else:
+            weights = lasso(x, y, self._penalties[:, columns], scores.weights)
+            share = scores.weights / scores.weights.sum(-1, keepdim=True)
+            constant = (share[:, None] @ (y - x @ weights))[:, 0]
+        fitted = x @ weights + constant[:, None]
         left_out = self.residuals(ridges, columns, components=components)
-        return LatentFit(
-            constant,
-            self._scores.values[:, columns] - fitted,
-            left_out.square().mean(0),
-            linear_term=LinearTerm(columns, weights),
-        )
+        variance = left_out.square().mean(1)
+        return LatentFit(constant, y - fitted, variance, weights=weights)

@@ -149,6 +149,44 @@ def read_scores(
     return _assembled(_tables(scores, masks, part, num_tasks), patterns, weights, key, missing)
 
 
+def read_masks(source: str | Path, tasks: Sequence[str]) -> Tensor:
+    """The masks of a file, whether their scores are beside them or not.
+
+    Args:
+        source: Any layout that :func:`read_scores` takes; ``"-"`` is standard input.
+        tasks: Names of the task columns, in the order wanted; arrays and lists of task numbers
+            without names have them by number.
+
+    Returns:
+        (m, n) bool.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read.
+        ValueError: If it has no column of a task, or other numbers than 0 and 1.
+    """
+    table = _table(_read(source, "train"), source_name(source), "masks", len(tasks))
+    columns, names = table.columns, [str(number) for number in range(len(tasks))]
+    if len(columns) == len(tasks) and list(columns) == names:  # an array, which has no names
+        columns = dict(zip(tasks, columns.values(), strict=True))
+    missing = [name for name in tasks if name not in columns]
+    if missing:
+        remedy = "Give a table with a column per task, 1 where it was in the subset."
+        found = f"none for {listed(map(repr, missing))}"
+        raise ValueError(message(table.where, "a column for every task", found, remedy))
+    rows = []
+    for name in tasks:
+        cells = columns[name].astype(str)
+        rows.append(np.isin(cells, ("1", "1.0", "True")))
+        known = rows[-1] | np.isin(cells, ("0", "0.0", "False"))
+        if not known.all():
+            row = int(known.argmin())
+            what, remedy = f"{name!r} of {table.where}", "Correct it, or leave out the row."
+            found = f"{cells[row]} in row {row + 1}"
+            raise ValueError(message(what, "0 or 1 in every row", found, remedy))
+    return torch.from_numpy(np.stack(rows, axis=1))
+
+
 def read_index_lists(source: str | Path) -> list[list[int]]:
     """The task numbers of each subset, in their order, from a JSON list or published records.
 

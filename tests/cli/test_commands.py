@@ -13,6 +13,7 @@ from sweep import MASKS, TASKS, frame, scores, surrogate, table
 
 from ksm_ext import RBF, fit_surrogate, load_surrogate, selection
 from ksm_ext.cli import main
+from ksm_ext.surrogates.quality import suitability
 
 
 def test_fit_is_fit_surrogate_with_the_names_of_the_table(there, capsys):
@@ -91,7 +92,11 @@ def test_tasks_that_are_one(there, capsys):
 @pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
 def test_attributions_are_those_of_the_surrogate(readout, there, capsys):
     assert main(["attribute", "s", "--readout", readout, "--sort", "none"]) == 0
-    found = table(capsys.readouterr().out)
+    text = capsys.readouterr()
+    found = table(text.out)
+    sizes = suitability(surrogate(), readout)
+    note = f"Note: {sizes.verdict} `ksm design --for {readout}`"
+    assert (note in text.err) is not sizes.suits and sizes.suits is (readout != "loo")
     value, std = surrogate().attribute(readout, return_std=True)
     assert found["task"].tolist() == 2 * TASKS
     assert found["target"].tolist() == 5 * ["loss"] + 5 * ["accuracy"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sweep import TASKS, frame, table
+from sweep import TASKS, frame, surrogate, table
 
-from ksm_ext import load_surrogate, subsets
+from ksm_ext import load_surrogate, next_best, subsets
 from ksm_ext.cli import main
 
 DESIGNS = {
@@ -67,3 +67,71 @@ def test_a_design_in_a_file_is_read_by_fit(there):
         fitted = load_surrogate(form)
         assert fitted.masks.values.equal(subsets.mixed_sizes(5, 24, seed=0))
         assert fitted.task_names == ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize("question", ["loo", "shapley", "banzhaf", "prediction"])
+def test_a_design_for_a_question_is_that_of_python(question, there, capsys):
+    frame().head(6).to_csv("scores.csv", index=False)
+    Path("names.txt").write_text("\n".join(TASKS))
+    call = ["design", "--tasks", "names.txt", "--num-subsets", "9", "--seed", "3", "--for"]
+    options = {"readout": question, "seed": 3}
+    for more, extra in (
+        ([], {}),
+        (["--include-empty"], {"include_empty": True}),
+        (["--known", "scores.csv"], {"known": frame()[TASKS].head(6).to_numpy()}),
+    ):
+        assert main([*call, question, *more]) == 0
+        text = capsys.readouterr()
+        begins_nowhere = question == "shapley" and "--include-empty" not in more
+        assert ("--include-empty if it has a score" in text.err) is begins_nowhere
+        found = torch.tensor(table(text.out).to_numpy()).bool()
+        assert found.equal(subsets.design(5, 9, **options, **extra))
+
+
+def test_a_second_design_continues_the_first(there):
+    """In every layout, by name or by number, with scores or without."""
+    start = ["design", "--num-tasks", "6", "--for", "shapley"]
+    for form in ("csv", "npz", "json"):
+        assert main([*start, "--num-subsets", "20", "-o", f"one.{form}"]) == 0
+        more = ["--num-subsets", "43", "--known", f"one.{form}", "-o", "two.npz"]
+        assert main([*start, *more]) == 0
+        one, two = subsets.design(6, 20, seed=0), torch.tensor(np.load("two.npz")["masks"])
+        assert len(torch.cat([one, two]).unique(dim=0)) == 63  # all but the empty set
+    np.savez("bare.npz", masks=one.numpy())
+    assert main([*start, "--num-subsets", "43", "--known", "bare.npz", "-o", "three.npz"]) == 0
+    assert torch.tensor(np.load("three.npz")["masks"]).equal(two)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("--for loo", "`num-subsets` must be given for this design, got none."),
+        ("--num-subsets 4 --known m.csv", "`known` must be given with --for"),
+        ("--num-subsets 4 --include-empty", "`include-empty` must be given with --for"),
+        ("--num-subsets 4 --for loo --known m.csv", "`m.csv` must be a column for every task"),
+        ("--num-subsets 4 --for loo --known s.csv", "`'1' of s.csv` must be 0 or 1 in every row"),
+        ("--num-subsets 4 --for loo --known t.csv", "`'1' of t.csv` must be 0 or 1 in every row"),
+    ],
+)
+def test_what_a_design_for_a_question_refuses(call, text, there, capsys):
+    Path("m.csv").write_text("0,2\n1,0\n")
+    Path("s.csv").write_text("0,1,2\n1,0,1\n1,0.5,1\n")
+    Path("t.csv").write_text("0,1,2\n1,here,1\n")
+    assert main(["design", "--num-tasks", "3", *call.split()]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_what_tells_most_is_next_best(there):
+    call = ["design", "--surrogate", "s", "--num-subsets", "3", "--seed", "2"]
+    for question in ("loo", "prediction"):
+        assert main([*call, "--for", question, "-o", "next.npz"]) == 0
+        found = np.load("next.npz")
+        assert found["task_names"].tolist() == TASKS
+        expected = next_best(surrogate(), 3, question, seed=2)
+        assert torch.tensor(found["masks"]).equal(expected)
+
+
+@pytest.mark.parametrize("more", ["", "--for loo --known m.csv", "--for loo --include-empty"])
+def test_what_tells_most_is_asked_for_by_a_question_alone(more, there, capsys):
+    assert main(["design", "--surrogate", "s", "--num-subsets", "3", *more.split()]) == 2
+    assert "`surrogate` must be given with --for, and without --known" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +166,60 @@ def test_tasks_that_come_together_are_equal(problem, readout):
     close(values[0], values[-1])
     assert torch.equal(pairs, pairs.transpose(0, 1))
     assert not pairs.diagonal().any()
+
+
+@st.composite
+def decaying(draw):
+    """A problem, and its kernel with a decay for each task and an amplitude."""
+    masks, scores, kernel = draw(problems(min_tasks=2, kernels=("rbf", "laplace", "exponential")))
+    scales = torch.rand(masks.shape[1], generator=generator(draw(SEEDS))) + 0.1
+    gamma = tuple(float(kernel.gamma * scale) for scale in scales)
+    return masks, scores, replace(kernel, gamma=gamma, amplitude=draw(st.floats(-3, 3)))
+
+
+def alike(one, other, order=slice(None)):
+    """Whether two surrogates answer alike, tasks of the first in ``order``."""
+    close(one.walsh_spectrum(), other.walsh_spectrum(), 1e-6)
+    for readout in READOUTS:
+        for ask in (one.attribute, other.attribute), (one.interactions, other.interactions):
+            pairs = zip(*(each(readout, return_std=True) for each in ask), strict=True)
+            for found, expected in pairs:
+                found = found[order]
+                close(found if found.ndim == 2 else found[:, order], expected, 1e-6)
+
+
+@holds(problem=decaying(), seed=SEEDS)
+def test_decays_go_with_their_tasks(problem, seed):
+    masks, scores, kernel = problem
+    order = torch.randperm(masks.shape[1], generator=generator(seed))
+    moved = replace(kernel, gamma=tuple(kernel.gamma[i] for i in order))
+    alike(fitted(problem), fitted((masks[:, order], scores, moved)), order)
+
+
+@holds(problem=decaying())
+def test_equal_decays_are_one(problem):
+    masks, scores, kernel = problem
+    one = replace(kernel, gamma=kernel.gamma[0])
+    every = replace(one, gamma=(one.gamma,) * masks.shape[1])
+    alike(fitted((masks, scores, one)), fitted((masks, scores, every)))
+
+
+@holds(problem=decaying(), ever=st.booleans(), place=st.integers(0, 2))
+def test_decays_of_tasks_that_never_vary_are_no_information(problem, ever, place):
+    masks, scores, kernel = problem
+    wider = torch.cat([masks[:, :place], torch.full_like(masks[:, :1], ever), masks[:, place:]], 1)
+    gamma = (*kernel.gamma[:place], 7.0, *kernel.gamma[place:])
+    found = fitted((wider, scores, replace(kernel, gamma=gamma)))
+    kept = torch.arange(wider.shape[1]) != place
+    for readout in READOUTS:
+        values = found.attribute(readout)
+        assert not values[place].any()
+        close(values[kept], fitted(problem).attribute(readout))
+
+
+@holds(problem=decaying())
+def test_shapley_values_share_out_what_decays_and_amplitudes_predict(problem):
+    test_shapley_values_share_out_all_there_is.hypothesis.inner_test(problem)
 
 
 @holds(problem=problems())
@@ -346,6 +401,31 @@ def test_packed_masks_are_counted(m, l, n, t, seed):
     close(square, ops.mask_gram(ops.pack_masks(y), None, n, **tables) @ v, 1e-10)
 
 
+@holds(m=SIZES, l=SIZES, n=st.integers(0, 200), t=st.integers(0, 4), seed=SEEDS)
+def test_weighted_masks_are_kernels_of_their_weighted_distances(m, l, n, t, seed):
+    x, y = normal(seed, m, n) < 0, normal(seed + 1, l, n) < 0
+    bits, others = ops.pack_masks(x), ops.pack_masks(y)
+    weights = normal(seed, n).square() / max(n, 1)
+    distances = torch.cdist(x * weights.sqrt(), y * weights.sqrt()).square()
+    a, b, v = normal(seed, m), normal(seed + 1, l), normal(seed, l, t)
+    for kernel, values in (("rbf", distances), ("exponential", distances.sqrt())):
+        gram = ops.weighted_mask_gram(bits, others, n, weights, kernel=kernel)
+        close(gram, torch.exp(-values), 1e-6 if kernel == "exponential" else 1e-12)
+        assert torch.equal(ops.weighted_mask_gram(others, bits, n, weights, kernel=kernel).T, gram)
+        factors = {"x_factors": a, "y_factors": b}
+        scaled = ops.weighted_mask_gram(bits, others, n, weights, kernel=kernel, **factors)
+        assert torch.equal(scaled, gram * (a[:, None] * b))
+        product = ops.weighted_mask_gram_matmul(bits, others, n, weights, v, kernel=kernel)
+        close(product, gram @ v, 1e-10)
+        square = ops.weighted_mask_gram_matmul(others, None, n, weights, v, kernel=kernel)
+        close(square, ops.weighted_mask_gram(others, None, n, weights, kernel=kernel) @ v, 1e-10)
+    # A task in which all agree has no say, and splitting a task's weight changes nothing.
+    twice = [ops.pack_masks(torch.cat([part, part], 1)) for part in (x, y)]
+    halves = torch.cat([weights / 2, weights / 2])
+    gram = ops.weighted_mask_gram(bits, others, n, weights)
+    close(ops.weighted_mask_gram(*twice, 2 * n, halves), gram, 1e-12)
+
+
 KINDS = (
     {"kind": "sbp", "hadamard": True},
     {"kind": "sjlt", "sparsity": 2},
@@ -440,6 +520,7 @@ def test_designs_are_distinct_rows_that_the_seed_decides(n, m, seed):
         "bernoulli": lambda: subsets.bernoulli(n, 2, 0.5, seed=seed),
         "mixed": lambda: subsets.mixed_sizes(n, min(m, n), seed=seed),
         "paired": lambda: subsets.paired(n, 2, probability=0.5, seed=seed),
+        "design": lambda: subsets.design(n, min(m, 2**n - 2), seed=seed),
     }
     for draw in draws.values():
         masks = draw()
@@ -469,6 +550,22 @@ def test_a_design_of_more_subsets_than_there_are_is_all_of_them(n, seed, data):
         subsets.mixed_sizes(n, 1000, seed=seed)
     fewer = subsets.mixed_sizes(n, 2, seed=seed)
     assert torch.equal(subsets.mixed_sizes(n, 2, **options), fewer)
+
+
+@holds(n=st.integers(2, 7), known=st.integers(0, 40), m=st.integers(0, 60), seed=SEEDS)
+def test_a_design_for_a_question_goes_on_where_the_known_subsets_end(n, known, m, seed):
+    every = subsets.all_subsets(n, include_empty=False)
+    order = torch.randperm(len(every), generator=generator(seed))
+    scored = every[order[:known]]
+    options = {"known": scored, "seed": seed, "allow_fewer": True}
+    for readout in (*READOUTS, "prediction"):
+        drawn = subsets.design(n, m, readout=readout, **options)
+        assert len(drawn) == min(m, max(0, len(every) - known)) and bool(drawn.any(1).all())
+        assert len(torch.cat([scored, drawn]).unique(dim=0)) == len(scored) + len(drawn)
+        longer = subsets.design(n, m + 3, readout=readout, **options)
+        borders = subsets.design(n, n + 1, readout="loo", seed=seed)
+        common = [row for row in drawn.tolist() if row in borders.tolist()]
+        assert readout not in ("loo", "shapley") or longer[: len(common)].tolist() == common
 
 
 @holds(n=st.integers(2, 9), chunk=st.integers(1, 50))
@@ -857,6 +954,8 @@ ELSEWHERE = {  # by the test file that has them
     "report/test_page": ("write_report",),
     "test_pipeline": ("attribute_tasks",),
     "surrogates/test_more_subsets": ("more_subsets",),
+    "surrogates/test_next_best": ("next_best",),
+    "test_selection": ("settled",),
     "tables/test_scores": ("read_scores",),
 }
 

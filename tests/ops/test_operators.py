@@ -84,7 +84,7 @@ def test_graphs_keep_tangents_whenever_the_compiler_is_imported(imports):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_cuda_finds_what_the_cpu_does(size, dtype):
-    exact = ("pack_masks", "mask_gram,", "mask_gram ")
+    exact = ("pack_masks", "mask_gram,", "mask_gram ", "weighted_mask_gram,", "weighted_mask_gram ")
     tolerance = 1e-4 if dtype == torch.float32 else 1e-12
     for name, call in calls(SIZES[size], dtype).items():
         results = zip(call.on("cuda").results(), call.results(), strict=True)

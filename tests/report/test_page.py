@@ -21,7 +21,7 @@ from ksm_ext.report.page import write_report
 from ksm_ext.subsets import all_subsets, bernoulli
 from ksm_ext.surrogates.kernels import Polynomial
 from ksm_ext.surrogates.more_subsets import more_subsets
-from ksm_ext.surrogates.quality import qualities
+from ksm_ext.surrogates.quality import qualities, suitability
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = "<script>alert(\"x\")</script> & 'co' $title"
@@ -115,6 +115,21 @@ def test_what_more_subsets_would_halve_is_what_was_computed(tmp_path):
         surrogate = fit_surrogate(*problem(), kernel="anova2", noise_std=noise_std)
         _, page = page_of(surrogate, tmp_path)
         assert f"would halve {halved} of the attributions" in page.text
+
+
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+def test_the_page_says_whether_the_subsets_suit_the_question(readout, tmp_path):
+    masks, scores = problem(n=14, m=60)
+    for count in (60, 30):
+        surrogate = fit_surrogate(masks[:count], scores[:count])
+        found = suitability(surrogate, readout)
+        html, page = page_of(surrogate, tmp_path, readout=readout)
+        assert f"{found.scored} {found.verdict}" in page.text
+        assert (f"<strong>{found.verdict}" in html) is not found.suits
+        assert f"--num-subsets 10 --for {readout}" in page.text
+        assert f'next_best(surrogate, 10, "{readout}")' in page.text
+    weights = fit_surrogate(masks * 0.5 + 0.25 * masks[:, :1], scores, kernel="rbf")
+    assert "suit the question" not in page_of(weights, tmp_path)[1].text
 
 
 def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):

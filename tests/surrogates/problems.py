@@ -4,8 +4,10 @@ import pytest
 import reference
 import torch
 
-from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial
+from ksm_ext import ANOVA2, RBF, Exponential, Laplace, Linear, Polynomial, Size
 
+_GENERATOR = torch.Generator().manual_seed(0)
+GAMMAS = tuple((10 ** (2 * torch.rand(1500, generator=_GENERATOR) - 1.5)).tolist())
 KERNELS = [
     Linear(),
     Polynomial(gamma=0.3),
@@ -20,8 +22,23 @@ KERNELS = [
     Exponential(gamma=3.0),
     Linear() + 0.5 * RBF(gamma=0.2),
     ANOVA2(pair_weight=0.1) + 2.0 * Exponential(gamma=0.3) + Polynomial(gamma=0.1),
+    Size(),
+    Exponential(gamma=0.4, amplitude=1.0) + 0.3 * Size(degree=3),
+    ANOVA2(pair_weight=0.1) + 2.0 * Size(degree=4) + RBF(gamma=GAMMAS) + Size(degree=1),
+    RBF(gamma=0.1, amplitude=1.5),
+    Exponential(gamma=0.4, amplitude=-0.8),
+    Laplace(gamma=30.0, amplitude=0.3),
+    ANOVA2(pair_weight=0.1) + 0.5 * RBF(gamma=0.3, amplitude=1.0),
+    RBF(gamma=GAMMAS),
+    Exponential(gamma=GAMMAS, amplitude=0.7),
+    Polynomial(gamma=0.1) + 0.5 * Laplace(gamma=GAMMAS, amplitude=-0.5) + Exponential(gamma=0.2),
 ]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
+
+
+def of(kernel, n):
+    """The kernel of n tasks."""
+    return kernel.of_tasks(torch.arange(len(GAMMAS)) < n)
 
 
 def close(actual, expected, tolerance=1e-10):

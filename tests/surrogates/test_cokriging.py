@@ -8,7 +8,15 @@ import torch
 from problems import close
 from safetensors import safe_open
 
-from ksm_ext import RBF, fit_surrogate, load_surrogate, retrain_scores
+from ksm_ext import (
+    RBF,
+    Exponential,
+    Size,
+    fit_surrogate,
+    load_surrogate,
+    next_best,
+    retrain_scores,
+)
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.storage import write_state
 
@@ -181,6 +189,41 @@ def test_readouts_are_those_of_all_subsets(readout, num_levels):
         close(std[:, j].square(), own + of_levels, 1e-7)
 
 
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+@one_or_two_levels
+def test_attributions_are_as_uncertain_together_as_in_dense_kriging(readout, num_levels):
+    surrogate, levels, rows = fitted(num_levels, noise_std=0.0)
+    joint = surrogate.attribution_covariance(readout)
+    close(joint.diagonal().T, surrogate.attribute(readout, True)[1].square(), 1e-9)
+    functionals = reference.effect_functionals(N, readout)
+    below = torch.stack([each.attribution_covariance(readout) for each in levels])
+    for j in range(2):
+        _, covariance, slopes = dense(surrogate, levels, rows, j, nugget=True)
+        of_levels = torch.einsum("l,lab->ab", slopes.square(), below[..., j])
+        close(joint[..., j], functionals @ covariance @ functionals.T + of_levels, 1e-7)
+
+
+GAMMAS = tuple(0.05 * (1 + i) for i in range(N))
+
+
+@pytest.mark.parametrize(
+    "kernel", [RBF(GAMMAS), Exponential(GAMMAS, amplitude=1.0), RBF(0.2) + 0.5 * Size(degree=2)]
+)
+def test_every_kernel_has_trends(kernel):
+    """With a gamma for each task, an amplitude by size, or a function of sizes."""
+    surrogate, levels, rows = fitted(kernel=kernel, ridge=0.3)
+    for readout in ("loo", "shapley"):
+        functionals = reference.effect_functionals(N, readout)
+        values, std = surrogate.attribute(readout, True)
+        spread = levels[0].attribute(readout, True)[1]
+        for j in range(2):
+            mean, covariance, slopes = dense(surrogate, levels, rows, j)
+            close(surrogate.predict(ALL)[:, j], mean, 1e-7)
+            own = ((functionals @ covariance) * functionals).sum(1)
+            close(std[:, j].square(), own + slopes.square() * spread[:, j].square(), 1e-7)
+        close(values, functionals @ surrogate.predict(ALL, observed=True), 1e-8)
+
+
 def test_the_choice_has_the_largest_likelihood():
     """With its prior, over every kernel and ridge that was tried, recomputed densely."""
     surrogate, levels, rows = fitted(share_ridge=True)
@@ -317,6 +360,12 @@ def test_spectra_are_those_of_the_predicted_table():
     surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=level, ridge=0.1)
     table = surrogate.predict(ALL)
     close(surrogate.walsh_spectrum(), reference.walsh_spectrum(table, N), 1e-9)
+    kernels = {"kernel": RBF(GAMMAS), "ridge": 0.1}  # each with the gammas of its own columns
+    turned = fit_surrogate(masks.flip(1), cheap, task_names="hgfedcba", **kernels)
+    options = {"estimates": turned, "task_names": "abcdefgh"}
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], **options, **kernels)
+    table = surrogate.predict(ALL)
+    close(surrogate.walsh_spectrum(), reference.walsh_spectrum(table, N), 1e-9)
     half = masks[masks[:, 0]]
     level = fit_surrogate(half, cheap[masks[:, 0]])
     surrogate = fit_surrogate(ALL[rows], truth()[rows], estimates=level)
@@ -352,6 +401,32 @@ def test_tasks_that_vary_among_estimates_only_have_their_effects(readout):
         close(std[0, j] ** 2, expected, 1e-9)
         pair, pair_std = (table[0, 3, j] for table in level.interactions(readout, True))
         close(pairs[0, 3, j] ** 2, pair**2 * of_slope + slope**2 * pair_std**2, 1e-9)
+
+
+@pytest.mark.parametrize("readout", ["loo", "shapley", "banzhaf"])
+def test_effects_of_tasks_that_vary_among_estimates_only_are_uncertain_with_others(readout):
+    """All through the coefficient of the estimates, and those of a kernel that knows the rest."""
+    rows = torch.tensor([row for row in observed_rows(60).tolist() if ALL[row, 0]][:18])
+    level = fit_surrogate(*estimates())
+    options = {"kernel": RBF(GAMMAS), "ridge": 0.3, "estimates": level}
+    surrogate = fit_surrogate(ALL[rows], truth()[rows], **options)
+    joint, below = (each.attribution_covariance(readout) for each in (surrogate, level))
+    functionals, (term,) = reference.effect_functionals(N, readout), surrogate.kernel_terms
+    assert term.kernel == RBF(GAMMAS[1:])
+    gram, one = term.kernel.gram(surrogate.masks.__class__.of(ALL[:, 1:])), torch.ones(2**N)
+    for j in range(2):
+        basis = torch.stack([one.double(), level.predict(ALL, observed=True)[:, j]], 1)
+        fit = reference.kriging(gram, rows, truth()[rows, j], basis, float(term.ridge[j]), 0.0)
+        own = functionals @ fit[1] @ functionals.T
+        own = own * term.signal_variance[j] * surrogate.unit[j] ** 2
+        of_level = surrogate.trend.slopes[0, j] ** 2 * below[..., j]
+        close(joint[..., j], own + of_level, 1e-7)
+
+
+def test_what_to_score_next_is_not_said_with_estimates():
+    form = r"^`surrogate` must be one without estimates, got one with them\. Fit the scores alone"
+    with pytest.raises(ValueError, match=form):
+        next_best(fitted()[0], 3)
 
 
 # -- everything that scores may be --------------------------------------------------------------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from problems import GAMMAS, of
 
 from ksm_ext import (
     ANOVA2,
@@ -25,6 +26,7 @@ M, N, T = 500, 24, 3
 TIGHT = ConjugateGradients(rank=60, tolerance=1e-10)
 USUAL = ConjugateGradients(rank=60)
 KERNELS = [RBF(gamma=0.1), Exponential(gamma=0.4), ANOVA2(0.3), Linear(), Linear() + RBF(gamma=0.2)]
+KERNELS.append(Exponential([gamma / 5 for gamma in GAMMAS], amplitude=0.7))
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
@@ -52,6 +54,7 @@ def centring(m):
 @every_kernel
 @pytest.mark.parametrize("center", [True, False])
 def test_the_same_ridge_gives_the_same_surrogate(kernel, center):
+    kernel = of(kernel, N)
     masks, scores = problem()
     options = {"kernel": kernel, "ridge": 0.3, "center": center}
     exact = fit_surrogate(masks, scores, solver="eigh", **options)
@@ -118,6 +121,7 @@ def test_many_kernels_are_screened_on_a_sample(monkeypatch):
 
 @every_kernel
 def test_leave_one_out_residuals_are_close(kernel):
+    kernel = of(kernel, N)
     masks, scores = problem()
     options = {"kernel": kernel, "ridge": 1.0}
     exact = fit_surrogate(masks, scores, solver="eigh", **options)

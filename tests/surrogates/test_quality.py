@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ksm_ext import fit_surrogate
-from ksm_ext.surrogates.quality import qualities
+from ksm_ext.subsets import bernoulli, design, leave_one_out, mixed_sizes
+from ksm_ext.surrogates.quality import qualities, suitability
 
 
 @settings(max_examples=15, deadline=None)
@@ -35,3 +36,57 @@ def test_nothing_is_predicted_by_one_definition(seed, noise, center):
     said = [line for line in surrogate.warnings if line.startswith("Nothing of")]
     named = [repr(name) in line for line in said for name in surrogate.target_names]
     assert (named or [False] * 3) == [not each for each in expected]
+
+
+DRAWS = {
+    "uniform": lambda seed: bernoulli(14, 120, 0.5, seed=seed),
+    "mixed": lambda seed: mixed_sizes(14, 120, seed=seed),
+    "nearly full": lambda seed: bernoulli(14, 120, 0.9, seed=seed),
+    "loo": lambda seed: leave_one_out(14, include_full=True),
+    **{
+        f"for {name}": lambda seed, name=name: design(14, 120, readout=name, seed=seed)
+        for name in ("loo", "shapley", "banzhaf", "prediction")
+    },
+}
+SUITED = {
+    "loo": {"loo", "for loo", "for shapley"},
+    "shapley": {"mixed", "for shapley", "for prediction"},
+    "banzhaf": {"uniform", "mixed", "for loo", "for shapley", "for banzhaf", "for prediction"},
+}
+
+
+def fitted_to(masks, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scores = masks.double() @ torch.arange(1.0 * masks.shape[1]).double()
+    return fit_surrogate(masks, scores + torch.randn(len(masks), generator=generator).double())
+
+
+@pytest.mark.parametrize("readout", SUITED)
+@pytest.mark.parametrize("draw", DRAWS)
+def test_designs_suit_the_questions_that_they_are_for(draw, readout):
+    for seed in range(3):
+        found = suitability(fitted_to(DRAWS[draw](seed)), readout)
+        assert found.suits is (draw in SUITED[readout])
+
+
+def test_a_design_is_called_by_its_sizes():
+    masks = torch.cat([bernoulli(8, 40, 0.5, seed=0), torch.ones(40, 1).bool()], 1)  # one constant
+    sizes = masks[:, :8].sum(1).double()
+    found = suitability(fitted_to(masks), "shapley")
+    low, first, third, high = (float(sizes.quantile(at)) for at in (0, 0.25, 0.75, 1))
+    text = f"They have {low:.0f} to {high:.0f} of 8 tasks, half of them {first:.0f} to {third:.0f}."
+    assert found.scored == text
+    lacking = int((sizes == 7).sum())
+    loo = suitability(fitted_to(masks), "loo")
+    assert f"{lacking} of the 8 subsets that lack one task were scored" in loo.verdict
+    assert "the full set was not" in loo.verdict
+    whole = suitability(fitted_to(leave_one_out(8, include_full=True)), "loo")
+    assert "The full set is among them, with all subsets that lack one task." in whole.scored
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_tasks_suit_every_question(n):
+    masks = torch.cat([leave_one_out(n, include_full=True), torch.zeros(1, n).bool()])
+    for readout in SUITED:
+        masks = masks if n > 1 else torch.tensor([[0], [1], [1]]).bool()
+        assert suitability(fitted_to(masks), readout).suits

@@ -11,12 +11,18 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KERNELS, close, every_kernel, few_subsets
+from problems import KERNELS, close, every_kernel, few_subsets, of
 
 from ksm_ext import RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.kernels import Identity
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.readouts import READOUTS, prior_variance, tables
+from ksm_ext.surrogates.readouts import (
+    READOUTS,
+    functionals,
+    prior_covariance,
+    prior_variance,
+    tables,
+)
 
 SEEDS = st.integers(0, 10**6)
 every_readout = pytest.mark.parametrize("readout", READOUTS)
@@ -27,9 +33,22 @@ subsets = lru_cache(reference.all_subsets)
 
 
 @every_kernel
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_prior_covariances_equal_enumeration(kernel, n):
+    kernel = of(kernel, n)
+    gram = kernel.gram(Masks.of(subsets(n)))
+    two = (~torch.eye(n, dtype=torch.bool)).nonzero()
+    for readout in READOUTS:
+        joint = effects(n, readout) @ gram @ effects(n, readout).T
+        off, found = joint[tuple(two.T)], prior_covariance(kernel, readout, n, two)
+        close(found / gram.max(), off / gram.max())
+
+
+@every_kernel
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
+    kernel = of(kernel, n)
     index, masks, scores = few_subsets(n)
     options = {"kernel": kernel, "center": center, "share_ridge": False}
     surrogate = fit_surrogate(masks, scores, ridge=0.3, **options)
@@ -48,6 +67,12 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
     for readout in READOUTS:
         answer, deviation = surrogate.attribute(readout, return_std=True)
         close(answer, effects(n, readout) @ values)
+        joint = surrogate.attribution_covariance(readout)
+        close(joint.diagonal().T, deviation.square())
+        assert joint.shape == (n, n, 2) and torch.equal(joint, joint.transpose(0, 1))
+        steps = effects(n, readout)[first] - effects(n, readout)[second]
+        apart = joint[first, first] + joint[second, second] - 2 * joint[first, second]
+        close(apart / scale**2, (std(steps) / scale) ** 2)
         # rounding in a variance becomes its root in a deviation: compare squares
         close((deviation / scale) ** 2, (std(effects(n, readout)) / scale) ** 2)
         answer, deviation = surrogate.interactions(readout, return_std=True)
@@ -64,14 +89,16 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
 @every_kernel
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 def test_prior_variances_equal_enumeration(kernel, n):
+    kernel = of(kernel, n)
     prior = kernel.gram(Masks.of(subsets(n)))
     for readout in READOUTS:
-        expected = effects(n, readout)[0] @ prior @ effects(n, readout)[0]
-        assert prior_variance(kernel, readout, n, 1) == pytest.approx(expected.item(), rel=1e-10)
-        if n > 1:
-            expected = pairs(n, readout)[0] @ prior @ pairs(n, readout)[0]
-            value = prior_variance(kernel, readout, n, 2)
-            assert value == pytest.approx(expected.item(), rel=1e-9, abs=1e-11)
+        expected = (effects(n, readout) @ prior * effects(n, readout)).sum(1)
+        found = prior_variance(kernel, readout, n, torch.arange(n)[:, None])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        chosen = torch.triu_indices(n, n, 1).T  # none of a single task
+        expected = (pairs(n, readout) @ prior * pairs(n, readout)).sum(1)
+        found = prior_variance(kernel, readout, n, chosen)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @every_readout
@@ -97,6 +124,7 @@ def test_variances_of_components_rotate_to_targets(readout):
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 6), SEEDS, st.sampled_from(KERNELS), st.sampled_from(READOUTS))
 def test_readouts_of_random_problems(n, seed, kernel, readout):
+    kernel = of(kernel, n)
     _, masks, scores = few_subsets(n, seed=seed)
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.05)
     close(surrogate.attribute(readout), effects(n, readout) @ surrogate.predict(subsets(n)))
@@ -140,11 +168,11 @@ def fine_nodes():
     )
 
 
-def slow_context_mean(rate, inside, outside):
+def slow_context_mean(rate, inside, outside, tilt=0.0):
     """E_q[u1^inside u0^outside], q uniform, for floats or (C, 1) tensors of counts."""
     q, p, weights = fine_nodes()
-    r = math.exp(-rate)
-    logs = inside * torch.log(q + p * r) + outside * torch.log(q * r + p)
+    apart, neither = math.exp(tilt - rate), math.exp(2 * tilt)
+    logs = inside * torch.log(q + p * apart) + outside * torch.log(q * apart + p * neither)
     return torch.exp(logs) @ weights
 
 
@@ -171,35 +199,73 @@ def test_many_tasks_beta_function(n):
         assert one[at].item() == pytest.approx(-beta(c - 1, n - 1 - c), **near)
 
 
+@pytest.mark.parametrize("amplitude", [0.0, 3.0, -1.0])
 @pytest.mark.parametrize("r", [0.2, 0.9, 0.9999])
 @pytest.mark.parametrize("n", [40, 128, 129, 2000, 10_000])
-def test_many_tasks_slow_quadrature(n, r):
-    rate = -math.log(r)
+def test_many_tasks_slow_quadrature(n, r, amplitude):
+    rate, tilt = -math.log(r), amplitude / n
     sizes = sizes_of(n)
     c = sizes.double()[:, None]
-    outside, inside = tables(RBF(gamma=rate), "shapley", n, 1, sizes)
-    expected = -math.expm1(-rate) * slow_context_mean(rate, c - 1, n - c)
+    outside, inside = tables(RBF(rate, amplitude), "shapley", n, 1, sizes)
+    expected = -math.expm1(tilt - rate) * slow_context_mean(rate, c - 1, n - c, tilt)
     torch.testing.assert_close(inside, expected, rtol=1e-10, atol=1e-300)
-    expected = math.expm1(-rate) * slow_context_mean(rate, c, n - 1 - c)
+    change = math.exp(2 * tilt) * math.expm1(-tilt - rate)
+    expected = change * slow_context_mean(rate, c, n - 1 - c, tilt)
     torch.testing.assert_close(outside, expected, rtol=1e-10, atol=1e-300)
+
+
+@pytest.mark.parametrize("n", [30, 1000])
+def test_decays_of_many_tasks_slow_quadrature(n):
+    generator = torch.Generator().manual_seed(n)
+    rates = 10 ** (4 * torch.rand(n, generator=generator).double() - 4)
+    masks = torch.rand(6, n, generator=generator) < torch.linspace(0, 1, 6)[:, None]
+    tilt = 2.0 / n
+    kernel = RBF(rates, amplitude=2.0)
+    q, p, weights = fine_nodes()
+    found = functionals(Masks.of(masks), kernel, "shapley", torch.tensor([[3]]))[0]
+    for value, mask in zip(found, masks, strict=True):
+        logs = torch.zeros_like(q)
+        for task, (rate, held) in enumerate(zip(rates.tolist(), mask.tolist(), strict=True)):
+            present = math.exp((0 if held else tilt) - (0 if held else rate))
+            absent = math.exp((tilt if held else 2 * tilt) - (rate if held else 0))
+            if task == 3:
+                change = present - absent
+            else:
+                logs += torch.log(q * present + p * absent)
+        assert value.item() == pytest.approx(change * float(logs.exp() @ weights), rel=1e-9)
+
+
+@every_readout
+@pytest.mark.parametrize("kernel", [RBF(0.01, 2.0), Exponential(0.1, -1.0)], ids=str)
+def test_equal_decays_of_many_tasks_are_one(readout, kernel):
+    n, tasks = 150, torch.tensor([[0, 140], [7, 3]])
+    every = replace(kernel, gamma=(kernel.gamma,) * n)
+    masks = Masks.of(torch.arange(n) < torch.tensor([0, 1, 75, 149, 150])[:, None])
+    for chosen in (tasks[:, :1], tasks):
+        found, expected = (functionals(masks, k, readout, chosen) for k in (every, kernel))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+        found, expected = (prior_variance(k, readout, n, chosen) for k in (every, kernel))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
 
 
 @every_kernel
 @every_readout
 def test_many_tasks_are_finite(kernel, readout):
-    n = 1500
+    n, one = 1500, torch.tensor([[0]])
     sizes = torch.tensor([0, 1, n // 2, n])
+    masks = Masks.of(torch.arange(n) < sizes[:, None])
     for order in (1, 2):
         assert tables(kernel, readout, n, order, sizes).isfinite().all()
-    if len(kernel.decays()) < 2:
-        assert math.isfinite(prior_variance(kernel, readout, n, 1))
+    if sum(len(each.weights) for each in kernel.products(n)) < 2:
+        assert prior_variance(kernel, readout, n, one).isfinite().all()
+        assert functionals(masks, kernel, readout, one).isfinite().all()
 
 
 @pytest.mark.parametrize("n", [128, 129, 2000])
 def test_shapley_prior_variance_of_many_tasks(n):
     """For the identity it is sum_c 2 / (n^2 C(n-1, c)): exact integers."""
     exact = sum(Fraction(2, n * n * math.comb(n - 1, c)) for c in range(n))
-    value = prior_variance(Identity(), "shapley", n, 1)
+    value = prior_variance(Identity(), "shapley", n, torch.tensor([[0]])).item()
     assert value == pytest.approx(float(exact), rel=1e-10)
 
 

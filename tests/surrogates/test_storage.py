@@ -53,6 +53,9 @@ SURROGATES = {
     "polynomial": lambda: fit_surrogate(MASKS, SCORES, kernel=Polynomial(gamma=0.3), ridge=0.1),
     "anova2": lambda: fit_surrogate(MASKS, SCORES, kernel=ANOVA2(0.3), ridge=0.1),
     "exponential": lambda: fit_surrogate(MASKS, SCORES, kernel=Exponential(gamma=0.5), ridge=0.1),
+    "decays of tasks": lambda: fit_surrogate(
+        MASKS, SCORES, kernel=Exponential(gamma=(0.1, 0.2, 0.3, 0.4, 0.5), amplitude=0.7), ridge=0.1
+    ),
     "sum": lambda: fit_surrogate(MASKS, SCORES, kernel=Linear() + 0.3 * RBF(gamma=0.1), ridge=0.1),
     "per target": lambda: fit_surrogate(MASKS, SCORES, share_ridge=False),
     "auto": lambda: fit_surrogate(MASKS, SCORES),
@@ -209,6 +212,9 @@ def saved(path, tensors, metadata):
         {"kernels": [{"name": "rbf", "gamma": "1"}]},
         {"kernels": [{"name": "rbf", "width": 1.0}]},
         {"kernels": [{"name": "sum", "terms": []}]},
+        {"kernels": [{"name": "rbf", "gamma": [0.1, 0.2]}]},
+        {"kernels": [{"name": "rbf", "gamma": [0.1, 0.2, 0.3, 0.4, -0.5]}]},
+        {"kernels": [{"name": "rbf", "gamma": 0.1, "amplitude": 1e3}]},
         {"kernels": [{"name": "polynomial", "degree": 1e400, "gamma": 1.0}]},
         {"kernels": []},
         {"num_linear": 1},

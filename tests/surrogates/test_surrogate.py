@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import reference
 import torch
-from problems import close, many_subsets
+from problems import GAMMAS, close, many_subsets, of
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
@@ -16,6 +16,7 @@ FIXED = {"kernel": RBF(gamma=0.2), "ridge": 0.1}
 RIDGES = [1e-3, 0.1, 1.0, 30.0]
 centred_or_not = pytest.mark.parametrize("center", [True, False])
 KERNELS = [Linear(), RBF(gamma=0.2), Exponential(gamma=0.5), ANOVA2(0.2) + 0.5 * RBF(gamma=0.1)]
+KERNELS += [RBF(0.2, amplitude=1.5), Exponential(GAMMAS, amplitude=-0.7)]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
@@ -46,6 +47,7 @@ def test_rbf_without_intercept_is_scikit_learn_kernel_ridge(ridge):
 @centred_or_not
 @pytest.mark.parametrize("weights", [False, True], ids=["masks", "weights"])
 def test_predictions_are_those_of_dense_algebra(kernel, center, weights):
+    kernel = of(kernel, 6)
     masks, scores = many_subsets()
     table = torch.rand(20, 6).double() if weights else masks
     query = torch.rand(7, 6).double() if weights else torch.rand(7, 6) < 0.5
@@ -61,6 +63,7 @@ def test_predictions_are_those_of_dense_algebra(kernel, center, weights):
 @every_kernel
 @centred_or_not
 def test_standard_deviations_for_real_weights(kernel, center):
+    kernel = of(kernel, 4)
     table, scores, query = torch.rand(12, 4).double(), torch.randn(12).double(), torch.rand(5, 4)
     surrogate = fit_surrogate(table, scores, kernel=kernel, ridge=0.2, center=center)
     _, deviation = surrogate.predict(query, return_std=True)
@@ -193,6 +196,7 @@ def test_text():
 @every_kernel
 @pytest.mark.parametrize("shares", [True, False])
 def test_leave_one_out_of_mixtures(kernel, shares):
+    kernel = of(kernel, 4)
     weights = torch.rand(20, 4).double()
     if shares:
         weights /= weights.sum(1, keepdim=True)

@@ -40,8 +40,8 @@ def factored(monkeypatch):
         original = getattr(torch.linalg, name)
 
         def counting(matrix, *args, original=original, **options):
-            if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
-                sizes.append(len(matrix))
+            if matrix.shape[-2] == matrix.shape[-1]:
+                sizes.extend([matrix.shape[-1]] * matrix[..., 0, 0].numel())
             return original(matrix, *args, **options)
 
         monkeypatch.setattr(torch.linalg, name, counting)

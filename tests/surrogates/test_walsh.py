@@ -3,15 +3,17 @@
 import pytest
 import reference
 import torch
-from problems import close, every_kernel, few_subsets
+from problems import KERNELS, close, every_kernel, few_subsets, of
 
 from ksm_ext import RBF, fit_surrogate
+from ksm_ext.surrogates import walsh
 
 
 @every_kernel
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_walsh_spectrum(kernel, center, n):
+    kernel = of(kernel, n)
     _, masks, scores = few_subsets(n)
     surrogate = fit_surrogate(masks, scores, kernel=kernel, ridge=0.2, center=center)
     expected = reference.walsh_spectrum(surrogate.predict(reference.all_subsets(n)), n)
@@ -20,6 +22,19 @@ def test_walsh_spectrum(kernel, center, n):
     close(spectrum.sum(0), torch.ones(2).double())
     for max_order in range(1, n + 1):
         close(surrogate.walsh_spectrum(max_order), expected[:max_order])
+
+
+@pytest.mark.parametrize("max_order", [1, 3, 5])
+@pytest.mark.parametrize("newton", [0, 10])
+@pytest.mark.parametrize("kernel", [each for each in KERNELS if not each.is_tabulated], ids=str)
+def test_walsh_spectrum_without_enumeration(kernel, newton, max_order, monkeypatch):
+    _, masks, scores = few_subsets(5)
+    surrogate = fit_surrogate(masks[:8], scores[:8], kernel=of(kernel, 5), ridge=0.2)
+    expected = surrogate.walsh_spectrum(max_order)
+    monkeypatch.setattr(walsh, "_ENUMERATED", 0)
+    monkeypatch.setattr(walsh, "_NEWTON", newton)
+    monkeypatch.setattr(walsh, "_FORM_ENTRIES", 2**15)  # several blocks
+    close(surrogate.walsh_spectrum(max_order), expected, 1e-6)
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares", "linear"])

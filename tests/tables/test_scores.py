@@ -1,14 +1,16 @@
 """Masks and scores of tables: one or two of them, keys, weights, published layouts."""
 
 import json
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from score_files import MASKS, SCORES, TARGETS, TASKS, check, frame
 
 from ksm_ext.subsets import from_index_lists
-from ksm_ext.tables.scores import read_index_lists, read_scores
+from ksm_ext.tables.scores import read_index_lists, read_masks, read_scores
 
 
 def keyed(tmp_path, masks, scores):
@@ -157,3 +159,37 @@ def test_tasks_that_are_one(tmp_path):
     table = read_scores(path)
     assert len(table.task_names) == 5 and table.merged().masks.equal(MASKS)
     assert list(table.merged().task_names) == TASKS
+
+
+def test_masks_are_read_with_scores_and_without(tmp_path):
+    """Tables by names, whatever else is in them; arrays and lists of task numbers by position."""
+    masks = torch.tensor([[1, 0, 1], [0, 1, 1], [0, 0, 0]]).bool()
+    files = {
+        "a.csv": "run,c,b,a,loss\n7,1,0,1,0.5\n8,1,1,0,\n9,0,0,0,here\n",
+        "b.csv": "a;b;c\nTrue;False;True\nFalse;True;True\nFalse;False;False\n",
+        "c.json": "[[0, 2], [1, 2], []]",
+        "d.json": "[[1, 0, 1], [0, 1, 1], [0, 0, 0]]",
+        "e.json": json.dumps({"masks": masks.int().tolist(), "scores": [1, 2, 3]}),
+        "f.json": json.dumps({"train_w": masks.int().tolist(), "train_subset_scores": [1, 2, 3]}),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert read_masks(tmp_path / name, ["a", "b", "c"]).equal(masks), name
+    np.savez(tmp_path / "g.npz", masks=masks.numpy()[:, [2, 0, 1]], task_names=["c", "a", "b"])
+    assert read_masks(tmp_path / "g.npz", ["a", "b", "c"]).equal(masks)
+    assert read_masks(tmp_path / "a.csv", ["c"]).equal(masks[:, 2:])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a,b\n1,0\n", "m.csv` must be a column for every task, got none for 'c'"),
+        ("a,b,c\n1,0,1\n1,0,\n", "must be 0 or 1 in every row, got nan in row 2"),
+        ("a,b,c\n1,0,1\n1,0,yesno\n", "must be 0 or 1 in every row, got yesno in row 2"),
+        ("a,b,c\n1,0,2\n", "must be 0 or 1 in every row, got 2.0 in row 1"),
+    ],
+)
+def test_what_is_no_mask_is_named(text, found, tmp_path):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(found)):
+        read_masks(tmp_path / "m.csv", ["a", "b", "c"])

@@ -1,6 +1,7 @@
-// The kernels of masks against loops over tasks: the tables' own values bit for bit.
+// The kernels of masks against loops over tasks: the tables' own values bit for bit, and those joined
+// from the terms of nibbles in order.
 #include "check.h"
-#include "cuda/mask_gram_launch.h"
+#include "cuda/weighted_mask_gram_launch.h"
 
 namespace {
 
@@ -93,6 +94,79 @@ void check(int64_t m, int64_t l, int64_t n, int64_t t) {
   }
 }
 
+template <typename T>
+std::vector<T> weighted_gram_of(const Masks& x, const Masks& y, MaskKernel kernel,
+                                const std::vector<T>& weights) {
+  std::vector<T> gram;
+  for (int64_t i = 0; i < x.count; ++i) {
+    for (int64_t j = 0; j < y.count; ++j) {
+      T value = kernel == MaskKernel::kRbf;
+      for (int64_t p = 0; p < nibbles_of(x.n); ++p) {
+        int64_t bits = 0;
+        for (int64_t q = 0; q < kNibbleBits && kNibbleBits * p + q < x.n; ++q) {
+          const int64_t task = kNibbleBits * p + q;
+          bits |= int64_t{x.has(i, task) != y.has(j, task)} << q;
+        }
+        const T term = nibble_term(kernel, weights.data(), x.n, p, bits);
+        value = kernel == MaskKernel::kRbf ? value * term : value + term;
+      }
+      gram.push_back(kernel == MaskKernel::kRbf ? normal_or_zero(value)
+                                                : exp_of_minus(std::sqrt(value)));
+    }
+  }
+  return gram;
+}
+
+template <typename T>
+void check_weighted(int64_t m, int64_t l, int64_t n, int64_t t) {
+  const std::string shape = " of weights, m " + std::to_string(m) + ", l " + std::to_string(l) +
+                            ", n " + std::to_string(n) + ", t " + std::to_string(t);
+  const Masks x = random_masks(m, n), y = random_masks(l, n);
+  std::vector<T> weights = normals<T>(n);
+  for (T& weight : weights) weight = std::abs(weight) / static_cast<T>(n);
+  const std::vector<T> a = normals<T>(m), b = normals<T>(l), v = normals<T>(l * t);
+  for (const MaskKernel kernel : {MaskKernel::kRbf, MaskKernel::kExponential}) {
+    std::vector<T> terms(nibbles_of(n) * kNibbleValues, T(NAN));
+    launch_nibble_terms(kernel, weights.data(), n, terms.data(), nullptr);
+    const WeightedMasks<T> masks = {x.set(), y.set(), n, kernel, terms.data()};
+    const std::vector<T> expected = weighted_gram_of(x, y, kernel, weights);
+    const auto gram_by = [&](const WeightedMasks<T>& of, bool symmetric, const T* left,
+                             const T* right) {
+      return in_any_order("Gram matrix" + shape, [&] {
+        std::vector<T> out(of.x.count * of.y.count, T(NAN));
+        launch_weighted_mask_gram(of, symmetric, left, right, out.data(), nullptr);
+        return out;
+      });
+    };
+    expect(gram_by(masks, false, nullptr, nullptr) == expected, "Gram matrix" + shape);
+    std::vector<T> scaled = expected;
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < l; ++j) scaled[i * l + j] *= a[i] * b[j];
+    }
+    expect(gram_by(masks, false, a.data(), b.data()) == scaled, "factors" + shape);
+    std::vector<T> square = weighted_gram_of(x, x, kernel, weights);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < m; ++j) square[i * m + j] *= a[i] * a[j];
+    }
+    const WeightedMasks<T> same = {x.set(), x.set(), n, kernel, terms.data()};
+    expect(gram_by(same, true, a.data(), a.data()) == square, "symmetric Gram matrix" + shape);
+    std::vector<double> sums(m * t);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < l; ++j) {
+        for (int64_t c = 0; c < t; ++c)
+          sums[i * t + c] += double{expected[i * l + j]} * v[j * t + c];
+      }
+    }
+    const std::vector<T> product = in_any_order("product" + shape, [&] {
+      std::vector<double> partials(num_column_splits(m, l, t) * m * t, NAN);
+      std::vector<T> out(m * t, T(NAN));
+      launch_weighted_mask_gram_matmul(masks, v.data(), t, partials.data(), out.data(), nullptr);
+      return out;
+    });
+    expect(near(product, sums, sizeof(T) == 4 ? 1e-6 : 1e-14), "product" + shape);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -104,5 +178,11 @@ int main() {
   check<double>(9, 11, 6000, 2);  // tables that do not fit shared memory
   check<float>(260, 300, 90, 3);  // tiles that lie inside, and their mirror images
   check<double>(257, 129, 130, 2);
+  check_weighted<float>(1, 1, 1, 1);
+  check_weighted<double>(3, 130, 64, 16);
+  check_weighted<float>(129, 70, 65, 17);
+  check_weighted<double>(70, 66, 300, 3);
+  check_weighted<float>(40, 1100, 20, 5);  // the columns are split
+  check_weighted<double>(128, 192, 37, 2);
   return report("CUDA masks");
 }

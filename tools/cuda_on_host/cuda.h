@@ -26,6 +26,7 @@
 #define __launch_bounds__(...)
 
 using std::fma;
+using std::sqrt;
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;

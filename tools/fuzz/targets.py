@@ -333,6 +333,15 @@ class PackedMasks:
             product = ops.mask_gram_matmul(packed[0], right, n, v, **tables)
             exact = expected.reshape(gram.shape) @ v.double().numpy()
             assert np.allclose(product.numpy(), exact, rtol=1e-5, atol=1e-5)
+            weights = counts[1:] % 3 / 8  # sums of these are exact
+            shares = first * weights.numpy()
+            distances = shares.sum(1)[:, None] + second @ weights.numpy() - 2 * shares @ second.T
+            expected = np.exp(-np.sqrt(distances)).reshape(gram.shape)
+            kernel = {"kernel": "exponential"}
+            gram = ops.weighted_mask_gram(packed[0], right, n, weights, **kernel)
+            assert np.allclose(gram.numpy(), expected, rtol=1e-5)
+            product = ops.weighted_mask_gram_matmul(packed[0], right, n, weights, v, **kernel)
+            assert np.allclose(product.numpy(), expected @ v.numpy(), rtol=1e-4, atol=1e-4)
         self.any_words(content, n, a, b)
 
     def any_words(self, content: np.ndarray, n: int, a: Any, b: Any) -> None:

@@ -1,0 +1,1 @@
+"""What ``benchmarks/peers.py`` compares: a section each, with its methods, measures and tables."""
