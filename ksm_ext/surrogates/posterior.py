@@ -172,7 +172,7 @@ class FittedSubsets:
         on_mean: Tensor | None,
         mean: Tensor,
     ) -> Tensor:
-        """(rows, L, q_g) of the trend, without what :meth:`_without_excluded` takes out of L."""
+        """(rows, L, q_g) of the trend, without what :meth:`without_excluded` takes out of L."""
         found = trend.of_rows[..., term.columns]  # (L, rows, q_g)
         if smooth.on_mean is None:
             left = self.excluded & (term.all_weights() == 0)

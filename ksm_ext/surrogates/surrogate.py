@@ -256,7 +256,8 @@ class Surrogate:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
-        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed.
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Estimates add
+        ``b^2`` times their own.
 
         Args:
             readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
