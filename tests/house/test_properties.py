@@ -368,7 +368,7 @@ def test_the_unit_of_estimates_decides_nothing(m, n, t, seed, scale):
     every = subsets.all_subsets(n)
     cheap = normal(seed, 2**n, t)
     rows = torch.randperm(2**n, generator=generator(seed))[:m]
-    scores = normal(seed + 1, m, t)
+    scores = normal(seed + 1, len(rows), t)
     estimates = fit_surrogate(every, cheap, kernel=ksm_ext.RBF(0.3), noise_std=0.0)
     other = fit_surrogate(every, 3 - scale * cheap, kernel=ksm_ext.RBF(0.3), noise_std=0.0)
     options = {"kernel": ksm_ext.RBF(0.2), "ridge": 0.1}
