@@ -14,7 +14,7 @@ from experiments import curvature, figures, table
 from experiments.common import one_thread, read_tensors, write_json, write_tensors
 from experiments.experiment import Command, Run
 from experiments.folds import split
-from experiments.methods import RETRAINED, Answer, Method, Problem
+from experiments.methods import FEW, RETRAINED, Answer, Method, Problem
 from experiments.settings import as_dict
 from experiments.truth import calibration_subsets, growing, left_out, models, retrained, subsets
 
@@ -125,17 +125,13 @@ def hessian(run: Run, methods: Methods) -> None:
 def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
     """The table of all methods, on the terminal and as JSON and text."""
     answers = answer(run, methods, methods)
-    results, truth = results_of(run), run.settings.truth
-    rows = []
-    for name, (result, seconds) in answers.items():
-        needs = run.settings.methods.num_models
-        if name in RETRAINED:
-            needs = truth.num_subsets * truth.subset_seeds
-        elif name.endswith("calibrated"):
-            needs += run.settings.methods.num_calibrated * truth.subset_seeds
-        rows.append(
-            table.judge(name, results, result.attributions, result.predictions, needs, seconds)
+    results = results_of(run)
+    rows = [
+        table.judge(
+            name, results, result.attributions, result.predictions, _trainings(name, run), seconds
         )
+        for name, (result, seconds) in answers.items()
+    ]
     effects, ranks = table.ceiling(results)
     note = (
         f"Ceiling, half of the seeds against the other half: leave-one-out {effects:.2f}, "
@@ -144,6 +140,15 @@ def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
     )
     table.write(rows, note, run.output)
     return {name: result for name, (result, _) in answers.items()}
+
+
+def _trainings(name: str, run: Run) -> int:
+    """How many networks a method needs."""
+    truth, methods = run.settings.truth, run.settings.methods
+    if name in RETRAINED:
+        return int(truth.num_subsets * truth.subset_seeds)
+    few = methods.num_calibrated * truth.subset_seeds * (name in FEW)
+    return int(few + methods.num_models * (name != FEW[-1]))
 
 
 def make_figures(run: Run, methods: Methods) -> None:

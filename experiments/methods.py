@@ -120,6 +120,18 @@ def estimated_surrogate(problem: Problem, *, calibrated: bool, **options: Any) -
     return Answer(fitted.attribute("loo"), fitted.predict(problem.masks))
 
 
+def few_retrained(problem: Problem, **options: Any) -> Answer:
+    """A surrogate of the few subsets that a calibrated method retrains, and of nothing else."""
+    fitted = fit_surrogate(problem.calibration, problem.calibration_scores, **options)
+    return Answer(fitted.attribute("loo"), fitted.predict(problem.masks))
+
+
+def estimated_and_retrained(problem: Problem) -> Answer:
+    """The same with the estimated scores beside them."""
+    estimates = fit_surrogate(*estimated_scores(problem, calibrated=True), kernel="rbf")
+    return few_retrained(problem, estimates=estimates)
+
+
 def estimated_scores(problem: Problem, *, calibrated: bool) -> tuple[Tensor, Tensor]:
     """Many subsets near the full set, and their estimated scores."""
     methods, truth = problem.settings.methods, problem.settings.truth
@@ -259,10 +271,18 @@ RETRAINED: dict[str, Method] = {
     "kernel surrogate": partial(retrained_surrogate, kernel="rbf"),
     "surrogate of its own choice": retrained_surrogate,
 }
-"""Methods that learn from retrained subsets; a calibrated one, from a few of them."""
+"""Methods that learn from all retrained subsets."""
+FEW = (
+    "kernel surrogate, calibrated",
+    "kernel surrogate, estimated and retrained together",
+    "kernel surrogate, few retrained",
+)
+"""Methods that learn from the few subsets to calibrate with; the last from nothing else."""
 METHODS = RETRAINED | {
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),
+    "kernel surrogate, estimated and retrained together": estimated_and_retrained,
+    "kernel surrogate, few retrained": partial(few_retrained, kernel="rbf"),
     "influence, CG on GGN": partial(
         over_models, partial(by_conjugate_gradients, curvature=GaussNewton)
     ),

@@ -1,24 +1,30 @@
-"""Attributions in one call: from a trained model, its tasks and a target, without retraining.
+"""Attributions in one call: from a trained model, its tasks and a target, with little retraining.
 
 Subsets are drawn, their scores estimated from gradients (:mod:`ksm_ext.scores.estimation`), a
-surrogate fitted to them (:mod:`ksm_ext.surrogates`) and its attributions read off.
+surrogate fitted to them (:mod:`ksm_ext.surrogates`) and its attributions read off. With a function
+that trains, some subsets are really retrained, and both kinds of scores are fitted together
+(:mod:`ksm_ext.surrogates.cokriging`).
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import check_choice, counted, message
+from ksm_ext.checks import check_choice, check_positive_int, counted, message
 from ksm_ext.network.distributed import Group
 from ksm_ext.network.outputs import Output, log_odds
 from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
-from ksm_ext.subsets import mixed_sizes
+from ksm_ext.scores.retraining import RetrainedScores, Train, retrain_scores
+from ksm_ext.subsets import design, leave_one_out, mixed_sizes
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
 
@@ -30,13 +36,14 @@ class TaskAttributions:
     Attributes:
         values: (n, t) float64. ``values[i, j] > 0`` means that task i raises score j; for a loss,
             it hurts.
-        std: (n, t). Posterior standard deviation given the estimated scores. The error of the
-            estimates themselves is not in it.
+        std: (n, t). Posterior standard deviation given the scores. Without retraining, the error
+            of the estimates themselves is not in it.
         masks: (m, n) bool. The subsets.
         exhaustive: Whether these are all subsets of their sizes, fewer than were asked for.
         scores: (m, t). Their estimated scores.
         estimator: For the scores of other subsets.
         surrogate: For predictions, interactions, reports and files.
+        retrained: The true scores, or None without retraining.
     """
 
     values: Tensor
@@ -46,13 +53,17 @@ class TaskAttributions:
     scores: Tensor
     estimator: GradientEstimator
     surrogate: Surrogate
+    retrained: RetrainedScores | None = None
 
     def __str__(self) -> str:
-        """One line: sizes, and whether there were no more subsets."""
+        """One line: sizes, whether there were no more subsets, and what was retrained."""
         n, t = self.values.shape
         text = f"Attributions of {counted(n, 'task')} to {counted(t, 'target')}"
         text += f" from {counted(len(self.masks), 'subset')}"
-        return f"{text}, all there are of their sizes" if self.exhaustive else text
+        text += ", all there are of their sizes" * self.exhaustive
+        if self.retrained is None:
+            return text
+        return f"{text} and {len(self.retrained.masks)} retrained ones"
 
 
 def attribute_tasks(
@@ -65,6 +76,10 @@ def attribute_tasks(
     masks: ArrayLike | None = None,
     seed: int = 0,
     retrained: tuple[ArrayLike, ArrayLike] | None = None,
+    retrain: Train | None = None,
+    budget: int = 20,
+    seeds: Sequence[int] = (0,),
+    n_jobs: int | None = None,
     kernel: Any = "auto",
     task_names: Sequence[str] | None = None,
     output: Output = log_odds,
@@ -92,7 +107,14 @@ def attribute_tasks(
         masks: (m, n) bool. Subsets to use instead.
         seed: Seed of the subsets that are drawn.
         retrained: Masks and scores of a few really retrained subsets, to calibrate with.
-        kernel: Kernel of the surrogate, see :func:`ksm_ext.fit_surrogate`.
+        retrain: A function ``retrain(mask, seed)`` that trains on the tasks of a mask and returns
+            the t scores, see :func:`ksm_ext.retrain_scores`. Then ``budget`` subsets are retrained,
+            and a surrogate of their scores fitted with the estimates beside them.
+        budget: How many subsets to retrain, with each of ``seeds``, as
+            :func:`ksm_ext.subsets.design` draws them for ``readout``.
+        seeds: Seeds of each retraining.
+        n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
+        kernel: Kernel of the surrogate of estimated scores, see :func:`ksm_ext.fit_surrogate`.
         task_names: n names.
         output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`.
@@ -100,7 +122,7 @@ def attribute_tasks(
         loss: See :class:`GradientEstimator`.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
         solver: See :class:`GradientEstimator`.
-        store: A folder for the features, from which a killed run resumes.
+        store: A folder for features and retrained scores, from which a killed run resumes.
         batch_size: See :class:`GradientEstimator`.
         vectorize: See :class:`GradientEstimator`.
         progress: Whether to show progress bars.
@@ -117,6 +139,14 @@ def attribute_tasks(
     n = len(tasks)
     if n < 2:
         raise ValueError(message("tasks", "two data sets or more", str(n), "Split the data."))
+    if retrain is not None:
+        budget = check_positive_int("budget", budget, 4)
+        if n < 3:
+            expected = "three data sets or more with `retrain`"
+            raise ValueError(message("tasks", expected, str(n), "Train on every subset of two."))
+        if group is not None:
+            remedy = "Retrain in one process, by retrain_scores, and fit with `estimates=`."
+            raise ValueError(message("group", "None with `retrain`", "a group", remedy))
     estimator = GradientEstimator(
         models,
         tasks,
@@ -145,6 +175,33 @@ def attribute_tasks(
     scores = estimator.predict(masks)
     names: dict[str, Any] = {"task_names": task_names, "target_names": estimator.target_names}
     surrogate = fit_surrogate(masks, scores, kernel=kernel, progress=progress, **names)
+    true = None
+    if retrain is not None:
+        true = retrain_scores(
+            retrain,
+            _to_retrain(surrogate, budget, readout, seed),
+            seeds=seeds,
+            n_jobs=n_jobs,
+            store=None if store is None else Path(store) / "retrained.sqlite",
+            progress=progress,
+            target_names=estimator.target_names,
+        )
+        surrogate = fit_surrogate(*true.runs(), estimates=surrogate, **names)
     values, std = surrogate.attribute(readout, return_std=True)
     exhaustive = drawn and len(masks) < num_subsets
-    return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate)
+    return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate, true)
+
+
+def _to_retrain(surrogate: Surrogate, budget: int, readout: str, seed: int) -> Tensor:
+    """(budget, n) bool: subsets whose true scores are to be had, fewer if there are no more.
+
+    Those of a design for the question. Where it cannot have all that lack one task, it has those
+    of tasks from the most harmful to the most helpful, as far as estimates tell.
+    """
+    n = surrogate.masks.num_tasks
+    masks = design(n, budget, readout=cast(Readout, readout), seed=seed, allow_fewer=True)
+    if readout != "banzhaf":  # which begins with all tasks, and those that lack one
+        order = surrogate.attribute(readout).mean(1).argsort()
+        spaced = torch.linspace(0, n - 1, min(n, budget - 1)).round().long()
+        masks[1 : 1 + len(spaced)] = leave_one_out(n)[order[spaced]]
+    return masks

@@ -4,7 +4,6 @@ import itertools
 import math
 
 import torch
-from numpy.polynomial.legendre import legvander
 from torch import Tensor
 
 
@@ -231,9 +230,8 @@ def _kernel(
         pairs = sum(p * q for p, q in itertools.combinations(products, 2))
         return dot + parameters["pair_weight"] * pairs
     if name == "size":
-        x, degree = [1 - 2 * sum(c) / len(c) for c in (a, b)], parameters["degree"]
-        one, other = legvander(x, degree)[:, 1:]
-        return float(one @ other) / degree
+        one, other = (_legendre(1 - 2 * sum(c) / len(c), parameters["degree"]) for c in (a, b))
+        return sum(u * v for u, v in zip(one, other, strict=True)) / parameters["degree"]
     gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(a)
     apart = [(g, abs(u - v)) for g, u, v in zip(gammas, a, b, strict=True)]
     power = {
@@ -243,6 +241,14 @@ def _kernel(
     }[name]
     missing = 2 - (sum(a) + sum(b)) / len(a)  # in both, as shares of all tasks
     return math.exp(parameters["amplitude"] * missing - power)
+
+
+def _legendre(x: float, degree: int) -> list[float]:
+    """Legendre polynomials at x of degrees 1 to ``degree``, from their coefficients."""
+    return [
+        sum(math.comb(d, k) * math.comb(d + k, k) * ((x - 1) / 2) ** k for k in range(d + 1))
+        for d in range(1, degree + 1)
+    ]
 
 
 def philox(seed, counter):
@@ -321,3 +327,52 @@ def softmax_hvp(logits, tangents, weights):
             t = tangents[r, i].double()
             out[r, i] = weight * (p * t - p * (p * t).sum())
     return out
+
+
+def kriging(
+    gram: Tensor,
+    observed: Tensor,
+    scores: Tensor,
+    basis: Tensor,
+    ridge: float | Tensor,
+    nugget: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Universal kriging of all N points from those ``observed``, for one target, densely.
+
+    Args:
+        gram: (N, N) kernel.
+        observed: (m,) int64.
+        scores: (m,) of the observed points.
+        basis: (N, p) functions of the trend, the constant among them.
+        ridge: Variance beside the kernel's at an observed point, a number or (m,).
+        nugget: How much of it, at every point, is part of what is predicted.
+
+    Returns:
+        Means (N,), covariances (N, N) and coefficients (p,).
+    """
+    prior = gram + nugget * torch.eye(len(gram), dtype=torch.float64)
+    rest = (torch.as_tensor(ridge) - nugget) * torch.ones(len(observed), dtype=torch.float64)
+    inverse = torch.linalg.inv(prior[observed][:, observed] + torch.diag(rest))
+    h, cross = basis[observed], prior[:, observed]
+    of_slopes = torch.linalg.inv(h.T @ inverse @ h)
+    slopes = of_slopes @ h.T @ inverse @ scores
+    mean = basis @ slopes + cross @ inverse @ (scores - h @ slopes)
+    left = basis - cross @ inverse @ h
+    covariance = prior - cross @ inverse @ cross.T + left @ of_slopes @ left.T
+    return mean, covariance, slopes
+
+
+def restricted_likelihood(
+    gram: Tensor, scores: Tensor, basis: Tensor, ridge: float, weights: Tensor
+) -> float:
+    """Log-likelihood of contrasts of ``scores`` (m,) orthogonal to ``basis`` (m, p).
+
+    At the variance that is most likely; scores of weight w have ``ridge / w``.
+    """
+    full = torch.linalg.qr(basis, mode="complete")[0]
+    contrasts = full[:, basis.shape[1] :]  # (m, m - p)
+    covariance = contrasts.T @ (gram + torch.diag(ridge / weights)) @ contrasts
+    rest = contrasts.T @ scores
+    variance = rest @ torch.linalg.solve(covariance, rest) / len(rest)
+    law = torch.distributions.MultivariateNormal(torch.zeros_like(rest), variance * covariance)
+    return float(law.log_prob(rest))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ksm_ext import attribute_tasks, subsets
+from ksm_ext import attribute_tasks, fit_surrogate, subsets
+from ksm_ext.scores.runs import RunStore
 from tests.scores.test_estimation import MASKS, data, linear
 
 
@@ -45,9 +46,65 @@ def test_few_tasks_have_all_their_subsets(n):
     assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
 
 
+def retrained_loss(mask, seed):
+    """A logistic regression on some of the tasks, and its loss on new samples."""
+    tasks, (x, y) = data(), data((20,), seed=1)[0]
+    torch.manual_seed(seed)
+    model = nn.Linear(x.shape[1], 2).to(x.dtype)
+    chosen = [task for task, bit in zip(tasks, mask.tolist(), strict=True) if bit]
+    inputs, labels = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=40)
+
+    def closure():
+        optimizer.zero_grad()
+        penalty = 0.05 * sum(weight.square().sum() for weight in model.parameters())
+        loss = nn.functional.cross_entropy(model(inputs), labels) + penalty
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    with torch.no_grad():
+        return [float(nn.functional.cross_entropy(model(x), y))]
+
+
+def test_some_subsets_are_retrained(tmp_path):
+    """True scores of the subsets that answer the question, fitted with the estimates."""
+    target = {"new": data((20,), seed=1)[0]}
+    options = {"retrain": retrained_loss, "seeds": (0, 1), "store": tmp_path}
+    result = attribute_tasks(linear(), data(), target, budget=8, **options)
+    retrained = result.retrained
+    assert len(retrained.masks) == 8 and retrained.seeds == (0, 1)
+    assert bool(retrained.masks[0].all()) and (retrained.masks.sum(1) == 3).sum() == 4
+    assert str(result).endswith("all there are of their sizes and 8 retrained ones")
+    own = fit_surrogate(result.masks, result.scores, target_names=["new"])
+    expected = fit_surrogate(*retrained.runs(), estimates=own, target_names=["new"])
+    torch.testing.assert_close(result.values, expected.attribute("loo"))
+    truth = retrained.mean[:1] - retrained.mean[1:5]
+    alone = {
+        tuple(mask): effect
+        for mask, effect in zip(retrained.masks[1:5].tolist(), truth, strict=True)
+    }
+    for task in range(4):
+        mask = [other != task for other in range(4)]
+        torch.testing.assert_close(result.values[task], alone[tuple(mask)], rtol=0.02, atol=1e-3)
+
+    with RunStore(tmp_path / "retrained.sqlite", 4) as store:
+        assert store.num_targets == 1
+    shapley = attribute_tasks(linear(), data(), target, budget=6, readout="shapley", **options)
+    assert shapley.retrained.masks.sum(1).tolist() == [4, 3, 3, 3, 3, 1]
+    few = attribute_tasks(linear(), data(), target, budget=4, **options)
+    order = few.surrogate.trend.levels[0].attribute("loo", False)[:, 0].argsort()
+    lacking = (~few.retrained.masks[1:]).int().argmax(1)
+    assert lacking[[0, -1]].tolist() == order[[0, -1]].tolist()  # the most harmful and helpful
+
+
 @pytest.mark.parametrize(
     "error, match, tasks, options",
     [
+        (ValueError, "`tasks` must be three", data()[:2], {"retrain": retrained_loss}),
+        (ValueError, "`budget` must be at least 4", data(), {"retrain": max, "budget": 3}),
+        (ValueError, "`group` must be None with", data(), {"retrain": max, "group": object()}),
         (ValueError, "`tasks` must be two", data()[:1], {}),
         (ValueError, "`readout` must be one of", data(), {"readout": "owen"}),
         (TypeError, "got an unexpected keyword argument 'batchsize'", data(), {"batchsize": 4}),

@@ -22,7 +22,7 @@ from experiments.cifar.model import NORMS, ResNet9, resnet18
 from experiments.cifar.settings import PRESETS, CifarSettings, Data
 from experiments.common import one_thread, read_tensors, write_json, write_tensors
 from experiments.experiment import Command, Run
-from experiments.methods import METHODS, RETRAINED, Method, over_models
+from experiments.methods import FEW, METHODS, RETRAINED, Method, over_models
 from experiments.runner import Program
 from experiments.settings import as_dict
 from experiments.trained import TrainedExperiment
@@ -81,7 +81,7 @@ OWN: dict[str, Method] = {
 NAMES = (
     *RETRAINED,
     "kernel surrogate, estimated",
-    "kernel surrogate, calibrated",
+    *FEW,
     "influence, EK-FAC",  # the longest first: they run side by side
     "influence, CG on GGN",
     "influence, mini-batch LiSSA",

@@ -30,7 +30,8 @@ from experiments.experiment import Run
 from experiments.icl.data import Example, draw_prompts
 from experiments.icl.inference import LanguageModel, Runs, runs_of
 from experiments.icl.model import padded
-from experiments.icl.surrogates import RECIPES, log_odds
+from experiments.icl.surrogates import RECIPES, Predict, log_odds
+from ksm_ext import fit_surrogate
 from ksm_ext.evaluation import lds, relative_error
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
@@ -58,6 +59,10 @@ class Estimate:
     def losses(self, prompts: Tensor) -> Tensor:
         """(m, t) estimated losses."""
         return softplus(-_estimated(self, prompts, self.share, self.nearest))
+
+    def losses_left_out(self) -> Tensor:
+        """(a, t) estimated losses of the anchors, each from the others."""
+        return softplus(-_estimated(self, self.anchors, self.share, self.nearest, leave_out=True))
 
 
 def estimate(runs: Runs, anchors: Tensor, losses: Tensor) -> Estimate:
@@ -165,6 +170,7 @@ def estimate_losses(run: Run) -> None:
         "embedding gradients": made.losses(others),
         "surrogate of estimated prompts": fit(many, estimated, n)(others),
         "surrogate of the anchors alone": fit(prompts[:few], losses[:few], n)(others),
+        "surrogate of both together": together(made, losses[:few], many, estimated, n)(others),
         "mean of the anchors": losses[:few].mean(0).expand_as(true),
     }
     for name, values in answers.items():
@@ -172,6 +178,20 @@ def estimate_losses(run: Run) -> None:
         line = ", ".join(f"{key} {value:.3f}" for key, value in facts[name].items())
         print(f"{name}: {line}", flush=True)
     write_json(run.output / "estimate.json", facts)
+
+
+def together(
+    made: Estimate, losses: Tensor, prompts: Tensor, estimated: Tensor, num_demonstrations: int
+) -> Predict:
+    """A surrogate of the anchors' losses (a, t) with those of estimated ``prompts`` beside them.
+
+    An anchor's own estimate is that from the others: from itself it would be its true loss.
+    """
+    recipe = RECIPES["kernel surrogate"]
+    cheap = torch.cat([prompts, made.anchors]), torch.cat([estimated, made.losses_left_out()])
+    masks = recipe.features(cheap[0], num_demonstrations)
+    estimates = fit_surrogate(masks, log_odds(cheap[1]), kernel=recipe.kernel)
+    return recipe.fit(made.anchors, losses, num_demonstrations, estimates=estimates)
 
 
 def errors_of(true: Tensor, values: Tensor) -> dict[str, float]:

@@ -13,7 +13,7 @@ Shapes: prompts (m, k) int64, losses (m, t), features (m, n) or (m, n k).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,12 +54,14 @@ class Recipe:
         weights = weights / weights.square().mean().sqrt()
         return (taken * weights[:, None]).sum(1)
 
-    def fit(self, prompts: Tensor, losses: Tensor, num_demonstrations: int) -> Predict:
-        """A function that predicts losses of prompts."""
+    def fit(
+        self, prompts: Tensor, losses: Tensor, num_demonstrations: int, **options: Any
+    ) -> Predict:
+        """A function that predicts losses of prompts; ``options`` go to ``fit_surrogate``."""
         scores = log_odds(losses) if self.log_odds else losses
         scores = scores if len(scores.T) > 1 else scores[:, 0]
         fitted = fit_surrogate(
-            self.features(prompts, num_demonstrations), scores, kernel=self.kernel
+            self.features(prompts, num_demonstrations), scores, kernel=self.kernel, **options
         )
 
         def predict(others: Tensor) -> Tensor:

@@ -123,7 +123,9 @@ def train(problem: Problem, mask: Tensor, seed: int, num_steps: int) -> nn.Modul
     return model
 
 
-def retrain(name: str, masks: Tensor, store: Path) -> RetrainedScores:
+def retrain(
+    name: str, masks: Tensor, store: Path, seeds: tuple[int, ...] = SEEDS
+) -> RetrainedScores:
     def score(mask: Tensor, seed: int) -> float:
         problem = PROBLEMS[name]()
         x, y = problem.target
@@ -132,7 +134,7 @@ def retrain(name: str, masks: Tensor, store: Path) -> RetrainedScores:
         with torch.no_grad():
             return float(cross_entropy(model(x), y))
 
-    return retrain_scores(score, masks, seeds=SEEDS, n_jobs=-1, store=store)
+    return retrain_scores(score, masks, seeds=seeds, n_jobs=-1, store=store)
 
 
 def row(name: str, true: Tensor, estimate: Tensor) -> None:

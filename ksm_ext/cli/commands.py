@@ -43,6 +43,7 @@ def fit(args: Namespace) -> int:
     surrogate = fit_surrogate(
         table.masks,
         table.scores,
+        estimates=_estimates(args, table),
         kernel=_kernels(args.kernel),
         ridge=args.ridge,
         criterion=args.criterion,
@@ -231,6 +232,30 @@ def _score_table(args: Namespace) -> ScoreTable:
             note += "--merge-duplicates makes one of those that do not."
             say(note, quiet=args.quiet)
     return table
+
+
+def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
+    """Surrogates of estimated scores: saved ones, and of tables of the same tasks and targets."""
+    found = []
+    for source in args.estimates:
+        if Path(source).suffix == ".safetensors":
+            found.append(_read_surrogate(source))
+            continue
+        names: dict[str, Any] = {
+            "task_names": table.task_names,
+            "target_names": table.target_names,
+        }
+        cheap = read_scores(
+            source,
+            tasks=table.task_names,
+            targets=table.target_names,
+            weights=args.weights,
+            num_tasks=args.num_tasks,
+            missing=args.missing,
+        )
+        say(f"Fitting {cheap} of estimates.", quiet=args.quiet)
+        found.append(fit_surrogate(cheap.masks, cheap.scores, missing=args.missing, **names))
+    return found or None
 
 
 def _kernels(text: str) -> str | list[str]:

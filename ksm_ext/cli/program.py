@@ -189,6 +189,7 @@ examples:
   ksm fit scores.parquet --targets 'valid_*' --ignore run,seed -o surrogate.safetensors
   ksm fit losses.csv --masks mixtures.csv --weights --key index -o surrogate.safetensors
   ksm fit modular_addition.json --merge-duplicates -o surrogate.safetensors
+  ksm fit scores.csv --estimates cheap.csv -o surrogate.safetensors
   ksm fit - -o - < scores.csv | ksm attribute - | head
 
 SCORES has a column per task (0 or 1) and a column per score, or is beside a file of masks that a
@@ -203,6 +204,14 @@ numbers.
     add("scores", metavar="SCORES", help="CSV, Parquet, JSON, NPZ, or -")
     _add_tables(parser, "SCORES")
     _add_columns(parser)
+    add(
+        "--estimates",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="cheaper scores of more subsets, in a table of the same columns, or a surrogate of "
+        "them; once more for each further kind",
+    )
     _add_model(parser)
     add("--quiet", action="store_true", help="say nothing unless it fails")
     add("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")

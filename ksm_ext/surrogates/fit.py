@@ -29,18 +29,20 @@ from ksm_ext.arrays import (
     names_along,
     table_library,
 )
-from ksm_ext.checks import check_choice, check_real, message, shape_text
+from ksm_ext.checks import check_choice, check_real, counted, message, shape_text
 from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.candidates import CandidateTable
+from ksm_ext.surrogates.cokriging import TrendModel, TrendSearch, levels_of
 from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import Observations, observe
 from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge
 from ksm_ext.surrogates.parts import Part, fitted_parts, parts_of_many, varying_tasks
-from ksm_ext.surrogates.search import Search, sees_sizes
+from ksm_ext.surrogates.search import LINEAR, Search, sees_sizes
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
+from ksm_ext.surrogates.trend import Level, Trend
 
 MAX_DIRECT = 20_000
 """Subsets up to which the (m, m) Gram matrix is factored: 3.2 GB, and a few times that to do so."""
@@ -66,6 +68,7 @@ def fit_surrogate(
     masks: ArrayLike,
     scores: ArrayLike | None = None,
     *,
+    estimates: Any = None,
     kernel: KernelChoice = "auto",
     ridge: Literal["loo"] | float = "loo",
     criterion: Criterion = "error",
@@ -92,6 +95,12 @@ def fit_surrogate(
             or more measure the noise of a run. Or what :func:`ksm_ext.retrain_scores` returned.
         scores: (m,) or (m, t) float, in their own units and sign, which decide nothing. Answers
             come back in this array kind, dtype and device. Left out with retrained scores.
+        estimates: Cheaper scores of the same targets, most usefully of many more subsets: a pair
+            ``(masks, scores)``; a fitted surrogate, :class:`ksm_ext.GradientEstimator` or whatever
+            else has ``predict(masks)``; what :func:`ksm_ext.retrain_scores` returned for a smaller
+            model; or a list of these. Their unit and scale are free, since F is fitted as ``a + b
+            E + δ`` (:mod:`ksm_ext.surrogates.cokriging`): ``kernel`` is then that of δ (``"auto"``:
+            ``"rbf"``), and chosen with the ridge by restricted likelihood.
         kernel: ``"auto"``; a name of :mod:`.kernels` or a sum such as ``"linear+rbf"``; a
             kernel object or class, whose open parameters are searched (of ``"warped"``, for real
             weights, learnt for every target); a list of these; or
@@ -146,6 +155,8 @@ def fit_surrogate(
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
+    if estimates is not None and solver == "auto" and len(observed.masks) <= MAX_DIRECT:
+        solver = "eigh"
     search = _search(
         observed.scores,
         kernel=kernel,
@@ -158,6 +169,10 @@ def fit_surrogate(
     )
     counts = observed.masks.num_tasks, observed.scores.shape[1]
     names = _names(masks, scores, task_names, target_names, counts)
+    levels: tuple[Level, ...] = ()
+    if estimates is not None:
+        levels = levels_of(estimates, observed.masks, *names.values(), fit=fit_surrogate)
+        search = _with_levels(search, levels, observed)
     try:
         parts = fitted_parts(observed, search)
     except NotConvergedError:
@@ -165,7 +180,7 @@ def fit_surrogate(
             raise
         search = replace(search, solver=None)  # chosen for its speed alone
         parts = fitted_parts(observed, search)
-    return _assembled(parts, observed, search, names, like=scores)
+    return _assembled(parts, observed, search, names, levels, like=scores)
 
 
 def fit_many(
@@ -435,6 +450,33 @@ def _alike(subsets: Tensor, outcomes: Tensor, search: Search) -> Tensor:
     return alike & (tasks.all(1) & distinct).to(alike.device)
 
 
+def _with_levels(search: Search, levels: tuple[Level, ...], observed: Observations) -> TrendSearch:
+    """The search of a fit with estimates.
+
+    Raises:
+        ValueError: If it was asked for what such a fit has not, or there are too few scores.
+    """
+    if search.by_rank:
+        remedy = "Leave it out: the likelihood chooses."
+        raise ValueError(message("criterion", "'error' with estimates", "'rank'", remedy))
+    asked = search.kernel if isinstance(search.kernel, tuple) else (search.kernel,)
+    linear = [name for name in LINEAR if name in asked]
+    if linear:
+        remedy = "Leave it out, or name a kernel."
+        raise ValueError(message("kernel", "a kernel with estimates", repr(linear[0]), remedy))
+    if search.solver is not None:
+        remedy = "Fit a sample of the true scores."
+        expected = f"'eigh' with estimates, for up to {MAX_DIRECT} subsets"
+        raise ValueError(message("solver", expected, "conjugate gradients", remedy))
+    least, fewest = len(levels) + 3, int(observed.observed.sum(0).min())
+    if fewest < least:
+        remedy = "Score more subsets, or leave out estimates."
+        expected = f"at least {least} different subsets beside {counted(len(levels), 'estimate')}"
+        raise ValueError(message("masks", expected, str(fewest), remedy))
+    basis = [level.predict(observed.masks.values, False) for level in levels]
+    return TrendSearch(**vars(search), basis=torch.stack(basis).to(observed.scores))
+
+
 # -- assemble -----------------------------------------------------------------------------------
 
 
@@ -443,13 +485,17 @@ def _assembled(
     observed: Observations,
     search: Search,
     names: dict[str, tuple[str, ...]],
+    levels: tuple[Level, ...] = (),
     *,
     like: ArrayLike,
 ) -> Surrogate:
     """The surrogate of all parts, answering in the kind of ``like``, the scores given."""
     empty = torch.zeros_like(observed.scores)  # (m, t)
     intercept, unit = (empty[0].clone() for _ in range(2))
+    slopes = empty.new_zeros(len(levels), len(unit))
     for part in parts:
+        if isinstance(part.model, TrendModel):
+            slopes[:, part.columns] = part.unit * part.model.slopes
         intercept[part.columns] = part.shift + part.unit * part.model.intercept
         unit[part.columns] = part.unit
 
@@ -493,6 +539,7 @@ def _assembled(
         dtype=torch.float32 if single else torch.float64,
         single_target=original.ndim == 1,
         solver=search.solver,
+        trend=Trend(levels, slopes) if levels else None,
     )
     return surrogate.with_excluded(excluded) if bool(excluded.any()) else surrogate
 

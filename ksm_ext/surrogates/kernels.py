@@ -172,7 +172,10 @@ class Kernel(ABC):
         return [self]
 
     def of_tasks(self, kept: Tensor) -> "Kernel":
-        """The kernel of the tasks where ``kept`` (n,) bool: what is set for each task is cut."""
+        """The kernel of the tasks where ``kept`` (n,) bool: what is set for each task is cut.
+
+        Or of the tasks with the numbers ``kept`` (int64), in their order.
+        """
         return self
 
     def __add__(self, other: "Kernel") -> "Sum":

@@ -81,11 +81,14 @@ def next_best(
         (k, n) bool on the CPU, the one that tells most first.
 
     Raises:
-        ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights, or
-            there are fewer than ``num_subsets`` candidates.
+        ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights or was
+            fitted with estimates, or there are fewer than ``num_subsets`` candidates.
     """
     check_choice("readout", readout, get_args(Question))
     num_subsets = check_positive_int("num_subsets", num_subsets)
+    if surrogate.trend is not None:
+        remedy = "Fit the scores alone and ask that one, or draw by ksm_ext.subsets.design."
+        raise ValueError(message("surrogate", "one without estimates", "one with them", remedy))
     if not surrogate.has_intervals:
         remedy = "Fit 0/1 masks with this version: its variance is what is made smaller."
         raise ValueError(message("surrogate", "one that has intervals", "one without", remedy))

@@ -108,14 +108,16 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
     for rows, columns in groups:
         masks, part = active[rows], observed.part(rows, columns)
         scores, shift = _standardised(part, search)
+        part_search = search.part(rows, columns)
         if part.noise is None or search.all_is_noise:
-            ((fits, candidates),) = search.fit([masks], scores)
+            ((fits, candidates),) = part_search.fit([masks], scores)
             share = part.known.to(torch.float64)
             if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
                 share = torch.ones_like(share)
         else:
             variance = (part.noise / part.unit).square()
-            scores, fits, candidates, share = _fitted_to_noise(masks, scores, variance, search)
+            of = masks, scores, variance, part_search
+            scores, fits, candidates, share = _fitted_to_noise(*of)
         terms = [term for model, _ in fits for term in model.kernel_terms]
         held = len({id(term.factor and term.factor.solver) for term in terms}) * len(groups)
         if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept

@@ -8,12 +8,14 @@ a, and rho the ridge's peculiar part in units of sigma^2,
           z = L K + \rho L,
 
 P the inverse of :mod:`.spectral`. Where the noise is unknown, L is restricted to subsets whose
-scores are known to be exact.
+scores are known to be exact. With a trend, P and what its coefficients add are those of
+:class:`.spectral.TrendRidge`.
 
 Shapes: m subsets, q columns, q_g of them of one term; a row per functional; float64.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.krylov import KrylovRidge
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.spectral import SpectralRidge
+from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.terms import KernelTerm
 
 
@@ -44,6 +46,19 @@ class Functionals:
         """``L k L^T``, (rows, 1)."""
         prior = torch.as_tensor(self.prior, dtype=torch.float64, device=self.of_fitted.device)
         return prior.expand(len(self.of_fitted))[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class TrendFunctionals:
+    """The same functionals of the L functions of a trend.
+
+    Attributes:
+        of_rows: (L, rows, t) the functionals.
+        of_fitted: (L, m, t) the functions at the fitted subsets.
+    """
+
+    of_rows: Tensor
+    of_fitted: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +111,7 @@ class FittedSubsets:
         factor: SpectralRidge | KrylovRidge,
         smooth: Functionals,
         observed: Functionals,
+        trend: TrendFunctionals | None = None,
     ) -> Tensor:
         """(rows, q_g) posterior variance of the module's head for the columns of a term.
 
@@ -104,6 +120,7 @@ class FittedSubsets:
             factor: What solves for it.
             smooth: The functionals, of the term's kernel.
             observed: The same, of :class:`Identity`.
+            trend: The same, of the functions of a trend.
         """
         fitted = slice(None) if term.rows is None else term.rows
         all_weights = term.all_weights()
@@ -123,7 +140,14 @@ class FittedSubsets:
             share = weights / weights.sum()
             prior = prior + on_mean.square() * term.ridge / weights.sum()
             prior = prior - 2 * nugget * on_mean * (exact @ share)[:, None]
-        explained = factor.explained_variance(rows[:, fitted], term.ridge, exact, nugget)
+        solver: Any = factor
+        of_trend: tuple[Tensor, ...] = ()
+        if trend is not None:
+            assert isinstance(factor, SpectralRidge)
+            basis = trend.of_fitted[:, fitted][..., term.columns]
+            solver = TrendRidge(factor, basis)
+            of_trend = (self._of_trend(trend, term, smooth, observed, on_mean, solver.basis_mean),)
+        explained = solver.explained_variance(rows[:, fitted], term.ridge, exact, nugget, *of_trend)
         variance = (prior + nugget * others - explained).clamp_min(0.0) * term.signal_variance
         if term.nugget_share is None or self.noise is None:
             return variance
@@ -136,7 +160,28 @@ class FittedSubsets:
         if not bool(missed.any()):
             return variance
         rest = missed * noise
-        return variance + factor.noise_gain(rows[:, fitted], term.ridge, exact, nugget, rest)
+        noisy = rows[:, fitted], term.ridge, exact, nugget, rest, *of_trend
+        return variance + solver.noise_gain(*noisy)
+
+    def _of_trend(
+        self,
+        trend: TrendFunctionals,
+        term: KernelTerm,
+        smooth: Functionals,
+        observed: Functionals,
+        on_mean: Tensor | None,
+        mean: Tensor,
+    ) -> Tensor:
+        """(rows, L, q_g) of the trend, without what :meth:`without_excluded` takes out of L."""
+        found = trend.of_rows[..., term.columns]  # (L, rows, q_g)
+        if smooth.on_mean is None:
+            left = self.excluded & (term.all_weights() == 0)
+            found = (
+                found - observed.of_fitted[:, left] @ trend.of_fitted[:, left][..., term.columns]
+            )
+        if on_mean is not None:
+            found = found - on_mean * mean[:, None]
+        return found.transpose(0, 1)
 
     def without_excluded(
         self, term: KernelTerm, smooth: Functionals, observed: Functionals

@@ -59,7 +59,7 @@ _SCREEN_TARGETS = 128
 _WANTED = 2  # kernels at most that single targets want
 _SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _MARGIN = 0.5
-"""Standard errors by which another kernel must beat those that see sizes: these are many already."""
+"""Standard errors by which another kernel must beat those that see sizes: there are many."""
 
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
@@ -106,6 +106,10 @@ class Search:
     def _asked(self) -> tuple[Any, ...]:
         """What was asked for, one by one."""
         return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
+
+    def part(self, rows: Tensor, columns: Tensor) -> "Search":
+        """The search for some of the subsets and targets."""
+        return self
 
     def of_tasks(self, kept: Tensor) -> "Search":
         """The search for tasks where ``kept`` (n,) bool: kernels that know tasks lose the rest."""

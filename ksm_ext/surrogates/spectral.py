@@ -19,6 +19,11 @@ As a Gaussian process with a flat prior on b the surrogate is the posterior mean
 ignores constants, in units of the signal variance. That variance is set so that standardised
 leave-one-out residuals have mean square one.
 
+**More functions beside the intercept**, of unpenalised coefficients too (:class:`TrendRidge`): with
+the values h of a column's functions in the eigenbasis, everything holds for ``z - h b`` in place of
+z and ``P~ = P - P h G^-1 h' P`` in place of P, where ``G = h' P h`` and ``b = G^-1 h' P z`` is
+generalised least squares, of variance ``G^-1``.
+
 Shapes: K (..., m, m), y (..., m, q), weights (..., m), ridge (..., q) or a number; everything
 float64. Leading dimensions are a batch: of tables, kernels or folds, factored in one call.
 """
@@ -159,3 +164,136 @@ class SpectralRidge:
                 each = self._precision(levels.expand(*ridge.shape[:-1], -1))
                 return each.take_along_dim(index[..., None, :], -1)
         return (self.vectors.square() @ (1.0 / self._shifted(ridge))).clamp_min(1e-30)
+
+
+_DEPENDENT = 1e-8
+"""Share of a function that must be left beside the intercept, and beside the other functions."""
+
+
+class TrendRidge:
+    """:class:`SpectralRidge` with more functions of unpenalised coefficients, own ones per column.
+
+    A function that is constant on the subsets, or a sum of others, is told from them by nothing:
+    coefficients are those of the smallest norm.
+
+    Shapes: p functions of each of q columns, basis (p, m, q), coefficients (p, q).
+    """
+
+    def __init__(self, factor: SpectralRidge, basis: Tensor) -> None:
+        """``basis`` (p, m, q) are the functions' values on the subsets of ``factor``."""
+        self.factor = factor
+        self.basis_mean = torch.einsum("m,pmq->pq", factor.share, basis) * float(factor.center)
+        rotated = torch.stack([factor.rotate(values) for values in basis], 2).transpose(0, 1)
+        size = torch.einsum("mpq->qp", basis.transpose(0, 1).square()).sqrt()  # (q, p)
+        size = torch.where(size > 0, size, 1.0)
+        left, values, right = torch.linalg.svd(rotated / size[:, None], full_matrices=False)
+        self._kept = values > _DEPENDENT * values.amax(1, keepdim=True).clamp_min(1.0)  # (q, k)
+        self._basis = left * self._kept[:, None]  # (q, rank, k) orthonormal, in the eigenbasis
+        inverse = self._kept / torch.where(self._kept, values, 1.0)
+        # (q, p, k): coefficients of the functions, of those of the orthonormal ones
+        self._back = right.transpose(1, 2) * inverse[:, None] / size[..., None]
+
+    @property
+    def num_functions(self) -> Tensor:
+        """(q,) how many of the functions tell anything."""
+        return self._kept.sum(1)
+
+    def columns(self, columns: Tensor) -> "TrendRidge":
+        """The same for some of the columns."""
+        chosen = copy(self)
+        chosen.basis_mean = self.basis_mean[:, columns]
+        for name in ("_kept", "_basis", "_back"):
+            setattr(chosen, name, getattr(self, name)[columns])
+        return chosen
+
+    def coefficients(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """``b``, (p, q), of scores given as ``factor.rotate(y)``."""
+        return torch.einsum("qpk,qk->pq", self._back, self._solved(rotated, ridge)[0])
+
+    def dual(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Dual coefficients alpha, (m, q)."""
+        return self.factor.dual(self._solved(rotated, ridge)[1], ridge)
+
+    def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """Exact residuals, (m, q), intercept and coefficients fitted anew each time."""
+        return self.dual(rotated, ridge) / self._precision(ridge)
+
+    def signal_variance(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        """See :meth:`SpectralRidge.signal_variance`, (q,)."""
+        return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(0)
+
+    def log_likelihood(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
+        r"""Restricted log-likelihood, (q,), at the best signal variance, up to a constant.
+
+        .. math:: -\tfrac12 \Big[ \log|\Sigma + \lambda| + \log|G|
+                  + (r - p) \log \frac{(z - hb)^T P (z - hb)}{r - p} \Big]
+
+        with r contrasts of the scores (Patterson & Thompson 1971).
+        """
+        shifted = self.factor._shifted(ridge)
+        _, rest = self._solved(rotated, ridge)
+        freedom = self.factor.rank - self.num_functions
+        scatter = (rest.square() / shifted).sum(0).clamp_min(1e-300) / freedom
+        sizes = shifted.log().sum(0) + torch.linalg.slogdet(self._gram(ridge)[1])[1]
+        return -(sizes + freedom * scatter.log()) / 2
+
+    def explained_variance(
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, of_basis: Tensor
+    ) -> Tensor:
+        """See :meth:`SpectralRidge.explained_variance`; less the coefficients' own variance.
+
+        ``of_basis`` (rows, p, q): the functional of each function.
+        """
+        explained = self.factor.explained_variance(rows, ridge, more, scale)
+        left, gain = self._gain(rows, ridge, more, scale, of_basis)
+        return explained - (left * gain).sum(2)
+
+    def noise_gain(
+        self,
+        rows: Tensor,
+        ridge: Tensor,
+        more: Tensor,
+        scale: Tensor,
+        noise: Tensor,
+        of_basis: Tensor,
+    ) -> Tensor:
+        """See :meth:`SpectralRidge.noise_gain`, the coefficients' part in an answer included."""
+        a, b = rows @ self.factor.vectors, more @ self.factor.vectors
+        _, gain = self._gain(rows, ridge, more, scale, of_basis)
+        weighted, _ = self._gram(ridge)
+        shifted = self.factor._shifted(ridge)
+        found = a.new_zeros(len(a), len(ridge))
+        for j in noise.any(0).nonzero()[:, 0].tolist():
+            weights = (a + scale[j] * b) / shifted[:, j] + gain[:, j] @ weighted[j].T
+            found[:, j] = (weights @ self.factor.vectors.T).square() @ noise[:, j]
+        return found
+
+    def _gain(
+        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, of_basis: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the kernel leaves of the functions in an answer, (rows, q, k); and that by G^-1."""
+        weighted, gram = self._gram(ridge)
+        a, b = rows @ self.factor.vectors, more @ self.factor.vectors  # (rows, rank)
+        by_kernel = torch.einsum("ar,qrk->aqk", a, weighted)
+        by_kernel += torch.einsum("ar,q,qrk->aqk", b, scale, weighted)
+        left = torch.einsum("apq,qpk->aqk", of_basis, self._back) - by_kernel
+        return left, torch.linalg.solve(gram, left[..., None])[..., 0]
+
+    def _gram(self, ridge: Tensor | float) -> tuple[Tensor, Tensor]:
+        """``D h`` (q, rank, k) and ``G`` (q, k, k), of 1 where a function is left out."""
+        weighted = self._basis / self.factor._shifted(ridge).T[..., None]
+        gram = self._basis.transpose(1, 2) @ weighted
+        return weighted, gram + torch.diag_embed((~self._kept).to(gram))
+
+    def _solved(self, rotated: Tensor, ridge: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Coefficients (q, k) of the orthonormal functions, and ``z - h b`` (rank, q)."""
+        weighted, gram = self._gram(ridge)
+        found = torch.linalg.solve(gram, torch.einsum("qrk,rq->qk", weighted, rotated))
+        return found, rotated - torch.einsum("qrk,qk->rq", self._basis, found)
+
+    def _precision(self, ridge: Tensor | float) -> Tensor:
+        """``P~_ii``, (m, q)."""
+        weighted, gram = self._gram(ridge)
+        on_subsets = self.factor.vectors @ weighted  # (q, m, k)
+        part = on_subsets * torch.linalg.solve(gram, on_subsets.transpose(1, 2)).transpose(1, 2)
+        return (self.factor._precision(ridge) - part.sum(2).T).clamp_min(1e-30)

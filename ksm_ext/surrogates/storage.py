@@ -29,6 +29,9 @@ from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 
 FORMAT = "ksm_ext.surrogate.3"
+WITH_TREND = "ksm_ext.surrogate.4"
+"""Files of surrogates with a trend, which older versions would answer without."""
+
 FORMERLY = "ksm_ext.surrogate.2"
 """Files without observed scores: their surrogates have the smooth part alone."""
 
@@ -49,7 +52,8 @@ def write_state(path: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     """
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "facts": json.dumps(facts)}
+    form = WITH_TREND if facts.get("trend") else FORMAT
+    metadata = {"format": form, "facts": json.dumps(facts)}
     metadata["checksum"] = checksum(metadata["facts"], on_cpu)
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
 
@@ -77,13 +81,13 @@ def read_state(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") not in (FORMAT, FORMERLY):
+    if metadata.get("format") not in (FORMAT, WITH_TREND, FORMERLY):
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
     try:
         facts = json.loads(metadata["facts"])
-        if metadata["format"] == FORMAT:
+        if metadata["format"] != FORMERLY:
             expected = checksum(metadata["facts"], tensors)
             check_choice("checksum", metadata.get("checksum"), [expected])
         else:
@@ -190,6 +194,13 @@ def _check_facts(facts: dict[str, Any], t: int, num_varying: int) -> None:
         possible = 0 <= row.error < math.inf and -1 <= row.rank_correlation <= 1
         possible = possible and not row.ridge < 0 and min(row.num_subsets, row.num_chosen) >= 0
         check_choice("numbers of candidates that can be", possible, [True])
+    for level in facts.get("trend", ()):  # its surrogate is checked when it is made
+        n, names = len(facts["task_names"]), level["surrogate"]["target_names"]
+        check_choice("tasks of a level", sorted(level["tasks"]), [[*range(n)]])
+        check_choice("number of targets of a level", len(level["targets"]), [t])
+        for target in level["targets"]:
+            check_choice("targets of a level", target, range(len(names)))
+        check_choice("tasks of its surrogate", len(level["surrogate"]["task_names"]), [n])
     if facts["solver"] is not None:
         ConjugateGradients(**facts["solver"])
 
@@ -234,6 +245,8 @@ def _forms(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Form]
         optional[f"{term}rows"] = torch.int64, (fitted,), 0, m - 1
         optional[f"{term}weights"] = real, (fitted,), 0, inf
         optional[f"{term}own"] = real, (width,), 0, inf
+    if levels := len(facts.get("trend", ())):
+        forms["trend.slopes"] = real, (levels, t), -inf, inf
     for i in range(facts["num_linear"]):
         width = len(tensors[f"linear.{i}.columns"])
         forms[f"linear.{i}.columns"] = torch.int64, (width,), 0, q - 1

@@ -1,24 +1,25 @@
 r"""A fitted surrogate: predictions, attributions, interactions and their uncertainty.
 
 .. math:: \hat F(S) = b + u V \Big( \sum_g \sum_a \alpha^{(g)}_a\, k_g(S, S_a) + w^T 1_S \Big)
-          + \sum_a s_a\, e_a\, [S = S_a]
+          + \sum_a s_a\, e_a\, [S = S_a] + \sum_l b_l E_l(S)
 
 Targets are fitted in units u of their own standard deviation, so that none decides another's fit.
 They may share kernels through latent columns (V rotates them to targets; without V a latent column
-is a target). All but the last sum is the smooth part. The last sum adds what was observed beyond
-it: e_a is the residual of fitted subset a and s_a the share of it that is peculiar to the subset
-(the rest is noise).
+is a target). The last sum is there where the fit was given estimates (:mod:`.trend`). The sum
+before it adds what was observed beyond all else, the smooth part: e_a is the residual of fitted
+subset a and s_a the share of it that is peculiar to the subset (the rest is noise).
 Everything asked of the surrogate is linear in alpha, w and s e.
 
-**Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so the last
-sum has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
+**Observed scores in readouts.** ``[S = S_a]`` is the product kernel ``r^h`` with r = 0, so that sum
+has the readouts of :mod:`.readouts` too: where the scores that a readout compares were
 observed, such as F(all) and F(all but i), it compares these, and Shapley values sum to
 F(all) - F(none).
 
 **Uncertainty.** f is a Gaussian process, and answers have its posterior variance
 (:mod:`.posterior`). Where the noise is unknown, observed scores that are not known to be exact may
 be as noisy as leave-one-out residuals e: ``+ mean(e^2) sum_a L_a^2`` for an answer that has
-weights ``L_a`` on these scores.
+weights ``L_a`` on these scores. Estimates add ``b^2`` times their own variance, as if they were
+wrong elsewhere than at the fitted subsets.
 
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
@@ -40,7 +41,7 @@ from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
-from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
+from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import (
     READOUTS,
     effects,
@@ -51,12 +52,14 @@ from ksm_ext.surrogates.readouts import (
 )
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
-from ksm_ext.surrogates.walsh import walsh_energies
+from ksm_ext.surrogates.trend import Answers, Level, Trend
+from ksm_ext.surrogates.walsh import Mixture, side_by_side, walsh_energies
 
 Z95 = 1.959964
 """``value +- Z95 * std`` is a 95 % interval."""
 
 _CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
+_USELESS = 0.05  # share of variance below which estimates are no help
 _SHOWN = 6  # names or numbers in a line
 
 
@@ -110,6 +113,7 @@ class Surrogate:
             answered in ``float32``.
         single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
+        trend: Surrogates of estimates and their slopes, or None without estimates.
     """
 
     masks: Masks
@@ -136,6 +140,7 @@ class Surrogate:
     dtype: torch.dtype
     single_target: bool
     solver: ConjugateGradients | None = None
+    trend: Trend | None = None
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -145,7 +150,9 @@ class Surrogate:
 
         Around a mean, lasso or least squares, they are those of a kernel.
         """
-        return self._is_covered
+        levels = () if self.trend is None else self.trend.levels
+        able = all(level.surrogate.has_intervals for level in levels)
+        return self._is_covered and able and (self.masks.binary or not levels)
 
     @cached_property
     def _is_covered(self) -> bool:
@@ -175,8 +182,12 @@ class Surrogate:
             ValueError: If ``masks`` has other columns than the fitted masks or is not finite.
         """
         (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.task_names})
-        query = self._query(masks)
-        mean = self._smooth(query)
+        table = self._query(masks)
+        query = self._of_varying(table)
+        mean, trend = self._smooth(query), None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.predict(table.values, return_std))
+            mean = mean + trend.mean
         answered = self.nugget_share > 0 if observed else self._answered  # (m, t)
         seen = answered.any(1)
         if bool(seen.any()):
@@ -189,7 +200,10 @@ class Surrogate:
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             return self._fitted.predictions(kernel, query[rows], term, answered)
 
-        std = self._std(len(query), of_rows)
+        if trend is not None:  # where a score answers, its residual makes up for the estimates
+            answering = Identity().matmul(query, self._active, answered * self.nugget_share)
+            trend = trend.less(answering)
+        std = self._std(len(query), of_rows, trend)
         rows = self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.excluded[rows].to(torch.float64)
@@ -237,17 +251,22 @@ class Surrogate:
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
         )
-        values, axes = self._of_all_tasks(values), {"task": self.task_names}
+        values, trend = self._of_all_tasks(values), None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.attribute(name, return_std))
+            values = values + trend.mean
+        axes = {"task": self.task_names}
         if not return_std:
             return self._answer(values, axes)
-        std = self._readout_std(name, torch.arange(n, device=masks.values.device)[:, None])
-        return self._answer(values, axes), self._answer(self._of_all_tasks(std), axes)
+        tasks = torch.arange(len(values), device=masks.values.device)[:, None]
+        return self._answer(values, axes), self._answer(self._readout_std(name, tasks, trend), axes)
 
     def attribution_covariance(self, readout: str = "loo") -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
-        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed.
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Estimates add
+        ``b^2`` times their own.
 
         Args:
             readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
@@ -261,21 +280,35 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         self._require_masks("attribution_covariance")
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
-        first, second = torch.triu_indices(n, n, 1, device=masks.values.device)
+        tasks, trend, of_pairs = self._varying_tasks, None, None
+        if self.trend is not None:
+            tasks = torch.arange(self.masks.num_tasks, device=tasks.device)
+            trend = self.trend.ask(lambda level: level.attribute(name, False))
+        first, second = torch.triu_indices(len(tasks), len(tasks), 1, device=tasks.device)
+        if trend is not None:
+            of_pairs = trend.differences(first, second)
+        place, live = self._among_varying(torch.stack([tasks[first], tasks[second]], 1))
 
         def differences(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            pairs = torch.stack([first[rows], second[rows]], 1)
-            own = sum(prior_variance(kernel, name, n, tasks[:, None]) for tasks in pairs.T)
-            prior = own - 2 * prior_covariance(kernel, name, n, pairs)
-            one, other = (functionals(masks, kernel, name, tasks[:, None]) for tasks in pairs.T)
-            return Functionals(prior, one - other)
+            pairs, counted = place[rows], live[rows]
+            own = [prior_variance(kernel, name, n, each[:, None]) for each in pairs.T]
+            prior = (torch.stack(own, 1).to(live) * counted).sum(1)
+            joint = prior_covariance(kernel, name, n, pairs).to(live)
+            one, other = (
+                functionals(masks, kernel, name, each[:, None]) * alive[:, None]
+                for each, alive in zip(pairs.T, counted.T, strict=True)
+            )
+            return Functionals(prior - 2 * joint * counted.prod(1), one - other)
 
-        variance = self._readout_std(name, torch.arange(n, device=first.device)[:, None]).square()
-        of_differences = self._std(len(first), differences).square()
+        variance = self._readout_std(name, tasks[:, None], trend).square()
+        of_differences = self._std(len(first), differences, of_pairs).square()
         matrix = torch.diag_embed(variance.T).permute(1, 2, 0)  # (n, n, t)
         matrix[first, second] = (variance[first] + variance[second] - of_differences) / 2
         matrix[second, first] = matrix[first, second]
         matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
+        if self.trend is not None:
+            levels = self.trend.ask(lambda level: level.attribution_covariance(name))
+            matrix = matrix + replace(levels, slopes=levels.slopes.square()).mean
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
@@ -297,23 +330,35 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         self._require_masks("interactions")
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+
+        def matrix(pairs: Tensor, count: int) -> Tensor:
+            first, second = torch.triu_indices(count, count, 1, device=masks.values.device)
+            found = pairs.new_zeros(count, count, pairs.shape[1])
+            found[first, second] = pairs
+            found[second, first] = pairs
+            return found
+
+        def answer(found: Tensor) -> Any:
+            return self._answer(found, {"task": self.task_names, "other_task": self.task_names})
+
         first, second = torch.triu_indices(n, n, 1, device=masks.values.device)
-
-        def full(pairs: Tensor) -> Any:
-            matrix = pairs.new_zeros(n, n, pairs.shape[1])
-            matrix[first, second] = pairs
-            matrix[second, first] = pairs
-            matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
-            return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
-
         pairs = self._with_observed(
             len(first),
             lambda kernel, dual: pair_effects(masks, kernel, name, dual)[first, second],
             lambda term: term.weights.new_zeros(len(first), len(term.columns)),
         )
+        values = self._of_all_tasks(self._of_all_tasks(matrix(pairs, n)).transpose(0, 1))
+        trend = None
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.interactions(name, return_std))
+            values = values + trend.mean
         if not return_std:
-            return full(pairs)
-        return full(pairs), full(self._readout_std(name, torch.stack([first, second], 1)))
+            return answer(values)
+        first, second = torch.triu_indices(len(values), len(values), 1, device=values.device)
+        tasks = torch.stack([first, second], 1)
+        trend = None if trend is None else trend.at(first, second)
+        std = self._readout_std(name, tasks, trend)
+        return answer(values), answer(matrix(std, len(values)))
 
     def walsh_spectrum(self, max_order: int | None = None) -> Any:
         r"""Fraction of the surrogate's variance over all subsets by order of interaction.
@@ -331,7 +376,8 @@ class Surrogate:
             prediction is constant has zeros.
 
         Raises:
-            ValueError: If ``max_order`` is not in 1..n, or the masks are real weights.
+            ValueError: If ``max_order`` is not in 1..n, the masks are real weights, or other tasks
+                vary among the estimates than among the scores.
         """
         self._require_masks("walsh_spectrum")
         n = self._active.num_tasks
@@ -339,8 +385,20 @@ class Surrogate:
         if not 1 <= last <= n:
             remedy = "Leave it out for the default."
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
+        parts, banzhaf = self._expansion()
+        masks, mixtures = side_by_side(parts)
+        energies, total = walsh_energies(masks, mixtures, last, (banzhaf / 2).square().sum(0))
+        positive = total > 1e-24  # in units of the variance of the scores
+        fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
+        return self._answer(fractions, {"order": range(1, last + 1)})
+
+    def _expansion(self) -> tuple[list[tuple[Masks, list[Mixture]]], Tensor]:
+        """The smooth part: mixtures of kernels on their subsets, and Banzhaf values (n, t).
+
+        In units of ``unit``; n are the tasks that vary.
+        """
         banzhaf = self._assemble(
-            n,
+            self._active.num_tasks,
             lambda term: effects(self._active, term.kernel, "banzhaf", term.dual),
             lambda term: term.weights,
         )
@@ -348,12 +406,25 @@ class Surrogate:
             (term.kernel, self._rotate_columns(term.dual, term.columns))
             for term in self.kernel_terms
         ]
-        energies, total = walsh_energies(
-            self._active, mixtures, last, (banzhaf / 2).square().sum(0)
-        )
-        positive = total > 1e-24  # in units of the variance of the scores
-        fractions = torch.where(positive, energies / total.clamp_min(1e-300), 0 * energies)
-        return self._answer(fractions, {"order": range(1, last + 1)})
+        parts = [(self._active, mixtures)]
+        for level, slopes in () if self.trend is None else self.trend.with_slopes():
+            other, targets = level.surrogate, list(level.targets)
+            places = [level.places[task] for task in self._varying_tasks.tolist()]
+            if sorted(places) != other.varying.nonzero()[:, 0].tolist():
+                found, remedy = "others", "Fit both to subsets in which the same tasks vary."
+                expected = "of subsets in which the tasks vary that do among the scores"
+                raise ValueError(message("estimates", expected, found, remedy))
+            order = torch.tensor(places).argsort().argsort()
+            scale = other.unit[targets].to(slopes) * slopes / self.unit
+            below, of_level = other._expansion()
+            banzhaf = banzhaf + of_level[order][:, targets].to(scale) * scale
+            for masks, kernels in below:
+                scaled = [
+                    (kernel.of_tasks(order), dual[:, targets].to(scale) * scale)
+                    for kernel, dual in kernels
+                ]
+                parts.append((Masks(masks.values[:, order]).to(scale.device), scaled))
+        return parts, banzhaf
 
     def with_excluded(self, excluded: Tensor) -> "Surrogate":
         """The same surrogate, which answers with scores that the fit left out for their subsets.
@@ -364,6 +435,8 @@ class Surrogate:
         rows = excluded.any(1).nonzero()[:, 0]
         distance = torch.zeros_like(self.scores)
         distance[rows] = self.scores[rows] - self._smooth(self._active[rows])
+        if self.trend is not None:
+            distance[rows] -= Answers(self.trend.slopes, self._trend_at_fitted[:, rows]).mean
         return replace(
             self,
             fit_residuals=torch.where(excluded, distance, self.fit_residuals),
@@ -427,6 +500,14 @@ class Surrogate:
         return self._per_target(self._loo_error)
 
     @property
+    def explained_by_estimates(self) -> Any:
+        """(t,) share of the scores' variance that ``b E`` explains; None without estimates.
+
+        Over the fitted subsets; negative where it is further from them than their mean is.
+        """
+        return None if self.trend is None else self._per_target(self._explained)
+
+    @property
     def noise_std(self) -> Any:
         """(t,) standard deviation of a single run, given or measured on repeats; None if unknown.
 
@@ -437,8 +518,11 @@ class Surrogate:
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that were in every subset or in none: no score depends on them."""
-        varying = set(self._varying_tasks.tolist())
-        return tuple(name for i, name in enumerate(self.task_names) if i not in varying)
+        varying = self.varying.cpu()
+        for level in () if self.trend is None else self.trend.levels:
+            varying = varying | level.moving
+        named = zip(self.task_names, varying.tolist(), strict=True)
+        return tuple(name for name, varies in named if not varies)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -457,6 +541,16 @@ class Surrogate:
                 f"Attribution 0 for {listed(map(repr, self.constant_tasks))}: in every subset or "
                 "in none, so that no score tells."
             )
+        if self.trend is not None:
+            useless = self._explained < _USELESS
+            if len(self.trend.levels) == 1:  # several may well be weighed against each other
+                useless = useless | (self.trend.slopes[0] < 0)
+            names = [name for name, no in zip(self.target_names, useless, strict=True) if no]
+            if names:
+                found.append(
+                    f"The estimates tell little of {listed(map(repr, names))}, or the opposite of "
+                    "what they say: compare with a fit without them."
+                )
         if bool(self.excluded.any()):
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
@@ -485,6 +579,14 @@ class Surrogate:
             tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
         for i, linear in enumerate(self.linear_terms):
             tensors |= _tensors_of(linear, _OF_LINEAR, f"linear.{i}.")
+        levels = []
+        for i, level in enumerate(() if self.trend is None else self.trend.levels):
+            parts, described = level.surrogate.state()
+            tensors |= {f"trend.{i}.{name}": tensor for name, tensor in parts.items()}
+            places = {"tasks": level.tasks, "targets": level.targets}
+            levels.append({"surrogate": described, **places})
+        if self.trend is not None:
+            tensors["trend.slopes"] = self.trend.slopes
         return tensors, {
             **{name: getattr(self, name) for name in _FACTS},
             "kernels": [term.kernel.describe() for term in self.kernel_terms],
@@ -494,6 +596,7 @@ class Surrogate:
             "kind": self.kind.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "solver": None if self.solver is None else asdict(self.solver),
+            **({"trend": levels} if levels else {}),
         }
 
     @classmethod
@@ -529,14 +632,33 @@ class Surrogate:
             kind=ArrayKind(facts["kind"], stored.device),
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
+            trend=cls._trend_of(tensors, facts.get("trend", ())),
         )
+
+    @classmethod
+    def _trend_of(cls, tensors: dict[str, Tensor], levels: Sequence[Any]) -> Trend | None:
+        """The trend in a :meth:`state`."""
+        if not levels:
+            return None
+        found = []
+        for i, level in enumerate(levels):
+            start = f"trend.{i}."
+            parts = {
+                name.removeprefix(start): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(start)
+            }
+            surrogate = cls.from_state(parts, level["surrogate"]).with_tensor_answers()
+            found.append(Level(surrogate, tuple(level["tasks"]), tuple(level["targets"])))
+        return Trend(tuple(found), tensors["trend.slopes"])
 
     # -- describing -----------------------------------------------------------------------------
 
     @property
     def predictors(self) -> str:
-        """The kernels in use, each once, and linear weights; empty where the mean is best."""
-        kernels = [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
+        """Estimates, the kernels in use, each once, and linear weights; empty for the mean."""
+        kernels = ["estimates"] * (self.trend is not None)
+        kernels += [str(term.kernel) for term in self.kernel_terms if bool(term.dual.any())]
         return listed(dict.fromkeys(kernels + ["linear weights"] * bool(self.linear_terms)))
 
     def __str__(self) -> str:
@@ -550,6 +672,10 @@ class Surrogate:
         if self._noise_std is not None:
             shown = self._noise_std.tolist()[:_SHOWN]
             quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        if self.trend is not None:
+            slopes = (listed(f"{b:.3g}" for b in row) for row in self.trend.slopes.tolist())
+            shares = listed(f"{share:.3f}" for share in self._explained.tolist())
+            quality += f", estimates times {' and '.join(slopes)} explain {shares} of it"
         sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
         line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: "
         line += f"{self.predictors or 'mean'} ({self.sharing} ridge), {quality}"
@@ -571,6 +697,20 @@ class Surrogate:
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
         low = torch.where(judged, self.scores, torch.inf).amin(0)
         return torch.where(high > low, error, torch.ones_like(error))
+
+    @cached_property
+    def _explained(self) -> Tensor:
+        assert self.trend is not None
+        trend = Answers(self.trend.slopes, self._trend_at_fitted).mean
+        judged = ~self.scores.isnan() & ~self.excluded
+
+        def scatter(values: Tensor) -> Tensor:
+            values = torch.where(judged, values, 0.0)
+            mean = values.sum(0) / judged.sum(0)
+            return torch.where(judged, values - mean, 0.0).square().sum(0)
+
+        rest, total = (scatter(table / self.unit) for table in (self.scores - trend, self.scores))
+        return torch.where(total > 0, 1 - rest / total.clamp_min(1e-300), 0.0)
 
     @cached_property
     def _noise_std(self) -> Tensor | None:
@@ -600,12 +740,12 @@ class Surrogate:
         return beats_the_mean(self._loo_error, self.rank_correlations)
 
     def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
-        """(t,) bool: targets to whose predictions one of these terms adds anything."""
+        """(t,) bool: targets to whose predictions one of these terms, or a trend, adds anything."""
         moved = torch.zeros_like(self.intercept, dtype=torch.bool)
         for term in terms:
             weights = term.dual if isinstance(term, KernelTerm) else term.weights  # (m or n, q_g)
             moved |= (self._rotate_columns(weights, term.columns) != 0).any(0)
-        return moved
+        return moved if self.trend is None else moved | (self.trend.slopes != 0).any(0)
 
     @property
     def num_varying(self) -> int:
@@ -641,6 +781,12 @@ class Surrogate:
             sizes = self._active.sizes[:, None]
             ends = ends | (sizes == 0) | (sizes == self._active.num_tasks)
         return ends & (self.nugget_share > 0)
+
+    @cached_property
+    def _trend_at_fitted(self) -> Tensor:
+        """(L, m, t) the estimates of the fitted subsets."""
+        assert self.trend is not None
+        return self.trend.ask(lambda level: level.predict(self.masks.values, False)).values
 
     def _smooth(self, query: Masks) -> Tensor:
         """(l, t) predictions of the kernels and linear weights alone."""
@@ -696,7 +842,10 @@ class Surrogate:
         return self._answer(values, {})
 
     def _query(self, masks: ArrayLike) -> Masks:
-        query = Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
+        return Masks.of(masks, num_tasks=self.masks.num_tasks).to(self.masks.values.device)
+
+    def _of_varying(self, query: Masks) -> Masks:
+        """The same subsets as masks of the tasks that vary, in the form of the fitted ones."""
         if len(self._varying_tasks) < self.masks.num_tasks:
             query = Masks(query.values[:, self._varying_tasks])
         return query if self.masks.binary == query.binary else query.as_weights()
@@ -718,18 +867,33 @@ class Surrogate:
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
         return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
 
-    def _readout_std(self, readout: Readout, tasks: Tensor) -> Tensor:
+    def _among_varying(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """The places of tasks among those that vary, and 1 for those that do, else 0."""
+        place = (self.varying.cumsum(0) - 1).clamp_min(0)
+        return place[tasks], self.varying[tasks].to(torch.float64)
+
+    def _readout_std(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
         """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
-        masks = self._active
+        n = self._active.num_tasks
+        place, live = self._among_varying(tasks)
+        live = live.prod(1)  # kernels have no part in the rest
+        asked = live > 0 if trend is None else torch.ones_like(live, dtype=torch.bool)
+        place, live = place[asked], live[asked]
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = prior_variance(kernel, readout, masks.num_tasks, tasks[rows])
-            return Functionals(prior, functionals(masks, kernel, readout, tasks[rows]))
+            prior = prior_variance(kernel, readout, n, place[rows]).to(live) * live[rows]
+            found = functionals(self._active, kernel, readout, place[rows])
+            return Functionals(prior, found * live[rows, None])
 
-        return self._std(len(tasks), of_rows)
+        std = self.unit.new_zeros(len(tasks), len(self.unit))
+        std[asked] = self._std(len(place), of_rows, trend)
+        return std
 
     def _std(
-        self, count: int, of_rows: Callable[[Kernel, slice, KernelTerm], Functionals]
+        self,
+        count: int,
+        of_rows: Callable[[Kernel, slice, KernelTerm], Functionals],
+        trend: Answers | None,
     ) -> Tensor:
         """(count, t) posterior standard deviations in units of the scores, some rows at a time."""
         if not self._is_covered:
@@ -743,17 +907,25 @@ class Surrogate:
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
             latent = self.unit.new_zeros(rows.stop - rows.start, self._num_latent)
+            of_trend = None
+            if trend is not None:
+                of_trend = TrendFunctionals(trend.values[:, rows], self._trend_at_fitted)
             for term in self.kernel_terms:
                 smooth, observed = (
                     of_rows(kernel, rows, term) for kernel in (term.kernel, Identity())
                 )
                 factor = term.factored(self._active, center=self.center, solver=self.solver)
-                latent[:, term.columns] = self._fitted.variance(term, factor, smooth, observed)
+                latent[:, term.columns] = self._fitted.variance(
+                    term, factor, smooth, observed, of_trend
+                )
             variance = latent if self.rotation is None else latent @ self.rotation.square().T
             if self.noise is None:
                 squares = observed.of_fitted.square() @ inexact.to(torch.float64)
                 variance = variance + self._loo_error * squares
-            parts.append(self.unit * variance.sqrt())
+            std = self.unit * variance.sqrt()
+            if trend is not None and trend.std is not None:
+                std = (std.square() + trend.variance[rows]).sqrt()
+            parts.append(std)
         return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
 
     def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
@@ -769,8 +941,17 @@ class Surrogate:
             scale_rest = common_sum(self.masks.values) is not None
         if scale_rest:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
+        if self.trend is not None and return_std:
+            remedy = "Intervals of mixtures do not know estimates: ask for values, or fit without."
+            expected = "False for real-valued weights with estimates"
+            raise ValueError(message("return_std", expected, "True", remedy))
         whole, rest, masks = Masks(mean[None]), Masks(without), self._active
         values = self._smooth(whole) - self._smooth(rest)
+        if self.trend is not None:
+            points = self.masks.floats.mean(0).repeat(len(rest) + 1, 1)
+            points[:, self._varying_tasks] = torch.cat([whole.values, rest.values])
+            told = self.trend.ask(lambda level: level.predict(points, False)).mean
+            values = values + told[:1] - told[1:]
         axes = {"task": self.task_names}
         if not return_std:
             return self._answer(self._of_all_tasks(values), axes)
@@ -783,7 +964,7 @@ class Surrogate:
                 return Functionals(prior, between.new_zeros(len(between), len(masks)))
             return Functionals(prior, kernel.gram(whole, masks) - kernel.gram(part, masks))
 
-        std = self._of_all_tasks(self._std(len(without), of_rows))
+        std = self._of_all_tasks(self._std(len(without), of_rows, None))
         return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
 
 

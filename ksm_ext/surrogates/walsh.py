@@ -42,6 +42,19 @@ _NEWTON = 10  # orders up to which Newton's identities lose no digits that matte
 _FORM_ENTRIES = 2**22  # of forms of all orders held at a time: 32 MB
 
 
+def side_by_side(parts: list[tuple[Masks, list[Mixture]]]) -> tuple[Masks, list[Mixture]]:
+    """Expansions on several tables of subsets as one on all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [len(masks) for masks, _ in parts]
+    mixtures: list[Mixture] = []
+    for place, (_, kernels) in enumerate(parts):
+        for kernel, dual in kernels:
+            padding = (0, 0, sum(rows[:place]), sum(rows[place + 1 :]))
+            mixtures.append((kernel, torch.nn.functional.pad(dual, padding)))
+    return Masks(torch.cat([masks.values for masks, _ in parts])), mixtures
+
+
 def walsh_energies(
     masks: Masks, mixtures: list[Mixture], max_order: int, first_order: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -280,3 +280,24 @@ def test_report_of_held_out_scores(there):
     assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 0
     frame().drop(columns="wiki").to_csv("new.csv", index=False)
     assert main(["report", "s", "-o", "h.html", "--held-out", "new.csv"]) == 2
+
+
+def test_estimates_are_read_from_tables_and_surrogates(there, capsys):
+    """Columns in any order, of the same names; or what ksm fit saved of them."""
+    cheap = fit_surrogate(
+        MASKS, 0.5 * scores() + 1, task_names=TASKS, target_names=["loss", "accuracy"]
+    )
+    cheap.save("cheap.safetensors")
+    table = frame()
+    table[["loss", "accuracy"]] = 0.5 * table[["loss", "accuracy"]] + 1
+    table[table.columns[::-1]].assign(seed=1).to_csv("cheap.csv", index=False)
+    frame()[:10].to_csv("few.csv", index=False)
+    expected = fit_surrogate(MASKS[:10], scores()[:10], estimates=cheap).attribute()
+    for source in ("cheap.csv", "cheap.safetensors"):
+        assert main(["fit", "few.csv", "--estimates", source, "-o", "mine"]) == 0
+        assert "estimates times" in capsys.readouterr().err
+        found = load_surrogate("mine")
+        torch.testing.assert_close(found.attribute(), expected, rtol=1e-6, atol=1e-8)
+    frame().rename(columns={"wiki": "web"}).to_csv("other.csv", index=False)
+    assert main(["fit", "few.csv", "--estimates", "other.csv", "-o", "mine"]) == 2
+    assert "'wiki'" in capsys.readouterr().err

@@ -45,6 +45,8 @@ def readers_own(tmp_path, monkeypatch):
         "few_retrained_scores": scores[:10],
         "masks": masks,
         "scores": scores,
+        "many_masks": masks,
+        "cheap": 0.5 * scores + 1,
         "output": ksm_ext.network.outputs.log_odds,
         "projector": ksm_ext.Projector(4),
         "train": train,

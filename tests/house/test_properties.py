@@ -416,6 +416,24 @@ def test_numbers_of_any_kind_are_numbers(number, kind, seed, tmp_path_factory):
     assert float(surrogate.kernel_terms[0].ridge[0]) == same
 
 
+@holds(m=st.integers(6, 16), n=st.integers(3, 6), t=st.integers(1, 2), seed=SEEDS, scale=SCALES)
+def test_the_unit_of_estimates_decides_nothing(m, n, t, seed, scale):
+    """Nor their sign, nor that of the scores; and a + b E is found where it is the truth."""
+    every = subsets.all_subsets(n)
+    cheap = normal(seed, 2**n, t)
+    rows = torch.randperm(2**n, generator=generator(seed))[:m]
+    scores = normal(seed + 1, len(rows), t)
+    estimates = fit_surrogate(every, cheap, kernel=ksm_ext.RBF(0.3), noise_std=0.0)
+    other = fit_surrogate(every, 3 - scale * cheap, kernel=ksm_ext.RBF(0.3), noise_std=0.0)
+    options = {"kernel": ksm_ext.RBF(0.2), "ridge": 0.1}
+    expected = fit_surrogate(every[rows], scores, estimates=estimates, **options)
+    found = fit_surrogate(every[rows], 2 - 5 * scores, estimates=other, **options)
+    close(found.predict(every), 2 - 5 * expected.predict(every), 1e-6)
+    close(found.attribute("shapley", True)[1], 5 * expected.attribute("shapley", True)[1], 1e-5)
+    exact = fit_surrogate(every[rows], 1 + scale * cheap[rows], estimates=estimates)
+    close(exact.predict(every) / scale, (1 + scale * cheap) / scale, 1e-6)
+
+
 # Operators
 
 

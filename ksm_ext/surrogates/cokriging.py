@@ -1,0 +1,259 @@
+r"""Scores of two kinds at once: many estimates and few true scores, by autoregressive co-kriging.
+
+.. math:: F(S) = a + \sum_l b_l E_l(S) + \delta(S)
+
+The estimates become surrogates E of their own (:func:`levels_of`). δ is a kernel surrogate whose
+trend they are: a and b are unpenalised, for each target its own (:class:`.spectral.TrendRidge`).
+With so few true scores, leave-one-out errors over a grid of kernels and ridges choose by chance.
+What is chosen has the largest restricted likelihood instead, which no coefficient of the trend can
+flatter, with a mild prior :math:`(1 + q)^{-0.3}` on the ratio q of signal to noise.
+
+References: Kennedy & O'Hagan 2000 (co-kriging); Le Gratiet & Garnier 2014 (level after level);
+Patterson & Thompson 1971 (restricted likelihood).
+
+Shapes: m subsets, t targets, L levels, R ridges; scores standardised, float64.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ksm_ext.arrays import as_tensor
+from ksm_ext.checks import listed, message
+from ksm_ext.subsets import leave_one_out
+from ksm_ext.surrogates.candidates import Tried
+from ksm_ext.surrogates.choice import Choice, Chosen, Contest, Model, Sharing, solve
+from ksm_ext.surrogates.judgement import Scores, judge
+from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.more_subsets import similar_subsets
+from ksm_ext.surrogates.search import Fits, Search, described
+from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
+from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.trend import Level
+from ksm_ext.surrogates.trials import RELATIVE_RIDGES, Judged, KernelTrial, LatentFit
+
+_PRIOR = 0.3
+"""Exponent of the prior on the ratio of signal to noise: a factor of 10 costs .7 of likelihood."""
+
+_DRAWN = 500
+"""Subsets, beside those with true scores, whose scores a predictor is asked for."""
+
+_OWN_CHOICE = 3.0
+"""Log-likelihood that kernel and ridge of a target's own must win: twice is chi-squared, of two
+degrees of freedom, and beyond 6 by chance once in twenty."""
+
+
+# -- estimates ----------------------------------------------------------------------------------
+
+
+def levels_of(
+    estimates: Any,
+    masks: Masks,
+    task_names: Sequence[str],
+    target_names: Sequence[str],
+    *,
+    fit: Callable[..., Surrogate],
+) -> tuple[Level, ...]:
+    """Surrogates of the estimates, their tasks and targets matched by name or position.
+
+    A predictor that is no surrogate is asked for the subsets with true scores, all tasks, all but
+    one, and :data:`_DRAWN` drawn ones of like sizes; a surrogate of these answers for it. Its
+    answers have no noise, so where true scores are they are its very own. (Of the empty subset it
+    is not asked: a model that was trained on nothing, or not moved from where it is, is no limit of
+    others.)
+
+    Args:
+        estimates: See :func:`ksm_ext.fit_surrogate`.
+        masks: (m, n) the subsets with true scores.
+        task_names: n names.
+        target_names: t names.
+        fit: Fits a surrogate to masks and scores.
+
+    Raises:
+        TypeError: If one of ``estimates`` is nothing of the kind.
+        ValueError: If its tasks or targets are others, or there is none.
+    """
+    several = isinstance(estimates, list) or (
+        isinstance(estimates, tuple) and all(hasattr(each, "predict") for each in estimates)
+    )
+    given = list(estimates) if several else [estimates]
+    if not given:
+        raise ValueError(message("estimates", "at least one", "an empty list", "Leave it out."))
+    levels = []
+    for each in given:
+        if not isinstance(each, Surrogate):
+            each = _surrogate_of(each, masks, task_names, fit)
+        own = each.task_names, each.target_names
+        tasks = _matched("task", own[0], task_names)
+        levels.append(
+            Level(each.with_tensor_answers(), tasks, _matched("target", target_names, own[1]))
+        )
+    return tuple(levels)
+
+
+def _surrogate_of(
+    given: Any, masks: Masks, task_names: Sequence[str], fit: Callable[..., Surrogate]
+) -> Surrogate:
+    """A surrogate of scores, of finished runs, or of what a predictor predicts."""
+    if hasattr(given, "runs"):
+        return fit(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        return fit(*given)
+    if not hasattr(given, "predict"):
+        expected = "a pair (masks, scores), something with predict(masks), or a list of these"
+        remedy = "Fit a surrogate to it, and pass that."
+        raise TypeError(message("estimates", expected, type(given).__name__, remedy))
+    if not masks.binary:
+        remedy = "Fit a surrogate to its predictions, and pass that."
+        found = f"{type(given).__name__} for real weights"
+        raise ValueError(message("estimates", "a surrogate or a pair", found, remedy))
+    names = getattr(given, "task_names", task_names)
+    asked = masks.values[masks.sizes > 0].cpu()
+    drawn = similar_subsets(asked, _DRAWN, seed=0)
+    nearest = leave_one_out(masks.num_tasks, include_full=True)
+    asked = torch.cat([asked, nearest, drawn]).unique(dim=0)
+    asked = asked[:, list(_matched("task", names, task_names))]
+    scores = as_tensor("estimates.predict(masks)", given.predict(asked))
+    called = {name: getattr(given, name, None) for name in ("task_names", "target_names")}
+    return fit(asked, scores, noise_std=0.0, **called)
+
+
+def _matched(kind: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
+    """Numbers among ``names`` of those that are ``wanted``, or the same numbers without names."""
+    if set(wanted) <= set(names) and (kind == "target" or len(wanted) == len(names)):
+        return tuple(names.index(name) for name in wanted)
+    unnamed = {tuple(map(str, range(len(wanted)))), ("target",)}
+    if len(wanted) == len(names) and unnamed & {tuple(wanted), tuple(names)}:
+        return tuple(range(len(names)))
+    expected = f"of the same {kind}s as the true scores"
+    found = f"{listed(wanted)} beside {listed(names)}"
+    remedy = f"Give their {kind}s the same names, or one of the two none, to go by position."
+    raise ValueError(message("estimates", expected, found, remedy))
+
+
+# -- the fit ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class TrendModel(Model):
+    """A model beside its trend.
+
+    Attributes:
+        slopes: (L, t) standardised scores per unit of the estimates.
+    """
+
+    slopes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TrendSearch(Search):
+    """A fit of scores with estimates beside them.
+
+    Attributes:
+        basis: (L, m, t) the estimates of the subsets' scores.
+    """
+
+    basis: Tensor
+
+    def part(self, rows: Tensor, columns: Tensor) -> "TrendSearch":
+        """The same for some subsets and targets."""
+        return replace(self, basis=self.basis[:, rows][..., columns])
+
+    def fit(self, tables: Sequence[Masks], scores: Scores) -> list[tuple[Fits, list[Tried]]]:
+        """The model of all targets, and everything that was tried, of the one table."""
+        (masks,) = tables
+        asked = self if self.kernel != "auto" else replace(self, kernel="rbf")
+        kernels, _ = asked._candidates(masks)
+        trials = [TrendTrial(kernel, masks, scores, self) for kernel in kernels]
+        contest = Contest([trial.judged for trial in trials], scores)
+        choice, sharing = self._choice(trials, contest)
+        (model,) = solve(choice, [sharing], trials[0], trials[0].judged.judgement.ridges)
+        targets = torch.arange(scores.values.shape[2], device=scores.values.device)
+        slopes = torch.zeros_like(self.basis[:, 0])
+        for trial, columns, ridges, _ in choice.groups():
+            assert isinstance(trial, TrendTrial)
+            slopes[:, columns] = trial.slopes(ridges[0], columns)
+        shared = torch.tensor([sharing == "shared"], device=targets.device)
+        chosen = Chosen(choice, shared, None, torch.zeros_like(choice.candidate, dtype=torch.bool))
+        (tried,) = described(contest, chosen)
+        return [([(TrendModel(**vars(model), slopes=slopes), targets)], tried)]
+
+    def _choice(self, trials: list["TrendTrial"], contest: Contest) -> tuple[Choice, Sharing]:
+        """The kernel and ridge of the largest likelihood, of all targets together or of each."""
+        scores = contest.scores
+        likelihoods = torch.cat([trial.log_likelihoods for trial in trials])  # (candidates, t)
+        pooled = likelihoods[:, scores.varying].sum(1).argmax()
+        best, chosen = likelihoods.max(0)
+        if self.share_ridge == "auto":
+            chosen = torch.where(best - likelihoods[pooled] > _OWN_CHOICE, chosen, pooled)
+        elif self.share_ridge:
+            chosen = pooled.expand_as(chosen)
+        chosen = torch.where(scores.variance[0] > 0, chosen, pooled)
+        sharing: Sharing = "shared" if bool((chosen == pooled).all()) else "target"
+        return Choice(contest, chosen[None]), sharing
+
+
+class TrendTrial(KernelTrial):
+    """Kernel ridge beside a trend, with one kernel of one table, at every ridge.
+
+    Attributes:
+        judged: What it costs.
+        log_likelihoods: (R, t) restricted log-likelihood and prior.
+    """
+
+    def __init__(self, kernel: Kernel, masks: Masks, scores: Scores, search: TrendSearch) -> None:
+        """Judge ``kernel`` at every ridge, or at the one that was given."""
+        gram = kernel.gram(masks)[None, None]
+        factor = SpectralRidge(gram, center=scores.center, weights=scores.weights[:, None])
+        rotated = factor.rotate(scores.values[:, None])
+        super().__init__([kernel], [masks], scores, (factor, rotated), 0)
+        self._plain, y = factor[0, 0], rotated[0, 0]
+        self._beside = TrendRidge(self._plain, search.basis)
+        scale = self._plain.scale.clamp_min(1e-300)
+        if search.ridge is not None:
+            self._plain.check_ridge(float(search.ridge.min()))
+            ridges = search.ridge
+        else:
+            ridges = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64).to(scale) * scale
+        left_out = (self._beside.leave_one_out(y, r)[None, None, :, None] for r in ridges)
+        found = judge(scores, ridges[None, None], left_out, ranked=True)
+        everything = torch.ones(1, dtype=torch.bool, device=y.device)
+        self.judged = Judged([self], len(ridges), found, everything)
+        likelihoods = [self._beside.log_likelihood(y, ridge) for ridge in ridges]
+        prior = _PRIOR * torch.log1p(scale / ridges.clamp_min(1e-300))
+        self.log_likelihoods = torch.stack(likelihoods) - prior[:, None]
+        if search.ridge is None and scores.noise is not None:  # no ridge stands for less
+            signal = [self._beside.signal_variance(y, ridge) for ridge in ridges]
+            low = ridges[:, None] * torch.stack(signal) < scores.noise[0]
+            low[-1] = False
+            self.log_likelihoods = self.log_likelihoods.masked_fill(low, -torch.inf)
+
+    def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
+        """See :class:`.trials.Trial`."""
+        beside, y = self._of(columns)
+        return beside.leave_one_out(y, ridges[0])[None]
+
+    def slopes(self, ridges: Tensor, columns: Tensor) -> Tensor:
+        """(L, columns) coefficients of the trend at ``ridges`` (columns,)."""
+        beside, y = self._of(columns)
+        return beside.coefficients(y, ridges)
+
+    def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
+        """See :class:`.trials.Trial`; the trend itself is in :meth:`slopes`."""
+        beside, y = self._of(columns)
+        dual, signal = beside.dual(y, ridges[0]), beside.signal_variance(y, ridges[0])
+        constant = self._scores.offset[0, columns]
+        if self._scores.center:
+            trend = (self.slopes(ridges[0], columns) * beside.basis_mean).sum(0)
+            constant = constant + self._plain.offset(dual) - trend
+        residuals = ridges[0] / self._scores.weights[0, :, None] * dual
+        parts = constant, residuals, ridges[0] * signal, dual, signal
+        return LatentFit(*(part[None] for part in parts))
+
+    def _of(self, columns: Tensor) -> tuple[TrendRidge, Tensor]:
+        """What solves for these columns, and their scores in the eigenbasis."""
+        return self._beside.columns(columns), self._rotated[0][:, columns]
