@@ -36,6 +36,9 @@ _CLEAR = 2.0
 It is the best of many, so some win by chance: one in forty by so much.
 """
 
+_RICHER = 0.5
+"""Standard errors by which kernels that see sizes must win: they are many."""
+
 _BETTER_THAN_MEAN = 0.5
 """Standard errors by which a predictor must beat the mean.
 
@@ -131,15 +134,15 @@ class Contest:
         judged: The trials, with what they cost.
         scores: What they predict.
         mean: Whether the first of them is the mean.
-        preferred: Indices of trials that are kept unless another is better by the ``margin``.
-        margin: Standard errors by which a kernel must win to replace the best of these.
+        preferred: Indices of trials that are kept unless another is clearly better.
+        richer: Indices of trials that must win against what is chosen from the others.
     """
 
     judged: Sequence[Judged]
     scores: Scores
     mean: bool = False
     preferred: frozenset[int] = frozenset()
-    margin: float = _CLEAR
+    richer: frozenset[int] = frozenset()
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -280,13 +283,10 @@ class Contest:
             the numbers of these ways (b,).
         """
         scores = self.scores
-        choice = self.best("shared")
-        means = self.among([0] * self.mean)
-        for simpler, errors in (*self._simpler(), (means, _BETTER_THAN_MEAN)):
-            if bool(simpler.any()):
-                other = self.best("shared", simpler)
-                gain = scores.pooled(other.losses - choice.losses)  # (b, m)
-                choice = choice.where(clearly_better(gain[..., None], errors), other)
+        choice, means = self._careful("shared"), self.among([0] * self.mean)
+        if self.mean:
+            mean = self.best("shared", means)
+            choice = choice.where(self._wins(choice, mean, "shared", _BETTER_THAN_MEAN), mean)
         kept = choice.trial[:, 0]  # (b,)
         ways = torch.zeros_like(kept)
         kernels = [isinstance(self.trials[index], KernelTrial) for index in kept.tolist()]
@@ -305,23 +305,28 @@ class Contest:
         freer = {number: sharing[number] for number in set(ways.tolist()) - {0}}
         return {0: choice, **{i: self.best(way, among) for i, way in freer.items()}}, ways
 
-    def _simpler(self) -> tuple[tuple[Tensor, float], ...]:
-        """What is kept unless another is so many standard errors better: kernels, those preferred.
+    def _careful(self, sharing: Sharing) -> Choice:
+        """The best, unless simpler is nearly as good."""
+        everything = range(len(self.trials))
+        choice = self.best(sharing, self.among(set(everything) - self.richer))
+        if self.preferred:
+            default = self.best(sharing, self.among(self.preferred))
+            choice = choice.where(self._wins(choice, default, sharing, _CLEAR), default)
+        if self.richer:
+            other = self.best(sharing, self.among(self.richer))
+            choice = other.where(self._wins(other, choice, sharing, _RICHER), choice)
+        return choice
 
-        Where nothing is preferred, whatever was asked for is as good.
-        """
-        if not self.preferred:
-            return ()
-        kernels = [i for i, trial in enumerate(self.trials) if isinstance(trial, KernelTrial)]
-        return (self.among(kernels), _CLEAR), (self.among(self.preferred), self.margin)
+    def _wins(self, one: Choice, other: Choice, sharing: Sharing, errors: float) -> Tensor:
+        """(b, t) bool: whether one choice predicts better by so many standard errors."""
+        gain = other.losses - one.losses  # (b, m, t)
+        if sharing == "shared":
+            gain = self.scores.pooled(gain)[..., None]
+        return clearly_better(gain, errors)
 
     def _alone(self) -> Choice:
         """For every target what it would get if it were the only one."""
-        choice = self.best("target")
-        for simpler, errors in self._simpler():
-            if bool(simpler.any()):
-                other = self.best("target", simpler)
-                choice = choice.where(clearly_better(other.losses - choice.losses, errors), other)
+        choice = self._careful("target")
         if self.mean:
             better = self._beats_mean(choice.residuals, choice.losses)
             choice = choice.where(better, self.best("target", self.among([0])))

@@ -58,9 +58,6 @@ _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on ev
 _SCREEN_TARGETS = 128
 _WANTED = 2  # kernels at most that single targets want
 _SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
-_MARGIN = 0.5
-"""Standard errors by which another kernel must beat those that see sizes: there are many."""
-
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
 _LASSO_SUBSETS = 20_000  # its path holds 20 residuals of each target that is probed
@@ -274,9 +271,10 @@ class Search:
         if automatic and len(tables[0]) <= _LASSO_SUBSETS:
             judged += lasso_where_promising(tables, scores, folds, Contest(judged, scores))
         contest = Contest(judged if with_mean else judged[1:], scores, with_mean)
-        preferred = _preferred(contest.trials) if automatic else ()
-        margin = _MARGIN if tables[0].binary else contest.margin
-        return replace(contest, preferred=frozenset(preferred), margin=margin)
+        if not automatic:
+            return contest
+        preferred, richer = _preferred(contest.trials)
+        return replace(contest, preferred=frozenset(preferred), richer=frozenset(richer))
 
 
 def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]:
@@ -298,7 +296,7 @@ def _models(chosen: Chosen, substitute: KernelTrial, grid: Tensor) -> list[Fits]
 def _substitute(judged: Sequence[Judged]) -> tuple[KernelTrial, Tensor]:
     """The trial whose uncertainty stands around a mean or linear weights, and its ridges (b, R)."""
     found = [(trial, part, k) for part in judged for k, trial in enumerate(part.trials)]
-    trial, part, k = found[min(_preferred([each[0] for each in found]), default=0)]
+    trial, part, k = found[min(_preferred([each[0] for each in found])[0], default=0)]
     assert isinstance(trial, KernelTrial)
     return trial, part.judgement.ridges.unflatten(1, (-1, part.num_ridges))[:, k]
 
@@ -329,13 +327,19 @@ def _by_size(masks: Masks) -> list[Kernel]:
     return [*(kernel for kernel in plain if kernel.amplitude), *of_size]
 
 
-def _preferred(trials: Sequence[Trial]) -> list[int]:
-    """The numbers of the trials whose kernels are preferred where none is asked for."""
-    kernels = [trial.predictor(0) for trial in trials]
-    parts = [kernel.terms[0][1] if isinstance(kernel, Sum) else kernel for kernel in kernels]
-    warped = [index for index, part in enumerate(parts) if isinstance(part, Warped)]
-    wide = [index for index, part in enumerate(parts) if isinstance(part, Exponential)]
-    return warped or wide
+def _preferred(trials: Sequence[Trial]) -> tuple[list[int], list[int]]:
+    """The numbers of the trials whose kernels are preferred, and of those that see sizes too."""
+    warped: list[int] = []
+    wide: list[int] = []
+    sized: list[int] = []
+    for index, trial in enumerate(trials):
+        kernel = trial.predictor(0)
+        part = kernel.terms[0][1] if isinstance(kernel, Sum) else kernel
+        if isinstance(part, Warped):
+            warped.append(index)
+        elif isinstance(part, Exponential):
+            (sized if part.amplitude or part is not kernel else wide).append(index)
+    return warped or wide, sized
 
 
 def random_rows(count: int, limit: int, device: torch.device) -> Tensor:
