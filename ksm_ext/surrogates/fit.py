@@ -53,8 +53,8 @@ subsets and as m³ beyond, so 100 at 6,000, for any number of targets; by conjug
 at 4,000, 29-41 at 6,000, and 85 at 6,000 with 100 targets.
 """
 
-_AT_A_TIME = 2**20
-"""Numbers of Gram matrices and residuals held at a time: 8 MB, by each thread."""
+_AT_A_TIME = 2**21
+"""Numbers of Gram matrices and residuals held at a time: 16 MB, by each thread."""
 
 _DIMS = {last: ("table", "subset", last) for last in ("task", "target")}
 _MOST_SUBSETS = 256  # where arithmetic is what takes long, there is nothing to share
@@ -247,7 +247,7 @@ def fit_many(
         if subsets.stride(0) == 0:
             known = [Masks(subsets[0].to(outcomes.device))] * len(places)
         else:
-            known = [Masks(each) for each in subsets[places].to(outcomes.device)]
+            known = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
         once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
         for at, parts in parts_of_many(known, tables, search):
             observed = Observations(known[at], tables[at], once, None, once == 0, 0)
