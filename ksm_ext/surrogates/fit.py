@@ -55,9 +55,10 @@ subsets and as m³ beyond, so 100 at 6,000, for any number of targets; by conjug
 at 4,000, 29-41 at 6,000, and 85 at 6,000 with 100 targets.
 """
 
-_AT_A_TIME = 2**20
-"""Numbers of Gram matrices and residuals held at a time: 8 MB, by each thread."""
+_AT_A_TIME = 2**21
+"""Numbers of Gram matrices and residuals held at a time: 16 MB, by each thread."""
 
+_DIMS = {last: ("table", "subset", last) for last in ("task", "target")}
 _MOST_SUBSETS = 192  # where arithmetic is what takes long, there is nothing to share
 _KERNELS, _RIDGES = 64, 17  # of a usual search
 
@@ -228,6 +229,12 @@ def fit_many(
         >>> [fitted.attribute("loo").round(1).tolist() for fitted in fit_many(masks, scores)]
         [[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
     """
+    masks, scores = aligned(
+        {
+            "masks": (masks, *_DIMS["task"][-getattr(masks, "ndim", 3) :]),
+            "scores": (scores, *_DIMS["target"][: getattr(scores, "ndim", 3)]),
+        }
+    )
     subsets, outcomes = _checked_tables(as_tensor("masks", masks), as_tensor("scores", scores))
     if isinstance(kernel, Iterator):
         kernel = tuple(kernel)  # read once, for all tables
@@ -242,8 +249,13 @@ def fit_many(
     search = _search(outcomes[0], **options)
     b, m, n = subsets.shape
     t = outcomes[0, 0].numel()
-    names = _names(subsets[0], outcomes[0], task_names, target_names, (n, t))
-    rows = [scores[i] for i in range(b)]
+    names = _names(
+        masks if len(masks) == m and subsets.stride(0) == 0 else masks[0],
+        scores[0] if outcomes.ndim == 3 else outcomes,
+        task_names,
+        target_names,
+        (n, t),
+    )
     found: list[Surrogate | None] = [None] * b
 
     def fit_together(places: Tensor) -> None:
@@ -251,12 +263,12 @@ def fit_many(
         if subsets.stride(0) == 0:
             known = [Masks(subsets[0].to(outcomes.device))] * len(places)
         else:
-            known = [Masks(each) for each in subsets[places].to(outcomes.device)]
+            known = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
         once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
         for at, parts in parts_of_many(known, tables, search):
             observed = Observations(known[at], tables[at], once, None, once == 0, 0)
             i = int(places[at])
-            found[i] = _assembled(parts, observed, search, names, like=rows[i])
+            found[i] = _assembled(parts, observed, search, names, like=outcomes[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
     alike = _alike(subsets, outcomes, search)
@@ -265,11 +277,13 @@ def fit_many(
     chunks = [chunk for group in groups if len(group) for chunk in group.split(step)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fit_together, chunks))  # raises what a thread raised
-    options |= {"task_names": task_names, "target_names": target_names}
-    return [
-        fit_surrogate(subsets[i], rows[i], **options) if each is None else each
+    options |= names
+    alone = (
+        fit_surrogate(subsets[i], outcomes[i], **options) if each is None else each
         for i, each in enumerate(found)
-    ]
+    )
+    kind = ArrayKind.of(scores)
+    return [each if each.kind == kind else replace(each, kind=kind) for each in alone]
 
 
 def _search(

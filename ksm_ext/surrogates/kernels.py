@@ -45,7 +45,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -827,7 +826,9 @@ def grams(kernels: Sequence[Sequence[Kernel]], tables: Sequence[Masks]) -> Tenso
     everything = [kernel for each in kernels for kernel in each]
     counted = all(masks.binary for masks in tables)
     counted = counted and all(kernel.is_counted for kernel in everything)
-    if len(everything) == 1 or not counted:
+    if len(everything) == 1:  # without a copy: it may be most of the memory
+        return everything[0].gram(tables[0])[None, None]
+    if not counted:
         pairs = zip(kernels, tables, strict=True)
         return torch.stack([torch.stack([k.gram(masks) for k in each]) for each, masks in pairs])
     n, device = tables[0].num_tasks, tables[0].values.device
@@ -866,7 +867,7 @@ def _values(kernels: Sequence[Kernel], counts: Tensor) -> tuple[Tensor, Tensor]:
     of_hamming, of_overlap = (counts.new_zeros(len(kernels), len(counts)) for _ in range(2))
     kinds: dict[Any, list[int]] = {}
     for index, kernel in enumerate(kernels):
-        numeric = all(isinstance(value, Real) for value in vars(kernel).values())
+        numeric = {type(value) for value in vars(kernel).values()} <= {int, float}
         kinds.setdefault(type(kernel) if numeric else index, []).append(index)
     for places in kinds.values():
         one = copy(kernels[places[0]])

@@ -375,7 +375,10 @@ def lasso_where_promising(
 
 
 def described(contest: Contest, chosen: Chosen | None) -> Iterator[list[Tried]]:
-    """For every table what was tried, with the latent columns that chose it."""
+    """For every table what was tried, with the latent columns that chose it.
+
+    In memory of its own: who keeps one table keeps none of the others.
+    """
     b, num_candidates = contest.ridges.shape
     counts = torch.zeros(b, num_candidates, dtype=torch.int64, device=contest.ridges.device)
     if chosen is not None:
@@ -396,11 +399,11 @@ def described(contest: Contest, chosen: Chosen | None) -> Iterator[list[Tried]]:
             rows.append(
                 Tried(
                     [(trial.predictor(i), part.num_ridges) for trial in part.trials],
-                    part.judgement.ridges[i],
-                    part.judgement.errors[i],
+                    part.judgement.ridges[i].clone(),
+                    part.judgement.errors[i].clone(),
                     part.ranks(i),
                     m,
-                    counts[i, at],
+                    counts[i, at].clone(),
                 )
             )
         yield rows

@@ -37,7 +37,6 @@ RELATIVE_RIDGES = tuple(10.0 ** (step / 2) for step in range(-10, 7))
 _SEARCH_TOLERANCE = 1e-2  # of residuals: errors by 1e-2 change a mean square by 1e-4
 _SINGLE_FROM = 768  # ridges are compared in float32 where the products with U dominate the time
 
-
 _TOGETHER = 2**22
 """Numbers held at a time of eigenvectors and residuals: 32 MB. Of kernels, one at least."""
 
@@ -230,9 +229,11 @@ def judged_kernels(
     for start in range(0, len(kernels[0]), step):
         part = [each[start : start + step] for each in kernels]
         alike = 1 if all(masks is tables[0] for masks in tables) else b  # then factored once
-        gram, weights = grams(part[:alike], tables[:alike]), scores.weights[:alike, None]
-        factor = SpectralRidge(gram, center=scores.center, weights=weights)
-        del gram
+        weights = scores.weights[:alike, None]
+        # nobody else holds the Gram matrices, so that they are gone when they are factored
+        factor = SpectralRidge(
+            grams(part[:alike], tables[:alike]), center=scores.center, weights=weights
+        )
         options: dict[str, Any] = {"ridge": ridge, "components": components, "ranked": ranked}
         yield judged_factor(part, tables, scores, factor, **options)
 

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 import ksm_ext
-from ksm_ext import evaluation, fit_surrogate, plotting, selection, subsets, write_report
+from ksm_ext import (
+    evaluation,
+    fit_many,
+    fit_surrogate,
+    plotting,
+    selection,
+    subsets,
+    write_report,
+)
 from ksm_ext.arrays import aligned
 from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.sklearn import SurrogateRegressor, lds_score
@@ -33,6 +41,7 @@ LABELS = {
     "task": list("abcd"),
     "target": ["u", "v", "w"],
     "curve": ["one", "two", "three"],
+    "table": ["first", "second", "third"],
     "other": list("abcd"),
     "point": [f"point {row}" for row in range(M)],
 }
@@ -135,6 +144,13 @@ FUNCTIONS = {
     "fit_surrogate": (
         HELD,
         lambda masks, scores: fit_surrogate(masks, scores, kernel="linear").attribute(),
+        [("scores", "subset")],
+    ),
+    "fit_many": (
+        QUERY | {"scores": (SAID.T, "table", "subset")},
+        lambda masks, scores: np.stack(
+            [s.attribute() for s in fit_many(masks, scores, kernel="linear")]
+        ),
         [("scores", "subset")],
     ),
     "observe": (  # what fit_surrogate does with its tables

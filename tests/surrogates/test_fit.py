@@ -294,6 +294,13 @@ def test_rank_correlations_asked_for_later_are_those_computed_at_once(tmp_path, 
     assert chosen.rank_correlation == pytest.approx(peer, abs=1e-9)
 
 
+def test_one_of_many_keeps_nothing_of_the_others():
+    tables = [problem(t=2) for _ in range(40)]
+    many = fit_many(torch.stack([m for m, _ in tables]), torch.stack([s for _, s in tables]))
+    sizes = [len(pickle.dumps(fit)) for fit in (many[7], fit_surrogate(*tables[7]))]
+    assert sizes[0] < 1.1 * sizes[1]
+
+
 def test_many_subsets_are_screened():
     masks = subsets.bernoulli(12, 800, 0.5, seed=0)
     scores = masks.double() @ torch.randn(12).double() + 0.3 * torch.randn(800).double()
