@@ -43,7 +43,7 @@ from ksm_ext.checks import (
     shape_text,
 )
 from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
-from ksm_ext.surrogates.simplex import maximise, project
+from ksm_ext.surrogates.simplex import maximise, onto_simplex
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_CANDIDATES = 2**22
@@ -505,7 +505,7 @@ def best_mixture(
         return sign * score - margin * std[0] if std else sign * score
 
     drawn = dirichlet(len(low), _RANDOM_MIXTURES, strength=(0.1, float(len(low))), seed=seed)
-    starts = project(torch.cat([rows, total * drawn]), low, high, total)
+    starts = onto_simplex(torch.cat([rows, total * drawn]), low, high, total)
     order = value(starts).argsort(descending=True, stable=True)
     shares, _ = maximise(value, starts[order[:_STARTS]].clone(), low, high, total)
     (score,), (std,) = predicted(shares[None], True)

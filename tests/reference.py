@@ -240,7 +240,7 @@ def _kernel(
         "exponential": math.sqrt(sum((g * d) ** 2 for g, d in apart)),
     }[name]
     missing = 2 - (sum(a) + sum(b)) / len(a)  # in both, as shares of all tasks
-    return math.exp(parameters["amplitude"] * missing - power)
+    return math.exp(parameters.get("amplitude", 0.0) * missing - power)
 
 
 def _legendre(x: float, degree: int) -> list[float]:

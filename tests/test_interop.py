@@ -156,7 +156,7 @@ def test_what_has_no_interaction_values(options, found):
 def test_shares_have_no_interaction_values():
     shares = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
     surrogate = fit_surrogate(shares, shares[:, 0], kernel="linear")
-    with pytest.raises(ValueError, match="`readout` must be 'loo' without return_std"):
+    with pytest.raises(ValueError, match="`readout` must be 'loo' for real-valued weights"):
         to_interaction_values(surrogate)
 
 

@@ -17,7 +17,7 @@ from ksm_ext.surrogates.surrogate import load_surrogate
 from ksm_ext.tables.scores import read_masks
 
 
-def design(args: Namespace) -> int:
+def draw(args: Namespace) -> int:
     """Draw the subsets to score, one row each."""
     if args.surrogate is not None:
         names, masks = _next(args)

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     if args.command == "design":
-        from ksm_ext.cli.design import design as run
+        from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
         from ksm_ext.cli.doctor import doctor as run
     else:

@@ -89,6 +89,9 @@ def next_best(
     if surrogate.trend is not None:
         remedy = "Fit the scores alone and ask that one, or draw by ksm_ext.subsets.design."
         raise ValueError(message("surrogate", "one without estimates", "one with them", remedy))
+    if not surrogate.masks.binary:
+        remedy = "Draw mixtures by ksm_ext.subsets.dirichlet."
+        raise ValueError(message("surrogate", "one of 0/1 masks", "one of mixtures", remedy))
     if not surrogate.has_intervals:
         remedy = "Fit 0/1 masks with this version: its variance is what is made smaller."
         raise ValueError(message("surrogate", "one that has intervals", "one without", remedy))

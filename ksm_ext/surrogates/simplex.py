@@ -21,7 +21,7 @@ _MAX_STEPS = 300
 _LENGTHS = (0.25, 1.0, 4.0)  # of steps along the gradient
 
 
-def project(points: Tensor, low: Tensor, high: Tensor, total: float) -> Tensor:
+def onto_simplex(points: Tensor, low: Tensor, high: Tensor, total: float) -> Tensor:
     """The nearest points within bounds whose sum is ``total``: shifted by one number and clipped.
 
     Args:
@@ -58,7 +58,7 @@ def maximise(
             break
         at, step = points[active], steps[active]
         tried = _tried(function, at, step, low, high, total)
-        tried = torch.cat([tried, project(at + moves[active], low, high, total)[:, None]], 1)
+        tried = torch.cat([tried, onto_simplex(at + moves[active], low, high, total)[:, None]], 1)
         best, place = function(tried.flatten(0, 1)).reshape(tried.shape[:2]).max(1)
         gains = best > values[active]
         chosen = torch.where(gains[:, None], tried[torch.arange(len(at)), place], at)
@@ -98,5 +98,5 @@ def _tried(
     moved = torch.minimum(more.gather(1, taker), less.gather(1, giver))[..., None]
     between = at[:, None] + moved * (each[taker] - each[giver])
     points = torch.stack(along, 1).flatten(0, 1)
-    along_simplex = project(points, low, high, total).reshape(a, len(_LENGTHS), n)
+    along_simplex = onto_simplex(points, low, high, total).reshape(a, len(_LENGTHS), n)
     return torch.cat([along_simplex, between], 1)

@@ -96,6 +96,8 @@ def make_kernel(name, scale):
         return ksm_ext.Linear()
     if name == "anova2":
         return ksm_ext.ANOVA2(pair_weight=scale)
+    if name == "size":
+        return ksm_ext.Size(degree=1 + int(10 * scale) % 4)
     return KERNELS[name](gamma=scale)
 
 

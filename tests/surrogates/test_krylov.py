@@ -107,8 +107,7 @@ def test_the_ridge_is_the_one_of_exact_residuals(kernel, share_ridge):
 
 
 def test_many_kernels_are_screened_on_a_sample(monkeypatch):
-    monkeypatch.setattr(search, "MANY_SUBSETS", 200)
-    monkeypatch.setattr(search, "_SAMPLE_ROWS", 150)
+    monkeypatch.setattr(search, "_ROUNDS", ((100, 100, 8), (200, 150, 2)))
     masks, scores = problem(m=400)
     masks, scores, held, truth = masks[:300], scores[:300], masks[300:], scores[300:]
     options = {"kernel": ["linear", "anova2", "rbf"], "share_ridge": True}
@@ -116,7 +115,7 @@ def test_many_kernels_are_screened_on_a_sample(monkeypatch):
     found = fit_surrogate(masks, scores, solver=USUAL, **options)
     errors = [(truth - each.predict(held)).square().mean() for each in (found, exact)]
     assert errors[0] < 1.05 * errors[1]
-    assert {row.num_subsets for row in found.candidates} == {150, 300}
+    assert {row.num_subsets for row in found.candidates} == {100, 150, 300}
 
 
 @every_kernel

@@ -345,5 +345,5 @@ def test_errors(options, text):
 def test_weights_have_no_next_subset():
     shares = torch.rand(20, 3, generator=GENERATOR, dtype=torch.float64)
     surrogate = fit_surrogate(shares, shares[:, 0], kernel=RBF)
-    with pytest.raises(ValueError, match="`surrogate` must be one that has intervals"):
+    with pytest.raises(ValueError, match="`surrogate` must be one of 0/1 masks"):
         next_best(surrogate, 1)

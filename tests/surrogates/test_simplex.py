@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from ksm_ext.surrogates.simplex import maximise, project
+from ksm_ext.surrogates.simplex import maximise, onto_simplex
 
 some_seeds = st.integers(0, 2**31)
 
@@ -22,7 +22,7 @@ def problem(seed, n=5):
 @given(some_seeds)
 def test_projections_are_the_nearest_points(seed):
     points, low, high = problem(seed)
-    found = project(points, low, high, 1.0)
+    found = onto_simplex(points, low, high, 1.0)
     assert torch.allclose(found.sum(1), torch.ones(6).double(), atol=1e-9)
     assert bool(((found >= low - 1e-12) & (found <= high + 1e-12)).all())
     for point, nearest in zip(points, found, strict=True):
@@ -42,7 +42,9 @@ def test_projections_are_the_nearest_points(seed):
 def test_a_linear_function_is_largest_at_a_vertex(seed):
     points, low, high = problem(seed)
     slopes = points[0]
-    found, value = maximise(lambda x: x @ slopes, project(points, low, high, 1.0), low, high, 1.0)
+    found, value = maximise(
+        lambda x: x @ slopes, onto_simplex(points, low, high, 1.0), low, high, 1.0
+    )
     best, left = low.clone(), 1 - float(low.sum())  # fill the best first
     for task in slopes.argsort(descending=True).tolist():
         added = min(left, float(high[task] - low[task]))
@@ -57,9 +59,9 @@ def test_a_concave_quadratic_is_largest_where_its_projection_is(seed):
     points, low, high = problem(seed)
     top = points[0] / 3
     found, _ = maximise(
-        lambda x: -(x - top).square().sum(1), project(points, low, high, 1.0), low, high, 1.0
+        lambda x: -(x - top).square().sum(1), onto_simplex(points, low, high, 1.0), low, high, 1.0
     )
-    assert torch.allclose(found, project(top[None], low, high, 1.0)[0], atol=1e-3)
+    assert torch.allclose(found, onto_simplex(top[None], low, high, 1.0)[0], atol=1e-3)
 
 
 def test_sums_other_than_one():

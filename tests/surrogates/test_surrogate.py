@@ -221,6 +221,7 @@ def test_leave_one_out_of_mixtures(kernel, shares):
 @pytest.mark.parametrize("shares", [True, False])
 def test_standard_deviations_of_leave_one_out_of_mixtures(kernel, center, shares):
     # those of differences between the mean mixture and the others, by dense algebra
+    kernel = of(kernel, 3)
     weights = torch.rand(12, 3).double()
     weights = weights / weights.sum(1, keepdim=True) if shares else weights
     scores = torch.randn(12).double()
