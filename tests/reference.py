@@ -239,7 +239,7 @@ def _kernel(
         "laplace": sum(g * d for g, d in apart),
         "exponential": math.sqrt(sum((g * d) ** 2 for g, d in apart)),
     }[name]
-    missing = 2 - (sum(a) + sum(b)) / len(a)  # in both, as shares of all tasks
+    missing = 2 - (sum(a) + sum(b)) / max(len(a), 1)  # in both, as shares of all tasks
     return math.exp(parameters.get("amplitude", 0.0) * missing - power)
 
 
