@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+_ROUNDED = 1e-12  # what a correlation of zero may come to
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -68,9 +70,9 @@ def beats_the_mean(error: Any, rank_correlation: Any) -> Any:
 
     The mean of the other subsets falls where the left-out score rises: its rank correlation with
     the scores is -1 by construction. So the error must be below the variance and the correlation
-    above zero. For numbers, or elementwise.
+    above zero, by more than rounding. For numbers, or elementwise.
     """
-    return (error < 1) & (rank_correlation > 0)
+    return (error < 1) & (rank_correlation > _ROUNDED)
 
 
 @dataclass(frozen=True, eq=False)

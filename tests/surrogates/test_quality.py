@@ -30,7 +30,7 @@ def test_nothing_is_predicted_by_one_definition(seed, noise, center):
         both = (surrogate.scores[:, j].numpy(), left_out[:, j].numpy())
         rank = stats.spearmanr(*both)[0] if varies[j] else 0.0
         assert float(surrogate.rank_correlations[j]) == pytest.approx(rank, abs=1e-9)
-        expected.append(error < 1 and rank > 0)
+        expected.append(error < 1 and rank > 1e-12)  # more than rounding
     assert surrogate.is_predicted.tolist() == expected
     assert [each.predicts for each in qualities(surrogate)] == expected
     said = [line for line in surrogate.warnings if line.startswith("Nothing of")]
