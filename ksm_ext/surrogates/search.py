@@ -135,7 +135,8 @@ class Search:
         sample = random_rows(m, _SAMPLE_ROWS, scores.values.device)
         tried: list[Tried] = []
         for screened_from, num_rows, most in _ROUNDS:
-            if m > screened_from and len(kernels[0]) > most:
+            few = not tables[0].binary and m <= MANY_SUBSETS  # of weights, learnt for a target each
+            if m > screened_from and len(kernels[0]) > most and not few:
                 rows = random_rows(m, num_rows, scores.values.device)
                 kept, rows_tried = self._screened(kernels[0], tables[0], scores, rows, most)
                 kernels, tried = [list(kept)], tried + rows_tried
