@@ -16,6 +16,7 @@ Shapes: m subsets, t targets, L levels, R ridges; scores standardised, float64.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ from ksm_ext.subsets import leave_one_out
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Choice, Chosen, Contest, Model, Sharing, solve
 from ksm_ext.surrogates.judgement import Scores, judge
-from ksm_ext.surrogates.kernels import Kernel
+from ksm_ext.surrogates.kernels import RBF, Kernel, grams
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.more_subsets import similar_subsets
-from ksm_ext.surrogates.search import Fits, Search, described
+from ksm_ext.surrogates.search import Fits, Search, by_size, described
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.surrogates.trend import Level
@@ -41,6 +42,11 @@ _PRIOR = 0.3
 
 _DRAWN = 500
 """Subsets, beside those with true scores, whose scores a predictor is asked for."""
+
+_SIZED_SUBSETS = 192
+"""True scores up to which there are kernels that see sizes: more of them tell what is needed."""
+
+_TOGETHER = 2**22  # numbers of Gram matrices, and of residuals, held at a time
 
 _OWN_CHOICE = 3.0
 """Log-likelihood that kernel and ridge of a target's own must win: twice is chi-squared, of two
@@ -166,9 +172,7 @@ class TrendSearch(Search):
     def fit(self, tables: Sequence[Masks], scores: Scores) -> list[tuple[Fits, list[Tried]]]:
         """The model of all targets, and everything that was tried, of the one table."""
         (masks,) = tables
-        asked = self if self.kernel != "auto" else replace(self, kernel="rbf")
-        kernels, _ = asked._candidates(masks)
-        trials = [TrendTrial(kernel, masks, scores, self) for kernel in kernels]
+        trials = trials_of(self._kernels(masks), masks, scores, self)
         contest = Contest([trial.judged for trial in trials], scores)
         choice, sharing = self._choice(trials, contest)
         (model,) = solve(choice, [sharing], trials[0], trials[0].judged.judgement.ridges)
@@ -181,6 +185,13 @@ class TrendSearch(Search):
         chosen = Chosen(choice, shared, None, torch.zeros_like(choice.candidate, dtype=torch.bool))
         (tried,) = described(contest, chosen)
         return [([(TrendModel(**vars(model), slopes=slopes), targets)], tried)]
+
+    def _kernels(self, masks: Masks) -> list[Kernel]:
+        """Those asked for; for ``"auto"`` RBF ones, and where m is small, those that see sizes."""
+        if self.kernel != "auto":
+            return self._candidates(masks)[0]
+        few = len(masks) <= _SIZED_SUBSETS
+        return RBF().grid(masks) + (by_size(masks) if few else [])
 
     def _choice(self, trials: list["TrendTrial"], contest: Contest) -> tuple[Choice, Sharing]:
         """The kernel and ridge of the largest likelihood, of all targets together or of each."""
@@ -205,13 +216,21 @@ class TrendTrial(KernelTrial):
         log_likelihoods: (R, t) restricted log-likelihood and prior.
     """
 
-    def __init__(self, kernel: Kernel, masks: Masks, scores: Scores, search: TrendSearch) -> None:
-        """Judge ``kernel`` at every ridge, or at the one that was given."""
-        gram = kernel.gram(masks)[None, None]
-        factor = SpectralRidge(gram, center=scores.center, weights=scores.weights[:, None])
-        rotated = factor.rotate(scores.values[:, None])
-        super().__init__([kernel], [masks], scores, (factor, rotated), 0)
-        self._plain, y = factor[0, 0], rotated[0, 0]
+    def __init__(
+        self,
+        kernel: Kernel,
+        masks: Masks,
+        scores: Scores,
+        search: TrendSearch,
+        solved: tuple[SpectralRidge, Tensor],
+        number: int,
+    ) -> None:
+        """Judge ``kernel``, the one with this ``number`` of those ``solved`` (1, K), at its ridges.
+
+        These are all of a search, or the one that was given.
+        """
+        super().__init__([kernel], [masks], scores, solved, number)
+        self._plain, y = self._factor[0], self._rotated[0]
         self._beside = TrendRidge(self._plain, search.basis)
         scale = self._plain.scale.clamp_min(1e-300)
         if search.ridge is not None:
@@ -219,18 +238,33 @@ class TrendTrial(KernelTrial):
             ridges = search.ridge
         else:
             ridges = torch.tensor(RELATIVE_RIDGES, dtype=torch.float64).to(scale) * scale
-        left_out = (self._beside.leave_one_out(y, r)[None, None, :, None] for r in ridges)
-        found = judge(scores, ridges[None, None], left_out, ranked=True)
+        left_out, signal, likelihoods = self._at(y, ridges)
+        found = judge(scores, ridges[None, None], [left_out[None, None]])
         everything = torch.ones(1, dtype=torch.bool, device=y.device)
-        self.judged = Judged([self], len(ridges), found, everything)
-        likelihoods = [self._beside.log_likelihood(y, ridge) for ridge in ridges]
+        again = partial(_ranks_again, kernel, masks, scores, search)
+        self.judged = Judged([self], len(ridges), found, everything, lambda _: again)
         prior = _PRIOR * torch.log1p(scale / ridges.clamp_min(1e-300))
-        self.log_likelihoods = torch.stack(likelihoods) - prior[:, None]
+        self.log_likelihoods = likelihoods - prior[:, None]
         if search.ridge is None and scores.noise is not None:  # no ridge stands for less
-            signal = [self._beside.signal_variance(y, ridge) for ridge in ridges]
-            low = ridges[:, None] * torch.stack(signal) < scores.noise[0]
+            low = ridges[:, None] * signal < scores.noise[0]
             low[-1] = False
             self.log_likelihoods = self.log_likelihoods.masked_fill(low, -torch.inf)
+
+    def _at(self, y: Tensor, ridges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Leave-one-out residuals (m, R, t), and signal variances and log-likelihoods (R, t)."""
+        t, rest = y.shape[1], []
+        for part in ridges.split(max(1, _TOGETHER // (len(y) * t))):
+            columns = torch.arange(t, device=y.device).repeat(len(part))
+            beside, scores, each = self._beside.columns(columns), y[:, columns], part[:, None]
+            each = each.expand(-1, t).flatten()
+            found = (
+                beside.leave_one_out(scores, each),
+                beside.signal_variance(scores, each)[None],
+                beside.log_likelihood(scores, each)[None],
+            )
+            rest.append([values.unflatten(1, (-1, t)) for values in found])
+        left_out, signal, likelihoods = (torch.cat(each, 1) for each in zip(*rest, strict=True))
+        return left_out, signal[0], likelihoods[0]
 
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`.trials.Trial`."""
@@ -257,3 +291,28 @@ class TrendTrial(KernelTrial):
     def _of(self, columns: Tensor) -> tuple[TrendRidge, Tensor]:
         """What solves for these columns, and their scores in the eigenbasis."""
         return self._beside.columns(columns), self._rotated[0][:, columns]
+
+
+def trials_of(
+    kernels: Sequence[Kernel], masks: Masks, scores: Scores, search: TrendSearch
+) -> list[TrendTrial]:
+    """Kernels of one table beside its trend, factored as many at a time as memory allows."""
+    trials = []
+    step = max(1, _TOGETHER // len(masks) ** 2)
+    for part in (kernels[start : start + step] for start in range(0, len(kernels), step)):
+        factor = SpectralRidge(
+            grams([part], [masks]), center=scores.center, weights=scores.weights[:, None]
+        )
+        solved = factor, factor.rotate(scores.values[:, None])
+        trials += [
+            TrendTrial(kernel, masks, scores, search, solved, number)
+            for number, kernel in enumerate(part)
+        ]
+    return trials
+
+
+def _ranks_again(kernel: Kernel, masks: Masks, scores: Scores, search: TrendSearch) -> Tensor:
+    """(R,) rank correlations of a kernel at its ridges: computed anew, since few ask for them."""
+    (trial,) = trials_of([kernel], masks, scores, search)
+    left_out, _, _ = trial._at(trial._rotated[0], trial.judged.judgement.ridges[0])
+    return scores.rank_correlations(left_out[None, None]).flatten()

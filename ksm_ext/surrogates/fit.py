@@ -101,7 +101,8 @@ def fit_surrogate(
             else has ``predict(masks)``; what :func:`ksm_ext.retrain_scores` returned for a smaller
             model; or a list of these. Their unit and scale are free, since F is fitted as ``a + b
             E + δ`` (:mod:`ksm_ext.surrogates.cokriging`): ``kernel`` is then that of δ (``"auto"``:
-            ``"rbf"``), and chosen with the ridge by restricted likelihood.
+            ``"rbf"``, and up to 192 subsets also kernels that see sizes), and chosen with the ridge
+            by restricted likelihood.
         kernel: ``"auto"``; a name of :mod:`.kernels` or a sum such as ``"linear+rbf"``; a
             kernel object or class, whose open parameters are searched (of ``"warped"``, for real
             weights, learnt for every target); a list of these; or

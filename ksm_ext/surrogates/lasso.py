@@ -110,7 +110,7 @@ def lasso(features: Tensor, scores: Tensor, penalties: Tensor, weights: Tensor) 
 
 
 def cross_validated_lasso(
-    features: Tensor, scores: Tensor, folds: Tensor, weights: Tensor
+    features: Tensor, scores: Tensor, folds: Tensor, weights: Tensor, *, tol: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """Penalties (..., t) and residuals (..., m, t) at them, see :func:`fit_lasso`."""
     _, _, x, y = _centred(features, scores, weights)
@@ -125,7 +125,7 @@ def cross_validated_lasso(
     mean_x, mean_y, x, y = _centred(features[..., None, :, :], scores[..., None, :, :], known)
     count = rest.sum(1)[:, None, None]
     of_folds = penalties[..., None, :, :].expand(*known.shape[:-1], *penalties.shape[-2:])
-    path = _descended(x.mT @ x / count, x.mT @ y / count, of_folds, tol=1e-3)  # (..., F, k, n, t)
+    path = _descended(x.mT @ x / count, x.mT @ y / count, of_folds, tol)  # (..., F, k, n, t)
     residuals = scores.new_empty(*scores.shape[:-2], _PATH_LENGTH, *scores.shape[-2:])
     for fold in number.tolist():
         held = folds == fold

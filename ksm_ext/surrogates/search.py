@@ -60,6 +60,7 @@ _WANTED = 2  # kernels at most that single targets want
 _SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
+_LASSO_PROBED_TO = 2e-2  # of the largest weight
 _LASSO_SUBSETS = 20_000  # its path holds 20 residuals of each target that is probed
 _SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
 
@@ -190,7 +191,7 @@ class Search:
         rest = [as_kernel(each) for each in asked if each not in LINEAR]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]
         if self.kernel == "auto":
-            kernels += _by_size(masks)
+            kernels += by_size(masks)
         if not asked:
             raise ValueError(message("kernel", "at least one kernel", "an empty list", "Name one."))
         if self.solver is not None and "least_squares" in linear:
@@ -308,7 +309,7 @@ def sees_sizes(subsets: Tensor) -> Tensor:
     return (sizes.diff(dim=-1) > 0).sum(-1) + 1 >= _SIZES_FROM
 
 
-def _by_size(masks: Masks) -> list[Kernel]:
+def by_size(masks: Masks) -> list[Kernel]:
     """Exponential kernels that see how many tasks there are: by an amplitude, a function, or both.
 
     Scores that saturate vary more among small subsets, and depend on the number of tasks more than
@@ -361,8 +362,8 @@ def lasso_where_promising(
     if tables[0].num_tasks > _LASSO_TASKS or m < 10 or not len(columns):
         return []
     probed = replace(scores.targets(columns), by_rank=False)
-    lasso = LinearTrial("lasso", tables, probed, folds)
-    losses = probed.losses(lasso.left_out)
+    probe = LinearTrial("lasso", tables, probed, folds, tol=_LASSO_PROBED_TO)
+    losses = probed.losses(probe.left_out)
     together, alone = (
         probed.losses(contest.best(way).residuals[..., columns]) for way in ("shared", "target")
     )
@@ -370,8 +371,7 @@ def lasso_where_promising(
     promising |= clearly_better(alone - losses).any(1)
     if not bool(promising.any()):
         return []
-    if len(columns) < scores.values.shape[2] or scores.by_rank:
-        lasso = LinearTrial("lasso", tables, scores, folds)
+    lasso = LinearTrial("lasso", tables, scores, folds)
     return [replace(lasso.judged, tables=promising)]
 
 

@@ -507,13 +507,21 @@ class MeanTrial(FixedTrial):
 class LinearTrial(FixedTrial):
     """Lasso or least squares on the tasks. Lasso is not linear in the scores: no components."""
 
-    def __init__(self, label: str, tables: Sequence[Masks], scores: Scores, folds: Tensor) -> None:
-        """Fit, and judge by cross-validation (lasso) or leaving one out (least squares)."""
+    def __init__(
+        self,
+        label: str,
+        tables: Sequence[Masks],
+        scores: Scores,
+        folds: Tensor,
+        *,
+        tol: float = 1e-3,
+    ) -> None:
+        """Fit, and judge by cross-validation (lasso, to ``tol``) or leaving one out."""
         self._floats = torch.stack([masks.floats for masks in tables])  # (b, m, n)
         self._penalties: Tensor | None = None
         if label == "lasso":
             each = self._floats, scores.values, folds, scores.weights
-            self._penalties, residuals = cross_validated_lasso(*each)
+            self._penalties, residuals = cross_validated_lasso(*each, tol=tol)
         else:
             half = scores.weights.sqrt()[..., None]
             pairs = zip(half * self._floats, half * scores.values, strict=True)
