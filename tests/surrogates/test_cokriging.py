@@ -182,9 +182,11 @@ def test_readouts_are_those_of_all_subsets(readout, num_levels):
     values, std = asked(surrogate)
     close(values, functionals @ table, 1e-8)
     spread = torch.stack([asked(level)[1] for level in levels])
+    factors = [surrogate._readout_factors(readout, order) for order in (1, 2)]
+    factors = torch.cat([factors[0].expand(N, -1), factors[1].expand(len(one), -1)])
     for j in range(2):
         _, covariance, slopes = dense(surrogate, levels, rows, j, nugget=True)
-        own = ((functionals @ covariance) * functionals).sum(1)
+        own = ((functionals @ covariance) * functionals).sum(1) * factors[:, j]
         of_levels = (slopes.square()[:, None] * spread[..., j].square()).sum(0)
         close(std[:, j].square(), own + of_levels, 1e-7)
 
@@ -199,6 +201,7 @@ def test_attributions_are_as_uncertain_together_as_in_dense_kriging(readout, num
     below = torch.stack([each.attribution_covariance(readout) for each in levels])
     for j in range(2):
         _, covariance, slopes = dense(surrogate, levels, rows, j, nugget=True)
+        covariance = covariance * surrogate._readout_factors(readout, 1)[0, j]
         of_levels = torch.einsum("l,lab->ab", slopes.square(), below[..., j])
         close(joint[..., j], functionals @ covariance @ functionals.T + of_levels, 1e-7)
 
@@ -493,6 +496,7 @@ def test_a_convention_for_the_empty_subset_stays_apart(readout):
         _, covariance, (slope,) = dense(others, [level], rows[1:], j, nugget=True)
         covariance[0], covariance[:, 0] = 0.0, 0.0
         own = ((functionals @ covariance) * functionals).sum(1)
+        own = own * surrogate._readout_factors(readout, 1)[0, j]
         close(std[:, j].square(), own + slope.square() * spread[:, j].square(), 1e-6)
 
 
