@@ -126,6 +126,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "kernels": surrogate.predictors or "mean only",
         "sharing": _SHARING[surrogate.sharing],
         "error": float(error.mean()),
+        "noise": surrogate.noise_summary,
         "num_targets": len(error),
         "num_subsets": len(surrogate.masks),
         "tasks": surrogate.task_names,

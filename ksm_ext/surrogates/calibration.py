@@ -77,7 +77,7 @@ def size_factors(squares: Tensor, sizes: Tensor | None, num_tasks: int) -> Tenso
     logs = torch.zeros_like(counts)
     if bool(known.any()):
         logs[:, known] = _log_factors(features, totals[:, known], counts[:, known])
-    every = torch.arange(len(features), device=sizes.device)[:, None]
+    every = torch.arange(len(features), device=sizes.device).clamp_min(1)[:, None]
     gap = (lowest_sizes(counts) - every) / max(num_tasks, 1)
     return (logs + _BEYOND * gap.clamp(0.0, _FARTHEST) * known).exp()
 

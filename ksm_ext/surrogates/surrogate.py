@@ -31,14 +31,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
-from ksm_ext.checks import check_choice, counted, listed, message
+from ksm_ext.checks import check_choice, check_real, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
-from ksm_ext.surrogates.calibration import size_factors, size_law
+from ksm_ext.surrogates.calibration import lowest_sizes, size_factors, size_law
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
@@ -61,6 +62,7 @@ from ksm_ext.surrogates.walsh import Mixture, side_by_side, walsh_energies
 
 _CHUNK = 2**22  # numbers of a (rows, m) matrix of functionals held at a time: 32 MB
 _USELESS = 0.05  # share of variance below which estimates are no help
+_FAR = 0.14  # share of a Shapley value from which it counts as extrapolated
 _SHOWN = 6  # names or numbers in a line
 
 
@@ -213,8 +215,7 @@ class Surrogate:
         if trend is not None:  # where a score answers, its residual makes up for the estimates
             answering = Identity().matmul(query, self._active, answered * self.nugget_share)
             trend = trend.less(answering)
-        factors = self._size_factors
-        factors = factors[query.sizes] if len(factors) > 1 and query.binary else factors[:1]
+        factors = self._query_factors(query, answered)
         variance = self._variances(len(query), of_rows, trend, factors).amax(0)
         std, rows = self.unit * variance.sqrt(), self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
@@ -541,6 +542,27 @@ class Surrogate:
         """
         return None if self._noise_std is None else self._per_target(self._noise_std)
 
+    def noise_range(self, level: float = 0.95) -> Any:
+        """Between what the noise of a single run lies: the least and the largest, (2, t).
+
+        Measured on repeats: an interval by chi-square. Given: that number twice. Else nothing tells
+        noise from what is peculiar to subsets: from 0 to what residuals allow. A residual r of a
+        left-out run is its noise and more, so that, with M of them, the noise is below
+        ``sqrt(sum(r^2) / q)`` with probability ``level``, q the quantile of chi-square with M
+        degrees of freedom at ``1 - level``.
+
+        Args:
+            level: Strictly between 0 and 1.
+
+        Raises:
+            ValueError: If ``level`` is not.
+        """
+        level = check_real("level", level)
+        if not 0 < level < 1:
+            raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
+        ends = self._noise_range(level)
+        return self._answer(ends, {"end": ("low", "high")})
+
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that were in every subset or in none: no score depends on them."""
@@ -581,6 +603,14 @@ class Surrogate:
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
                 "to it."
+            )
+        n, lowest = self.num_varying, self._lowest_size
+        beyond = float(size_law("shapley", n, 1)[:lowest].sum())
+        if beyond > _FAR and not self.all_is_noise:
+            found.append(
+                f"Hardly any subset has fewer than {lowest} of {n} tasks: predictions of such, and "
+                "Shapley values, are extrapolated. Their intervals are widened, and may be too "
+                "narrow yet."
             )
         return tuple(found)
 
@@ -697,9 +727,7 @@ class Surrogate:
             each = zip(self.target_names, errors.tolist(), strict=True)
             single = listed((f"{name} {error:.3f}" for name, error in each), _SHOWN)
             quality += f", mean over targets ({single})"
-        if self._noise_std is not None:
-            shown = self._noise_std.tolist()[:_SHOWN]
-            quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        quality += f", {self.noise_summary}"
         if self.trend is not None:
             slopes = (listed(f"{b:.3g}" for b in row) for row in self.trend.slopes.tolist())
             shares = listed(f"{share:.3f}" for share in self._explained.tolist())
@@ -710,6 +738,20 @@ class Surrogate:
         return "\n".join([line, *self.warnings])
 
     __repr__ = __str__
+
+    @cached_property
+    def noise_summary(self) -> str:
+        """What is known of the noise of a run, in words: :meth:`noise_range` at 95 %."""
+        low, high = self._noise_range(0.95)
+        if self._noise_std is None:
+            most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
+            return f"noise of a run unknown, at 95 % from 0 to {most}"
+        shown = self._noise_std.tolist()[:_SHOWN]
+        if not self.noise_degrees:
+            return f"noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        each = zip(shown, low.tolist(), high.tolist(), strict=False)
+        ranges = (f"{value:.3g} ({least:.3g} to {most:.3g} at 95 %)" for value, least, most in each)
+        return f"noise of a run {', '.join(ranges)}"
 
     # -- assembling -----------------------------------------------------------------------------
 
@@ -747,6 +789,23 @@ class Surrogate:
         runs = (self.noise / self.unit).square() * self.counts
         scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
         return self.unit * (runs.sum(0) / scattered).sqrt()
+
+    def _noise_range(self, level: float) -> Tensor:
+        """See :meth:`noise_range`."""
+        from scipy.special import chdtri  # takes long to import, for this function only
+
+        if self._noise_std is not None:
+            if not self.noise_degrees:
+                return self._noise_std.expand(2, -1)
+            tails = np.array([(1 - level) / 2, (1 + level) / 2])
+            factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
+            return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
+        runs = (self.residuals / self.unit).square() * self.counts
+        judged = ~runs.isnan() & ~self.excluded & ~self.known
+        count = judged.sum(0)
+        ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
+        total = torch.where(judged, runs, 0.0).sum(0) / torch.from_numpy(ceiling).to(self.unit)
+        return torch.stack([torch.zeros_like(total), self.unit * total.sqrt()])
 
     @cached_property
     def rank_correlations(self) -> Tensor:
@@ -931,6 +990,31 @@ class Surrogate:
             return factors
         shares = torch.where(judged, (self.noise / self.unit).square() / variance, torch.nan)
         return factors.maximum(shares.nanmean(0).nan_to_num(0.0).clamp_max(1.0))  # noise stays
+
+    @property
+    def _lowest_size(self) -> int:
+        """The number of tasks that hardly any subset is below; 0 of real weights."""
+        if not self._active.binary:
+            return 0
+        n = self.num_varying
+        counts = self._active.sizes.bincount(minlength=n + 1)
+        counts[[0, n]] = 0
+        return int(lowest_sizes(counts[:, None])) % (n + 1)
+
+    def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
+        """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
+
+        Where the noise is unknown, nothing else is left of these: it is the same for all sizes, and
+        no more than residuals leave room for where they are smallest.
+        """
+        factors = self._size_factors
+        if not self._active.binary:
+            return factors
+        at_size = factors[query.floats.sum(1).round().long().clamp(0, len(factors) - 1)]
+        if self.noise is not None:
+            return at_size
+        own = Identity().matmul(query, self._active, answered.to(torch.float64))
+        return torch.where(own > 0, factors[self._active.sizes].amin(0), at_size)
 
     def _readout_factors(self, readout: Readout, order: int) -> Tensor:
         """(1, t) the same for a readout of tasks or pairs: the mean over what it compares."""
