@@ -142,63 +142,63 @@ class FittedSubsets:
             (readings, rows, q_g): two readings where the noise is unknown, else one.
         """
         fitted = slice(None) if term.rows is None else term.rows
-        weights = term.all_weights()[fitted]
+        all_weights = term.all_weights()
+        weights = all_weights[fitted]
         rows, prior, on_mean = self.without_excluded(term, smooth, observed)
-        rows, own = rows[:, fitted], observed.of_fitted[:, fitted]
+        rows, own = rows[:, fitted], observed.of_fitted[:, fitted]  # L K and L
         solver: Any = factor
         of_trend: tuple[Tensor, ...] = ()
         if trend is not None:
             assert isinstance(factor, SpectralRidge)
             solver = TrendRidge(factor, trend.of_fitted[:, fitted][..., term.columns])
             of_trend = (self._of_trend(trend, term, smooth, observed, on_mean, solver.basis_mean),)
-        split = term.nugget_share is not None
-        exact = own if split else own * (self.exact[fitted] / weights)
-        taken = torch.ones_like(own[:, :1]) if observed.answered is None else observed.answered
-        if split:
-            exact = exact * taken
-        parts = torch.stack([rows, exact] if split else [rows, exact, own - exact])
-        explained = solver.explained(parts, term.ridge, *of_trend)  # (k, k, rows, q)
-        left = self.excluded & (term.all_weights() == 0)  # these scores are certain
+        left = self.excluded & (all_weights == 0)  # these scores are certain
         everywhere = observed.prior_column() - observed.of_fitted[:, left].square().sum(1, True)
-
-        def reading(scales: list[Tensor], peculiar: Tensor, others: Tensor) -> Tensor:
-            """Of peculiar parts ``scales`` times the parts, and a weight ``others`` (rows, 1)."""
-            total, nugget = prior, scales[1]
-            if on_mean is not None:  # the mean score has a residual, parts of these scores in it
-                share = weights / weights.sum()
-                total = total + on_mean.square() * term.ridge / weights.sum()
-                total = total - 2 * nugget * on_mean * (peculiar @ share)[:, None]
-            scale = torch.stack(scales)
-            return total + nugget * others - torch.einsum("aq,abrq,bq->rq", scale, explained, scale)
-
-        one = torch.ones_like(term.ridge)
-        if split:
-            assert term.nugget_share is not None
-            nugget = term.ridge * term.nugget_share
-            found = [reading([one, nugget], exact, everywhere)]
+        taken = torch.ones_like(own[:, :1]) if observed.answered is None else observed.answered
+        if term.nugget_share is None:
+            nugget, exact = term.ridge, own * (self.exact[fitted] / weights)
         else:
-            of_exact = (exact * own).sum(1, keepdim=True)
-            found = [reading([one, term.ridge, 0 * one], exact, of_exact)]
-            if not self.all_is_noise:
-                wrong = term.ridge.square() * explained[2, 2]
-                found[0] = found[0] + taken * wrong
-                found.append(reading([one, term.ridge, term.ridge], own, everywhere))
-                found[1] = found[1] + (1 - taken) * wrong
-        variance = torch.stack(found).clamp_min(0.0) * term.signal_variance
-        if not split or self.noise is None:
-            return variance
-        assert term.nugget_share is not None
-        # a ridge shared with others may stand for less than the noise of a target
-        noise = self.noise[:, term.columns][fitted]  # (rows, q_g)
+            nugget, exact = term.ridge * term.nugget_share, own * taken
+        parts = torch.stack([rows, exact, own - exact])
+        explained = solver.explained(parts, term.ridge, *of_trend)  # (3, 3, rows, q)
+
+        def reading(rest: float, others: Tensor) -> Tensor:
+            """``others`` (rows, 1): sum of L_S^2; ``rest``: share of what is not exact in it."""
+            scale = torch.stack([torch.ones_like(nugget), nugget, rest * nugget])
+            known = torch.einsum("aq,abrq,bq->rq", scale, explained, scale)
+            found = prior + nugget * others - known
+            if on_mean is None:
+                return found
+            # the mean score has a residual, with parts of these scores in it
+            shared = (exact + rest * (own - exact)) @ weights[:, None] / weights.sum()
+            of_mean = on_mean.square() * term.ridge / weights.sum()
+            return found + of_mean - 2 * nugget * on_mean * shared
+
+        if term.nugget_share is not None:
+            variance = reading(0.0, everywhere).clamp_min(0.0) * term.signal_variance
+            missed = self._missed_noise(term, term.nugget_share, weights, fitted)
+            if missed is not None:
+                noisy = rows, term.ridge, exact, nugget, missed, *of_trend
+                variance = variance + solver.noise_gain(*noisy)
+            return variance[None]
+        readings = [reading(0.0, (exact * own).sum(1, keepdim=True))]
+        if not self.all_is_noise:
+            wrong = term.ridge.square() * explained[2, 2]
+            readings = [readings[0] + taken * wrong, reading(1.0, everywhere) + (1 - taken) * wrong]
+        return torch.stack(readings).clamp_min(0.0) * term.signal_variance
+
+    def _missed_noise(
+        self, term: KernelTerm, nugget_share: Tensor, weights: Tensor, fitted: slice | Tensor
+    ) -> Tensor | None:
+        """(rows, q_g) known noise that the ridge, shared with others, does not stand for."""
+        if self.noise is None:
+            return None
+        noise = self.noise[:, term.columns][fitted]
         level = (weights[:, None] * noise).mean(0)
-        counted = term.ridge * (1 - term.nugget_share) * term.signal_variance
+        counted = term.ridge * (1 - nugget_share) * term.signal_variance
         missed = (1 - counted / level.clamp_min(1e-300)).clamp(0.0, 1.0)
         missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
-        if not bool(missed.any()):
-            return variance
-        rest = missed * noise
-        noisy = rows, term.ridge, exact, term.ridge * term.nugget_share, rest, *of_trend
-        return variance + solver.noise_gain(*noisy)
+        return missed * noise if bool(missed.any()) else None
 
     def _of_trend(
         self,

@@ -745,7 +745,7 @@ class Surrogate:
         low, high = self._noise_range(0.95)
         if self._noise_std is None:
             most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
-            return f"noise of a run unknown, at 95 % from 0 to {most}"
+            return f"noise of a run between 0 and {most} at 95 %"
         shown = self._noise_std.tolist()[:_SHOWN]
         if not self.noise_degrees:
             return f"noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
@@ -988,8 +988,9 @@ class Surrogate:
         factors = size_factors(squares, sizes, self._active.num_tasks)
         if self.noise is None:
             return factors
-        shares = torch.where(judged, (self.noise / self.unit).square() / variance, torch.nan)
-        return factors.maximum(shares.nanmean(0).nan_to_num(0.0).clamp_max(1.0))  # noise stays
+        shares = torch.where(judged, (self.noise / self.unit).square() / variance, 0.0)
+        share = shares.sum(0) / judged.sum(0).clamp_min(1)
+        return factors.maximum(share.clamp_max(1.0))  # noise stays
 
     @property
     def _lowest_size(self) -> int:
