@@ -281,9 +281,13 @@ class KrylovRidge:
         Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
         order and has one sign: what is not solved counts as not explained.
         """
+        live = (parts != 0).flatten(1).any(1).nonzero()[:, 0]  # the others explain nothing
         ridges, index = ridge.unique(return_inverse=True)
+        explained = parts.new_zeros(len(parts), len(parts), parts.shape[1], len(ridge))
         found = []
-        for block in parts.split(max(1, _BLOCK // len(parts)), 1):
+        if not len(live):
+            return explained
+        for block in parts[live].split(max(1, _BLOCK // len(live)), 1):
             rhs = self.rotate(block.flatten(0, 1).T)  # (m, k rows)
             columns = []
             with self._extended():
@@ -293,7 +297,8 @@ class KrylovRidge:
                     each, both = (table.unflatten(1, block.shape[:2]) for table in (rhs, solved))
                     columns.append(torch.einsum("mar,mbr->abr", each, both))
             found.append(torch.stack(columns, 3))
-        return torch.cat(found, 2)[..., index]
+        explained[live[:, None], live] = torch.cat(found, 2)[..., index]
+        return explained
 
     def loo_variance(self, ridge: Tensor) -> Tensor:
         """See :meth:`.spectral.SpectralRidge.loo_variance`, (m, q); estimated on the probes."""
