@@ -128,7 +128,12 @@ class SpectralRidge:
         """
         known = 1.0 / self._shifted(ridge)  # (rank, q)
         seen = parts @ self.vectors  # (k, rows, rank)
-        return torch.stack([torch.stack([(a * b) @ known for b in seen]) for a in seen])
+        found = seen.new_zeros(len(seen), *seen.shape[:2], known.shape[1])
+        live = [a for a in range(len(seen)) if bool(parts[a].any())]
+        for a in live:
+            for b in live[: live.index(a) + 1]:
+                found[a, b] = found[b, a] = (seen[a] * seen[b]) @ known
+        return found
 
     def loo_variance(self, ridge: Tensor | float) -> Tensor:
         """Variance of leave-one-out residuals in units of the signal variance, (..., m, 1 or q)."""

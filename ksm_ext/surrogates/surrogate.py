@@ -279,8 +279,9 @@ class Surrogate:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
-        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Estimates add
-        ``b^2`` times their own.
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Where the noise
+        is unknown, correlations are those of the reading of the ridge that makes attributions more
+        uncertain in sum. Estimates add ``b^2`` times their own.
 
         Args:
             readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
@@ -317,8 +318,7 @@ class Surrogate:
         readings = self._readout_variances(name, tasks[:, None], trend)  # (readings, n, t)
         factors = self._readout_factors(name, 1)
         apart = self._variances(len(first), differences, of_pairs, factors)
-        # correlations by the reading that is larger in sum, deviations by the larger of each task
-        larger = (readings.sum(1).argmax(0)).expand(1, 1, -1)
+        larger = readings.sum(1).argmax(0).expand(1, 1, -1)
         variance = readings.take_along_dim(larger, 0)[0]
         matrix = torch.diag_embed(variance.T).permute(1, 2, 0)  # (n, n, t)
         of_differences = apart.take_along_dim(larger, 0)[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import close
 from scipy import optimize, stats
 
-from ksm_ext import RBF, Exponential, fit_surrogate, load_surrogate, subsets
+from ksm_ext import RBF, Exponential, Surrogate, fit_surrogate, load_surrogate, subsets
 from ksm_ext.surrogates import calibration
 from ksm_ext.surrogates.calibration import lowest_sizes, quantile, size_factors, size_law
 from ksm_ext.surrogates.masks import Masks
@@ -316,6 +316,24 @@ def test_ranges_are_scipys():
         given.noise_range(1.0)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=SEEDS, unit=st.sampled_from([1e-6, 3.0, 1e6]), repeats=st.integers(1, 2))
+def test_the_unit_decides_nothing(seed, unit, repeats):
+    """Of ranges of the noise and of deviations; nor does a constant."""
+    masks = subsets.mixed_sizes(7, 30, seed=0)
+    scores = torch.tanh(masks.double() @ normal(seed, 7)).repeat(repeats)
+    scores = scores + 0.2 * normal(seed + 1, 30 * repeats)
+    options = {"kernel": Exponential(0.3)}
+    one = fit_surrogate(masks.repeat(repeats, 1), scores, **options)
+    other = fit_surrogate(masks.repeat(repeats, 1), 5 * unit - unit * scores, **options)
+    close(other.noise_range() / unit, one.noise_range(), 1e-6)
+    for ask in (
+        lambda s: s.predict(ALL.repeat(1, 2)[:, :7], True)[1],
+        lambda s: s.attribute("loo", True)[1],
+    ):
+        close(ask(other) / unit, ask(one), 1e-5)
+
+
 # -- files --------------------------------------------------------------------------------------
 
 
@@ -336,3 +354,11 @@ def test_files_keep_how_intervals_are_made(options, weights, tmp_path):
     for ask in (lambda s: s.predict(masks, True)[1], lambda s: s.attribute("loo", True)[1]):
         assert torch.equal(ask(loaded), ask(surrogate))
     assert torch.equal(loaded.noise_range(), surrogate.noise_range())
+    tensors, facts = surrogate.state()
+    older = {
+        name: fact for name, fact in facts.items() if name not in ("all_is_noise", "noise_degrees")
+    }
+    # files of mixtures do not tell whether the ridge was given: the smooth part, as it was
+    assert Surrogate.from_state(tensors, older).all_is_noise is (
+        "ridge" in options or (weights and not surrogate.noise_std)
+    )
