@@ -19,6 +19,7 @@ from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
 from ksm_ext.drawing import decimals, fixed, full_colour, largest, limits
 from ksm_ext.evaluation import lds, residual_error
+from ksm_ext.surrogates.calibration import quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -353,8 +354,7 @@ def _half_widths(std: ArrayLike, level: float, shape: tuple[int, ...], meaning: 
     if not 0 < level < 1:
         remedy = "Pass 0.95 for 95 % intervals."
         raise ValueError(message("level", "strictly between 0 and 1", str(level), remedy))
-    quantile = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))
-    return (quantile * deviations).numpy()
+    return np.asarray(quantile(level) * deviations)
 
 
 def _curves(name: str, value: ArrayLike, num_points: int) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 On complete tables, the empty and the full subset among those that are fitted, and the table's own
 values as the truth. A prediction is asked of up to 500 subsets of the same design that were not
-fitted. Where the noise of scores is unknown, ``predict`` answers for the smooth part alone: with
-what is peculiar to a subset, its variance is the posterior's plus the ridge's. Width is that of an
-80 % interval over the root mean square of what it is of, on average over games.
+fitted, of less than half of the tasks or of more. Width is that of an 80 % interval over the root
+mean square of what it is of, on average over games.
 """
 
 from argparse import Namespace
@@ -43,17 +42,12 @@ def absent() -> list[str]:
 
 
 def predictions(fitted, game: Game, held: np.ndarray) -> Iterator[tuple[str, Estimates]]:
-    """Of held-out subsets: as ``predict`` has them, and with what is peculiar to a subset."""
+    """Of held-out subsets, small ones and large ones."""
     mean, std = fitted.predict(game.masks[held], return_std=True)
     truth = game.values[held]
-    yield "prediction", (mean, std, truth)
-    whole = std
-    if fitted.noise is None:  # a single target: one latent column, in units of the deviation
-        ridge = sum(float(term.ridge * term.signal_variance) for term in fitted.kernel_terms)
-        whole = np.sqrt(std**2 + float(fitted.unit) ** 2 * ridge)
     large = 2 * game.masks[held].sum(1) >= game.masks.shape[1]
     for name, rows in (("small", ~large), ("large", large)):
-        yield f"prediction + peculiar, {name} subsets", (mean[rows], whole[rows], truth[rows])
+        yield f"prediction, {name} subsets", (mean[rows], std[rows], truth[rows])
 
 
 def questions(fitted, game: Game, held: np.ndarray) -> Iterator[tuple[str, Estimates]]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import ksm_ext
 from experiments.common import markdown
+from ksm_ext.surrogates.calibration import quantile
 
 SIZES = (60, 120, 300)
 READOUTS = ("loo", "shapley", "banzhaf")
@@ -107,7 +108,7 @@ def main() -> None:
                     size = np.sqrt(np.mean(truth[readout] ** 2))
                     error = np.abs(value - truth[readout])
                     cell = (readout, family(path), num_subsets)
-                    held[cell].append(error <= 1.959964 * std + 1e-9 * size)
+                    held[cell].append(error <= quantile(0.95) * std + 1e-9 * size)
                     errors[cell].append(float(np.sqrt(np.mean(error**2)) / size))
 
     def spelled(*cell: Any) -> str:

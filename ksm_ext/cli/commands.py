@@ -23,9 +23,10 @@ from ksm_ext.drawing import largest
 from ksm_ext.report.page import write_report
 from ksm_ext.selection import best_mixture, exact, under_budget
 from ksm_ext.subsets import identical_subsets
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities, suitability
-from ksm_ext.surrogates.surrogate import Z95, Surrogate, load_surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import read_document
 from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
 from ksm_ext.tables.scores import ScoreTable, read_scores
@@ -87,11 +88,12 @@ def attribute(args: Namespace) -> int:
         for name, index in names.items()
     }
     columns["target"] = [surrogate.target_names[j] for j in targets for _ in range(order.shape[1])]
-    value, half = (
+    value, deviation = (
         torch.cat([table[rows, j] for rows, j in zip(order, targets, strict=True)])
-        for table in (values, Z95 * std)
+        for table in (values, std)
     )
-    columns |= {"value": value.tolist(), "std": (half / Z95).tolist()}
+    half = quantile(0.95) * deviation
+    columns |= {"value": value.tolist(), "std": deviation.tolist()}
     columns |= {"low": (value - half).tolist(), "high": (value + half).tolist()}
     show_table(columns, args.output, args.format)
     if surrogate.masks.binary and not (sizes := suitability(surrogate, args.readout)).suits:

@@ -23,11 +23,12 @@ from ksm_ext.checks import check_choice, check_finite, message, shape_text
 from ksm_ext.drawing import decimals, fixed, largest
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.svg import heat_map, number, scatter, spectrum
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
 from ksm_ext.surrogates.more_subsets import more_subsets
 from ksm_ext.surrogates.quality import Quality, has_interactions, qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
-from ksm_ext.surrogates.surrogate import Z95, Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_TARGETS, _MAX_ROWS, _MAX_KERNELS, _MAX_PAIRS = 6, 200, 12, 10
 _MAX_CELLS = 40  # tasks on a side of the map of interactions
@@ -125,6 +126,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "kernels": surrogate.predictors or "mean only",
         "sharing": _SHARING[surrogate.sharing],
         "error": float(error.mean()),
+        "noise": surrogate.noise_summary,
         "num_targets": len(error),
         "num_subsets": len(surrogate.masks),
         "tasks": surrogate.task_names,
@@ -209,7 +211,7 @@ class _Structure:
         few = n * n * t <= _MAX_INTERACTIONS and n * n * len(surrogate.masks) <= _MAX_VARIANCES
         if few and any(self.able) and surrogate.has_intervals:
             self.pairs, std = surrogate.interactions(readout, return_std=True)
-            self.half = Z95 * std + _ROUNDING * surrogate.unit.cpu()
+            self.half = quantile(0.95) * std + _ROUNDING * surrogate.unit.cpu()
 
     def of(self, j: int) -> dict[str, Any]:
         """The spectrum of one target, and its clear interactions as a map and a table, or why not.
@@ -302,7 +304,7 @@ def _attributions(
     order = largest(values, _MAX_ROWS)
     if len(order) == len(values):
         order = values.argsort(descending=True, stable=True)
-    half = torch.zeros_like(values) if std is None else Z95 * std
+    half = torch.zeros_like(values) if std is None else quantile(0.95) * std
     left, right = min(0.0, float((values - half).min())), max(0.0, float((values + half).max()))
     if left == right:
         left, right = -1.0, 1.0

@@ -555,6 +555,8 @@ def _assembled(
         single_target=original.ndim == 1,
         solver=search.solver,
         trend=Trend(levels, slopes) if levels else None,
+        all_is_noise=search.all_is_noise,
+        noise_degrees=observed.degrees_of_freedom,
     )
     return surrogate.with_excluded(excluded) if bool(excluded.any()) else surrogate
 

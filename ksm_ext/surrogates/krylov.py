@@ -275,31 +275,45 @@ class KrylovRidge:
         """See :meth:`.spectral.SpectralRidge.signal_variance`, (q,)."""
         return (self._approximate(rotated, ridge).square() / self._precision(ridge)).mean(0)
 
-    def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
-    ) -> Tensor:
-        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q), never too large.
+    def explained(self, parts: Tensor, ridge: Tensor) -> Tensor:
+        """See :meth:`.spectral.SpectralRidge.explained`, (k, k, rows, q); never too large.
 
         Every row is a right-hand side of its own, solved to 1e-3. By energy the error is of second
         order and has one sign: what is not solved counts as not explained.
         """
-        pairs, index = torch.stack([ridge, scale]).unique(dim=1, return_inverse=True)
-        parts = []
-        for start in range(0, len(rows), _BLOCK):
+        live = (parts != 0).flatten(1).any(1).nonzero()[:, 0]  # the others explain nothing
+        ridges, index = ridge.unique(return_inverse=True)
+        explained = parts.new_zeros(len(parts), len(parts), parts.shape[1], len(ridge))
+        found = []
+        if not len(live):
+            return explained
+        for block in parts[live].split(max(1, _BLOCK // len(live)), 1):
+            rhs = self.rotate(block.flatten(0, 1).T)  # (m, k rows)
             columns = []
             with self._extended():
-                for value, factor in pairs.T.tolist():
-                    block = rows[start : start + _BLOCK] + factor * more[start : start + _BLOCK]
-                    rhs = self.rotate(block.T)
+                for value in ridges.tolist():
                     check_solved(value, float(self.solve(rhs, value, 1e-3).max()), 1e-3)
-                    columns.append((self._approximate(rhs, value) * rhs).sum(0))
-            parts.append(torch.stack(columns, dim=1))
-        return torch.cat(parts)[:, index]
+                    solved = self._approximate(rhs, value)
+                    each, both = (table.unflatten(1, block.shape[:2]) for table in (rhs, solved))
+                    columns.append(torch.einsum("mar,mbr->abr", each, both))
+            found.append(torch.stack(columns, 3))
+        explained[live[:, None], live] = torch.cat(found, 2)[..., index]
+        return explained
+
+    def loo_variance(self, ridge: Tensor) -> Tensor:
+        """See :meth:`.spectral.SpectralRidge.loo_variance`, (m, q); estimated on the probes."""
+        ridges, index = ridge.unique(return_inverse=True)
+        columns = []
+        with self._extended():
+            for value in ridges.tolist():
+                check_solved(value, float(self.solve(self.probes, value, 1e-2).max()), 1e-2)
+                columns.append(1.0 / self._precision_at(value))
+        return torch.stack(columns, 1)[:, index]
 
     def whitened(self, rows: Tensor, ridge: float) -> Tensor:
         """(rows, k) whose products with each other are ``rows P rows^T``, solved to 1e-3.
 
-        Every row is a right-hand side of its own, as for :meth:`explained_variance`.
+        Every row is a right-hand side of its own, as for :meth:`explained`.
         """
         with self._extended():
             for part in rows.split(_BLOCK):
@@ -313,7 +327,9 @@ class KrylovRidge:
     ) -> Tensor:
         """An upper bound of :meth:`.spectral.SpectralRidge.noise_gain`: P is below W² / ridge."""
         largest = (self._half.square() * noise).amax(0)
-        return largest / ridge * self.explained_variance(rows, ridge, more, scale)
+        scales = torch.stack([torch.ones_like(scale), scale])
+        energy = self.explained(torch.stack([rows, more]), ridge)
+        return largest / ridge * torch.einsum("aq,abrq,bq->rq", scales, energy, scales)
 
     # -- the space ------------------------------------------------------------------------------
 

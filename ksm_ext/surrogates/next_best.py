@@ -207,7 +207,7 @@ def _posteriors(
     every = Masks(torch.cat([active, pool[:, surrogate.varying.cpu()].to(active.device)]))
     m, taken = len(active), _taken(surrogate, len(pool))
     excluded = torch.cat([surrogate.excluded.any(1), taken.new_zeros(len(pool)).bool()])
-    fitted = FittedSubsets(every, surrogate.center, excluded, excluded, None)
+    fitted = FittedSubsets(every, surrogate.center, excluded, excluded, None, True)
     asked = _asked(every, readout, fitted, seed)
     for term in surrogate.kernel_terms:
         rows = torch.arange(m, device=active.device) if term.rows is None else term.rows

@@ -7,9 +7,20 @@ a, and rho the ridge's peculiar part in units of sigma^2,
 .. math:: \mathrm{Var} = \sigma^2 \Big[ L k L^T + \rho \sum_S L_S^2 - z P z^T \Big], \qquad
           z = L K + \rho L,
 
-P the inverse of :mod:`.spectral`. Where the noise is unknown, L is restricted to subsets whose
-scores are known to be exact. With a trend, P and what its coefficients add are those of
+P the inverse of :mod:`.spectral`. With a trend, P and what its coefficients add are those of
 :class:`.spectral.TrendRidge`.
+
+**Where the noise is unknown** nothing tells the two parts of the ridge :math:`\lambda` from each
+other, and there is a variance for either reading. Answers take what they take of the scores: all
+that is peculiar of some subsets, ``A_a = L_a``, nothing of others. If all of the ridge is peculiar
+to subsets, or all of it noise, an answer is off by
+
+.. math:: \mathrm{Var}_\lambda + \sigma^2 \lambda^2 (L - A) P (L - A)^T \qquad \text{or} \qquad
+          \mathrm{Var}_0 + \sigma^2 \lambda^2 A P A^T
+
+(of a Gaussian posterior the error of the best answer is independent of what another one adds to
+it). In between it is in between: whoever takes the larger is safe. Scores that are known to be
+exact are peculiar by either reading.
 
 Shapes: m subsets, q columns, q_g of them of one term; a row per functional; float64.
 """
@@ -36,11 +47,14 @@ class Functionals:
         of_fitted: (rows, m) ``L K``; for :class:`Identity`, the weight of each fitted subset.
         on_mean: (rows, 1) how much of the mean score was taken out of L, where L does not ignore
             constants.
+        answered: (rows, 1) of :class:`Identity`, 1 where answers take of the fitted scores what is
+            peculiar, 0 where they are smooth; None where all do.
     """
 
     prior: float | Tensor
     of_fitted: Tensor
     on_mean: Tensor | None = None
+    answered: Tensor | None = None
 
     def prior_column(self) -> Tensor:
         """``L k L^T``, (rows, 1)."""
@@ -71,6 +85,7 @@ class FittedSubsets:
         exact: (m,) bool: all their scores are known exactly.
         excluded: (m,) bool: a score was left out of the fit, as a value of its own.
         noise: (m, q) variance of the noise of each score; None if unknown.
+        all_is_noise: Whether a ridge that is not split counts as noise; else it may be either.
     """
 
     masks: Masks
@@ -78,6 +93,7 @@ class FittedSubsets:
     exact: Tensor
     excluded: Tensor
     noise: Tensor | None
+    all_is_noise: bool
 
     def predictions(
         self, kernel: Kernel, query: Masks, term: KernelTerm, answered: Tensor
@@ -96,7 +112,7 @@ class FittedSubsets:
         rows = kernel.gram(query, self.masks)  # (l, m)
         prior = kernel.diagonal(query)
         if isinstance(kernel, Identity):
-            return Functionals(prior, rows * answered.any(1))
+            return Functionals(prior, rows, None, rows @ answered.any(1).to(rows)[:, None])
         if not self.center:
             return Functionals(prior, rows)
         weights = term.all_weights()
@@ -113,7 +129,7 @@ class FittedSubsets:
         observed: Functionals,
         trend: TrendFunctionals | None = None,
     ) -> Tensor:
-        """(rows, q_g) posterior variance of the module's head for the columns of a term.
+        """Posterior variance of the module's head for the columns of a term.
 
         Args:
             term: The kernel term.
@@ -121,47 +137,68 @@ class FittedSubsets:
             smooth: The functionals, of the term's kernel.
             observed: The same, of :class:`Identity`.
             trend: The same, of the functions of a trend.
+
+        Returns:
+            (readings, rows, q_g): two readings where the noise is unknown, else one.
         """
         fitted = slice(None) if term.rows is None else term.rows
         all_weights = term.all_weights()
         weights = all_weights[fitted]
         rows, prior, on_mean = self.without_excluded(term, smooth, observed)
-        if term.nugget_share is None:  # all of the ridge where a score is known, else nothing
-            nugget = term.ridge
-            exact = observed.of_fitted[:, fitted] * (self.exact[fitted] / weights)
-            others = (exact * observed.of_fitted[:, fitted]).sum(1, keepdim=True)
-        else:
-            nugget = term.ridge * term.nugget_share
-            exact = observed.of_fitted[:, fitted]  # L_a
-            left = self.excluded & (all_weights == 0)  # these scores are certain
-            of_left = observed.of_fitted[:, left].square().sum(1, keepdim=True)
-            others = observed.prior_column() - of_left
-        if on_mean is not None:  # the mean score has a residual, with parts of these scores in it
-            share = weights / weights.sum()
-            prior = prior + on_mean.square() * term.ridge / weights.sum()
-            prior = prior - 2 * nugget * on_mean * (exact @ share)[:, None]
+        rows, own = rows[:, fitted], observed.of_fitted[:, fitted]  # L K and L
         solver: Any = factor
         of_trend: tuple[Tensor, ...] = ()
         if trend is not None:
             assert isinstance(factor, SpectralRidge)
-            basis = trend.of_fitted[:, fitted][..., term.columns]
-            solver = TrendRidge(factor, basis)
+            solver = TrendRidge(factor, trend.of_fitted[:, fitted][..., term.columns])
             of_trend = (self._of_trend(trend, term, smooth, observed, on_mean, solver.basis_mean),)
-        explained = solver.explained_variance(rows[:, fitted], term.ridge, exact, nugget, *of_trend)
-        variance = (prior + nugget * others - explained).clamp_min(0.0) * term.signal_variance
-        if term.nugget_share is None or self.noise is None:
-            return variance
-        # a ridge shared with others may stand for less than the noise of a target
-        noise = self.noise[:, term.columns][fitted]  # (rows, q_g)
+        left = self.excluded & (all_weights == 0)  # these scores are certain
+        everywhere = observed.prior_column() - observed.of_fitted[:, left].square().sum(1, True)
+        taken = torch.ones_like(own[:, :1]) if observed.answered is None else observed.answered
+        if term.nugget_share is None:
+            nugget, exact = term.ridge, own * (self.exact[fitted] / weights)
+        else:
+            nugget, exact = term.ridge * term.nugget_share, own * taken
+        parts = torch.stack([rows, exact, own - exact])
+        explained = solver.explained(parts, term.ridge, *of_trend)  # (3, 3, rows, q)
+
+        def reading(rest: float, others: Tensor) -> Tensor:
+            """``others`` (rows, 1): sum of L_S^2; ``rest``: share of what is not exact in it."""
+            scale = torch.stack([torch.ones_like(nugget), nugget, rest * nugget])
+            known = torch.einsum("aq,abrq,bq->rq", scale, explained, scale)
+            found = prior + nugget * others - known
+            if on_mean is None:
+                return found
+            # the mean score has a residual, with parts of these scores in it
+            shared = (exact + rest * (own - exact)) @ weights[:, None] / weights.sum()
+            of_mean = on_mean.square() * term.ridge / weights.sum()
+            return found + of_mean - 2 * nugget * on_mean * shared
+
+        if term.nugget_share is not None:
+            variance = reading(0.0, everywhere).clamp_min(0.0) * term.signal_variance
+            missed = self._missed_noise(term, term.nugget_share, weights, fitted)
+            if missed is not None:
+                noisy = rows, term.ridge, exact, nugget, missed, *of_trend
+                variance = variance + solver.noise_gain(*noisy)
+            return variance[None]
+        readings = [reading(0.0, (exact * own).sum(1, keepdim=True))]
+        if not self.all_is_noise:
+            wrong = term.ridge.square() * explained[2, 2]
+            readings = [readings[0] + taken * wrong, reading(1.0, everywhere) + (1 - taken) * wrong]
+        return torch.stack(readings).clamp_min(0.0) * term.signal_variance
+
+    def _missed_noise(
+        self, term: KernelTerm, nugget_share: Tensor, weights: Tensor, fitted: slice | Tensor
+    ) -> Tensor | None:
+        """(rows, q_g) known noise that the ridge, shared with others, does not stand for."""
+        if self.noise is None:
+            return None
+        noise = self.noise[:, term.columns][fitted]
         level = (weights[:, None] * noise).mean(0)
-        counted = (term.ridge - nugget) * term.signal_variance
+        counted = term.ridge * (1 - nugget_share) * term.signal_variance
         missed = (1 - counted / level.clamp_min(1e-300)).clamp(0.0, 1.0)
         missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
-        if not bool(missed.any()):
-            return variance
-        rest = missed * noise
-        noisy = rows[:, fitted], term.ridge, exact, nugget, rest, *of_trend
-        return variance + solver.noise_gain(*noisy)
+        return missed * noise if bool(missed.any()) else None
 
     def _of_trend(
         self,

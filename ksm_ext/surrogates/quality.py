@@ -125,7 +125,7 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
         return Suitability(scored, f"These sizes suit {readout.capitalize()} values.", True)
     over = "sizes alike" if readout == "shapley" else "subsets"
     verdict = f"Few of them have {' or '.join(few)} of the tasks. {readout.capitalize()} values "
-    verdict += f"average over all {over}, so that theirs are extrapolated and intervals too narrow."
+    verdict += f"average over all {over}: theirs are extrapolated, and intervals may be too narrow."
     return Suitability(scored, verdict, False)
 
 

@@ -121,17 +121,23 @@ class SpectralRidge:
         """
         return (self.dual(rotated, ridge).square() / self._precision(ridge)).mean(-2)
 
-    def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor
-    ) -> Tensor:
-        """``diag(R P R^T)`` for ``R = rows + scale_q more``, (rows, q): what the scores explain.
+    def explained(self, parts: Tensor, ridge: Tensor) -> Tensor:
+        """``diag(R_a P R_b^T)`` of functionals R_a, (k, k, rows, q): what the scores explain.
 
-        ``rows`` and ``more`` are (rows, m), ``scale`` is (q,); constants in a row change nothing.
+        ``parts`` are (k, rows, m); constants in a row change nothing.
         """
         known = 1.0 / self._shifted(ridge)  # (rank, q)
-        a, b = rows @ self.vectors, more @ self.vectors  # (rows, rank)
-        explained = a.square() @ known
-        return explained + 2 * scale * ((a * b) @ known) + scale.square() * (b.square() @ known)
+        seen = parts @ self.vectors  # (k, rows, rank)
+        found = seen.new_zeros(len(seen), *seen.shape[:2], known.shape[1])
+        live = [a for a in range(len(seen)) if bool(parts[a].any())]
+        for a in live:
+            for b in live[: live.index(a) + 1]:
+                found[a, b] = found[b, a] = (seen[a] * seen[b]) @ known
+        return found
+
+    def loo_variance(self, ridge: Tensor | float) -> Tensor:
+        """Variance of leave-one-out residuals in units of the signal variance, (..., m, 1 or q)."""
+        return 1.0 / self._precision(ridge)
 
     def whitened(self, rows: Tensor, ridge: float) -> Tensor:
         """(rows, rank) whose products with each other are ``rows P rows^T``."""
@@ -237,16 +243,21 @@ class TrendRidge:
         sizes = shifted.log().sum(0) + torch.linalg.slogdet(self._gram(ridge)[1])[1]
         return -(sizes + freedom * scatter.log()) / 2
 
-    def explained_variance(
-        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, of_basis: Tensor
-    ) -> Tensor:
-        """See :meth:`SpectralRidge.explained_variance`; less the coefficients' own variance.
+    def explained(self, parts: Tensor, ridge: Tensor, of_basis: Tensor) -> Tensor:
+        """See :meth:`SpectralRidge.explained`; less the coefficients' own variance.
 
-        ``of_basis`` (rows, p, q): the functional of each function.
+        ``of_basis`` (rows, p, q): the functional of each function, of the first of ``parts``.
         """
-        explained = self.factor.explained_variance(rows, ridge, more, scale)
-        left, gain = self._gain(rows, ridge, more, scale, of_basis)
-        return explained - (left * gain).sum(2)
+        weighted, gram = self._gram(ridge)
+        seen = parts @ self.factor.vectors
+        left = -torch.einsum("dar,qrk->daqk", seen, weighted)
+        left[0] += torch.einsum("apq,qpk->aqk", of_basis, self._back)
+        gain = torch.linalg.solve(gram, left[..., None])[..., 0]
+        return self.factor.explained(parts, ridge) - (left[:, None] * gain).sum(-1)
+
+    def loo_variance(self, ridge: Tensor | float) -> Tensor:
+        """See :meth:`SpectralRidge.loo_variance`, (m, q)."""
+        return 1.0 / self._precision(ridge)
 
     def noise_gain(
         self,

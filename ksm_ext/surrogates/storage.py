@@ -187,6 +187,9 @@ def _check_facts(facts: dict[str, Any], t: int, num_varying: int) -> None:
     for name in ("center", "single_target"):
         check_choice(name, type(facts[name]), [bool])
     check_choice("single_target", facts["single_target"] and t != 1, [False])
+    check_choice("all_is_noise", type(facts.get("all_is_noise", False)), [bool])
+    degrees = facts.get("noise_degrees", 0)
+    check_choice("noise_degrees", type(degrees) is int and degrees >= 0, [True])
     for given in facts["candidates"]:
         row = Candidate(**given)
         kinds = [type(value) for value in astuple(row)]

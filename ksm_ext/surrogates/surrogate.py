@@ -15,11 +15,13 @@ has the readouts of :mod:`.readouts` too: where the scores that a readout compar
 observed, such as F(all) and F(all but i), it compares these, and Shapley values sum to
 F(all) - F(none).
 
-**Uncertainty.** f is a Gaussian process, and answers have its posterior variance
-(:mod:`.posterior`). Where the noise is unknown, observed scores that are not known to be exact may
-be as noisy as leave-one-out residuals e: ``+ mean(e^2) sum_a L_a^2`` for an answer that has
-weights ``L_a`` on these scores. Estimates add ``b^2`` times their own variance, as if they were
-wrong elsewhere than at the fitted subsets.
+**Uncertainty.** Answers are about the scores themselves, noise apart: f and what is peculiar to a
+subset. f is a Gaussian process, and answers have its posterior variance (:mod:`.posterior`), times
+what leave-one-out residuals say of subsets of the sizes concerned (:mod:`.calibration`). Where the
+noise is unknown, it is the larger of two: all that the kernel does not explain is peculiar to
+subsets, or all of it is noise. Where the ridge is given, it is all noise, and the model is taken at
+its word. Estimates add ``b^2`` times their own variance, as if they were wrong elsewhere than at
+the fitted subsets.
 
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
@@ -29,13 +31,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
-from ksm_ext.checks import check_choice, counted, listed, message
+from ksm_ext.checks import check_choice, check_real, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
+from ksm_ext.surrogates.calibration import lowest_sizes, size_factors, size_law
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
@@ -50,16 +54,15 @@ from ksm_ext.surrogates.readouts import (
     prior_covariance,
     prior_variance,
 )
+from ksm_ext.surrogates.spectral import TrendRidge
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trend import Answers, Level, Trend
 from ksm_ext.surrogates.walsh import Mixture, side_by_side, walsh_energies
 
-Z95 = 1.959964
-"""``value +- Z95 * std`` is a 95 % interval."""
-
-_CHUNK = 2**24  # numbers of a (rows, m) matrix of functionals held at a time: 128 MB
+_CHUNK = 2**22  # numbers of a (rows, m) matrix of functionals held at a time: 32 MB
 _USELESS = 0.05  # share of variance below which estimates are no help
+_FAR = 0.14  # share of a Shapley value from which it counts as extrapolated
 _SHOWN = 6  # names or numbers in a line
 
 
@@ -73,6 +76,8 @@ _OF_LINEAR = ("columns", "weights")
 _CALLED = {"gaps": "fit_residuals", "own": "nugget_share", "apart": "excluded"}
 """Attributes whose names in files are older."""
 _FACTS = ("center", "sharing", "single_target", "task_names", "target_names")
+_NEWER = ("all_is_noise", "noise_degrees")
+"""Facts that older files do not have."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,6 +119,9 @@ class Surrogate:
         single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
         trend: Surrogates of estimates and their slopes, or None without estimates.
+        all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
+            intervals are those of the model.
+        noise_degrees: Degrees of freedom of the noise where it was measured on repeats; else 0.
     """
 
     masks: Masks
@@ -141,6 +149,8 @@ class Surrogate:
     single_target: bool
     solver: ConjugateGradients | None = None
     trend: Trend | None = None
+    all_is_noise: bool = False
+    noise_degrees: int = 0
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -170,8 +180,10 @@ class Surrogate:
         Args:
             masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
                 are put in the order of ``task_names``. Tasks that never varied are ignored.
-            return_std: Also return the posterior standard deviation of F(S), without the noise of
-                a single training run.
+            return_std: Also return the standard deviation of F(S), what is peculiar to S included,
+                the noise of a single training run not: ``value +- 1.96 std`` is a 95 % interval.
+                Where the noise is unknown it holds for another run of S too; else add
+                ``noise_std**2`` to the variance for one.
             observed: Add the share ``nugget_share`` of every residual, as attributions and
                 interactions do; they are exactly those of this function.
 
@@ -203,8 +215,9 @@ class Surrogate:
         if trend is not None:  # where a score answers, its residual makes up for the estimates
             answering = Identity().matmul(query, self._active, answered * self.nugget_share)
             trend = trend.less(answering)
-        std = self._std(len(query), of_rows, trend)
-        rows = self.excluded.any(1)
+        factors = self._query_factors(query, answered)
+        variance = self._variances(len(query), of_rows, trend, factors).amax(0)
+        std, rows = self.unit * variance.sqrt(), self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.excluded[rows].to(torch.float64)
             certain = Identity().matmul(query, self._active[rows], cells)
@@ -228,9 +241,9 @@ class Surrogate:
 
         Args:
             readout: Which of the three.
-            return_std: Also return posterior standard deviations; ``value +- 1.96 std`` is a 95 %
-                interval. Fitted by conjugate gradients, each of the n tasks is one more linear
-                system and takes ``8 m n`` bytes; the deviations are then never too small.
+            return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval of
+                the effect, the noise of runs apart. Fitted by conjugate gradients, each of the n
+                tasks is one or two more linear systems and takes ``8 m n`` bytes.
             scale_rest: For real weights, whether the rest is scaled up. None is for mixtures alone,
                 which are rows whose sums differ by at most 2 % of their mean. Nothing else is ever
                 normalised: rows that sum to 0.996 are fitted and predicted as they are.
@@ -259,14 +272,16 @@ class Surrogate:
         if not return_std:
             return self._answer(values, axes)
         tasks = torch.arange(len(values), device=masks.values.device)[:, None]
-        return self._answer(values, axes), self._answer(self._readout_std(name, tasks, trend), axes)
+        std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
+        return self._answer(values, axes), self._answer(std, axes)
 
     def attribution_covariance(self, readout: str = "loo") -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
-        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Estimates add
-        ``b^2`` times their own.
+        difference of tasks is ``C_ii + C_jj - 2 C_ij``, by which it was computed. Where the noise
+        is unknown, correlations are those of the reading of the ridge that makes attributions more
+        uncertain in sum. Estimates add ``b^2`` times their own.
 
         Args:
             readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
@@ -300,11 +315,22 @@ class Surrogate:
             )
             return Functionals(prior - 2 * joint * counted.prod(1), one - other)
 
-        variance = self._readout_std(name, tasks[:, None], trend).square()
-        of_differences = self._std(len(first), differences, of_pairs).square()
+        readings = self._readout_variances(name, tasks[:, None], trend)  # (readings, n, t)
+        factors = self._readout_factors(name, 1)
+        apart = self._variances(len(first), differences, of_pairs, factors)
+        larger = readings.sum(1).argmax(0).expand(1, 1, -1)
+        variance = readings.take_along_dim(larger, 0)[0]
         matrix = torch.diag_embed(variance.T).permute(1, 2, 0)  # (n, n, t)
+        of_differences = apart.take_along_dim(larger, 0)[0]
         matrix[first, second] = (variance[first] + variance[second] - of_differences) / 2
         matrix[second, first] = matrix[first, second]
+        certain = variance <= 0
+        scale = torch.where(
+            certain, 0.0, readings.amax(0) / variance.masked_fill(certain, 1.0)
+        ).sqrt()
+        matrix = matrix * scale[:, None] * scale
+        matrix.diagonal().copy_(readings.amax(0).T)
+        matrix = self.unit.square() * matrix
         matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
         if self.trend is not None:
             levels = self.trend.ask(lambda level: level.attribution_covariance(name))
@@ -357,7 +383,7 @@ class Surrogate:
         first, second = torch.triu_indices(len(values), len(values), 1, device=values.device)
         tasks = torch.stack([first, second], 1)
         trend = None if trend is None else trend.at(first, second)
-        std = self._readout_std(name, tasks, trend)
+        std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return answer(values), answer(matrix(std, len(values)))
 
     def walsh_spectrum(self, max_order: int | None = None) -> Any:
@@ -447,8 +473,8 @@ class Surrogate:
     def with_design(self, masks: Masks) -> "Surrogate":
         """A surrogate as uncertain as this one would be with other subsets, each scored once.
 
-        Its answers are 0: only standard deviations mean something. Where the noise is unknown, they
-        are those of the smooth part.
+        Its answers are 0: only standard deviations mean something, those of the model. Where the
+        noise is unknown, they are those of the smooth part.
 
         Args:
             masks: (m', n) the other subsets.
@@ -473,6 +499,7 @@ class Surrogate:
             noise=None if runs is None else runs.expand(m, t),
             counts=self.counts.new_ones(m, t),
             excluded=self.excluded.new_zeros(m, t),
+            all_is_noise=True,
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -515,6 +542,27 @@ class Surrogate:
         """
         return None if self._noise_std is None else self._per_target(self._noise_std)
 
+    def noise_range(self, level: float = 0.95) -> Any:
+        """Between what the noise of a single run lies: the least and the largest, (2, t).
+
+        Measured on repeats: an interval by chi-square. Given: that number twice. Else nothing tells
+        noise from what is peculiar to subsets: from 0 to what residuals allow. A residual r of a
+        left-out run is its noise and more, so that, with M of them, the noise is below
+        ``sqrt(sum(r^2) / q)`` with probability ``level``, q the quantile of chi-square with M
+        degrees of freedom at ``1 - level``.
+
+        Args:
+            level: Strictly between 0 and 1.
+
+        Raises:
+            ValueError: If ``level`` is not.
+        """
+        level = check_real("level", level)
+        if not 0 < level < 1:
+            raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
+        ends = self._noise_range(level)
+        return self._answer(ends, {"end": ("low", "high")})
+
     @cached_property
     def constant_tasks(self) -> tuple[str, ...]:
         """Names of the tasks that were in every subset or in none: no score depends on them."""
@@ -556,6 +604,14 @@ class Surrogate:
                 "The score of the empty subset is a value of its own: the other scores do not lead "
                 "to it."
             )
+        n, lowest = self.num_varying, self._lowest_size
+        beyond = float(size_law("shapley", n, 1)[:lowest].sum())
+        if beyond > _FAR and not self.all_is_noise:
+            found.append(
+                f"Hardly any subset has fewer than {lowest} of {n} tasks: predictions of such, and "
+                "Shapley values, are extrapolated. Their intervals are widened, and may be too "
+                "narrow yet."
+            )
         return tuple(found)
 
     # -- storing --------------------------------------------------------------------------------
@@ -588,7 +644,7 @@ class Surrogate:
         if self.trend is not None:
             tensors["trend.slopes"] = self.trend.slopes
         return tensors, {
-            **{name: getattr(self, name) for name in _FACTS},
+            **{name: getattr(self, name) for name in _FACTS + _NEWER},
             "kernels": [term.kernel.describe() for term in self.kernel_terms],
             "num_linear": len(self.linear_terms),
             "binary": self.masks.binary,
@@ -629,6 +685,8 @@ class Surrogate:
             candidates=CandidateTable(candidates, tensors["score_variance"]),
             **{"rotation": None, "noise": None, **part("", _TENSORS)},
             **{name: facts[name] for name in _FACTS} | names,
+            noise_degrees=facts.get("noise_degrees", 0),
+            all_is_noise=facts.get("all_is_noise", not _takes_inexact(tensors)),
             kind=ArrayKind(facts["kind"], stored.device),
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
@@ -669,9 +727,7 @@ class Surrogate:
             each = zip(self.target_names, errors.tolist(), strict=True)
             single = listed((f"{name} {error:.3f}" for name, error in each), _SHOWN)
             quality += f", mean over targets ({single})"
-        if self._noise_std is not None:
-            shown = self._noise_std.tolist()[:_SHOWN]
-            quality += f", noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        quality += f", {self.noise_summary}"
         if self.trend is not None:
             slopes = (listed(f"{b:.3g}" for b in row) for row in self.trend.slopes.tolist())
             shares = listed(f"{share:.3f}" for share in self._explained.tolist())
@@ -682,6 +738,20 @@ class Surrogate:
         return "\n".join([line, *self.warnings])
 
     __repr__ = __str__
+
+    @cached_property
+    def noise_summary(self) -> str:
+        """What is known of the noise of a run, in words: :meth:`noise_range` at 95 %."""
+        low, high = self._noise_range(0.95)
+        if self._noise_std is None:
+            most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
+            return f"noise of a run between 0 and {most} at 95 %"
+        shown = self._noise_std.tolist()[:_SHOWN]
+        if not self.noise_degrees:
+            return f"noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
+        each = zip(shown, low.tolist(), high.tolist(), strict=False)
+        ranges = (f"{value:.3g} ({least:.3g} to {most:.3g} at 95 %)" for value, least, most in each)
+        return f"noise of a run {', '.join(ranges)}"
 
     # -- assembling -----------------------------------------------------------------------------
 
@@ -719,6 +789,23 @@ class Surrogate:
         runs = (self.noise / self.unit).square() * self.counts
         scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
         return self.unit * (runs.sum(0) / scattered).sqrt()
+
+    def _noise_range(self, level: float) -> Tensor:
+        """See :meth:`noise_range`."""
+        from scipy.special import chdtri  # takes long to import, for this function only
+
+        if self._noise_std is not None:
+            if not self.noise_degrees:
+                return self._noise_std.expand(2, -1)
+            tails = np.array([(1 - level) / 2, (1 + level) / 2])
+            factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
+            return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
+        runs = (self.residuals / self.unit).square() * self.counts
+        judged = ~runs.isnan() & ~self.excluded & ~self.known
+        count = judged.sum(0)
+        ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
+        total = torch.where(judged, runs, 0.0).sum(0) / torch.from_numpy(ceiling).to(self.unit)
+        return torch.stack([torch.zeros_like(total), self.unit * total.sqrt()])
 
     @cached_property
     def rank_correlations(self) -> Tensor:
@@ -865,15 +952,78 @@ class Surrogate:
         if noise is not None and self.rotation is not None:
             noise = noise @ self.rotation.square()
         exact = (self.known | (self.counts == 0)).all(1) & self.known.any(1)
-        return FittedSubsets(self._active, self.center, exact, self.excluded.any(1), noise)
+        excluded = self.excluded.any(1)
+        return FittedSubsets(self._active, self.center, exact, excluded, noise, self.all_is_noise)
 
     def _among_varying(self, tasks: Tensor) -> tuple[Tensor, Tensor]:
         """The places of tasks among those that vary, and 1 for those that do, else 0."""
         place = (self.varying.cumsum(0) - 1).clamp_min(0)
         return place[tasks], self.varying[tasks].to(torch.float64)
 
-    def _readout_std(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
-        """(rows, t) posterior standard deviations of a readout of ``tasks`` (rows, d)."""
+    @cached_property
+    def _size_factors(self) -> Tensor:
+        """(n + 1, t) what variances are multiplied by at each size; of real weights (1, t).
+
+        From leave-one-out residuals; 1 where the model is taken at its word.
+        """
+        sizes = self._active.sizes if self._active.binary else None
+        if self.all_is_noise:
+            return self.unit.new_ones(
+                1 if sizes is None else self._active.num_tasks + 1, len(self.unit)
+            )
+        variance = self.unit.new_zeros(len(self.masks), self._num_latent)
+        for term in self.kernel_terms:
+            solver: Any = term.factored(self._active, center=self.center, solver=self.solver)
+            rows = slice(None) if term.rows is None else term.rows
+            if self.trend is not None:
+                solver = TrendRidge(solver, self._trend_at_fitted[:, rows][..., term.columns])
+            found = variance.new_zeros(len(variance), len(term.columns))
+            found[rows] = solver.loo_variance(term.ridge) * term.signal_variance
+            variance[:, term.columns] = found
+        if self.rotation is not None:
+            variance = variance @ self.rotation.square().T
+        judged = ~self.excluded & (variance > 1e-24)  # else the scores are explained to rounding
+        squares = (self.residuals / self.unit).square() / variance
+        squares = torch.where(judged, squares, torch.nan)
+        factors = size_factors(squares, sizes, self._active.num_tasks)
+        if self.noise is None:
+            return factors
+        shares = torch.where(judged, (self.noise / self.unit).square() / variance, 0.0)
+        share = shares.sum(0) / judged.sum(0).clamp_min(1)
+        return factors.maximum(share.clamp_max(1.0))  # noise stays
+
+    @property
+    def _lowest_size(self) -> int:
+        """The number of tasks that hardly any subset is below; 0 of real weights."""
+        if not self._active.binary:
+            return 0
+        n = self.num_varying
+        counts = self._active.sizes.bincount(minlength=n + 1)
+        counts[[0, n]] = 0
+        return int(lowest_sizes(counts[:, None])) % (n + 1)
+
+    def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
+        """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
+
+        Where the noise is unknown, nothing else is left of these: it is the same for all sizes, and
+        no more than residuals leave room for where they are smallest.
+        """
+        factors = self._size_factors
+        if not self._active.binary:
+            return factors
+        at_size = factors[query.floats.sum(1).round().long().clamp(0, len(factors) - 1)]
+        if self.noise is not None:
+            return at_size
+        own = Identity().matmul(query, self._active, answered.to(torch.float64))
+        return torch.where(own > 0, factors[self._active.sizes].amin(0), at_size)
+
+    def _readout_factors(self, readout: Readout, order: int) -> Tensor:
+        """(1, t) the same for a readout of tasks or pairs: the mean over what it compares."""
+        law = size_law(readout, self._active.num_tasks, order).to(self.unit)
+        return law[None] @ self._size_factors
+
+    def _readout_variances(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
+        """(readings, rows, t) variances of a readout of ``tasks`` (rows, d)."""
         n = self._active.num_tasks
         place, live = self._among_varying(tasks)
         live = live.prod(1)  # kernels have no part in the rest
@@ -885,28 +1035,37 @@ class Surrogate:
             found = functionals(self._active, kernel, readout, place[rows])
             return Functionals(prior, found * live[rows, None])
 
-        std = self.unit.new_zeros(len(tasks), len(self.unit))
-        std[asked] = self._std(len(place), of_rows, trend)
-        return std
+        found = self._variances(
+            len(place), of_rows, trend, self._readout_factors(readout, tasks.shape[1])
+        )
+        variances = found.new_zeros(len(found), len(tasks), len(self.unit))
+        variances[:, asked] = found
+        return variances
 
-    def _std(
+    def _variances(
         self,
         count: int,
         of_rows: Callable[[Kernel, slice, KernelTerm], Functionals],
         trend: Answers | None,
+        factors: Tensor,
     ) -> Tensor:
-        """(count, t) posterior standard deviations in units of the scores, some rows at a time."""
+        """(readings, count, t) variances in units of ``unit``, squared; some rows at a time.
+
+        Args:
+            count: How many functionals.
+            of_rows: Some of them.
+            trend: What the trend answers to them.
+            factors: (count or 1, t) what the posterior variance is multiplied by.
+        """
         if not self._is_covered:
             remedy = "Fit the scores again: this version has intervals for every surrogate."
             found = "a surrogate saved without the uncertainty of a mean, lasso or least squares"
             raise ValueError(message("return_std", "False for this surrogate", found, remedy))
         step = max(1, _CHUNK // max(len(self.masks), 1))
-        # observed scores that are not known to be exact: leaving out cannot tell them from noise
-        inexact = (self.nugget_share > 0) & ~self.known & ~self.excluded  # (m, t)
         parts = []
         for start in range(0, count, step):
             rows = slice(start, min(start + step, count))
-            latent = self.unit.new_zeros(rows.stop - rows.start, self._num_latent)
+            latent = self.unit.new_zeros(2, rows.stop - rows.start, self._num_latent)
             of_trend = None
             if trend is not None:
                 of_trend = TrendFunctionals(trend.values[:, rows], self._trend_at_fitted)
@@ -915,18 +1074,14 @@ class Surrogate:
                     of_rows(kernel, rows, term) for kernel in (term.kernel, Identity())
                 )
                 factor = term.factored(self._active, center=self.center, solver=self.solver)
-                latent[:, term.columns] = self._fitted.variance(
+                latent[..., term.columns] = self._fitted.variance(
                     term, factor, smooth, observed, of_trend
                 )
-            variance = latent if self.rotation is None else latent @ self.rotation.square().T
-            if self.noise is None:
-                squares = observed.of_fitted.square() @ inexact.to(torch.float64)
-                variance = variance + self._loo_error * squares
-            std = self.unit * variance.sqrt()
-            if trend is not None and trend.std is not None:
-                std = (std.square() + trend.variance[rows]).sqrt()
-            parts.append(std)
-        return torch.cat(parts) if parts else self.unit.new_zeros(0, len(self.unit))
+            parts.append(latent if self.rotation is None else latent @ self.rotation.square().T)
+        variances = torch.cat(parts, 1) if parts else self.unit.new_zeros(2, 0, len(self.unit))
+        if trend is None or trend.std is None:
+            return factors * variances
+        return factors * variances + trend.variance / self.unit.square()
 
     def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
         if readout != "loo":
@@ -964,7 +1119,8 @@ class Surrogate:
                 return Functionals(prior, between.new_zeros(len(between), len(masks)))
             return Functionals(prior, kernel.gram(whole, masks) - kernel.gram(part, masks))
 
-        std = self._of_all_tasks(self._std(len(without), of_rows, None))
+        readings = self._variances(len(without), of_rows, None, self._size_factors[:1])
+        std = self._of_all_tasks(self.unit * readings.amax(0).sqrt())
         return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
 
 
@@ -980,6 +1136,11 @@ def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogat
         ValueError: If the file is damaged, or holds something else.
     """
     return read_state(path, device, Surrogate.from_state)
+
+
+def _takes_inexact(tensors: dict[str, Tensor]) -> bool:
+    """Whether answers take observed scores not known to be exact: then no ridge was given."""
+    return bool(((tensors["own"] > 0) & ~tensors["known"] & ~tensors["apart"]).any())
 
 
 def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:

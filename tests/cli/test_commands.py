@@ -13,6 +13,7 @@ from sweep import MASKS, TASKS, frame, scores, surrogate, table
 
 from ksm_ext import RBF, fit_surrogate, load_surrogate, selection, subsets
 from ksm_ext.cli import main
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.quality import suitability
 
 
@@ -100,7 +101,7 @@ def test_attributions_are_those_of_the_surrogate(readout, there, capsys):
     value, std = surrogate().attribute(readout, return_std=True)
     assert found["task"].tolist() == 2 * TASKS
     assert found["target"].tolist() == 5 * ["loss"] + 5 * ["accuracy"]
-    ends = {"low": value - 1.959964 * std, "high": value + 1.959964 * std}
+    ends = {"low": value - quantile(0.95) * std, "high": value + quantile(0.95) * std}
     for name, true in {"value": value, "std": std, **ends}.items():
         np.testing.assert_allclose(found[name], true.T.flatten(), rtol=1e-10)
 

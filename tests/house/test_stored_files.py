@@ -1,4 +1,7 @@
-"""Files that version 0.1.1 wrote, at commit 7a32958, are read and answered as they were then."""
+"""Files that version 0.1.1 wrote, at commit 7a32958, are read and answered as they were then.
+
+But for deviations of fits whose ridge was chosen: they are what this version makes of them.
+"""
 
 import json
 import math

@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from ksm_ext import fit_surrogate, load_surrogate
 from ksm_ext.report.page import write_report
 from ksm_ext.subsets import all_subsets, bernoulli
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.kernels import Polynomial
 from ksm_ext.surrogates.more_subsets import more_subsets
 from ksm_ext.surrogates.quality import qualities, suitability
@@ -100,8 +101,8 @@ def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
     values, std = surrogate.attribute("shapley", return_std=True)
     for j, data in enumerate(data_of(html)):
         np.testing.assert_allclose(data["values"], values[:, j], rtol=1e-6)
-        np.testing.assert_allclose(data["halves"], 1.959964 * std[:, j], rtol=1e-6)
-        value, half = values[:, j].max(), 1.959964 * std[values[:, j].argmax(), j]
+        np.testing.assert_allclose(data["halves"], quantile(0.95) * std[:, j], rtol=1e-6)
+        value, half = values[:, j].max(), quantile(0.95) * std[values[:, j].argmax(), j]
         ends = (value, value - half, value + half)
         assert cells_of(html)[6 * j][1:] == [minus(f"{end:.{data['decimals']}f}") for end in ends]
     assert page.tags.count("figure") == 6  # scatter, spectrum, heat map of two targets
@@ -138,9 +139,9 @@ def test_strongest_interactions_are_those_of_the_surrogate(tmp_path):
     value, std = surrogate.interactions("banzhaf", return_std=True)
     at = int(value[..., 0].abs().argmax())
     i, j = sorted((at // 6, at % 6))
-    low = value[i, j, 0] - 1.959964 * std[i, j, 0]
+    low = value[i, j, 0] - quantile(0.95) * std[i, j, 0]
     texts = [text.strip() for text in page.texts if text.strip()]
-    count = int((value.abs() > 1.959964 * std).sum()) // 2
+    count = int((value.abs() > quantile(0.95) * std).sum()) // 2
     assert 1 <= count <= 10
     caption = f"Strongest interactions. {count} of 15 have a 95 % interval that excludes zero."
     found = texts[texts.index(caption) + 6 :]
@@ -197,9 +198,9 @@ def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
     masks = bernoulli(46, 400, 0.5, seed=0)
     scores = sum(3.0 * (masks[:, 2 * i] & masks[:, 2 * i + 1]) for i in range(22))
     surrogate = fit_surrogate(masks, scores, kernel="anova2")
-    _, page = page_of(surrogate, tmp_path, readout="shapley")
-    pairs, std = surrogate.interactions("shapley", return_std=True)
-    clear = pairs.abs() > 1.959964 * std
+    _, page = page_of(surrogate, tmp_path, readout="banzhaf")
+    pairs, std = surrogate.interactions("banzhaf", return_std=True)
+    clear = pairs.abs() > quantile(0.95) * std
     assert int(clear.any(1).sum()) > 40
     assert "Shown: 40 of 46 tasks, those of the strongest." in page.text
     at = int((pairs.abs() * clear).argmax())
@@ -228,7 +229,7 @@ def test_no_interaction_is_shown_that_is_not_clear_of_zero(rounded, tmp_path):
     if rounded:
         assert float(std.max()) < 1e-9 and largest < 1e-12
     else:
-        assert bool((values.abs() <= 1.959964 * std).all()) and largest > 0
+        assert bool((values.abs() <= quantile(0.95) * std).all()) and largest > 0
     html, page = page_of(surrogate, tmp_path, readout="shapley")
     assert "No interaction is clear of zero" in page.text
     assert "Heat map" not in html and "Strongest interactions" not in page.text
@@ -328,7 +329,7 @@ def test_every_interaction_of_the_page_is_clear_of_zero(seed, kernel, strength, 
         assert not shown
         return
     values, std = surrogate.interactions(readout, return_std=True)
-    clear = (values.abs() > 1.959964 * std) & bool(qualities(surrogate)[0].predicts)
+    clear = (values.abs() > quantile(0.95) * std) & bool(qualities(surrogate)[0].predicts)
     clear &= kernel not in ("linear", "lasso")
     assert shown == {tuple(map(str, pair)) for pair in clear.nonzero().tolist()}
     rows = re.findall('<td class="name">.*?' + 3 * 'data-value="(.*?)".*?', html)

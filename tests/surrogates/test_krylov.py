@@ -1,5 +1,7 @@
 """fit_surrogate by conjugate gradients: the answers of one factorisation, without the matrix."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,7 @@ def test_deviations_are_those_of_the_factorisation_and_never_smaller(share_ridge
     scores[:, 0] = scores[:, 0] + 10 * torch.randn(200).double()
     options = {"kernel": RBF(gamma=0.1), "share_ridge": share_ridge}
     found = fit_surrogate(masks, scores, solver=USUAL, **options)
+    found = replace(found, all_is_noise=True)  # as where the ridge is given
     (term,) = found.kernel_terms
     query = torch.rand(10, N) < 0.5
     values = torch.cat([found.predict(query, True)[1], found.attribute("shapley", True)[1]])
@@ -161,6 +164,25 @@ def test_deviations_are_those_of_the_factorisation_and_never_smaller(share_ridge
         deviations = [exact.predict(query, True)[1], exact.attribute("shapley", True)[1]]
         ratio = values[:, column] / (torch.cat(deviations) * unit)
         assert ratio.min() > 1 - 1e-6 and ratio.max() < 1.01
+
+
+@pytest.mark.parametrize("options", [{}, {"known": [0]}, {"noise_std": 0.5}], ids=str)
+def test_calibrated_deviations_are_those_of_the_factorisation(options):
+    """Either reading of the ridge; the variances of left-out residuals are estimates."""
+    masks, scores = problem(m=200)
+    masks[0] = True
+    found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), solver=USUAL, **options)
+    terms = tuple(replace(term, factor=None) for term in found.kernel_terms)
+    exact = replace(found, solver=None, kernel_terms=terms)
+    query = torch.cat([masks[:3], torch.rand(10, N) < 0.5])
+    for ask in (
+        lambda s: s.predict(query, True)[1],
+        lambda s: s.predict(query, True, observed=True)[1],
+        lambda s: s.attribute("loo", True)[1],
+        lambda s: s.attribute("shapley", True)[1],
+        lambda s: s.interactions("banzhaf", True)[1] + torch.eye(N)[..., None],
+    ):
+        torch.testing.assert_close(ask(found), ask(exact), rtol=0.05, atol=0.005)
 
 
 # -- hard designs -------------------------------------------------------------------------------

@@ -315,16 +315,26 @@ def test_deviations_with_known_noise_are_those_of_dense_algebra(readout, noise):
     left = float(term.ridge) - own
     scale = (term.signal_variance * surrogate.unit.square()).item()
     first, second = torch.triu_indices(n, n, 1)
-    for functionals, deviation in (
-        (reference.effect_functionals(n, readout), surrogate.attribute(readout, True)[1]),
-        (torch.eye(32, dtype=torch.float64), surrogate.predict(query, True)[1]),
+    factors = [surrogate._readout_factors(readout, order)[0] for order in (1, 2)]
+    for functionals, deviation, factor in (
+        (
+            reference.effect_functionals(n, readout),
+            surrogate.attribute(readout, True)[1],
+            factors[0],
+        ),
+        (
+            torch.eye(32, dtype=torch.float64),
+            surrogate.predict(query, True)[1],
+            surrogate._size_factors[query.sum(1), 0],
+        ),
         (
             reference.interaction_functionals(n, readout),
             surrogate.interactions(readout, True)[1][first, second],
+            factors[1],
         ),
     ):
         variance = reference.posterior_variance(functionals, prior, fitted, left, True)
-        close(deviation.square(), variance * scale)
+        close(deviation.square(), variance * scale * factor)
 
 
 @pytest.mark.parametrize("kernel", ["auto", Exponential(0.01)], ids=str)
@@ -459,7 +469,7 @@ def test_deviations_beside_an_empty_subset_are_those_of_dense_algebra(readout, c
     variance = reference.posterior_variance(functionals, prior, fitted, left, center)
     scale = (term.signal_variance * surrogate.unit.square()).item()
     deviation = surrogate.attribute(readout, return_std=True)[1]
-    close(deviation.square(), variance * scale)
+    close(deviation.square(), variance * scale * surrogate._readout_factors(readout, 1)[0])
 
 
 def test_a_convention_for_the_empty_subset_is_no_data_point():

@@ -116,7 +116,9 @@ def test_answers_are_bit_equal_after_a_round_trip(make, tmp_path):
 def test_the_file_is_safetensors_and_no_pickle(tmp_path):
     SURROGATES["sum"]().save(tmp_path / "s")
     assert parts_of(tmp_path / "s")[1]["format"] == "ksm_ext.surrogate.3"
-    assert not (tmp_path / "s").read_bytes().startswith((b"\x80", b"PK"))
+    content = (tmp_path / "s").read_bytes()
+    length = int.from_bytes(content[:8], "little")  # of the header, JSON
+    assert "__metadata__" in json.loads(content[8 : 8 + length])
 
 
 def test_equal_surrogates_make_equal_files(tmp_path):
@@ -226,6 +228,9 @@ def saved(path, tensors, metadata):
         {"kind": "jax"},
         {"sharing": "none"},
         {"center": 1},
+        {"all_is_noise": 1},
+        {"noise_degrees": -1},
+        {"noise_degrees": 1.5},
         {"single_target": True},
         {"candidates": [{"kernel": "rbf"}]},
         {"candidates": 3},
