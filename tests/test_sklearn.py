@@ -155,7 +155,7 @@ def test_nothing_is_said_before_fitting():
         (MASKS[:2], SCORES[:2], {}, r"Found array with 2 sample\(s\).*minimum of 3 is required"),
         (MASKS, np.ones(M), {}, "`scores` must be varying over subsets, got constant targets only"),
         (MASKS, SCORES, {"kernel": "cubic"}, "`kernel` must be 'auto', one of linear"),
-        (MASKS, SCORES, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank'"),
+        (MASKS, SCORES, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank', "),
     ],
 )
 def test_what_cannot_be_fitted(X, y, options, found):

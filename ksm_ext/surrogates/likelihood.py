@@ -54,9 +54,12 @@ DECAY_WIDTH = 0.4
 The best of 0.2 to 1.5 for 50 to 300 subsets of games of 8 to 16 players; 0.6 and more overfit.
 """
 
+_SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _RIDGES = 1e-5, 1e3
 _SCALES = 1e-2, 30.0  # of gamma, in units of 1 / typical distance
 _MOST_STEPS = 200
+_TARGETS = 16  # that kernels of their own are learnt for; the others choose among these
+_ROWS = 512  # that they are learnt on: each step costs their third power
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,42 @@ class LearntKernel:
     kernel: RBF | Exponential
     ridge: float
     log_likelihood: float
+
+
+def learnt_kernels(
+    masks: Masks, scores: Scores, share_ridge: Literal["auto"] | bool
+) -> list[RBF | Exponential]:
+    """What ``kernel="ard"`` is: kernels with decays by task, and an amplitude where sizes vary.
+
+    Exponential and RBF, learnt by restricted likelihood of all targets together, of each target
+    (evenly spaced ones of many), or both to choose from, as kernel and ridge are shared.
+
+    Args:
+        masks: (m, n) subsets, or real weights.
+        scores: Scores of one table.
+        share_ridge: See :func:`ksm_ext.fit_surrogate`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(masks), generator=generator)[:_ROWS].to(scores.values.device)
+    masks, scores = masks[rows], scores.rows(rows)
+    if not len(scores.varying):
+        return [Exponential(gamma=1.0)]  # nothing to learn from, nor to predict
+    each = [scores.targets(column[None]) for column in scores.spaced_targets(_TARGETS)]
+    groups = each if share_ridge is False or len(each) == 1 else [scores]
+    if share_ridge == "auto" and len(each) > 1:
+        groups = [scores, *each]
+    amplitude = masks.binary and bool(sees_sizes(masks.values))
+    return [
+        learn_kernel(family, masks, group, amplitude=amplitude).kernel
+        for group in groups
+        for family in (Exponential(), RBF())
+    ]
+
+
+def sees_sizes(subsets: Tensor) -> Tensor:
+    """(...) bool: whether subsets (..., m, n) are of enough different sizes to tell anything."""
+    sizes = subsets.sum(-1).sort(-1).values
+    return (sizes.diff(dim=-1) > 0).sum(-1) + 1 >= _SIZES_FROM
 
 
 def learn_kernel(
