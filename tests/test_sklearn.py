@@ -167,3 +167,13 @@ def test_its_name_hides_nothing():
     """The module is called as the library is."""
     assert sys.modules["sklearn"].__file__.endswith("sklearn/__init__.py")
     assert sys.modules["ksm_ext.sklearn"].__file__.endswith("ksm_ext/sklearn.py")
+
+
+def test_maps_criteria_and_learnt_decays_go_through_searches():
+    accuracies = 1 / (1 + np.exp(-SCORES))
+    grid = {"warp": ["identity", "normal"], "criterion": ["error", "attribution"]}
+    found = GridSearchCV(SurrogateRegressor(kernel="linear"), grid, cv=3).fit(MASKS, accuracies)
+    best = found.best_estimator_
+    alone = fit_surrogate(MASKS, accuracies, kernel="linear", **found.best_params_)
+    np.testing.assert_array_equal(best.predict(MASKS), alone.predict(MASKS))
+    assert SurrogateRegressor(kernel="ard").fit(MASKS, SCORES).score(MASKS, SCORES) > 0

@@ -190,7 +190,7 @@ def test_scores_that_do_not_saturate_are_predicted_as_they_are():
     assert torch.equal(*(std[:, [0, 2]] for std in with_std))
 
 
-@FEW
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["log", "logit", "normal"]))
 def test_a_chosen_map_has_the_smaller_error(seed, warp):
     masks, scores, _, _ = saturating(m=20, n=5, seed=seed, t=2, noise=0.5)
@@ -215,6 +215,22 @@ def test_missing_scores_and_repeats():
     close(found.predict(every)[:, 1], alone.predict(every), 1e-8)
     twice = fit_surrogate(masks.repeat(2, 1), scores.repeat(2, 1), warp="normal", kernel="rbf")
     assert twice.loo_residuals.shape == scores.shape
+
+
+def test_mixtures_are_predicted_through_maps_too():
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(50, 4, generator=generator).double().square()
+    scores = torch.sigmoid(shares @ doubles([6.0, 3.0, 0.0, -1.0]) - 3)
+    found = fit_surrogate(shares, scores, warp="logit", kernel="rbf")
+    plain = fit_surrogate(shares, scores, kernel="rbf")
+    assert found.loo_error < plain.loo_error
+    assert torch.equal(found.attribute("loo"), plain.attribute("loo"))
+    inner = fit_surrogate(shares, Logit(scores)(scores), kernel="rbf")
+    known, s = Logit(scores), inner.loo_residuals.square().mean().sqrt()
+    expected = torch.stack([known.inverse(inner.predict(shares) + e * s) for e in (-1, 0, 1)])
+    assert bool(
+        (found.predict(shares) - expected[1]).abs().max() < (expected[2] - expected[0]).max()
+    )
 
 
 def test_noise_is_what_the_map_makes_of_it():
