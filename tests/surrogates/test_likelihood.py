@@ -20,7 +20,7 @@ from ksm_ext.surrogates.likelihood import learn_kernel, restricted_log_likelihoo
 from ksm_ext.surrogates.masks import Masks
 
 FAMILIES = pytest.mark.parametrize("family", [RBF, Exponential])
-OBJECTIVES = {"likelihood": likelihood._restricted, "loo": likelihood._left_out}
+OBJECTIVES = {"likelihood": likelihood.restricted, "loo": likelihood._left_out}
 
 
 def table(m=25, n=5, seed=0, t=2, binary=True):
@@ -95,7 +95,7 @@ def test_the_other_objective_is_the_leave_one_out_error(center):
     masks, values = table()
     scores = as_scores(values, center=center)
     gram = Exponential(gamma=0.4, amplitude=0.5).gram(masks)
-    found, _ = likelihood._left_out(likelihood._Solved.of(gram, 0.3, scores), scores.values[0])
+    found, _ = likelihood._left_out(likelihood._solved(gram, 0.3, scores), scores.values[0])
     residuals = reference.leave_one_out(gram, scores.values[0], 0.3, center)
     torch.testing.assert_close(found, -25 / 2 * residuals.square().mean(0).log())
 
@@ -122,9 +122,9 @@ def test_gradients_are_those_of_differences(family, objective, center, weighted,
 
 def test_targets_that_move_together_count_once():
     masks, values = table(t=1)
-    one = likelihood._Problem(RBF, masks, as_scores(values), likelihood._restricted, 1.0, 0.7)
+    one = likelihood._Problem(RBF, masks, as_scores(values), likelihood.restricted, 1.0, 0.7)
     twice = as_scores(torch.cat([values, -3 * values], 1))
-    two = likelihood._Problem(RBF, masks, twice, likelihood._restricted, 1.0, 0.7)
+    two = likelihood._Problem(RBF, masks, twice, likelihood.restricted, 1.0, 0.7)
     point = np.array([-1.0, -2.0, 0.5, 0.1, 0.2, -0.3, 0.0, 0.4])
     for found, expected in zip(two.loss(point), one.loss(point), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -315,3 +315,22 @@ def test_ard_of_many_tables_and_of_weights():
     assert float(found.loo_error) < 0.5 * float(
         fit_surrogate(shares, scores, kernel="rbf").loo_error
     )
+
+
+def test_a_covariance_that_rounding_made_indefinite_has_the_least_added():
+    y = as_scores(table()[1]).values[0]
+    _, vectors = torch.linalg.eigh(RBF(gamma=0.2).gram(table()[0]))
+    spectrum = torch.linspace(0.1, 1.0, 25).double()
+    spectrum[3] = -1e-11
+    rounded = (vectors * spectrum) @ vectors.T
+    found, change = likelihood.restricted(likelihood.Solved.of(rounded, center=True), y)
+    assert bool(change.isfinite().all())
+    repaired = rounded + 1e-10 * rounded.diagonal().mean() * torch.eye(25)
+    for j in range(2):  # the density of contrasts, at the best signal variance
+        contrasts = torch.linalg.svd(torch.eye(25).double() - 1 / 25)[0][:, :24]
+        inner, seen = contrasts.T @ repaired @ contrasts, contrasts.T @ y[:, j]
+        variance = seen @ torch.linalg.solve(inner, seen) / 24
+        density = torch.distributions.MultivariateNormal(torch.zeros(24).double(), variance * inner)
+        assert float(found[j]) == pytest.approx(float(density.log_prob(seen)), rel=1e-3)
+    with pytest.raises(torch.linalg.LinAlgError):
+        likelihood.restricted(likelihood.Solved.of(-torch.eye(25).double(), center=True), y)
