@@ -17,7 +17,7 @@ from ksm_ext.checks import message
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.kernels import KernelChoice
-from ksm_ext.surrogates.options import Criterion, ShareRidge
+from ksm_ext.surrogates.options import Criterion, ShareRidge, Warp
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -55,6 +55,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         kernel: KernelChoice = "auto",
         ridge: Literal["loo"] | float = "loo",
         criterion: Criterion = "error",
+        warp: Warp = "identity",
         share_ridge: ShareRidge = "auto",
         center: bool = True,
         noise_std: float | None = None,
@@ -62,6 +63,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         self.kernel = kernel
         self.ridge = ridge
         self.criterion = criterion
+        self.warp = warp
         self.share_ridge = share_ridge
         self.center = center
         self.noise_std = noise_std

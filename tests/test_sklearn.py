@@ -155,7 +155,7 @@ def test_nothing_is_said_before_fitting():
         (MASKS[:2], SCORES[:2], {}, r"Found array with 2 sample\(s\).*minimum of 3 is required"),
         (MASKS, np.ones(M), {}, "`scores` must be varying over subsets, got constant targets only"),
         (MASKS, SCORES, {"kernel": "cubic"}, "`kernel` must be 'auto', one of linear"),
-        (MASKS, SCORES, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank'"),
+        (MASKS, SCORES, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank', "),
     ],
 )
 def test_what_cannot_be_fitted(X, y, options, found):
@@ -167,3 +167,13 @@ def test_its_name_hides_nothing():
     """The module is called as the library is."""
     assert sys.modules["sklearn"].__file__.endswith("sklearn/__init__.py")
     assert sys.modules["ksm_ext.sklearn"].__file__.endswith("ksm_ext/sklearn.py")
+
+
+def test_maps_criteria_and_learnt_decays_go_through_searches():
+    accuracies = 1 / (1 + np.exp(-SCORES))
+    grid = {"warp": ["identity", "normal"], "criterion": ["error", "attribution"]}
+    found = GridSearchCV(SurrogateRegressor(kernel="linear"), grid, cv=3).fit(MASKS, accuracies)
+    best = found.best_estimator_
+    alone = fit_surrogate(MASKS, accuracies, kernel="linear", **found.best_params_)
+    np.testing.assert_array_equal(best.predict(MASKS), alone.predict(MASKS))
+    assert SurrogateRegressor(kernel="ard").fit(MASKS, SCORES).score(MASKS, SCORES) > 0

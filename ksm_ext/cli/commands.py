@@ -48,6 +48,7 @@ def fit(args: Namespace) -> int:
         kernel=_kernels(args.kernel),
         ridge=args.ridge,
         criterion=args.criterion,
+        warp=args.warp,
         share_ridge={"yes": True, "no": False}.get(args.share_ridge, "auto"),
         center=not args.no_intercept,
         noise_std=args.noise_std,

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args
 
 import ksm_ext
-from ksm_ext.surrogates.options import Criterion, Missing, Readout
+from ksm_ext.surrogates.options import Criterion, Missing, Readout, Warp
 from ksm_ext.tables import Format
 
 _DESCRIPTION = """\
@@ -224,7 +224,8 @@ def _add_model(parser: ArgumentParser) -> None:
         default="auto",
         metavar="NAME[,NAME…]",
         help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, "
-        "warped (of weights), sums such as linear+rbf, lasso, least_squares; of several, the best "
+        "warped (of weights), sums such as linear+rbf, ard (a learnt decay for each task), lasso, "
+        "least_squares; of several, the best "
         "by leave-one-out",
     )
     add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
@@ -232,7 +233,15 @@ def _add_model(parser: ArgumentParser) -> None:
         "--criterion",
         choices=get_args(Criterion),
         default="error",
-        help="what leave-one-out minimises: squared error (default), or errors of rank",
+        help="what leave-one-out minimises: squared error (default), errors of rank, or squared "
+        "error near the full set, for leave-one-out effects",
+    )
+    add(
+        "--warp",
+        choices=get_args(Warp),
+        default="identity",
+        help="a map of scores that predictions go through, for scores that saturate; auto: the "
+        "best by leave-one-out (attributions are of the scores as they are)",
     )
     add(
         "--share-ridge",

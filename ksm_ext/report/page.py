@@ -124,6 +124,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
             "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
         },
         "kernels": surrogate.predictors or "mean only",
+        "notes": surrogate.warp_notes,
         "sharing": _SHARING[surrogate.sharing],
         "error": float(error.mean()),
         "noise": surrogate.noise_summary,
@@ -259,7 +260,8 @@ def _predictions(
 ) -> tuple[Tensor, Tensor]:
     """(l, t) true scores, NaN where missing, and the predictions that did not see them."""
     if held_out is None:
-        return surrogate.scores.cpu(), (surrogate.scores - surrogate.residuals).cpu()
+        scores = surrogate.scores.cpu()
+        return scores, scores - surrogate.with_tensor_answers().loo_residuals
     masks, scores = aligned(
         {
             "held_out[0]": (held_out[0], "subset", "task"),

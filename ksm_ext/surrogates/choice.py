@@ -336,7 +336,7 @@ class Contest:
         """(b, t) bool: targets predicted better than by the mean, and than by their variance."""
         mean = self.best("target", self.among([0]))
         better = clearly_better(mean.losses - losses, _BETTER_THAN_MEAN)
-        if self.scores.center and not self.scores.by_rank:
+        if self.scores.center and not self.scores.by_rank and self.scores.importance is None:
             better &= losses.mean(1) < 1
         return better
 

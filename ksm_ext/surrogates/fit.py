@@ -15,6 +15,7 @@ from `ops.mask_gram` (csrc/cpu/mask_gram.cpp, whose loop is `count_tile`).
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,11 +36,13 @@ from ksm_ext.surrogates.candidates import CandidateTable
 from ksm_ext.surrogates.cokriging import TrendModel, TrendSearch, levels_of
 from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
+from ksm_ext.surrogates.likelihood import sees_sizes
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.observations import Observations, observe
-from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge
+from ksm_ext.surrogates.observations import Observations, noise_rows, observe
+from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge, Warp
 from ksm_ext.surrogates.parts import Part, fitted_parts, parts_of_many, varying_tasks
-from ksm_ext.surrogates.search import LINEAR, Search, sees_sizes
+from ksm_ext.surrogates.score_warps import fitted_warps
+from ksm_ext.surrogates.search import ARD, LINEAR, Search
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
 from ksm_ext.surrogates.trend import Level, Trend
@@ -73,6 +76,7 @@ def fit_surrogate(
     kernel: KernelChoice = "auto",
     ridge: Literal["loo"] | float = "loo",
     criterion: Criterion = "error",
+    warp: Warp = "identity",
     share_ridge: ShareRidge = "auto",
     center: bool = True,
     solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
@@ -105,13 +109,22 @@ def fit_surrogate(
             by restricted likelihood.
         kernel: ``"auto"``; a name of :mod:`.kernels` or a sum such as ``"linear+rbf"``; a
             kernel object or class, whose open parameters are searched (of ``"warped"``, for real
-            weights, learnt for every target); a list of these; or
-            ``"least_squares"`` (no intercept) and ``"lasso"``, the literature's linear surrogates.
+            weights, learnt for every target); a list of these; ``"ard"``, kernels with a decay for
+            each task, and an amplitude by size where sizes vary, learnt by restricted likelihood
+            (:mod:`.likelihood`); or ``"least_squares"`` (no intercept) and ``"lasso"``, the
+            literature's linear surrogates.
         ridge: ``"loo"``, or the number added to the diagonal of the Gram matrix
             (scikit-learn's ``alpha``): then all of it counts as noise, and no score is answered by
             itself unless it is known.
         criterion: ``"error"`` chooses by squared error, ``"rank"`` by mean Spearman correlation of
-            leave-one-out predictions.
+            leave-one-out predictions, ``"attribution"`` by squared error near the full set, where
+            leave-one-out effects are differences (:func:`.judgement.near_full`; Shapley and Banzhaf
+            values are served best by ``"error"``).
+        warp: A monotone map of the scores (:mod:`ksm_ext.surrogates.score_warps`) that predictions
+            go through: ``"identity"``, ``"log"``, ``"logit"``, ``"normal"`` (normal scores), or
+            ``"auto"``: for each target the one with the smallest leave-one-out error, if it is
+            clearly smaller. For scores that saturate. Costs one more fit for each map that is
+            tried. Attributions and interactions are those of the scores as they are.
         share_ridge: True for one kernel and ridge for all targets, False for one per target;
             ``"auto"`` tries both and one per principal component of the targets, keeps what
             predicts best on subsets that had no part in the choice, and fits a target on its own
@@ -157,24 +170,28 @@ def fit_surrogate(
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
+    if criterion == "attribution" and not observed.masks.binary:
+        remedy = "Leave it out: mixtures have no sizes."
+        raise ValueError(message("masks", f"0/1 for {criterion=}", "real-valued weights", remedy))
     if estimates is not None and solver == "auto" and len(observed.masks) <= MAX_DIRECT:
         solver = "eigh"
-    search = _search(
-        observed.scores,
-        kernel=kernel,
-        ridge=ridge,
-        criterion=criterion,
-        share_ridge=share_ridge,
-        center=center,
-        solver=solver,
-        progress=progress,
-    )
+    options: dict[str, Any] = {
+        "kernel": tuple(kernel) if isinstance(kernel, Iterator) else kernel,  # read once
+        "ridge": ridge,
+        "criterion": criterion,
+        "share_ridge": share_ridge,
+        "center": center,
+        "solver": solver,
+        "progress": progress,
+    }
+    search = _search(observed.scores, **options)
+    check_choice("warp", warp, get_args(Warp))
     counts = observed.masks.num_tasks, observed.scores.shape[1]
     names = _names(masks, scores, task_names, target_names, counts)
     levels: tuple[Level, ...] = ()
     if estimates is not None:
         levels = levels_of(estimates, observed.masks, *names.values(), fit=fit_surrogate)
-        search = _with_levels(search, levels, observed)
+        search = _with_levels(search, levels, observed, warp)
     try:
         parts = fitted_parts(observed, search)
     except NotConvergedError:
@@ -182,7 +199,14 @@ def fit_surrogate(
             raise
         search = replace(search, solver=None)  # chosen for its speed alone
         parts = fitted_parts(observed, search)
-    return _assembled(parts, observed, search, names, levels, like=scores)
+    surrogate = _assembled(parts, observed, search, names, levels, like=scores)
+    if warp == "identity":
+        return surrogate
+    refit = partial(fit_surrogate, masks, known=known, missing=missing, **options | names)
+    runs = as_tensor("scores", scores).to(torch.float64).reshape(-1, len(surrogate.unit))
+    noise = None if noise_std is None else noise_rows(noise_std, ~runs.isnan())
+    warps = fitted_warps(warp, surrogate, runs, noise, refit, by_rank=search.by_rank)
+    return replace(surrogate, warps=warps)
 
 
 def fit_many(
@@ -192,6 +216,7 @@ def fit_many(
     kernel: KernelChoice = "auto",
     ridge: Literal["loo"] | float = "loo",
     criterion: Criterion = "error",
+    warp: Warp = "identity",
     share_ridge: ShareRidge = "auto",
     center: bool = True,
     solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
@@ -203,7 +228,7 @@ def fit_many(
     The answers are those of :func:`ksm_ext.fit_surrogate` on one table after the other, to
     rounding. Small tables are fitted together; those with repeated subsets, constant tasks
     or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
-    one by one, and so is what conjugate gradients solve.
+    one by one, and so is what conjugate gradients solve, and kernels that are learnt.
 
     Args:
         masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
@@ -211,6 +236,7 @@ def fit_many(
         kernel: See :func:`ksm_ext.fit_surrogate`, as all that follow.
         ridge: The same for every table.
         criterion: The same for every table.
+        warp: The same for every table; with a map, tables are fitted one by one.
         share_ridge: Whether the targets of a table share one; tables share nothing.
         center: The same for every table.
         solver: The same for every table.
@@ -272,13 +298,14 @@ def fit_many(
             found[i] = _assembled(parts, observed, search, names, like=outcomes[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
-    alike = _alike(subsets, outcomes, search)
+    check_choice("warp", warp, get_args(Warp))
+    alike = _alike(subsets, outcomes, search) & (warp == "identity")
     sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
     groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
     chunks = [chunk for group in groups if len(group) for chunk in group.split(step)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fit_together, chunks))  # raises what a thread raised
-    options |= names
+    options |= {"warp": warp, **names}
     alone = (
         fit_surrogate(subsets[i], outcomes[i], **options) if each is None else each
         for i, each in enumerate(found)
@@ -313,7 +340,7 @@ def _search(
     return Search(
         kernel=kernel,
         ridge=_check_ridge(ridge, outcome),
-        by_rank=criterion == "rank",
+        criterion=criterion,
         share_ridge=share_ridge,
         center=center,
         solver=_solver(solver, outcome, chooses=ridge == "loo" and not by_least_squares),
@@ -454,6 +481,8 @@ def _alike(subsets: Tensor, outcomes: Tensor, search: Search) -> Tensor:
     nowhere = torch.zeros(b, dtype=torch.bool, device=outcomes.device)
     if subsets.dtype != torch.bool or search.solver is not None or not 3 <= m <= _MOST_SUBSETS:
         return nowhere
+    if ARD in search.asked:  # kernels of its own for every table
+        return nowhere
     scores = outcomes.reshape(b, m, -1)
     alike = scores.isfinite().all(1).all(1) & (scores.amax(1) > scores.amin(1)).all(1)
     tables = subsets[:1] if subsets.stride(0) == 0 else subsets
@@ -465,20 +494,25 @@ def _alike(subsets: Tensor, outcomes: Tensor, search: Search) -> Tensor:
     return alike & (tasks.all(1) & distinct).to(alike.device)
 
 
-def _with_levels(search: Search, levels: tuple[Level, ...], observed: Observations) -> TrendSearch:
+def _with_levels(
+    search: Search, levels: tuple[Level, ...], observed: Observations, warp: Warp
+) -> TrendSearch:
     """The search of a fit with estimates.
 
     Raises:
         ValueError: If it was asked for what such a fit has not, or there are too few scores.
     """
-    if search.by_rank:
+    if search.criterion != "error":
         remedy = "Leave it out: the likelihood chooses."
-        raise ValueError(message("criterion", "'error' with estimates", "'rank'", remedy))
-    asked = search.kernel if isinstance(search.kernel, tuple) else (search.kernel,)
-    linear = [name for name in LINEAR if name in asked]
-    if linear:
+        found = repr(search.criterion)
+        raise ValueError(message("criterion", "'error' with estimates", found, remedy))
+    if warp != "identity":
+        remedy = "Leave it out: scores and estimates are compared in their own units."
+        raise ValueError(message("warp", "'identity' with estimates", repr(warp), remedy))
+    others = [name for name in (*LINEAR, ARD) if name in search.asked]
+    if others:
         remedy = "Leave it out, or name a kernel."
-        raise ValueError(message("kernel", "a kernel with estimates", repr(linear[0]), remedy))
+        raise ValueError(message("kernel", "a kernel with estimates", repr(others[0]), remedy))
     if search.solver is not None:
         remedy = "Fit a sample of the true scores."
         expected = f"'eigh' with estimates, for up to {MAX_DIRECT} subsets"
@@ -499,7 +533,7 @@ def _assembled(
     parts: list[Part],
     observed: Observations,
     search: Search,
-    names: dict[str, tuple[str, ...]],
+    names: dict[str, Any],
     levels: tuple[Level, ...] = (),
     *,
     like: ArrayLike,

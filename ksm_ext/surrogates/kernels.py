@@ -393,6 +393,11 @@ class _Radial(Kernel):
         """Not with a gamma for each task, or an amplitude."""
         return not isinstance(self.gamma, tuple) and self.amplitude == 0
 
+    @property
+    def is_counted(self) -> bool:
+        """Not with a gamma for each task."""
+        return not isinstance(self.gamma, tuple)
+
     def products(self, num_tasks: int, *, coarse: bool = False) -> list[Products]:
         """The mixture at every task's rate; those that must not differ are alike."""
         weights, scales = torch.tensor(list(self.mixture(coarse)), dtype=torch.float64).T

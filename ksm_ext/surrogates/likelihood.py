@@ -54,9 +54,12 @@ DECAY_WIDTH = 0.4
 The best of 0.2 to 1.5 for 50 to 300 subsets of games of 8 to 16 players; 0.6 and more overfit.
 """
 
+_SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _RIDGES = 1e-5, 1e3
 _SCALES = 1e-2, 30.0  # of gamma, in units of 1 / typical distance
 _MOST_STEPS = 200
+_TARGETS = 16  # that kernels of their own are learnt for; the others choose among these
+_ROWS = 512  # that they are learnt on: each step costs their third power
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,42 @@ class LearntKernel:
     kernel: RBF | Exponential
     ridge: float
     log_likelihood: float
+
+
+def learnt_kernels(
+    masks: Masks, scores: Scores, share_ridge: Literal["auto"] | bool
+) -> list[RBF | Exponential]:
+    """What ``kernel="ard"`` is: kernels with decays by task, and an amplitude where sizes vary.
+
+    Exponential and RBF, learnt by restricted likelihood of all targets together, of each target
+    (evenly spaced ones of many), or both to choose from, as kernel and ridge are shared.
+
+    Args:
+        masks: (m, n) subsets, or real weights.
+        scores: Scores of one table.
+        share_ridge: See :func:`ksm_ext.fit_surrogate`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(masks), generator=generator)[:_ROWS].to(scores.values.device)
+    masks, scores = masks[rows], scores.rows(rows)
+    if not len(scores.varying):
+        return [Exponential(gamma=1.0)]  # nothing to learn from, nor to predict
+    each = [scores.targets(column[None]) for column in scores.spaced_targets(_TARGETS)]
+    groups = each if share_ridge is False or len(each) == 1 else [scores]
+    if share_ridge == "auto" and len(each) > 1:
+        groups = [scores, *each]
+    amplitude = masks.binary and bool(sees_sizes(masks.values))
+    return [
+        learn_kernel(family, masks, group, amplitude=amplitude).kernel
+        for group in groups
+        for family in (Exponential(), RBF())
+    ]
+
+
+def sees_sizes(subsets: Tensor) -> Tensor:
+    """(...) bool: whether subsets (..., m, n) are of enough different sizes to tell anything."""
+    sizes = subsets.sum(-1).sort(-1).values
+    return (sizes.diff(dim=-1) > 0).sum(-1) + 1 >= _SIZES_FROM
 
 
 def learn_kernel(
@@ -109,7 +148,7 @@ def learn_kernel(
     check_choice(
         "kernel", kernel.name, (RBF.name, Exponential.name), "The others have no gradients."
     )
-    evaluate = {"likelihood": _restricted, "loo": _left_out}[objective]
+    evaluate = {"likelihood": restricted, "loo": _left_out}[objective]
     problem = _Problem(type(kernel), masks, scores, evaluate, amplitude_width, decay_width)
     point = problem.start()
     stages = [(False, False), (amplitude, False), (amplitude, by_task)]
@@ -139,12 +178,12 @@ def restricted_log_likelihood(
     """
     values = scores.values[0][:, scores.varying]
     found = torch.full_like(scores.values[0, 0], math.nan)
-    found[scores.varying] = _restricted(_Solved.of(kernel.gram(masks), ridge, scores), values)[0]
+    found[scores.varying] = restricted(_solved(kernel.gram(masks), ridge, scores), values)[0]
     return found
 
 
 @dataclass(frozen=True, eq=False)
-class _Solved:
+class Solved:
     """The covariance V of the observations, factored.
 
     Attributes:
@@ -158,12 +197,19 @@ class _Solved:
     degrees: int
 
     @classmethod
-    def of(cls, gram: Tensor, ridge: float, scores: Scores) -> "_Solved":
-        """Of ``gram + ridge / weights``."""
-        factor = torch.linalg.cholesky(gram + torch.diag(ridge / scores.weights[0]))
+    def of(cls, covariance: Tensor, *, center: bool) -> "Solved":
+        """Of (m, m) V, with an intercept or without."""
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        extra = 1e-10
+        while bool(failed) and extra < 1e-3:  # rounding made an eigenvalue negative
+            diagonal = extra * covariance.diagonal().mean().expand(len(covariance))
+            factor, failed = torch.linalg.cholesky_ex(covariance + torch.diag(diagonal))
+            extra *= 100
+        if bool(failed):
+            factor = torch.linalg.cholesky(covariance)  # raises
         inverse = torch.cholesky_inverse(factor)
-        determinant, m = 2 * factor.diagonal().log().sum(), len(gram)
-        if not scores.center:
+        determinant, m = 2 * factor.diagonal().log().sum(), len(covariance)
+        if not center:
             return cls(inverse, determinant, m)
         constant = inverse.sum(1)
         total = constant.sum()
@@ -171,10 +217,15 @@ class _Solved:
         return cls(precision, determinant + (total / m).log(), m - 1)
 
 
-Evaluate = Callable[[_Solved, Tensor], tuple[Tensor, Tensor]]
+def _solved(gram: Tensor, ridge: float, scores: Scores) -> Solved:
+    covariance = gram + torch.diag(ridge / scores.weights[0])
+    return Solved.of(covariance, center=scores.center)
 
 
-def _restricted(solved: _Solved, values: Tensor) -> tuple[Tensor, Tensor]:
+Evaluate = Callable[[Solved, Tensor], tuple[Tensor, Tensor]]
+
+
+def restricted(solved: Solved, values: Tensor) -> tuple[Tensor, Tensor]:
     """(t,) log likelihoods and the G of the module's head, for values (m, t)."""
     dual = solved.precision @ values
     variance = (values * dual).sum(0).clamp_min(1e-300) / solved.degrees
@@ -183,7 +234,7 @@ def _restricted(solved: _Solved, values: Tensor) -> tuple[Tensor, Tensor]:
     return -logs / 2, change / 2
 
 
-def _left_out(solved: _Solved, values: Tensor) -> tuple[Tensor, Tensor]:
+def _left_out(solved: Solved, values: Tensor) -> tuple[Tensor, Tensor]:
     """(t,) ``-m/2 log`` of mean squared leave-one-out residuals, and their G."""
     dual, own = solved.precision @ values, solved.precision.diagonal()[:, None]
     residuals = dual / own
@@ -250,7 +301,7 @@ class _Problem:
         """Minus the objective and the log prior, and the gradient."""
         kernel, ridge = self.model(point)
         gram, varying = kernel.gram(self.masks), self.scores.varying
-        solved = _Solved.of(gram, ridge, self.scores)
+        solved = _solved(gram, ridge, self.scores)
         values, change = self.evaluate(solved, self.scores.values[0][:, varying])
         moved = change * gram
         sizes = 1 - self.masks.floats.sum(1) / self.masks.num_tasks

@@ -145,7 +145,7 @@ def observe(
         outcome, absent = outcome[:, None], absent[:, None]
     rows, present = outcome.to(torch.float64), ~absent
     exact = _known_rows(known, len(table)).to(rows.device)
-    noise = None if noise_std is None else _noise_rows(noise_std, present)
+    noise = None if noise_std is None else noise_rows(noise_std, present)
     kept = present.any(1)  # a run without any score tells nothing
     if not bool(kept.all()):
         table, rows, present, exact = table[kept], rows[kept], present[kept], exact[kept]
@@ -197,7 +197,7 @@ def _known_rows(known: object, count: int) -> Tensor:
     return flags
 
 
-def _noise_rows(noise_std: Any, present: Tensor) -> Tensor:
+def noise_rows(noise_std: Any, present: Tensor) -> Tensor:
     """(M, t) standard deviation of every run, 0 where there is no score."""
     noise = as_tensor("noise_std", noise_std).to(present.device, torch.float64)
     count, t = present.shape
@@ -239,7 +239,8 @@ def nugget_to_noise(total: Tensor, noise: Tensor) -> Tensor:
         noise: (m, t) variance of the noise of each mean score.
     """
     level = noise.mean(0)
-    return (total - level).clamp_min(0.0) / level
+    ratio = (total - level).clamp_min(0.0) / level
+    return torch.where(level > 0, ratio, torch.inf)  # of a constant target both are 0
 
 
 def nugget_share(ratio: Tensor, relative: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Nothing is imported here that takes time, so that ``ksm --help`` takes none.
 from typing import Literal
 
 Readout = Literal["loo", "shapley", "banzhaf"]
-Criterion = Literal["error", "rank"]
+Criterion = Literal["error", "rank", "attribution"]
+Warp = Literal["identity", "log", "logit", "normal", "auto"]
 Missing = Literal["error", "drop"]
 ShareRidge = Literal["auto"] | bool

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ksm_ext.checks import message
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
-from ksm_ext.surrogates.judgement import Scores, folds_of
+from ksm_ext.surrogates.judgement import Scores, folds_of, near_full
 from ksm_ext.surrogates.kernels import (
     Exponential,
     Kernel,
@@ -33,7 +33,9 @@ from ksm_ext.surrogates.kernels import (
     as_kernel,
 )
 from ksm_ext.surrogates.krylov import ConjugateGradients
+from ksm_ext.surrogates.likelihood import learnt_kernels, sees_sizes
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.options import Criterion
 from ksm_ext.surrogates.trials import (
     Judged,
     KernelTrial,
@@ -46,6 +48,9 @@ from ksm_ext.surrogates.trials import (
 from ksm_ext.surrogates.warping import is_warped, with_learnt
 
 LINEAR = ("least_squares", "lasso")
+ARD = "ard"
+"""Kernels that are learnt, by name; see :func:`.likelihood.learnt_kernels`."""
+
 MANY_SUBSETS = 768
 """Subsets beyond which kernels are screened, and ways of sharing judged without new factors."""
 
@@ -57,7 +62,6 @@ at most, beside those that single targets want.
 _SAMPLE_ROWS = 2048  # the same, where what follows is conjugate gradients on everything
 _SCREEN_TARGETS = 128
 _WANTED = 2  # kernels at most that single targets want
-_SIZES_FROM = 3  # different sizes among the subsets from which they can tell anything
 _LASSO_TASKS = 256  # coordinate descent costs n^2 per sweep: a candidate of "auto" up to here
 _LASSO_PROBE = 32
 _LASSO_PROBED_TO = 2e-2  # of the largest weight
@@ -75,7 +79,7 @@ class Search:
     Attributes:
         kernel: What was asked for; several as a tuple.
         ridge: (1,) the given ridge, or None to choose it.
-        by_rank: Whether the criterion is the rank correlation.
+        criterion: What leave-one-out residuals are judged by.
         share_ridge: Whether targets share kernel and ridge.
         center: Whether an intercept is fitted.
         solver: The settings of conjugate gradients, or None to factor Gram matrices.
@@ -84,16 +88,21 @@ class Search:
 
     kernel: KernelChoice
     ridge: Tensor | None
-    by_rank: bool
+    criterion: Criterion
     share_ridge: Literal["auto"] | bool
     center: bool
     solver: ConjugateGradients | None
     progress: bool
 
     @property
+    def by_rank(self) -> bool:
+        """Whether the criterion is the rank correlation."""
+        return self.criterion == "rank"
+
+    @property
     def removes_mean(self) -> bool:
         """Whether everything fitted has an intercept, which least squares has not."""
-        return self.center and "least_squares" not in self._asked
+        return self.center and "least_squares" not in self.asked
 
     @property
     def all_is_noise(self) -> bool:
@@ -101,7 +110,7 @@ class Search:
         return self.ridge is not None or self.kernel in LINEAR
 
     @property
-    def _asked(self) -> tuple[Any, ...]:
+    def asked(self) -> tuple[Any, ...]:
         """What was asked for, one by one."""
         return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
 
@@ -111,9 +120,7 @@ class Search:
 
     def of_tasks(self, kept: Tensor) -> "Search":
         """The search for tasks where ``kept`` (n,) bool: kernels that know tasks lose the rest."""
-        kernels = [
-            each.of_tasks(kept) if isinstance(each, Kernel) else each for each in self._asked
-        ]
+        kernels = [each.of_tasks(kept) if isinstance(each, Kernel) else each for each in self.asked]
         return replace(
             self, kernel=tuple(kernels) if isinstance(self.kernel, tuple) else kernels[0]
         )
@@ -123,14 +130,20 @@ class Search:
 
         Args:
             tables: Subsets, of as many rows and columns in each table: one, or several that are
-                small enough to be judged whole, without known noise, whose same targets vary.
+                small enough to be judged whole, without known noise, whose same targets vary,
+                and of whose kernels none is learnt.
             scores: Their scores.
         """
+        if self.criterion == "attribution":
+            importance = [near_full(masks.sizes, masks.num_tasks) for masks in tables]
+            scores = replace(scores, importance=torch.stack(importance))
         grids = {i: self._candidates(masks) for i, masks in {id(x): x for x in tables}.items()}
         kernels, linear = [grids[id(masks)][0] for masks in tables], grids[id(tables[0])][1]
-        if len(tables) == 1:  # weights are searched one table at a time
+        if len(tables) == 1:  # kernels are learnt, and weights searched, one table at a time
             likely = self.kernel == "auto"
             kernels = [with_learnt(kernels[0], tables[0], scores, likely=likely)]
+            if ARD in self.asked:
+                kernels[0] += learnt_kernels(tables[0], scores, self.share_ridge)
         sharing = self._ways_of_sharing(scores, kernels[0])
         m = len(tables[0])
         sample = random_rows(m, _SAMPLE_ROWS, scores.values.device)
@@ -183,12 +196,12 @@ class Search:
 
     def _candidates(self, masks: Masks) -> tuple[list[Kernel], list[str]]:
         """Kernels with all parameters set, and linear surrogates by name."""
-        asked = self._asked
+        asked = self.asked
         if self.kernel == "auto":  # the last two are for weights
             asked = ("linear", "anova2", "rbf", "exponential", "laplace", "warped")
             asked = asked[: 4 if masks.binary else 6]
         linear = [each for each in asked if each in LINEAR]
-        rest = [as_kernel(each) for each in asked if each not in LINEAR]
+        rest = [as_kernel(each) for each in asked if each not in (*LINEAR, ARD)]
         kernels = [filled for kernel in rest for filled in kernel.grid(masks)]
         if self.kernel == "auto":
             kernels += by_size(masks)
@@ -301,12 +314,6 @@ def _substitute(judged: Sequence[Judged]) -> tuple[KernelTrial, Tensor]:
     trial, part, k = found[min(_preferred([each[0] for each in found])[0], default=0)]
     assert isinstance(trial, KernelTrial)
     return trial, part.judgement.ridges.unflatten(1, (-1, part.num_ridges))[:, k]
-
-
-def sees_sizes(subsets: Tensor) -> Tensor:
-    """(...) bool: whether subsets (..., m, n) are of enough different sizes to tell anything."""
-    sizes = subsets.sum(-1).sort(-1).values
-    return (sizes.diff(dim=-1) > 0).sum(-1) + 1 >= _SIZES_FROM
 
 
 def by_size(masks: Masks) -> list[Kernel]:

@@ -27,10 +27,14 @@ from ksm_ext.surrogates.candidates import Candidate
 from ksm_ext.surrogates.kernels import from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.score_warps import suits
 
 FORMAT = "ksm_ext.surrogate.3"
 WITH_TREND = "ksm_ext.surrogate.4"
 """Files of surrogates with a trend, which older versions would answer without."""
+
+WITH_WARPS = "ksm_ext.surrogate.5"
+"""Those of surrogates that predict through a map, likewise."""
 
 FORMERLY = "ksm_ext.surrogate.2"
 """Files without observed scores: their surrogates have the smooth part alone."""
@@ -52,7 +56,7 @@ def write_state(path: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     """
     # copies: terms may share what they have in common, which the format does not know
     on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    form = WITH_TREND if facts.get("trend") else FORMAT
+    form = WITH_TREND if facts.get("trend") else WITH_WARPS if facts.get("warps") else FORMAT
     metadata = {"format": form, "facts": json.dumps(facts)}
     metadata["checksum"] = checksum(metadata["facts"], on_cpu)
     write_whole(Path(path), to_bytes(on_cpu, metadata=metadata))
@@ -81,7 +85,7 @@ def read_state(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, error, "damaged or no safetensors file") from error
-    if metadata.get("format") not in (FORMAT, WITH_TREND, FORMERLY):
+    if metadata.get("format") not in (FORMAT, WITH_TREND, WITH_WARPS, FORMERLY):
         found = f"{path} with format {metadata.get('format')!r}"
         remedy = f"This version reads files of Surrogate.save with format {FORMAT!r}."
         raise ValueError(message("path", "a saved surrogate", found, remedy))
@@ -172,6 +176,22 @@ def check_state(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         names = [name for name in tensors if name.startswith(kind) and name.endswith(".columns")]
         columns = [column for name in names for column in tensors[name].tolist()]
         check_choice("different columns", len(set(columns)), [len(columns)])
+    _check_warps(tensors, facts)
+
+
+def _check_warps(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Maps are of different targets, for their scores, with surrogates of as many tasks."""
+    scores, taken = tensors["scores"], []
+    for i, warp in enumerate(facts.get("warps", ())):
+        table, names = tensors[f"warp.{i}.scores"], warp["surrogate"]["task_names"]
+        check_choice("shape of warped scores", tuple(table.shape), [tuple(scores.shape)])
+        check_choice("tasks of warped scores", len(names), [len(facts["task_names"])])
+        for target in warp["targets"]:
+            check_choice("targets of a map", target, range(scores.shape[1]))
+            known = suits(warp["name"], scores[:, target])
+            check_choice("whether scores suit their map", known, [True])
+        taken += warp["targets"]
+    check_choice("different targets of maps", len(set(taken)), [len(taken)])
 
 
 def _check_facts(facts: dict[str, Any], t: int, num_varying: int) -> None:

@@ -54,6 +54,7 @@ from ksm_ext.surrogates.readouts import (
     prior_covariance,
     prior_variance,
 )
+from ksm_ext.surrogates.score_warps import ScoreWarp
 from ksm_ext.surrogates.spectral import TrendRidge
 from ksm_ext.surrogates.storage import check_state, read_state, write_state
 from ksm_ext.surrogates.terms import KernelTerm, LinearTerm
@@ -122,6 +123,7 @@ class Surrogate:
         all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
             intervals are those of the model.
         noise_degrees: Degrees of freedom of the noise where it was measured on repeats; else 0.
+        warps: Maps of scores through which targets are predicted, each with a surrogate.
     """
 
     masks: Masks
@@ -151,6 +153,7 @@ class Surrogate:
     trend: Trend | None = None
     all_is_noise: bool = False
     noise_degrees: int = 0
+    warps: tuple[ScoreWarp, ...] = ()
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -176,6 +179,8 @@ class Surrogate:
         The smooth part of the surrogate, and of the residual of a fitted subset as much as is known
         not to be noise: all of it for scores that are ``known`` or have no noise and for the empty
         and the full subset; the share ``nugget_share`` where noise is given or measured; else none.
+        A target of ``warps`` is predicted through its map, by another function than attributions
+        are of.
 
         Args:
             masks: (l, n) in the form of the fitted masks, any array kind. Columns that have names
@@ -185,7 +190,7 @@ class Surrogate:
                 Where the noise is unknown it holds for another run of S too; else add
                 ``noise_std**2`` to the variance for one.
             observed: Add the share ``nugget_share`` of every residual, as attributions and
-                interactions do; they are exactly those of this function.
+                interactions do; they are exactly those of this function, which no map changes.
 
         Returns:
             (l, t), or the pair of (l, t) predictions and standard deviations.
@@ -206,8 +211,9 @@ class Surrogate:
             fit_residuals = (answered * self.nugget_share * self.fit_residuals)[seen]
             mean = mean + Identity().matmul(query, self._active[seen], fit_residuals)
         axes = {"subset": names_along(masks, 0)}
+        warps = () if observed else self.warps
         if not return_std:
-            return self._answer(mean, axes)
+            return self._answer(_mapped_back(warps, table.values, mean)[0], axes)
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
             return self._fitted.predictions(kernel, query[rows], term, answered)
@@ -222,7 +228,13 @@ class Surrogate:
             cells = self.excluded[rows].to(torch.float64)
             certain = Identity().matmul(query, self._active[rows], cells)
             std = torch.where(certain > 0, 0.0, std)
+        mean, std = _mapped_back(warps, table.values, mean, std)
         return self._answer(mean, axes), self._answer(std, axes)
+
+    def observed_share(self, masks: Tensor) -> Tensor:
+        """(l, t) float64 share of a subset's residual that :meth:`predict` answers with."""
+        query = self._of_varying(self._query(masks))
+        return Identity().matmul(query, self._active, self._answered * self.nugget_share)
 
     def attribute(
         self, readout: str = "loo", return_std: bool = False, *, scale_rest: bool | None = None
@@ -500,6 +512,7 @@ class Surrogate:
             counts=self.counts.new_ones(m, t),
             excluded=self.excluded.new_zeros(m, t),
             all_is_noise=True,
+            warps=(),
         )
 
     def with_tensor_answers(self) -> "Surrogate":
@@ -511,12 +524,14 @@ class Surrogate:
     def loo_residuals(self) -> Any:
         """Exact leave-one-out residuals ``F_j(S_i)`` minus prediction without subset i, (m, t).
 
+        Of predictions through a map where there is one; ``residuals`` are without.
+
         One row per distinct subset, its mean score left out with all its runs; NaN where a score
         is missing. For ``lasso`` they are those of its 5-fold cross-validation. Fitted by conjugate
         gradients they are estimates: alpha is solved for, its denominator ``P_ii`` measured on
         ``num_probes`` random vectors (:mod:`ksm_ext.surrogates.krylov`).
         """
-        return self._answer(self.residuals, {"subset": None})
+        return self._answer(self._left_out, {"subset": None})
 
     @property
     def loo_error(self) -> Any:
@@ -524,7 +539,7 @@ class Surrogate:
 
         Over distinct subsets that were fitted; 1 for constant scores.
         """
-        return self._per_target(self._loo_error)
+        return self._per_target(self._error_of(self._left_out))
 
     @property
     def explained_by_estimates(self) -> Any:
@@ -599,6 +614,7 @@ class Surrogate:
                     f"The estimates tell little of {listed(map(repr, names))}, or the opposite of "
                     "what they say: compare with a fit without them."
                 )
+        found += self.warp_notes
         if bool(self.excluded.any()):
             found.append(
                 "The score of the empty subset is a value of its own: the other scores do not lead "
@@ -613,6 +629,22 @@ class Surrogate:
                 "narrow yet."
             )
         return tuple(found)
+
+    @property
+    def warp_notes(self) -> tuple[str, ...]:
+        """Which targets are predicted through a map of their scores, a sentence for each map."""
+        notes = []
+        for warp in self.warps:
+            targets = list(warp.targets)
+            names = listed(repr(self.target_names[j]) for j in targets)
+            each = self._left_out, self.residuals
+            through, own = (float(self._error_of(found)[targets].mean()) for found in each)
+            notes.append(
+                f"Predictions of {names} go through a {warp.name} map of the scores "
+                f"(leave-one-out error {through:.3f}); attributions and interactions are of the "
+                f"scores themselves ({own:.3f})."
+            )
+        return tuple(notes)
 
     # -- storing --------------------------------------------------------------------------------
 
@@ -643,6 +675,11 @@ class Surrogate:
             levels.append({"surrogate": described, **places})
         if self.trend is not None:
             tensors["trend.slopes"] = self.trend.slopes
+        warps = []
+        for i, warp in enumerate(self.warps):
+            parts, described = warp.surrogate.state()
+            tensors |= {f"warp.{i}.{name}": tensor for name, tensor in parts.items()}
+            warps.append({"name": warp.name, "targets": warp.targets, "surrogate": described})
         return tensors, {
             **{name: getattr(self, name) for name in _FACTS + _NEWER},
             "kernels": [term.kernel.describe() for term in self.kernel_terms],
@@ -653,6 +690,7 @@ class Surrogate:
             "dtype": str(self.dtype).removeprefix("torch."),
             "solver": None if self.solver is None else asdict(self.solver),
             **({"trend": levels} if levels else {}),
+            **({"warps": warps} if warps else {}),
         }
 
     @classmethod
@@ -691,7 +729,29 @@ class Surrogate:
             dtype=getattr(torch, facts["dtype"]),
             solver=None if facts["solver"] is None else ConjugateGradients(**facts["solver"]),
             trend=cls._trend_of(tensors, facts.get("trend", ())),
+            warps=tuple(
+                ScoreWarp(
+                    warp["name"],
+                    tuple(warp["targets"]),
+                    tensors["scores"],
+                    cls._part_of(tensors, f"warp.{i}.", warp["surrogate"]),
+                )
+                for i, warp in enumerate(facts.get("warps", ()))
+            ),
         )
+
+    @classmethod
+    def _part_of(cls, tensors: dict[str, Tensor], start: str, described: Any) -> "Surrogate":
+        """A surrogate that is part of another: of the tensors whose names begin with ``start``.
+
+        It answers in tensors.
+        """
+        parts = {
+            name.removeprefix(start): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(start)
+        }
+        return cls.from_state(parts, described).with_tensor_answers()
 
     @classmethod
     def _trend_of(cls, tensors: dict[str, Tensor], levels: Sequence[Any]) -> Trend | None:
@@ -700,13 +760,7 @@ class Surrogate:
             return None
         found = []
         for i, level in enumerate(levels):
-            start = f"trend.{i}."
-            parts = {
-                name.removeprefix(start): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(start)
-            }
-            surrogate = cls.from_state(parts, level["surrogate"]).with_tensor_answers()
+            surrogate = cls._part_of(tensors, f"trend.{i}.", level["surrogate"])
             found.append(Level(surrogate, tuple(level["tasks"]), tuple(level["targets"])))
         return Trend(tuple(found), tensors["trend.slopes"])
 
@@ -721,7 +775,7 @@ class Surrogate:
 
     def __str__(self) -> str:
         """Sizes, kernels and leave-one-out error in a line, and warnings."""
-        errors = self._loo_error
+        errors = self._error_of(self._left_out)
         quality = f"leave-one-out error {float(errors.mean()):.3f} of the variance"
         if len(errors) > 1:
             each = zip(self.target_names, errors.tolist(), strict=True)
@@ -760,8 +814,20 @@ class Surrogate:
         return len(self.intercept) if self.rotation is None else self.rotation.shape[1]
 
     @cached_property
+    def _left_out(self) -> Tensor:
+        """(m, t) scores minus what predicts them when they are left out, through maps."""
+        found = self.residuals.clone()
+        for warp in self.warps:
+            found[:, list(warp.targets)] = warp.residuals.to(found)
+        return torch.where(self.excluded, self.residuals, found)
+
+    @cached_property
     def _loo_error(self) -> Tensor:
-        squares = (self.residuals / self.unit).square()
+        return self._error_of(self.residuals)
+
+    def _error_of(self, residuals: Tensor) -> Tensor:
+        """(t,) mean square over the variance of the scores; 1 for constant scores."""
+        squares = (residuals / self.unit).square()
         judged = ~squares.isnan() & ~self.excluded
         error = torch.where(judged, squares, 0.0).sum(0) / judged.sum(0)
         high = torch.where(judged, self.scores, -torch.inf).amax(0)
@@ -813,10 +879,10 @@ class Surrogate:
 
         0 for a constant prediction.
         """
-        pairs = zip(self.scores.T, (self.scores - self.residuals).T, strict=True)
+        pairs = zip(self.scores.T, (self.scores - self._left_out).T, strict=True)
         present = [torch.stack([true, other], 1)[~true.isnan()] for true, other in pairs]
         found = torch.cat([spearman(pair[:, :1], pair[:, 1:]) for pair in present])
-        return torch.where(self.moved_by((*self.kernel_terms, *self.linear_terms)), found, 0.0)
+        return torch.where(self._moved, found, 0.0)
 
     @cached_property
     def is_predicted(self) -> Tensor:
@@ -824,7 +890,16 @@ class Surrogate:
 
         See :func:`.candidates.beats_the_mean`.
         """
-        return beats_the_mean(self._loo_error, self.rank_correlations)
+        return beats_the_mean(self._error_of(self._left_out), self.rank_correlations)
+
+    @property
+    def _moved(self) -> Tensor:
+        """(t,) bool: targets whose prediction is not constant."""
+        moved = self.moved_by((*self.kernel_terms, *self.linear_terms))
+        for warp in self.warps:
+            targets = list(warp.targets)
+            moved[targets] = warp.surrogate._moved[targets].to(moved.device)
+        return moved
 
     def moved_by(self, terms: Iterable[KernelTerm | LinearTerm]) -> Tensor:
         """(t,) bool: targets to whose predictions one of these terms, or a trend, adds anything."""
@@ -1147,3 +1222,16 @@ def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, 
     """The attributes of these names that are not None."""
     found = {prefix + name: getattr(part, _CALLED.get(name, name)) for name in names}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _mapped_back(
+    warps: Iterable[ScoreWarp], masks: Tensor, mean: Tensor, std: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """Predictions (l, t) of subsets (l, n) and deviations, with those of warped targets in them."""
+    for warp in warps:
+        targets = list(warp.targets)
+        found, deviation = warp.predict(masks, std is not None)
+        mean[:, targets] = found.to(mean)
+        if std is not None and deviation is not None:
+            std[:, targets] = deviation.to(std)
+    return mean, std

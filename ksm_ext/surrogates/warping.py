@@ -23,6 +23,7 @@ import torch
 
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.kernels import Kernel, Linear, Sum, Warped
+from ksm_ext.surrogates.likelihood import Solved, restricted
 from ksm_ext.surrogates.masks import Masks
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -161,18 +162,9 @@ class Likelihood:
 
     def _of_gram(self, kernel: Array, ridge: float) -> tuple[float, Array]:
         """The likelihood's part, and its derivative (m, m) by the entries of the matrix K."""
-        from scipy.linalg import lapack
-
-        m, y = len(kernel), self.scores
-        factor, _ = lapack.dpotrf(kernel + (ridge + _JITTER) * np.eye(m), lower=1)
-        half = np.tril(lapack.dpotri(factor, lower=1)[0])
-        inverse = half + np.tril(half, -1).T
-        row_sums = inverse.sum(1)
-        total = float(row_sums.sum())
-        projected = inverse - np.outer(row_sums, row_sums) / total
-        dual = projected @ y
-        quadratic = float(y @ dual)
-        value = (m - 1) / 2 * math.log(quadratic) + math.log(total) / 2
-        value += float(np.log(factor.diagonal()).sum())
-        slope = (projected - (m - 1) / quadratic * np.outer(dual, dual)) / 2
-        return value, slope
+        m = len(kernel)
+        covariance = torch.from_numpy(kernel + (ridge + _JITTER) * np.eye(m))
+        values = torch.from_numpy(self.scores)[:, None]
+        log_likelihood, slope = restricted(Solved.of(covariance, center=True), values)
+        constant = (m - 1) / 2 * (1 + math.log(2 * math.pi / (m - 1))) - math.log(m) / 2
+        return -float(log_likelihood) - constant, -slope.numpy()

@@ -302,3 +302,16 @@ def test_estimates_are_read_from_tables_and_surrogates(there, capsys):
     frame().rename(columns={"wiki": "web"}).to_csv("other.csv", index=False)
     assert main(["fit", "few.csv", "--estimates", "other.csv", "-o", "mine"]) == 2
     assert "'wiki'" in capsys.readouterr().err
+
+
+def test_a_map_a_criterion_and_learnt_decays_are_those_of_python(there, capsys):
+    call = ["fit", "scores.csv", "-o", "mine"]
+    named = ["--kernel", "ard", "--criterion", "attribution"]
+    assert main([*call, *named, "--warp", "normal", "--ignore", "loss"]) == 0
+    assert "go through a normal map of the scores" in capsys.readouterr().err
+    options = {"warp": "normal", "kernel": "ard", "criterion": "attribution"}
+    mine, true = load_surrogate("mine"), fit_surrogate(MASKS, scores()[:, 1], **options)
+    assert mine.warp_notes and not mine.with_design(mine.masks).warps
+    torch.testing.assert_close(mine.predict(MASKS)[:, 0], true.predict(MASKS), rtol=1e-5, atol=1e-6)
+    assert main([*call, "--warp", "logit", "--ignore", "loss"]) == 2
+    assert "`scores` must be in [0, 1] for warp='logit'" in capsys.readouterr().err

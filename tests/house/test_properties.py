@@ -118,7 +118,16 @@ def close(actual, expected, tolerance=1e-7):
     shape=st.tuples(st.integers(1, 7), st.integers(6, 16), st.integers(4, 6), st.integers(0, 3)),
     shared=st.booleans(),
     odd=st.sampled_from(["", "empty", "repeats", "constant target", "constant task"]),
-    options=st.sampled_from([{}, {"kernel": "rbf"}, {"criterion": "rank"}, {"center": False}]),
+    options=st.sampled_from(
+        [
+            {},
+            {"kernel": "rbf"},
+            {"criterion": "rank"},
+            {"criterion": "attribution"},
+            {"center": False},
+            {"warp": "normal", "kernel": "linear"},
+        ]
+    ),
     seed=SEEDS,
 )
 def test_many_fits_are_fits_one_by_one(shape, shared, odd, options, seed):
@@ -161,6 +170,8 @@ def test_gram_matrices_of_many_kernels_are_those_of_each(seed, m, n, weights):
     tables = [Masks(0.5 * table.double() if weights else table) for table in tables]
     scales = (0.1, 0.7)
     kernels = [[make_kernel(name, scale) for name in KERNELS] for scale in scales]
+    decays = tuple((torch.rand(n, generator=generator(seed)) + 0.1).tolist())
+    kernels = [[*each, ksm_ext.RBF(decays), ksm_ext.Exponential(decays, 0.5)] for each in kernels]
     found = grams(kernels, tables)
     for matrices, each, masks in zip(found, kernels, tables, strict=True):
         for matrix, kernel in zip(matrices, each, strict=True):

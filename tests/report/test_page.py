@@ -496,3 +496,16 @@ def test_in_a_browser(width, dark, tmp_path):
     assert found["outline"] != "none"
     assert found["overflow"] <= 0, "the page scrolls sideways"
     assert found["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(251, 251, 249)")
+
+
+def test_the_page_says_which_targets_go_through_a_map(tmp_path):
+    masks = all_subsets(6)[torch.randperm(64, generator=torch.Generator().manual_seed(0))[:40]]
+    scores = torch.sigmoid(3 * masks.double() @ torch.arange(6).double() / 5 - 4)
+    plain, mapped = (fit_surrogate(masks, scores, warp=w) for w in ("identity", "logit"))
+    for surrogate, said in ((plain, False), (mapped, True)):
+        write_report(surrogate, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert ("go through a logit map of the scores" in page) == said
+    (note,) = mapped.warp_notes
+    errors = float(mapped.loo_error), float(plain.loo_error)
+    assert all(f"{error:.3f}" in note for error in errors) and note in mapped.warnings

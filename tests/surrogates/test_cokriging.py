@@ -569,6 +569,8 @@ def test_estimates_that_say_nothing_leave_the_surrogate_alone():
         (ValueError, r"`estimates` must be at least one, got an empty list", {"estimates": []}),
         (TypeError, r"`estimates` must be a pair \(masks, scores\), .*got int", {"estimates": 3}),
         (ValueError, r"`criterion` must be 'error' with estimates", {"criterion": "rank"}),
+        (ValueError, r"`criterion` must be .* got 'attribution'", {"criterion": "attribution"}),
+        (ValueError, r"`kernel` must be a kernel with estimates, got 'ard'", {"kernel": "ard"}),
         (ValueError, r"`kernel` must be a kernel with estimates, got 'lasso'", {"kernel": "lasso"}),
         (ValueError, r"`solver` must be 'eigh' with estimates", {"solver": "cg"}),
         (

@@ -23,8 +23,10 @@ from ksm_ext import (
     subsets,
 )
 from ksm_ext.surrogates import trials
+from ksm_ext.surrogates.judgement import near_full
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.trials import RELATIVE_RIDGES
 
 CHOICES = ["auto", "linear", "anova2", "rbf", "lasso", "least_squares"]
 every_choice = pytest.mark.parametrize("kernel", CHOICES)
@@ -421,7 +423,12 @@ REFUSED = {
     "kernel": (M, F, {"kernel": "gauss"}, "`kernel` must be 'auto', one of .*, got 'gauss'. Pass"),
     "kernel sum": (M, F, {"kernel": "linear+"}, "`kernel` must be 'auto', one of .*, got 'linear"),
     "no kernel": (M, F, {"kernel": []}, "`kernel` must be at least one kernel, got an empty list."),
-    "criterion": (M, F, {"criterion": "r2"}, "`criterion` must be one of 'error', 'rank', got 'r"),
+    "criterion": (
+        M,
+        F,
+        {"criterion": "r2"},
+        "`criterion` must be one of 'error', 'rank', .*, got 'r",
+    ),
     "share": (M, F, {"share_ridge": "no"}, "`share_ridge` must be one of 'auto', True, False, got"),
     "negative ridge": (M, F, {"ridge": -1}, "`ridge` must be 'loo' or at least 0, got -1. Leave"),
     "nan ridge": (M, F, {"ridge": math.nan}, "`ridge` must be 'loo' or at least 0, got nan. Leave"),
@@ -508,3 +515,46 @@ def test_a_generator_of_kernels_is_a_list_of_them():
     listed = fit_surrogate(masks, scores, kernel=["linear", "rbf"], **options)
     assert str(given.candidates) == str(listed.candidates)
     np.testing.assert_array_equal(given.predict(masks), listed.predict(masks))
+
+
+def test_the_criterion_of_attributions_is_the_error_near_the_full_set():
+    """The chosen candidate has the smallest weighted error, by its own residuals."""
+    masks, scores = problem(m=60)
+    sizes, n = masks.sum(1), masks.shape[1]
+    counts = torch.bincount(sizes, minlength=n + 1).double()
+    around = torch.stack([counts.roll(1), 2 * counts, counts.roll(-1)]).sum(0) / 4
+    around[0], around[n] = (2 * counts[0] + counts[1]) / 4, (2 * counts[n] + counts[n - 1]) / 4
+    wanted = ((sizes - n) / (0.15 * n)).double().exp() / around[sizes]
+    wanted = torch.where((sizes == 0) | (sizes == n), 0.0, wanted)
+    wanted = (wanted / wanted.mean()).clamp_max(10.0)
+    wanted /= wanted.mean()
+    torch.testing.assert_close(near_full(sizes, n), wanted)
+    found = {}
+    for gamma in (0.03, 0.3, 3.0):
+        for ridge in RELATIVE_RIDGES:
+            kernel, variance = RBF(gamma), RBF(gamma).variance(Masks(masks))
+            fit = fit_surrogate(masks, scores, kernel=kernel, ridge=ridge * variance)
+            errors = fit.loo_residuals.square() / scores.var(0)
+            found[gamma, ridge] = float((wanted[:, None] * errors).mean())
+    options = {"kernel": [RBF(0.03), RBF(0.3), RBF(3.0)], "share_ridge": True}
+    chosen = fit_surrogate(masks, scores, criterion="attribution", **options)
+    errors = chosen.loo_residuals.square() / scores.var(0)
+    assert float((wanted[:, None] * errors).mean()) == pytest.approx(min(found.values()), rel=1e-8)
+    (row,) = [row for row in chosen.candidates if row.num_chosen]
+    assert row.error == pytest.approx(float(errors.mean()))  # the table has plain errors
+
+
+def test_subsets_that_count_alike_near_the_full_set_are_chosen_by_as_by_error():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.stack([torch.randperm(10, generator=generator) < 5 for _ in range(40)])
+    scores = masks.double() @ torch.randn(10, 2, generator=generator).double()
+    scores += 0.5 * torch.randn(40, 2, generator=generator).double()
+    one, other = (fit_surrogate(masks, scores, criterion=c) for c in ("error", "attribution"))
+    torch.testing.assert_close(one.predict(masks), other.predict(masks))
+    assert torch.equal(one.attribute("loo"), other.attribute("loo"))
+
+
+def test_mixtures_have_no_size_to_be_near():
+    masks, scores = problem(m=20)
+    with pytest.raises(ValueError, match="`masks` must be 0/1 for criterion='attribution', got"):
+        fit_surrogate(masks * 0.5, scores, criterion="attribution")

@@ -13,14 +13,14 @@ from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process import kernels as peers
 
-from ksm_ext import RBF, Exponential, Laplace, fit_surrogate
+from ksm_ext import RBF, Exponential, Laplace, fit_many, fit_surrogate, load_surrogate
 from ksm_ext.surrogates import likelihood
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.likelihood import learn_kernel, restricted_log_likelihood
 from ksm_ext.surrogates.masks import Masks
 
 FAMILIES = pytest.mark.parametrize("family", [RBF, Exponential])
-OBJECTIVES = {"likelihood": likelihood._restricted, "loo": likelihood._left_out}
+OBJECTIVES = {"likelihood": likelihood.restricted, "loo": likelihood._left_out}
 
 
 def table(m=25, n=5, seed=0, t=2, binary=True):
@@ -95,7 +95,7 @@ def test_the_other_objective_is_the_leave_one_out_error(center):
     masks, values = table()
     scores = as_scores(values, center=center)
     gram = Exponential(gamma=0.4, amplitude=0.5).gram(masks)
-    found, _ = likelihood._left_out(likelihood._Solved.of(gram, 0.3, scores), scores.values[0])
+    found, _ = likelihood._left_out(likelihood._solved(gram, 0.3, scores), scores.values[0])
     residuals = reference.leave_one_out(gram, scores.values[0], 0.3, center)
     torch.testing.assert_close(found, -25 / 2 * residuals.square().mean(0).log())
 
@@ -122,9 +122,9 @@ def test_gradients_are_those_of_differences(family, objective, center, weighted,
 
 def test_targets_that_move_together_count_once():
     masks, values = table(t=1)
-    one = likelihood._Problem(RBF, masks, as_scores(values), likelihood._restricted, 1.0, 0.7)
+    one = likelihood._Problem(RBF, masks, as_scores(values), likelihood.restricted, 1.0, 0.7)
     twice = as_scores(torch.cat([values, -3 * values], 1))
-    two = likelihood._Problem(RBF, masks, twice, likelihood._restricted, 1.0, 0.7)
+    two = likelihood._Problem(RBF, masks, twice, likelihood.restricted, 1.0, 0.7)
     point = np.array([-1.0, -2.0, 0.5, 0.1, 0.2, -0.3, 0.0, 0.4])
     for found, expected in zip(two.loss(point), one.loss(point), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -202,3 +202,135 @@ def test_objective_errors():
         learn_kernel(RBF(), masks, as_scores(values), objective="evidence")
     with pytest.raises(ValueError, match=r"^`kernel` must be .*, got 'laplace'\. The others"):
         learn_kernel(Laplace(), masks, as_scores(values))
+
+
+# -- kernel="ard" -------------------------------------------------------------------------------
+
+
+def few_tasks_matter(m=80, n=8, t=2, noise=0.1):
+    """Subsets, and scores that each depend on three tasks of their own."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.rand(2 * m, n, generator=generator) < torch.rand(2 * m, 1, generator=generator)
+    masks = drawn.unique(dim=0)
+    masks = masks[torch.randperm(len(masks), generator=generator)[:m]]
+    m = len(masks)
+    truth = torch.stack(
+        [
+            torch.sigmoid(4 * masks[:, 3 * j : 3 * j + 3].double().prod(1) + masks[:, 3 * j] - 2)
+            for j in range(t)
+        ],
+        1,
+    )
+    return masks, truth + noise * truth.std(0) * torch.randn(m, t, generator=generator).double()
+
+
+def decays(surrogate, target=0):
+    (gamma,) = (
+        term.kernel.gamma for term in surrogate.kernel_terms if target in term.columns.tolist()
+    )
+    return np.array(gamma)
+
+
+def test_ard_is_what_is_learnt_and_the_ridge_is_by_leaving_one_out():
+    masks, values = few_tasks_matter(t=1)
+    found = fit_surrogate(masks, values, kernel="ard")
+    learnt = [
+        learn_kernel(k, Masks(masks), as_scores(values)).kernel for k in (Exponential(), RBF())
+    ]
+    (kernel,) = [term.kernel for term in found.kernel_terms]
+    assert str(kernel) in map(str, learnt)
+    errors = [
+        float(fit_surrogate(masks, values, kernel=k).loo_error) for k in learnt
+    ]  # each at its best ridge
+    assert float(found.loo_error) == pytest.approx(min(errors), rel=1e-4)
+    assert {row.kernel for row in found.candidates} == {"mean", *map(str, learnt)}
+
+
+@pytest.mark.parametrize("share_ridge", ["auto", False, True])
+def test_targets_have_decays_of_their_own_unless_they_share(share_ridge):
+    masks, values = few_tasks_matter()
+    found = fit_surrogate(masks, values, kernel="ard", share_ridge=share_ridge)
+    if share_ridge is True:
+        assert len(found.kernel_terms) == 1
+    elif share_ridge is False:
+        for j in range(2):
+            own = decays(found, j)
+            assert own[3 * j : 3 * j + 3].min() > np.delete(own, range(3 * j, 3 * j + 3)).max()
+    plain = fit_surrogate(masks, values, kernel="exponential", share_ridge=share_ridge)
+    assert found.loo_error.mean() < plain.loo_error.mean()
+
+
+def test_ard_sees_sizes_where_there_are_some():
+    masks, values = few_tasks_matter(t=1)
+    assert any(
+        "amplitude" in row.kernel for row in fit_surrogate(masks, values, kernel="ard").candidates
+    )
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.stack([torch.randperm(8, generator=generator) < 4 for _ in range(40)])
+    values = masks[:, :2].double().sum(1) + torch.randn(40, generator=generator).double() / 9
+    found = fit_surrogate(masks, values, kernel=["ard"])
+    assert not any("amplitude" in row.kernel for row in found.candidates)
+    assert decays(found)[:2].min() > decays(found)[2:].max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ridge": 0.1},
+        {"solver": "cg"},
+        {"center": False},
+        {"noise_std": 0.05},
+        {"criterion": "rank"},
+        {"kernel": ["ard", "linear", "lasso"]},
+        {"missing": "drop"},
+    ],
+    ids=str,
+)
+def test_ard_goes_with_every_option(options, tmp_path):
+    masks, values = few_tasks_matter()
+    masks, values = torch.cat([masks, masks[:9]]), torch.cat([values, values[:9] + 0.01])  # repeats
+    masks = torch.cat([masks, torch.ones(len(masks), 1, dtype=torch.bool)], 1)  # a constant task
+    values = torch.cat([values, torch.ones_like(values[:, :1])], 1)  # a constant target
+    if "missing" in options:
+        values[::9, 1] = math.nan
+    found = fit_surrogate(masks, values, **{"kernel": "ard", **options})
+    assert bool((found.loo_error[:2] < 0.5).all())
+    found.save(tmp_path / "s")
+    mean, std = load_surrogate(tmp_path / "s").predict(masks, return_std=True)
+    assert bool(mean.isfinite().all()) and bool(std.isfinite().all())
+    assert float(found.attribute("shapley")[-1].abs().max()) < 1e-9 or options == {"center": False}
+
+
+def test_ard_of_many_tables_and_of_weights():
+    masks, values = few_tasks_matter(m=40)
+    tables = torch.stack([values, values.flip(1).exp()])
+    for one, table in zip(fit_many(masks, tables, kernel="ard"), tables, strict=True):
+        alone = fit_surrogate(masks, table, kernel="ard")
+        torch.testing.assert_close(one.predict(masks), alone.predict(masks), rtol=1e-6, atol=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(60, 5, generator=generator).double()
+    scores = (3 * shares[:, 0]).sin() + shares[:, 1]
+    found = fit_surrogate(shares, scores, kernel="ard")
+    assert decays(found)[:2].min() > decays(found)[2:].max()
+    assert float(found.loo_error) < 0.5 * float(
+        fit_surrogate(shares, scores, kernel="rbf").loo_error
+    )
+
+
+def test_a_covariance_that_rounding_made_indefinite_has_the_least_added():
+    y = as_scores(table()[1]).values[0]
+    _, vectors = torch.linalg.eigh(RBF(gamma=0.2).gram(table()[0]))
+    spectrum = torch.linspace(0.1, 1.0, 25).double()
+    spectrum[3] = -1e-11
+    rounded = (vectors * spectrum) @ vectors.T
+    found, change = likelihood.restricted(likelihood.Solved.of(rounded, center=True), y)
+    assert bool(change.isfinite().all())
+    repaired = rounded + 1e-10 * rounded.diagonal().mean() * torch.eye(25)
+    for j in range(2):  # the density of contrasts, at the best signal variance
+        contrasts = torch.linalg.svd(torch.eye(25).double() - 1 / 25)[0][:, :24]
+        inner, seen = contrasts.T @ repaired @ contrasts, contrasts.T @ y[:, j]
+        variance = seen @ torch.linalg.solve(inner, seen) / 24
+        density = torch.distributions.MultivariateNormal(torch.zeros(24).double(), variance * inner)
+        assert float(found[j]) == pytest.approx(float(density.log_prob(seen)), rel=1e-3)
+    with pytest.raises(torch.linalg.LinAlgError):
+        likelihood.restricted(likelihood.Solved.of(-torch.eye(25).double(), center=True), y)

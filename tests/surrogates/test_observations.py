@@ -591,3 +591,16 @@ def test_scores_are_means_of_what_was_given():
     assert exact.scores[:, 0].tolist() == [4.0, 2.0, 8.0]
     assert exact.known[:, 0].tolist() == [True, False, False]
     assert Linear().gram(seen.masks).shape == (3, 3)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "rbf"])
+@pytest.mark.parametrize("noise_std", [None, 0.0])
+def test_a_constant_target_beside_known_noise_is_predicted_by_its_constant(kernel, noise_std):
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.rand(80, 5, generator=generator) < 0.5  # with repeats, which measure the noise
+    moving = masks.double().sum(1) + 0.1 * torch.randn(80, generator=generator).double()
+    scores = torch.stack([moving, torch.ones(80).double()], 1)
+    found = fit_surrogate(masks, scores, kernel=kernel, noise_std=noise_std)
+    mean, std = found.predict(masks, return_std=True)
+    assert torch.equal(mean[:, 1], torch.ones(80).double()) and not bool(std.isnan().any())
+    assert not bool(found.attribute("shapley")[:, 1].any())

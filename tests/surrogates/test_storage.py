@@ -59,6 +59,7 @@ SURROGATES = {
     "sum": lambda: fit_surrogate(MASKS, SCORES, kernel=Linear() + 0.3 * RBF(gamma=0.1), ridge=0.1),
     "per target": lambda: fit_surrogate(MASKS, SCORES, share_ridge=False),
     "auto": lambda: fit_surrogate(MASKS, SCORES),
+    "normal scores": lambda: fit_surrogate(MASKS, SCORES, warp="normal"),
     "no intercept": lambda: fit_surrogate(MASKS, SCORES, **FIXED, center=False),
     "lasso": lambda: fit_surrogate(MASKS, SCORES, kernel="lasso"),
     "least squares": lambda: fit_surrogate(MASKS, SCORES, kernel="least_squares"),
