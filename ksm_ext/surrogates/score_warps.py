@@ -44,12 +44,13 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import message
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.choice import clearly_better
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.options import Warp
 
 _NODES, _SHARES = np.polynomial.hermite_e.hermegauss(9)  # of the mean over epsilon
-_Z95 = 1.959964
+_Z95 = quantile(0.95)
 _CLEAR = 1.0
 """Standard errors by which a map must win. Predictions of 33 games from 50 to 300 subsets then have
 .91 of the squared error (subsets of mixed sizes, at worst 1.13) or .95 (uniform ones, 1.6), and .02

@@ -13,9 +13,9 @@ from scipy.special import logit
 from scipy.stats import norm, rankdata
 
 from ksm_ext import RBF, fit_many, fit_surrogate, load_surrogate, subsets
+from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.score_warps import Log, Logit, NormalScores
 from ksm_ext.surrogates.storage import write_state
-from ksm_ext.surrogates.surrogate import Z95
 
 FEW = settings(max_examples=40, deadline=None)
 some_scores = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=30)
@@ -110,7 +110,11 @@ def test_predictions_through_a_logarithm_are_those_of_a_fit_of_logarithms(t):
     mean, deviation = found.predict(every, return_std=True)
     own = ~(every.all(1) | ~every.any(1))  # where no score answers
     close(mean[own], (z + s**2 / 2).exp()[own], 1e-6)  # of a log-normal variable
-    close(deviation, ((z + Z95 * std).exp() - (z - Z95 * std).exp()) / (2 * Z95))
+    close(
+        deviation,
+        ((z + quantile(0.95) * std).exp() - (z - quantile(0.95) * std).exp())
+        / (2 * quantile(0.95)),
+    )
     close(mean, found.predict(every))
 
 
