@@ -37,6 +37,7 @@ Fritsch & Butland 1984, A method for constructing local monotone piecewise cubic
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.options import Warp
 
 _NODES, _SHARES = np.polynomial.hermite_e.hermegauss(9)  # of the mean over epsilon
-_Z95 = 1.959964
+_Z95 = NormalDist().inv_cdf(0.975)
 _CLEAR = 1.0
 """Standard errors by which a map must win. Predictions of 33 games from 50 to 300 subsets then have
 .91 of the squared error (subsets of mixed sizes, at worst 1.13) or .95 (uniform ones, 1.6), and .02
@@ -232,7 +233,8 @@ class ScoreWarp:
     def predict(self, masks: Tensor, return_std: bool) -> tuple[Tensor, Tensor | None]:
         """Predicted scores (l, targets) of subsets (l, n), and standard deviations if asked for."""
         answer = self.surrogate.predict(masks, return_std)
-        warped, *std = (each[:, self._places] for each in (answer if return_std else (answer,)))
+        tables = answer if return_std else (answer,)
+        warped, *std = (each[:, self._places].to(self.scores) for each in tables)
         share = self.surrogate.observed_share(masks)[:, self._places]
         mean = self._back(warped, self.spread * (1 - share))
         if not std:
