@@ -233,7 +233,8 @@ class ScoreWarp:
     def predict(self, masks: Tensor, return_std: bool) -> tuple[Tensor, Tensor | None]:
         """Predicted scores (l, targets) of subsets (l, n), and standard deviations if asked for."""
         answer = self.surrogate.predict(masks, return_std)
-        warped, *std = (each[:, self._places] for each in (answer if return_std else (answer,)))
+        tables = answer if return_std else (answer,)
+        warped, *std = (each[:, self._places].to(self.scores) for each in tables)
         share = self.surrogate.observed_share(masks)[:, self._places]
         mean = self._back(warped, self.spread * (1 - share))
         if not std:
