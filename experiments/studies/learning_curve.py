@@ -7,7 +7,8 @@ a pool of subsets by retraining, one seed each; of these, 10 to 160 at random ar
 others predicted, in 12 splits. Three ways: a surrogate of the true scores alone; estimated scores,
 corrected by the affine function that fits the true scores best; and both together
 (`fit_surrogate(masks, scores, estimates=...)`). Estimates come from two networks trained on all
-tasks. A table and a figure; retraining is resumable (``--output``), an hour on two cores.
+tasks. A table and a figure; retraining is resumable (``--output``): an hour and a half of one core,
+most of it for CIFAR.
 """
 
 import argparse
@@ -144,8 +145,11 @@ def draw(found: dict[str, dict[tuple[str, int], Tensor]], path: Path) -> None:
                 tables = torch.stack([by[way, size][:, 0] for size in SIZES])
                 mean, error = tables.mean(1), tables.std(1) / SPLITS**0.5
                 axes.errorbar(SIZES, mean, error, color=colour, marker=".", label=way)
-            axes.set(xscale="log", yscale="log", xticks=(10, 20, 40, 80, 160), title=name)
-            axes.set_xticklabels(("10", "20", "40", "80", "160"))
+            axes.set(xscale="log", yscale="log", title=name)
+            low, high = axes.get_ylim()
+            shown = [tick for tick in (0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1) if low < tick < high]
+            axes.set_xticks((10, 20, 40, 80, 160), ("10", "20", "40", "80", "160"))
+            axes.set_yticks(shown, map(str, shown))
             axes.minorticks_off()
             axes.set_xlabel("retrained subsets")
         panels[0].set_ylabel("squared error / variance")
