@@ -28,6 +28,8 @@ from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
 
+_BUDGET = 20  # subsets that are retrained
+
 
 @dataclass(frozen=True, eq=False)
 class TaskAttributions:
@@ -77,7 +79,7 @@ def attribute_tasks(
     seed: int = 0,
     retrained: tuple[ArrayLike, ArrayLike] | None = None,
     retrain: Train | None = None,
-    budget: int = 20,
+    budget: int | None = None,
     seeds: Sequence[int] = (0,),
     n_jobs: int | None = None,
     kernel: Any = "auto",
@@ -110,7 +112,7 @@ def attribute_tasks(
         retrain: A function ``retrain(mask, seed)`` that trains on the tasks of a mask and returns
             the t scores, see :func:`ksm_ext.retrain_scores`. Then ``budget`` subsets are retrained,
             and a surrogate of their scores fitted with the estimates beside them.
-        budget: How many subsets to retrain, with each of ``seeds``, as
+        budget: How many subsets to retrain (20 by default), with each of ``seeds``, as
             :func:`ksm_ext.subsets.design` draws them for ``readout``.
         seeds: Seeds of each retraining.
         n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
@@ -139,8 +141,11 @@ def attribute_tasks(
     n = len(tasks)
     if n < 2:
         raise ValueError(message("tasks", "two data sets or more", str(n), "Split the data."))
+    if retrain is None and budget is not None:
+        remedy = "Pass `retrain`, a function that trains on a subset, or leave it out."
+        raise ValueError(message("budget", "None without `retrain`", str(budget), remedy))
+    budget = check_positive_int("budget", _BUDGET if budget is None else budget, 4)
     if retrain is not None:
-        budget = check_positive_int("budget", budget, 4)
         if n < 3:
             expected = "three data sets or more with `retrain`"
             raise ValueError(message("tasks", expected, str(n), "Train on every subset of two."))

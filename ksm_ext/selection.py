@@ -199,6 +199,9 @@ def settled(
         >>> settled(fitted, 1, maximize=True).tasks
         (1,)
     """
+    if not surrogate.masks.binary:
+        remedy = "Compare mixtures by predict(return_std=True), or see best_mixture."
+        raise ValueError(message("surrogate", "of 0/1 masks", "one of real weights", remedy))
     surrogate = surrogate.with_tensor_answers()
     names = surrogate.target_names
     if target is None and len(names) > 1:
@@ -213,8 +216,8 @@ def settled(
     if not 0 < level < 1:
         raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
     generator = torch.Generator().manual_seed(check_positive_int("seed", seed, minimum=0))
-    values = surrogate.attribute(readout)[:, column]
-    covariance = surrogate.attribution_covariance(readout)[:, :, column]
+    values = surrogate.attribute(readout)[:, column] / surrogate.unit[column]
+    covariance = surrogate.attribution_covariance(readout, relative=True)[:, :, column]
     variance, axes = torch.linalg.eigh(covariance)
     normal = torch.randn(_DRAWS, n, generator=generator, dtype=torch.float64)
     draws = values + normal @ (axes * variance.clamp_min(0).sqrt()).T

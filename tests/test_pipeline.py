@@ -68,6 +68,13 @@ def retrained_loss(mask, seed):
         return [float(nn.functional.cross_entropy(model(x), y))]
 
 
+def test_a_budget_is_of_retraining():
+    with pytest.raises(
+        ValueError, match=r"^`budget` must be None without `retrain`, got 12\. Pass"
+    ):
+        attribute_tasks(linear(), data(), data()[0], budget=12)
+
+
 def test_some_subsets_are_retrained(tmp_path):
     """True scores of the subsets that answer the question, fitted with the estimates."""
     target = {"new": data((20,), seed=1)[0]}

@@ -478,3 +478,29 @@ def test_mixtures_that_cannot_be_chosen_are_refused():
         other = fit_surrogate(table, linear_scores(mixtures)[0], kernel="linear")
         with pytest.raises(ValueError, match=f"`surrogate` must be fitted to mix.*got {found}"):
             best_mixture(other, maximize=True)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-170, 1e160, 1e300])
+def test_what_is_settled_does_not_depend_on_the_unit(unit):
+    masks = mixed_sizes(5, 30, seed=0, allow_repeats=True)
+    noise = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = masks.double() @ torch.arange(5.0).double() + 3 * noise
+    one, other = (fit_surrogate(masks, scores * u, kernel="linear") for u in (1.0, unit))
+    expected = settled(one, 2, "shapley", maximize=True)
+    found = settled(other, 2, "shapley", maximize=True)
+    assert 0.2 < expected.probability < 0.99
+    assert found.tasks == expected.tasks
+    assert found.probability == pytest.approx(expected.probability, abs=0.002)
+    relative = other.attribution_covariance("shapley", relative=True)
+    torch.testing.assert_close(
+        relative * one.unit.square(), one.attribution_covariance("shapley"), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_mixtures_have_no_tasks_to_settle():
+    shares = dirichlet(3, 20, seed=0)
+    surrogate = fit_surrogate(shares, shares[:, 0].square(), kernel="rbf")
+    with pytest.raises(
+        ValueError, match=r"^`surrogate` must be of 0/1 masks, got one of real weig"
+    ):
+        settled(surrogate, 1, maximize=True)

@@ -241,7 +241,7 @@ def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
     """Surrogates of estimated scores: saved ones, and of tables of the same tasks and targets."""
     found = []
     for source in args.estimates:
-        if Path(source).suffix == ".safetensors":
+        if _is_safetensors(source):
             found.append(_read_surrogate(source))
             continue
         names: dict[str, Any] = {
@@ -259,6 +259,16 @@ def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
         say(f"Fitting {cheap} of estimates.", quiet=args.quiet)
         found.append(fit_surrogate(cheap.masks, cheap.scores, missing=args.missing, **names))
     return found or None
+
+
+def _is_safetensors(source: str) -> bool:
+    """Whether a file begins with the length of its header, and the header."""
+    if not Path(source).is_file():
+        return Path(source).suffix == ".safetensors"  # the error names the file
+    with open(source, "rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and length < Path(source).stat().st_size
 
 
 def _kernels(text: str) -> str | list[str]:

@@ -908,6 +908,7 @@ def by_name(name: str) -> Kernel:
     for part in name.split("+"):
         if part.strip() not in _NAMED:
             expected = f"'auto', one of {', '.join(_NAMED)}, a sum such as 'linear+rbf'"
+            expected += ", or 'ard', 'lasso', 'least_squares' alone"
             remedy = "Pass a name, or an object such as ksm_ext.RBF(gamma=0.1)."
             raise ValueError(message("kernel", expected, repr(name), remedy))
         parts.append(_NAMED[part.strip()]())

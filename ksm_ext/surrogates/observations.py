@@ -170,8 +170,10 @@ def _collapsed(
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
     degrees = degrees if noise is None and degrees >= MIN_REPEATS else 0
     std: Tensor | None = deviation / counts.clamp_min(1).sqrt() if degrees else None
-    if noise is not None:
-        std = total(torch.where(used, noise.square(), 0.0)).sqrt() / counts.clamp_min(1)
+    if noise is not None:  # in units of a power of two, where its squares can be held
+        power = torch.frexp(noise.amax(0)).exponent.clamp(-1000, 1000)
+        squares = torch.where(used, torch.ldexp(noise, -power), 0.0).square()
+        std = torch.ldexp(total(squares).sqrt() / counts.clamp_min(1), power)
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
     return Observations(table[first], scores, counts, std, known, degrees)

@@ -51,6 +51,7 @@ from ksm_ext.surrogates.options import Warp
 
 _NODES, _SHARES = np.polynomial.hermite_e.hermegauss(9)  # of the mean over epsilon
 _Z95 = quantile(0.95)
+_APART = 1e-9  # between scores whose logits differ by more than rounding
 _CLEAR = 1.0
 """Standard errors by which a map must win. Predictions of 33 games from 50 to 300 subsets then have
 .91 of the squared error (subsets of mixed sizes, at worst 1.13) or .95 (uniform ones, 1.6), and .02
@@ -104,7 +105,7 @@ class Log:
 class Logit:
     """See the module's head."""
 
-    domain: ClassVar[str] = "in [0, 1]"
+    domain: ClassVar[str] = "in [0, 1] and apart"
 
     def __init__(self, scores: Tensor) -> None:
         """Take the (m,) scores that are fitted."""
@@ -112,8 +113,9 @@ class Logit:
 
     @staticmethod
     def suits(scores: Tensor) -> bool:
-        """Whether it is defined for all scores."""
-        return bool(((scores >= 0) & (scores <= 1)).all())
+        """Whether it is defined for all scores, and they are not all as near as rounding."""
+        low, high = scores.aminmax()
+        return bool((low >= 0) & (high <= 1) & (high - low > _APART))
 
     def __call__(self, scores: Tensor) -> Tensor:
         """See :class:`ScoreMap`."""
@@ -341,8 +343,9 @@ def _fitted(
         if noise is not None:
             low, high = column[~column.isnan()].aminmax()
             ends = [(column + side * noise[:, j]).clamp(low, high) for side in (-1, 1)]
-            slope = (known(ends[1]) - known(ends[0])) / (ends[1] - ends[0])
-            noise[:, j] = torch.where(noise[:, j] > 0, noise[:, j] * slope, 0.0)
+            rise, width = (known(ends[1]) - known(ends[0])), ends[1] - ends[0]
+            # noise below the rounding of the scores is none
+            noise[:, j] = torch.where(width > 0, noise[:, j] * (rise / width), 0.0)
     own = fit(warped, noise_std=noise).with_tensor_answers()
     return ScoreWarp(name, tuple(targets), surrogate.scores, own)
 

@@ -190,8 +190,9 @@ class TrendRidge:
         self.factor = factor
         self.basis_mean = torch.einsum("m,pmq->pq", factor.share, basis) * float(factor.center)
         rotated = torch.stack([factor.rotate(values) for values in basis], 2).transpose(0, 1)
-        size = torch.einsum("mpq->qp", basis.transpose(0, 1).square()).sqrt()  # (q, p)
-        size = torch.where(size > 0, size, 1.0)
+        largest = basis.abs().amax(1).T  # (q, p); squares of values beside it can be held
+        largest = torch.where(largest > 0, largest, 1.0)
+        size = largest * (basis / largest.T[:, None]).square().sum(1).T.sqrt().clamp_min(1.0)
         left, values, right = torch.linalg.svd(rotated / size[:, None], full_matrices=False)
         self._kept = values > _DEPENDENT * values.amax(1, keepdim=True).clamp_min(1.0)  # (q, k)
         self._basis = left * self._kept[:, None]  # (q, rank, k) orthonormal, in the eigenbasis

@@ -287,7 +287,7 @@ class Surrogate:
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
 
-    def attribution_covariance(self, readout: str = "loo") -> Any:
+    def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
@@ -297,6 +297,8 @@ class Surrogate:
 
         Args:
             readout: ``"loo"``, ``"shapley"`` or ``"banzhaf"``.
+            relative: Answer in squares of :attr:`unit`, which no unit of the scores brings to 0 or
+                infinity.
 
         Returns:
             (n, n, t) symmetric, in squared units of the scores (costs ``O(n^2 m^2)``).
@@ -342,11 +344,13 @@ class Surrogate:
         ).sqrt()
         matrix = matrix * scale[:, None] * scale
         matrix.diagonal().copy_(readings.amax(0).T)
-        matrix = self.unit.square() * matrix
         matrix = self._of_all_tasks(self._of_all_tasks(matrix).transpose(0, 1))
         if self.trend is not None:
-            levels = self.trend.ask(lambda level: level.attribution_covariance(name))
-            matrix = matrix + replace(levels, slopes=levels.slopes.square()).mean
+            for level, slopes in self.trend.with_slopes():
+                own = level.attribution_covariance(name).to(matrix)
+                matrix = matrix + (slopes * (level.unit / self.unit)).square() * own
+        if not relative:
+            matrix = self.unit.square() * matrix
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
@@ -785,7 +789,7 @@ class Surrogate:
         if self.trend is not None:
             slopes = (listed(f"{b:.3g}" for b in row) for row in self.trend.slopes.tolist())
             shares = listed(f"{share:.3f}" for share in self._explained.tolist())
-            quality += f", estimates times {' and '.join(slopes)} explain {shares} of it"
+            quality += f", estimates times {' and '.join(slopes)} explain {shares} of the variance"
         sizes = (len(self.masks), "subset"), (self.masks.num_tasks, "task"), (len(errors), "target")
         line = f"Surrogate of {', '.join(counted(*size) for size in sizes)}: "
         line += f"{self.predictors or 'mean'} ({self.sharing} ridge), {quality}"
@@ -1156,7 +1160,7 @@ class Surrogate:
         variances = torch.cat(parts, 1) if parts else self.unit.new_zeros(2, 0, len(self.unit))
         if trend is None or trend.std is None:
             return factors * variances
-        return factors * variances + trend.variance / self.unit.square()
+        return factors * variances + trend.variance(self.unit)
 
     def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
         if readout != "loo":

@@ -45,8 +45,14 @@ class Level:
         return self._told(self.surrogate.interactions(readout, return_std), 2)
 
     def attribution_covariance(self, readout: str) -> Tensor:
-        """Covariances of attributions, (n, n, t)."""
-        return self._told(self.surrogate.attribution_covariance(readout), 2)
+        """Covariances of attributions, (n, n, t) in squares of :attr:`unit`."""
+        return self._told(self.surrogate.attribution_covariance(readout, relative=True), 2)
+
+    @property
+    def unit(self) -> Tensor:
+        """(t,) unit of the estimates of each target."""
+        unit: Tensor = self.surrogate.unit[list(self.targets)]
+        return unit
 
     @property
     def places(self) -> list[int]:
@@ -111,11 +117,15 @@ class Answers:
         """What the trend answers, (..., t)."""
         return torch.einsum("l...t,lt->...t", self.values, self.slopes)
 
-    @property
-    def variance(self) -> Tensor:
-        """Its variance by that of the levels, which count as independent, (..., t)."""
+    def variance(self, unit: Tensor) -> Tensor:
+        """Its variance by that of the levels, which count as independent, (..., t) in ``unit^2``.
+
+        Args:
+            unit: (t,).
+        """
         assert self.std is not None
-        return torch.einsum("l...t,lt->...t", self.std.square(), self.slopes.square())
+        slopes = (self.slopes / unit).reshape(len(self.slopes), *(1,) * (self.std.ndim - 2), -1)
+        return (self.std * slopes).square().sum(0)
 
     def at(self, first: Tensor, second: Tensor) -> "Answers":
         """The answers at these places of the two dimensions after the first."""

@@ -80,7 +80,9 @@ _TRUTH = {
 SHARES = "shares of one sum"
 """Why the columns of a table of mixtures are tasks."""
 
-_NAME_WEIGHTS = " Counts and shares of tasks are weights: add `--weights`, and name all tasks."
+_NAME_WEIGHTS = (
+    " Counts and shares of tasks are weights: add `--weights`, and name all tasks, by `--tasks`."
+)
 _SHOWN = 12
 
 
@@ -135,7 +137,8 @@ def name_columns(
             there = (n for n in elsewhere if n == part or fnmatchcase(n, part))
             if not found and not (role == "ignored" and any(there)):
                 expected = f"among the columns {listed(known, _SHOWN)} of {where}"
-                remedy = "Mind its spelling, and which of two files is SCORES and which `--masks`."
+                remedy = "Mind its spelling, which of two files is SCORES and which `--masks`, and "
+                remedy += "that estimates have the names that scores have."
                 raise ValueError(message(ARGUMENTS[role], expected, repr(part), remedy))
             for name in found:
                 if named.setdefault(name, role) != role:

@@ -294,7 +294,8 @@ def test_estimates_are_read_from_tables_and_surrogates(there, capsys):
     table[table.columns[::-1]].assign(seed=1).to_csv("cheap.csv", index=False)
     frame()[:10].to_csv("few.csv", index=False)
     expected = fit_surrogate(MASKS[:10], scores()[:10], estimates=cheap).attribute()
-    for source in ("cheap.csv", "cheap.safetensors"):
+    cheap.save("cheap.st")
+    for source in ("cheap.csv", "cheap.safetensors", "cheap.st"):
         assert main(["fit", "few.csv", "--estimates", source, "-o", "mine"]) == 0
         assert "estimates times" in capsys.readouterr().err
         found = load_surrogate("mine")
@@ -314,4 +315,4 @@ def test_a_map_a_criterion_and_learnt_decays_are_those_of_python(there, capsys):
     assert mine.warp_notes and not mine.with_design(mine.masks).warps
     torch.testing.assert_close(mine.predict(MASKS)[:, 0], true.predict(MASKS), rtol=1e-5, atol=1e-6)
     assert main([*call, "--warp", "logit", "--ignore", "loss"]) == 2
-    assert "`scores` must be in [0, 1] for warp='logit'" in capsys.readouterr().err
+    assert "`scores` must be in [0, 1] and apart for warp='logit'" in capsys.readouterr().err

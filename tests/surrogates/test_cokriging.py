@@ -536,7 +536,7 @@ def test_what_is_said(capsys):
     slopes = ", ".join(f"{slope:.3g}" for slope in surrogate.trend.slopes[0].tolist())
     shares = ", ".join(f"{share:.3f}" for share in surrogate.explained_by_estimates.tolist())
     line, *warnings = str(surrogate).splitlines()
-    assert line.endswith(f"estimates times {slopes} explain {shares} of it")
+    assert line.endswith(f"estimates times {slopes} explain {shares} of the variance")
     assert warnings == list(surrogate.warnings) and not any(
         "estimates" in each for each in warnings
     )
@@ -620,3 +620,23 @@ def test_scikit_learn_has_the_same_rest():
             peer.fit(ALL[rows].double().numpy(), (rest - constant).numpy())
             expected = torch.from_numpy(peer.predict(ALL.double().numpy())) + constant + trend[:, j]
             close(surrogate.predict(ALL)[:, j], expected, 1e-7)
+
+
+@pytest.mark.parametrize(("unit", "of_estimates"), [(1e-280, 1.0), (1e280, 1.0), (1.0, 1e280)])
+def test_units_of_any_size(unit, of_estimates):
+    """Deviations are products of slopes and deviations, whose squares none of them has to hold."""
+    rows = torch.randperm(2**N, generator=torch.Generator().manual_seed(0))
+
+    def fit(size, cheap):
+        true, estimates = truth()[rows[:12]] * size, 2 * truth()[rows[:25]] * cheap + cheap
+        options = {"kernel": "exponential"}
+        level = fit_surrogate(ALL[rows[:25]], estimates, **options)
+        return fit_surrogate(ALL[rows[:12]], true, estimates=level, **options)
+
+    one, other = fit(1.0, 1.0), fit(unit, of_estimates)
+    for readout in ("loo", "shapley"):
+        std, expected = (each.attribute(readout, True)[1] for each in (other, one))
+        close(std / unit, expected, 1e-5)
+        joint = other.attribution_covariance(readout, relative=True) * one.unit.square()
+        close(joint, one.attribution_covariance(readout), 1e-5)
+    close(other.predict(ALL, True)[1] / unit, one.predict(ALL, True)[1], 1e-5)

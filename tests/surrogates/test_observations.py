@@ -604,3 +604,15 @@ def test_a_constant_target_beside_known_noise_is_predicted_by_its_constant(kerne
     mean, std = found.predict(masks, return_std=True)
     assert torch.equal(mean[:, 1], torch.ones(80).double()) and not bool(std.isnan().any())
     assert not bool(found.attribute("shapley")[:, 1].any())
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-165, 1e160, 1e290])
+def test_known_noise_of_any_size(unit):
+    """Its variance, in the unit of the scores, would be 0 or infinite."""
+    masks = design(0)
+    scores = truth(0, masks, 1)[:, 0] + 0.1 * normal(1, len(masks))
+    one, other = (
+        fit_surrogate(masks, scores * u, noise_std=0.1 * u, kernel="linear") for u in (1.0, unit)
+    )
+    close(other.noise_std / unit, one.noise_std, 1e-6)
+    close(other.attribute("shapley", True)[1] / unit, one.attribute("shapley", True)[1], 1e-6)

@@ -302,7 +302,7 @@ REFUSED = {
         "`warp` must be one of 'identity', 'log', 'logit', 'normal', 'auto'",
     ),
     "log": ({"warp": "log"}, "`scores` must be positive for warp='log', got -1 to 2 of target '1'"),
-    "logit": ({"warp": "logit"}, r"`scores` must be in \[0, 1\] for warp='logit', got -1 to 2 of"),
+    "logit": ({"warp": "logit"}, r"must be in \[0, 1\] and apart for warp='logit', got -1 to 2 of"),
 }
 
 
@@ -320,3 +320,29 @@ def test_estimates_have_no_maps():
     masks, scores, every, truth = saturating()
     with pytest.raises(ValueError, match="`warp` must be 'identity' with estimates, got 'auto'"):
         fit_surrogate(masks, scores, estimates=(every, truth), warp="auto")
+
+
+def test_scores_that_logits_cannot_tell_apart_are_predicted_otherwise():
+    """Probabilities of whole sequences: all are 0 beside 1/2, whatever their ratios."""
+    masks, scores, every, _ = saturating()
+    tiny, expected = (
+        fit_surrogate(masks, scores * unit, warp="auto").predict(every) / unit
+        for unit in (1e-17, 1e-3)
+    )
+    assert bool(tiny.isfinite().all()) and float((tiny - scores.mean()).abs().max()) < 2
+    close(tiny, expected, 0.2)
+    with pytest.raises(
+        ValueError, match=r"^`scores` must be in \[0, 1\] and apart for warp='logit'"
+    ):
+        fit_surrogate(masks, scores * 1e-17, warp="logit")
+
+
+@pytest.mark.parametrize("warp", ["normal", "log", "auto"])
+def test_noise_below_the_rounding_of_scores_is_none(warp):
+    masks, scores, every, _ = saturating()
+    none, little = (
+        fit_surrogate(masks, scores + 1, warp=warp, noise_std=std).predict(every, True)
+        for std in (0.0, 1e-18)
+    )
+    for one, other in zip(none, little, strict=True):
+        close(one, other, 1e-6)
