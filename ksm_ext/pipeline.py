@@ -90,7 +90,7 @@ def attribute_tasks(
     solver: Literal["exact", "step"] = "exact",
     store: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
-    vectorize: bool = True,
+    engine: str = "auto",
     progress: bool = False,
     group: Group = None,
 ) -> TaskAttributions:
@@ -124,7 +124,7 @@ def attribute_tasks(
         solver: See :class:`GradientEstimator`.
         store: A folder for features and retrained scores, from which a killed run resumes.
         batch_size: See :class:`GradientEstimator`.
-        vectorize: See :class:`GradientEstimator`.
+        engine: See :class:`GradientEstimator`.
         progress: Whether to show progress bars.
         group: See :class:`GradientEstimator`.
 
@@ -159,7 +159,7 @@ def attribute_tasks(
         solver=solver,
         store=store,
         batch_size=batch_size,
-        vectorize=vectorize,
+        engine=engine,
         progress=progress,
         group=group,
         task_names=task_names,

@@ -16,8 +16,8 @@ References: *Pearlmutter 1994*; *Schraudolph 2002*.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
 from ksm_ext.network.batches import Batch, as_batch, chunks, num_rows, ordered_loader
-from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
+from ksm_ext.network.engines import evaluating
+from ksm_ext.network.gradients import parameter_names, per_sample_gradients
 from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
 
 Weights = dict[str, Tensor]
@@ -286,11 +286,9 @@ class CurvatureOperator(ABC):
         check_finite("v", v, "Look for a division by zero before this product.")
         return v.detach().reshape(-1, p)
 
-    @contextmanager
-    def _exact(self) -> Iterator[None]:
-        """No dropout, and attention with derivatives of any order."""
-        with evaluating(self._model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
+    def _exact(self) -> AbstractContextManager[None]:
+        """No dropout, and operations with derivatives of any order."""
+        return evaluating(self._model)
 
     def _vectors_within_budget(self) -> int:
         """As many as have tangents of all parameters and outputs of layers within the budget."""

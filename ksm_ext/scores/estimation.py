@@ -100,7 +100,7 @@ class GradientEstimator:
         solver: Literal["exact", "step"] = "exact",
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
-        vectorize: bool = True,
+        engine: str = "auto",
         progress: bool = False,
         group: Group = None,
         task_names: Sequence[str] | None = None,
@@ -126,7 +126,7 @@ class GradientEstimator:
                 memorised their tasks. Its sizes need :meth:`calibrate`.
             store: A folder for the features, from which a killed :meth:`fit` resumes.
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
-            vectorize: See ``collect_features``.
+            engine: See ``collect_features``.
             progress: Whether to show progress bars.
             group: The processes that share the work, see ``network.distributed``: samples in
                 :meth:`fit`, subsets afterwards. All of them make this estimator and call its
@@ -153,7 +153,7 @@ class GradientEstimator:
         self._target_data = [as_dataset(target) for target in named.values()]
         self._output, self._loss, self._solver = output, loss, solver
         self._store = None if store is None else Path(store)
-        self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
+        self._batch_size, self._engine, self._progress = batch_size, engine, progress
         self._group = group
         self._names = parameter_names(self._models[0], parameters)
         weights = dict(self._models[0].named_parameters())
@@ -189,7 +189,7 @@ class GradientEstimator:
                     parameters=self._names,
                     store=None if store is None else store / name,
                     batch_size=self._batch_size,
-                    vectorize=self._vectorize,
+                    engine=self._engine,
                     progress=self._progress,
                     group=self._group,
                 )

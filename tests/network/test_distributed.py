@@ -22,7 +22,7 @@ from ksm_ext.network.gradients import _some
 from ksm_ext.network.outputs import log_odds
 
 NUM_RANKS, BATCH, SAMPLES, DIM = 2, 4, 37, 16
-OPTIONS = {"batch_size": BATCH, "progress": False}
+OPTIONS = {"batch_size": BATCH, "engine": "vmap", "progress": False}
 SHARDS = [range(20), range(20, SAMPLES)]
 DTYPES = (torch.float32, torch.float64)
 

@@ -21,6 +21,7 @@ from ksm_ext.network.outputs import (
 )
 
 f64 = torch.float64
+ENGINES = ("hooks", "vmap", "loop", "backward")
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,11 @@ near = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 # Per-sample gradients
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("output", [log_odds, margin, cross_entropy, logit])
-def test_gradients_are_those_of_a_loop(output, vectorize):
+def test_gradients_are_those_of_a_loop(output, engine):
     model, batch = mlp(), table()
-    values, gradients = per_sample_gradients(model, output, batch, vectorize=vectorize)
+    values, gradients = per_sample_gradients(model, output, batch, engine=engine)
     expected = loop(model, output, batch)
     assert list(gradients) == [name for name, _ in model.named_parameters()]
     assert gradients["0.weight"].shape == (11, 5, 4)
@@ -157,7 +158,7 @@ def test_flags_come_back_after_an_error():
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "output",
     [
@@ -167,12 +168,12 @@ def test_flags_come_back_after_an_error():
         lambda model, batch: model(batch[0]).sum(),
     ],
 )
-def test_an_output_that_is_not_one_number_for_each_sample(output, vectorize):
+def test_an_output_that_is_not_one_number_for_each_sample(output, engine):
     form = (
         r"`output` must be a function \(model, batch\) -> \(b,\), got shape .* for a batch of one "
     )
     with pytest.raises(ValueError, match=form + "sample. Return one number for each of the b sam"):
-        per_sample_gradients(mlp(), output, table(), vectorize=vectorize)
+        per_sample_gradients(mlp(), output, table(), engine=engine)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 11, 50])
@@ -202,17 +203,19 @@ def test_gradients_on_cuda_are_those_on_the_cpu():
     torch.testing.assert_close(features.gradients.cpu(), expected.gradients)
 
 
-def test_control_flow_that_depends_on_the_data():
+def test_control_flow_that_depends_on_the_data(caplog):
     class Gate(nn.Linear):
         def forward(self, x):
             return super().forward(x if x.sum() > 0 else -x)
 
     model, batch = Gate(4, 3).double(), table()
-    form = r"`model` must be a network that torch.vmap can run, got Gate, .*\. Pass vectorize=False"
+    form = r"`engine` must be one that can, got 'vmap', which cannot \(.*\) for Gate. Pass engine="
     with pytest.raises(RuntimeError, match=form):
-        per_sample_gradients(model, log_odds, batch)
-    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
-    torch.testing.assert_close(flat(gradients), loop(model, log_odds, batch)[1])
+        per_sample_gradients(model, log_odds, batch, engine="vmap")
+    _, gradients = per_sample_gradients(model, log_odds, batch)
+    near(flat(gradients), loop(model, log_odds, batch)[1])
+    assert "engine='loop', which takes as many passes as there are samples" in caplog.text
+    assert "'hooks', which cannot (a sample's output depends on the others: " in caplog.text
 
 
 def test_an_error_of_the_model_stays_what_it_is():
@@ -461,12 +464,13 @@ def test_a_sequence_classifier(transformers):
     near((values, flat(gradients)), named_loop(model, log_odds, batch, list(gradients)))
 
 
-def test_an_attention_mask_needs_the_loop(transformers):
+@pytest.mark.parametrize("engine", ["hooks", "loop", "backward"])
+def test_an_attention_mask(transformers, engine):
     """Transformers looks whether a mask masks anything, which differs between samples."""
     model, ids = classifier(transformers), torch.randint(0, 19, (3, 9))
     mask = torch.arange(9) < torch.tensor([9, 4, 6])[:, None]
     batch = {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 2])}
-    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
+    _, gradients = per_sample_gradients(model, log_odds, batch, engine=engine)
     short = {"input_ids": ids[1:2, :4], "labels": batch["labels"][1:2]}
     _, alone = per_sample_gradients(model, log_odds, short)
     torch.testing.assert_close(flat(gradients)[1:2], flat(alone), rtol=1e-10, atol=1e-10)
