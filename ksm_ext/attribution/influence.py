@@ -62,6 +62,7 @@ def influence(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
 ) -> Influence:
     """Influence of each task on each target's mean loss.
@@ -81,6 +82,8 @@ def influence(
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
+        engine: How gradients of single samples are taken, see :mod:`ksm_ext.network.engines`;
+            ``"auto"`` has slopes along solutions without them where it can.
         progress: Whether to show progress bars.
 
     Returns:
@@ -96,7 +99,11 @@ def influence(
     _check_curvature(curvature)
     datasets = [as_dataset(task) for task in tasks]
     counts = torch.tensor([len(data) for data in datasets])
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
     products: dict[str, Any] = {"vectors_per_pass": vectors_per_pass, "progress": progress}
     operator = curvature(model, ConcatDataset(datasets), loss, **options, **products)
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
@@ -126,6 +133,7 @@ def sample_influence(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
 ) -> Influence:
     """Influence of each training sample on the loss of each query.
@@ -141,6 +149,7 @@ def sample_influence(
         parameters: See :func:`influence`.
         batch_size: See :func:`influence`.
         vectors_per_pass: See :func:`influence`.
+        engine: See :func:`influence`.
         progress: See :func:`influence`.
 
     Returns:
@@ -152,6 +161,7 @@ def sample_influence(
         "parameters": parameters,
         "batch_size": batch_size,
         "vectors_per_pass": vectors_per_pass,
+        "engine": engine,
         "progress": progress,
     }
     operator = curvature(model, data, loss, **options)
@@ -170,6 +180,7 @@ def projected_influence(
     damping: float,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Influence:
     """Influence on the mean cross-entropy in a projected space, whose curvature is (k, k).
 
@@ -185,6 +196,7 @@ def projected_influence(
         damping: See :func:`influence`.
         parameters: See :func:`influence`.
         batch_size: Samples whose gradients are held at a time.
+        engine: How their gradients are taken, see :mod:`ksm_ext.network.engines`.
 
     Returns:
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
@@ -192,7 +204,11 @@ def projected_influence(
     named = check_datasets(tasks, targets)
     _check_damping(damping)
     datasets = [as_dataset(task) for task in tasks]
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
 
     def features(data: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = collect_features(model, data, log_odds, projector, **options)

@@ -34,6 +34,7 @@ def tracin(
     *,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """What each task's own steps changed in each target's mean loss.
 
@@ -45,6 +46,8 @@ def tracin(
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
+        engine: ``"auto"`` for one backward pass of all samples together; others take those of
+            single samples, see :mod:`ksm_ext.network.engines`.
 
     Returns:
         (n, t), in units of the loss: negative where a task helps.
@@ -61,9 +64,14 @@ def tracin(
         remedy = "Give the learning rate at each."
         raise ValueError(message("learning_rates", expected, str(len(rates)), remedy))
     num_samples = sum(len(as_dataset(task)) for task in tasks)
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
     total = torch.zeros(())
     for network, rate in zip(networks, rates, strict=True):
-        of_tasks, of_targets = _gradients(network, tasks, targets, loss, parameters, batch_size)
+        of_tasks, of_targets = _gradients(network, tasks, targets, loss, **options)
         total = total.to(of_tasks) - rate / num_samples * (of_tasks @ of_targets.T)
     return total
 
@@ -76,6 +84,7 @@ def gradient_cosine(
     *,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """Minus the cosine of each task's and each target's gradient; arguments of :func:`tracin`.
 
@@ -83,7 +92,12 @@ def gradient_cosine(
         (n, t) in [-1, 1], without units: -1 where a task's own steps lower the target's loss
         as steeply as can be, 0 where one of the gradients vanishes.
     """
-    of_tasks, of_targets = _gradients(model, tasks, targets, loss, parameters, batch_size)
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
+    of_tasks, of_targets = _gradients(model, tasks, targets, loss, **options)
     lengths = of_tasks.norm(dim=1)[:, None] * of_targets.norm(dim=1)
     return torch.where(lengths > 0, -(of_tasks @ of_targets.T) / lengths, 0.0)
 
@@ -93,12 +107,10 @@ def _gradients(
     tasks: Sequence[Any],
     targets: Any,
     loss: str | Loss,
-    parameters: str | Sequence[str] | None,
-    batch_size: int | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the tasks' summed losses (n, p), and of the targets' mean losses (t, p)."""
     named = check_datasets(tasks, targets)
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     of_targets = loss_gradients(model, list(named.values()), loss, **options)
     counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(of_targets)
     return loss_gradients(model, tasks, loss, **options), of_targets / counts[:, None]

@@ -45,6 +45,7 @@ def trak(
     relative_ridge: float = 0.0,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
     group: Group = None,
 ) -> Tensor:
@@ -59,6 +60,7 @@ def trak(
             networks and projections as their gradients do.
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
+        engine: How they are taken, see :mod:`ksm_ext.network.engines`.
         progress: Whether to show progress bars.
         group: The processes that share the samples, see ``network.distributed``; all of them
             call with the same arguments and get the result.
@@ -77,6 +79,7 @@ def trak(
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
+        "engine": engine,
         "progress": progress,
         "group": group,
     }

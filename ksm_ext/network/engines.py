@@ -13,12 +13,14 @@ writes to standard error. All engines agree to rounding.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +31,7 @@ from ksm_ext.network.factors import total
 from ksm_ext.network.hooks import Proofs, per_sample_parts
 from ksm_ext.network.outputs import Output
 
+T = TypeVar("T")
 Found = tuple[Tensor, dict[str, Tensor]]
 """Values (b,), and gradients (b, *shape) by name."""
 
@@ -75,77 +78,151 @@ class Ladder:
     def _climb_down(
         self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
     ) -> tuple[str, Found]:
-        failed: dict[str, Exception] = {}
         with evaluating(model):
-            for engine in self.engines:
-                try:
-                    found = self._take[engine](model, output, batch, names)
-                except Exception as error:
-                    failed[engine] = error
-                    continue
-                if failed:
-                    _tell(type(model).__name__, engine, tuple(map(_reason, failed.items())))
-                return engine, found
-            if "backward" not in failed:  # is it the engine's fault?
-                _backward(model, output, each(itemgetter(slice(1)), batch), names)
-        engine, fault = failed.popitem()
-        if engine == "backward":
-            raise fault
-        text = f"{_reason((engine, fault))} for {type(model).__name__}"
-        expected, remedy = "one that can", "Pass engine='auto'."
-        raise RuntimeError(message("engine", expected, text, remedy)) from fault
+            ways = {
+                engine: partial(self._take[engine], model, output, batch, names)
+                for engine in self.engines
+            }
+            if len(ways) > 1:
+                return first_that_can(type(model).__name__, ways)
+            ((engine, way),) = ways.items()
+            try:
+                return engine, way()
+            except Exception as error:
+                if (
+                    engine != "backward"
+                ):  # an error of the network's or the output's own comes first
+                    _backward(model, output, each(itemgetter(slice(1)), batch), names)
+                    text = f"{_reason(engine, error)} for {type(model).__name__}"
+                    expected, remedy = "one that can", "Pass engine='auto'."
+                    raise RuntimeError(message("engine", expected, text, remedy)) from error
+                raise
 
 
-def _reason(failed: tuple[str, Exception]) -> str:
-    """Why an engine cannot, in a line."""
-    engine, error = failed
+def first_that_can(subject: str, ways: Mapping[str, Callable[[], T]]) -> tuple[str, T]:
+    """The first way to something that raises no error, by name, and what it gives.
+
+    A step down is told. Where no way is left the last one's error is raised.
+    """
+    reasons = []
+    *_, last = ways
+    for name, way in ways.items():
+        try:
+            found = way()
+        except Exception as error:
+            if name == last:
+                raise
+            reasons.append(_reason(name, error))
+            continue
+        if reasons:
+            _tell(f"{subject} by '{name}', which {_COSTS[name]}, not by {'; '.join(reasons)}.")
+        return name, found
+    raise AssertionError("there is a way")
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why a way leads nowhere, in a line."""
     lines = str(error).strip().splitlines()
     text = lines[0][:200] if lines else type(error).__name__
-    return f"'{engine}', which cannot ({text.rstrip('. ')})"
+    return f"'{name}', which cannot ({text.rstrip('. ')})"
 
 
 @cache
-def _tell(model: str, engine: str, reasons: tuple[str, ...]) -> None:
-    """Say it once in a process."""
-    _LOG.warning("%s: engine='%s', %s. Not %s.", model, engine, _COSTS[engine], "; ".join(reasons))
+def _tell(text: str) -> None:
+    """Once in a process."""
+    _LOG.warning(text)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The network as a function that has derivatives of every kind, and then as it was before.
 
-    In evaluation mode; with the math kernels of attention and without fused recurrent ones, which
-    have no batching rule or no second derivative; and rows of a table that ``max_norm`` shortens
-    are put back. Gradients are not recorded.
+    In evaluation mode; with the math kernels of attention, without fused recurrent ones, and
+    embeddings in parts: others have no batching rule, no second derivative, or a forward derivative
+    that moves the row ``padding_idx``. Rows that ``max_norm`` shortens are put back. Gradients are
+    not recorded.
     """
     flags = {module: module.training for module in model.modules()}
+    in_parts = [m for m in flags if type(m) in _IN_PARTS and "forward" not in vars(m)]
     tables = [
-        module.weight
-        for module in model.modules()
+        (module.weight, module.weight.detach().clone())
+        for module in flags
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
     ]
-    kept = [table.detach().clone() for table in tables]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        if any(isinstance(module, nn.RNNBase) for module in flags):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.eval()
+    recurrent = any(isinstance(module, nn.RNNBase) for module in flags)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _without_fused_kernels(recurrent):
         try:
+            model.eval()
+            for module in in_parts:
+                module.forward = partial(_IN_PARTS[type(module)], module)
             yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for table, rows in zip(tables, kept, strict=True):
+            for module in in_parts:
+                del module.forward
+            for table, rows in tables:
                 table.copy_(rows)
             for module, training in flags.items():
                 module.training = training
 
 
 @contextmanager
-def _differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+def _without_fused_kernels(recurrent: bool) -> Iterator[None]:
+    """Attention and, where asked for, recurrent layers by operations that can be differentiated."""
+    backends: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn] if recurrent else []
+    before = [backend.enabled for backend in backends]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for backend in backends:
+            backend.enabled = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
+
+
+def _rows_of(table: nn.Embedding | nn.EmbeddingBag, index: Tensor) -> Tensor:
+    """Rows of a table, of which the one of ``padding_idx`` is constant."""
+    rows = F.embedding(index, table.weight, None, table.max_norm, table.norm_type)
+    if table.padding_idx is None:
+        return rows
+    return torch.where((index == table.padding_idx)[..., None], rows.detach(), rows)
+
+
+def _embedding(table: nn.Embedding, input: Tensor) -> Tensor:
+    if table.scale_grad_by_freq:
+        return nn.Embedding.forward(table, input)
+    return _rows_of(table, input)
+
+
+def _embedding_bag(
+    bags: nn.EmbeddingBag,
+    input: Tensor,
+    offsets: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    if input.ndim != 2 or bags.scale_grad_by_freq:
+        return nn.EmbeddingBag.forward(bags, input, offsets, per_sample_weights)
+    rows = _rows_of(bags, input)  # (b, T, d)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[..., None]
+    padding = -1 if bags.padding_idx is None else bags.padding_idx
+    kept = (input != padding)[..., None]
+    if bags.mode == "max":
+        return rows.masked_fill(~kept, -torch.inf).amax(1).where(kept.any(1), 0.0)
+    total = (rows * kept).sum(1)
+    return total if bags.mode == "sum" else total / kept.sum(1).clamp(min=1)
+
+
+_IN_PARTS: dict[type, Callable[..., Tensor]] = {
+    nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding_bag,
+}
+
+
+@contextmanager
+def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
     """The named parameters, which alone require a gradient meanwhile and have none yet."""
     weights = dict(model.named_parameters())
     before = [(weight, weight.requires_grad, weight.grad) for weight in weights.values()]
@@ -167,7 +244,7 @@ def _hooks(
     names: Sequence[str],
     proofs: Proofs | None = None,
 ) -> Found:
-    with _differentiable(model, names) as weights:
+    with differentiable(model, names) as weights:
         buffers = [*model.buffers()]
         values, parts = per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
     gradients = {
@@ -231,7 +308,7 @@ def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) 
 def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
     applied = _Applied(model, output)
     values = []
-    with _differentiable(model, names) as weights, torch.enable_grad():
+    with differentiable(model, names) as weights, torch.enable_grad():
         rows: dict[str, list[Tensor]] = {name: [] for name in weights}
         for row in range(num_rows(batch)):
             value = applied(each(itemgetter(slice(row, row + 1)), batch))
@@ -247,7 +324,9 @@ def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[st
 
 _ENGINES = {"hooks": _hooks, "vmap": _vmap, "loop": _loop, "backward": _backward}
 _COSTS = {
-    "vmap": "which holds every sample's own activations and gradients of all layers",
-    "loop": "which takes as many passes as there are samples",
-    "backward": "which takes as many passes as there are samples",
+    "vmap": "holds the activations of every sample's own pass",
+    "loop": "takes as many passes as there are samples",
+    "backward": "takes as many passes as there are samples",
+    "reverse": "differentiates backwards twice, vector after vector",
+    "gradients": "forms the gradient of each sample",
 }

@@ -12,7 +12,7 @@ matrix of the data. A sample's feature is its own: the same up to rounding whate
 Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -203,10 +203,7 @@ def collect_features(
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     if batch_size is None:
-        bytes_each = sum(weight.nbytes for weight in weights.values())
-        on_cpu = next(iter(weights.values())).device.type == "cpu"
-        budget = CPU_BYTES if on_cpu else GPU_BYTES
-        batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
+        batch_size = samples_together(weights.values())
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
     work = _Collection(
@@ -226,6 +223,13 @@ def collect_features(
     own, num_samples = work.in_memory(), work.num_samples
     values = gathered(own.values, num_samples, group, batch_size)
     return Features(values, gathered(own.gradients, num_samples, group, batch_size))
+
+
+def samples_together(weights: Collection[Tensor]) -> int:
+    """How many samples have their gradients taken together, unless something else is asked for."""
+    on_cpu = next(iter(weights)).device.type == "cpu"
+    budget = CPU_BYTES if on_cpu else GPU_BYTES
+    return max(1, min(MAX_CHUNK, budget // sum(weight.nbytes for weight in weights)))
 
 
 @dataclass(frozen=True)

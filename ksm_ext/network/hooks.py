@@ -83,7 +83,7 @@ def per_sample_parts(
     proofs, facts = {} if proofs is None else proofs, (b, *recorder.steps)
     layouts = proofs.get(facts)
     if layouts is None:
-        _check_alone(function, batch, values.detach())
+        _check_alone(function, batch, values.detach(), recorder.rounding**0.5)
         layouts = _layouts(values, uses, gradients)
         if recorder.fixed and all(layout is None or layout.sure for layout in layouts):
             proofs[facts] = layouts
@@ -137,6 +137,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.uses: list[_Use] = []
         self.steps: list[Any] = []  # what was done, and the shapes that came of it
+        self.rounding = 0.0  # the coarsest of what was computed
         self.fixed = True  # whether that decides which entries belong to which sample
         self._names = {id(weight): name for name, weight in weights.items()}
         self._constants = {id(tensor): tensor for tensor in buffers}
@@ -163,7 +164,11 @@ class _Recorder(TorchFunctionMode):
         return id(tensor) in self._constants or isinstance(tensor, nn.Parameter)
 
     def _note(self, func: Any, result: Any) -> None:
-        self.steps.append((_name(func), *(tensor.shape for tensor in _tensors(result))))
+        tensors = [*_tensors(result)]
+        self.steps.append((_name(func), *(tensor.shape for tensor in tensors)))
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                self.rounding = max(self.rounding, torch.finfo(tensor.dtype).eps)
 
     def _keep(self, tensors: Iterator[Tensor]) -> None:
         self._constants.update((id(tensor), tensor) for tensor in tensors)
@@ -356,12 +361,13 @@ def _check_complete(values: Tensor, uses: list[_Use], weights: Mapping[str, Tens
         todo += behind[node] if node in behind else [n for n, _ in node.next_functions]
 
 
-def _check_alone(function: Callable[[Batch], Tensor], batch: Batch, values: Tensor) -> None:
+def _check_alone(
+    function: Callable[[Batch], Tensor], batch: Batch, values: Tensor, tolerance: float
+) -> None:
     """Raise :class:`Unsupported` if the last sample has another value without the others."""
     if len(values) > 1:
         with torch.no_grad():
             alone = function(each(lambda column: column[-1:], batch))
-        tolerance = torch.finfo(values.dtype).eps ** 0.5
         if not torch.allclose(alone, values[-1:], rtol=tolerance, atol=tolerance, equal_nan=True):
             found = f"{float(values[-1]):.6g} among {len(values)} and {float(alone):.6g} alone"
             raise Unsupported(f"a sample's output depends on the others: {found}")

@@ -21,14 +21,14 @@ A loss is any function ``loss(outputs, labels) -> (b,)`` of what the model says,
 labels beside it: the Gauss-Newton matrix takes the two apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ksm_ext.checks import message, shape_text
+from ksm_ext.checks import listed, message, shape_text
 from ksm_ext.network.batches import Batch
 
 Output = Callable[[Callable[..., Any], Any], Tensor]
@@ -100,11 +100,30 @@ def outputs_and_labels(model: Callable[..., Any], batch: Batch) -> tuple[Tensor,
     else:
         *columns, labels = batch
         answer = model(*columns)
-    answer = getattr(answer, "logits", answer)  # HuggingFace wraps its logits
+    answer = _logits(answer)
     answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
     if isinstance(batch, dict) and answer.ndim == 3 and labels.ndim == 2:
         return answer[:, :-1], labels[:, 1:]
     return answer, labels
+
+
+def _logits(answer: Any) -> Tensor:
+    """What a model says, out of a tuple, a dict or HuggingFace's ``ModelOutput``."""
+    found = answer
+    if isinstance(answer, Mapping) and "logits" in answer:
+        found = answer["logits"]
+    elif hasattr(answer, "logits"):
+        found = answer.logits
+    elif isinstance(answer, (tuple, list)) and answer:
+        found = answer[0]
+    if not isinstance(found, Tensor):
+        expected = "one that returns logits, first in a tuple, or under the name `logits`"
+        found_text = f"a {type(found).__name__}"
+        if isinstance(found, Mapping):
+            found_text += f" of {listed(map(repr, found))}"
+        remedy = "Return logits, or write an output of your own."
+        raise TypeError(message("model", expected, found_text, remedy))
+    return found
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

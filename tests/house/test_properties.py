@@ -41,7 +41,8 @@ from ksm_ext.arrays import ArrayKind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, projected_influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
+from ksm_ext.network.engines import evaluating
+from ksm_ext.network.gradients import parameter_names, per_sample_gradients
 from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver

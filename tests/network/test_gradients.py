@@ -214,7 +214,7 @@ def test_control_flow_that_depends_on_the_data(caplog):
         per_sample_gradients(model, log_odds, batch, engine="vmap")
     _, gradients = per_sample_gradients(model, log_odds, batch)
     near(flat(gradients), loop(model, log_odds, batch)[1])
-    assert "engine='loop', which takes as many passes as there are samples" in caplog.text
+    assert "Gate by 'loop', which takes as many passes as there are samples, not " in caplog.text
     assert "'hooks', which cannot (a sample's output depends on the others: " in caplog.text
 
 
