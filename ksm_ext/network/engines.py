@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, each, num_rows
@@ -137,13 +139,18 @@ def _tell(text: str) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The network as a function that has derivatives of every kind, and then as it was before.
 
-    In evaluation mode; with the math kernels of attention, without fused recurrent ones, and
-    embeddings in parts: others have no batching rule, no second derivative, or a forward derivative
-    that moves the row ``padding_idx``. Rows that ``max_norm`` shortens are put back. Gradients are
-    not recorded.
+    In evaluation mode; with the math kernels of attention, without fused recurrent ones, and with
+    embeddings and weight normalisation in parts: others have no batching rule, no second derivative
+    or a wrong one, or a forward derivative that moves the row ``padding_idx``. Rows that
+    ``max_norm`` shortens are put back. Gradients are not recorded.
     """
     flags = {module: module.training for module in model.modules()}
-    in_parts = [m for m in flags if type(m) in _IN_PARTS and "forward" not in vars(m)]
+    in_parts = [
+        (owner, name, partial(_IN_PARTS[type(owner)], owner))
+        for module in flags
+        for owner, name in [(module, "forward"), *_hooks_of_weights(module)]
+        if type(owner) in _IN_PARTS and name not in vars(owner)
+    ]
     tables = [
         (module.weight, module.weight.detach().clone())
         for module in flags
@@ -153,12 +160,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _without_fused_kernels(recurrent):
         try:
             model.eval()
-            for module in in_parts:
-                module.forward = partial(_IN_PARTS[type(module)], module)
+            for owner, name, function in in_parts:
+                setattr(owner, name, function)
             yield
         finally:
-            for module in in_parts:
-                del module.forward
+            for owner, name, _ in in_parts:
+                delattr(owner, name)
             for table, rows in tables:
                 table.copy_(rows)
             for module, training in flags.items():
@@ -215,9 +222,25 @@ def _embedding_bag(
     return total if bags.mode == "sum" else total / kept.sum(1).clamp(min=1)
 
 
+def _weight_norm(norm: _WeightNorm | WeightNorm, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    return weight_v * (weight_g / torch.norm_except_dim(weight_v, 2, norm.dim))
+
+
+def _former_weight_norm(norm: WeightNorm, module: nn.Module) -> Tensor:
+    parts = (getattr(module, f"{norm.name}_{part}") for part in "gv")
+    return _weight_norm(norm, *parts)
+
+
+def _hooks_of_weights(module: nn.Module) -> list[tuple[Any, str]]:
+    """What makes a weight before each pass, as ``nn.utils.weight_norm`` does."""
+    return [(hook, "compute_weight") for hook in module._forward_pre_hooks.values()]
+
+
 _IN_PARTS: dict[type, Callable[..., Tensor]] = {
     nn.Embedding: _embedding,
     nn.EmbeddingBag: _embedding_bag,
+    _WeightNorm: _weight_norm,
+    WeightNorm: _former_weight_norm,
 }
 
 

@@ -5,9 +5,9 @@ feature φ_i = Pᵀ ∇h_i(W), so that near W
 
     h_i(W + P z) ≈ h_i(W) + φ_i · z.
 
-Gradients are taken sample by sample through ``torch.func``, in evaluation mode and with the math
-kernels of attention, and go into the projection parameter by parameter: there is never a (b, p)
-matrix of the data. A sample's feature is its own: the same up to rounding whatever the batches.
+Gradients are taken in evaluation mode and with the math kernels of attention (:mod:`.engines`), and
+go into the projection parameter by parameter: there is never a (b, p) matrix of the data. A
+sample's feature is its own: the same up to rounding whatever the batches.
 
 Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
 """
@@ -222,7 +222,8 @@ def collect_features(
         return work.in_store(store, facts)
     own, num_samples = work.in_memory(), work.num_samples
     values = gathered(own.values, num_samples, group, batch_size)
-    return Features(values, gathered(own.gradients, num_samples, group, batch_size))
+    gradients = gathered(own.gradients, num_samples, group, batch_size)
+    return Features(values, gradients, engine=own.engine)
 
 
 def samples_together(weights: Collection[Tensor]) -> int:
@@ -300,7 +301,7 @@ class _Collection:
         for block in self.blocks(0):
             rows = slice(start, start := start + len(block[0]))
             values[rows], gradients[rows] = block
-        return Features(values, gradients)
+        return Features(values, gradients, engine=self.ladder.engines[0])
 
     def facts(self) -> dict[str, Any]:
         """What decides the features and is cheap to tell, as JSON holds it."""

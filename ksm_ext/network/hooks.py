@@ -149,12 +149,14 @@ class _Recorder(TorchFunctionMode):
         data = [tensor for tensor in tensors if not self._is_constant(tensor)]
         used = [t for t in tensors if self._is_constant(t) and t.requires_grad]
         self.fixed = self.fixed and not _picks(func, args, kwargs, data)
-        sliced = func is Tensor.__getitem__ and all(tensor.ndim == 0 for tensor in data)
-        if used and data and torch.is_grad_enabled() and not sliced:
+        shaped = _name(func) in ("expand_as", "view_as", "reshape_as", "type_as", "to") or (
+            func is Tensor.__getitem__ and all(tensor.ndim == 0 for tensor in data)
+        )  # which part of it, or in which form: still it is made of parameters alone
+        if used and data and torch.is_grad_enabled() and not shaped:
             return self._use(func, args, kwargs, used, data)
         result = func(*args, **kwargs)
         self._note(func, result)
-        if not data or (used and sliced):
+        if not data or (used and shaped):
             self._keep(_tensors(result))
         elif _in_place(func):
             self._constants.pop(id(args[0]), None)
@@ -392,7 +394,9 @@ def _layouts(
     scaled = [_gradients(values, uses, digit.exp2().to(values)) for digit in digits]
     by_use = [*zip(*scaled, strict=True)] or [()] * len(uses)
     return [
-        None if gradient is None else _Layout.find(use, gradient, its_scaled, digits)
+        _Layout.find(use, gradient, its_scaled, digits)
+        if gradient is not None and gradient.numel()
+        else None
         for use, gradient, its_scaled in zip(uses, gradients, by_use, strict=True)
     ]
 

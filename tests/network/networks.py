@@ -1,5 +1,6 @@
 """Small networks of every kind that people train, each with data that it takes."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,13 @@ class Returning(nn.Module):
     def forward(self, x):
         logits = self.net(x)
         return {"tuple": (logits, x), "list": [logits], "dict": {"logits": logits}}[self.kind]
+
+
+def former_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        normed = nn.utils.weight_norm(nn.Linear(5, 6))
+    return nn.Sequential(normed, nn.Tanh(), nn.Linear(6, 3))
 
 
 class Prototypes(nn.Module):
@@ -279,6 +287,7 @@ NETWORKS = {
         ),
         vectors,
     ),
+    "nn.utils.weight_norm": Network(former_weight_norm, vectors),
     "cdist": Network(Prototypes, vectors),
     "nn.RNN": Network(recurrent(nn.RNN)),
     "nn.GRU": Network(recurrent(nn.GRU)),
