@@ -21,6 +21,7 @@ The last two are shown once for batches of one shape, and for every batch of a n
 rows by the data, as a mixture of experts does.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -430,30 +431,28 @@ class _Layout:
         num_features = use.rule.num_features
         rows = gradient.ndim - num_features if num_features >= 0 else 1
 
-        def explains(samples: Tensor) -> bool:
-            scales = [digit[samples].exp2().to(gradient) for digit in digits]
-            tolerance = 16 * torch.finfo(gradient.dtype).eps
-            pairs = [(after, gradient * by) for after, by in zip(scaled, scales, strict=True)]
-            return all(
-                torch.equal(after, wanted)  # as a rule, and much faster
-                or torch.allclose(after, wanted, tolerance, 0.0, equal_nan=True)
-                for after, wanted in pairs
-            )
-
+        size = gradient.numel()
+        places = torch.linspace(0, size - 1, min(size, 2048), dtype=torch.float64).long()
+        few, *few_scaled = (x.reshape(-1)[places.to(x.device)] for x in (gradient, *scaled))
         found = []
         for axis in range(rows):
             times, rest = divmod(gradient.shape[axis], b)
+            behind = math.prod(gradient.shape[axis + 1 :])
             for first in (True, False)[: times if not rest else 0]:
                 numbers = torch.arange(b, device=gradient.device)
                 numbers = numbers.repeat_interleave(times) if first else numbers.repeat(times)
                 samples = numbers.reshape(-1, *[1] * (gradient.ndim - axis - 1))
-                if explains(samples):
+                at_places = numbers[places.to(numbers.device) // behind % len(numbers)]
+                # most of those that are wrong are wrong on a few entries
+                if _explain(at_places, few, few_scaled, digits) and _explain(
+                    samples, gradient, scaled, digits
+                ):
                     found.append(cls(b, samples, axis, first))
         if found:
             there = bool((found[0].split(gradient) != 0).flatten(1).any(1).all())
             return replace(found[0], sure=there and len(found) == 1)
         by_row = _samples_by_row(gradient, scaled, digits, rows)
-        if by_row is None or not explains(by_row.clamp(min=0)):
+        if by_row is None or not _explain(by_row.clamp(min=0), gradient, scaled, digits):
             raise Unsupported(f"samples of a batch share what `{_name(use.function)}` gives")
         return cls(b, by_row, sure=False)
 
@@ -485,6 +484,22 @@ class _Layout:
         """(b, ...) bool: what belongs to each sample, as broadcast to the result behind b."""
         numbers = torch.arange(self.num_samples, device=self.samples.device)
         return numbers.reshape(-1, *[1] * self.samples.ndim) == self.samples
+
+
+def _explain(
+    samples: Tensor, gradient: Tensor, scaled: Sequence[Tensor], digits: list[Tensor]
+) -> bool:
+    """Whether the weights of these samples make of the gradient what they were seen to make."""
+    tolerance = 16 * torch.finfo(gradient.dtype).eps
+    pairs = (
+        (after, gradient * digit[samples].exp2().to(gradient))
+        for after, digit in zip(scaled, digits, strict=True)
+    )
+    return all(
+        torch.equal(after, wanted)  # as a rule, and much faster
+        or torch.allclose(after, wanted, tolerance, 0.0, equal_nan=True)
+        for after, wanted in pairs
+    )
 
 
 def _samples_by_row(
