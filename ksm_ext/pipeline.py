@@ -7,7 +7,7 @@ that trains, some subsets are really retrained, and both kinds of scores are fit
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -68,7 +68,7 @@ class TaskAttributions:
 
 def attribute_tasks(
     models: nn.Module | Sequence[nn.Module],
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Any,
     *,
     readout: str = "loo",
@@ -115,7 +115,7 @@ def attribute_tasks(
         seeds: Seeds of each retraining.
         n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
         kernel: Kernel of the surrogate of estimated scores, see :func:`ksm_ext.fit_surrogate`.
-        task_names: n names.
+        task_names: n names; None: those of ``tasks``, if they have some.
         output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`.
         parameters: Names or patterns of the parameters that training moves.
@@ -147,6 +147,8 @@ def attribute_tasks(
         if group is not None:
             remedy = "Retrain in one process, by retrain_scores, and fit with `estimates=`."
             raise ValueError(message("group", "None with `retrain`", "a group", remedy))
+    if task_names is None and isinstance(tasks, Mapping):
+        task_names = [*map(str, tasks)]
     estimator = GradientEstimator(
         models,
         tasks,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.gradients import AnyProjector, collect_features
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
@@ -52,7 +52,7 @@ class Influence:
 
 def influence(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
@@ -69,7 +69,8 @@ def influence(
 
     Args:
         model: The network trained on all tasks.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is
@@ -94,10 +95,9 @@ def influence(
         TypeError: If ``curvature`` is no such class, or ``solver`` no solver.
         RuntimeError: If the damped curvature is not positive definite.
     """
-    named = check_datasets(tasks, targets)
+    datasets, named = task_datasets(tasks, targets)
     _check_damping(damping)
     _check_curvature(curvature)
-    datasets = [as_dataset(task) for task in tasks]
     counts = torch.tensor([len(data) for data in datasets])
     options: dict[str, Any] = {
         "parameters": parameters,
@@ -107,7 +107,7 @@ def influence(
     products: dict[str, Any] = {"vectors_per_pass": vectors_per_pass, "progress": progress}
     operator = curvature(model, ConcatDataset(datasets), loss, **options, **products)
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
-    num_targets = torch.tensor([len(as_dataset(data)) for data in named.values()])
+    num_targets = torch.tensor([len(data) for data in named.values()])
     if len(named) <= len(datasets):
         gradients = loss_gradients(model, list(named.values()), loss, **options)
         solution = solve(gradients / num_targets.to(gradients)[:, None])  # (t, p)
@@ -115,7 +115,7 @@ def influence(
         values = _sums(slopes, counts).T
     else:
         solution = solve(loss_gradients(model, datasets, loss, **options))  # (n, p)
-        query = Hessian(model, ConcatDataset(map(as_dataset, named.values())), loss, **options)
+        query = Hessian(model, ConcatDataset(named.values()), loss, **options)
         slopes = query.per_sample_slopes(solution.x)  # (n, target samples)
         values = _sums(slopes, num_targets) / num_targets.to(slopes)
     return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
@@ -173,7 +173,7 @@ def sample_influence(
 
 def projected_influence(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     projector: AnyProjector,
     *,
@@ -201,9 +201,8 @@ def projected_influence(
     Returns:
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
     """
-    named = check_datasets(tasks, targets)
+    datasets, named = task_datasets(tasks, targets)
     _check_damping(damping)
-    datasets = [as_dataset(task) for task in tasks]
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
@@ -219,7 +218,7 @@ def projected_influence(
     matrix = phi.T @ (weight[:, None] * phi) / len(phi)
     matrix.diagonal().add_(damping)
     of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
-    means = torch.stack([features(as_dataset(data))[1].mean(0) for data in named.values()])
+    means = torch.stack([features(data)[1].mean(0) for data in named.values()])
     factor = torch.linalg.cholesky(matrix)
     values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
     return Influence(values, torch.zeros_like(values[0]), 0)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import AnyProjector, collect_features
@@ -38,7 +38,7 @@ _BLOCK_BYTES = 2**26  # of scores at once
 
 def trak(
     models: nn.Module | Sequence[nn.Module],
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     *,
     projector: AnyProjector,
@@ -53,7 +53,8 @@ def trak(
 
     Args:
         models: A network trained on all tasks, or several to average over.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
         projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b.
         relative_ridge: ρ as a share of the mean diagonal entry of Φ^T Φ, which differs between
@@ -75,7 +76,7 @@ def trak(
     networks = [models] if isinstance(models, nn.Module) else list(models)
     if not networks:
         raise ValueError(message("models", "one network or more", "none", "Train one."))
-    named = check_datasets(tasks, targets)
+    datasets, named = task_datasets(tasks, targets)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
@@ -83,8 +84,7 @@ def trak(
         "progress": progress,
         "group": group,
     }
-    datasets = [as_dataset(task) for task in tasks]
-    queries = [as_dataset(data) for data in named.values()]
+    queries = [*named.values()]
     answers = []
     for network in networks:
         train, query = (

@@ -95,7 +95,10 @@ def outputs_and_labels(model: Callable[..., Any], batch: Batch) -> tuple[Tensor,
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if len(inputs) == len(batch):
             found = ", ".join(f"`{name}`" for name in batch)
-            raise ValueError(message("data", "dicts with `labels`", found, "Add the labels."))
+            remedy = "Add the labels."
+            if "label" in batch:
+                remedy = "Rename `label`, as DataCollatorWithPadding does."
+            raise ValueError(message("data", "dicts with `labels`", found, remedy))
         answer, labels = model(**inputs), batch["labels"]
     else:
         *columns, labels = batch
@@ -175,8 +178,18 @@ def _answers(model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor, T
         kept = labels != IGNORED
         labels = labels.where(kept, 0)
     index = labels.long()[..., None]
-    right = logits.gather(-1, index)[..., 0]
+    try:
+        right = logits.gather(-1, index)[..., 0]
+    except RuntimeError as error:
+        raise ValueError(_out_of_range(labels, logits.shape[-1])) from error
     return right, logits.scatter(-1, index, -torch.inf), kept
+
+
+def _out_of_range(labels: Tensor, num_classes: int) -> str:
+    bad = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+    found = f"{listed(bad)} for {num_classes} classes"
+    remedy = "Number the classes from 0; only in sequences does -100 leave a label out."
+    return message("labels", f"from 0 to {num_classes - 1}", found, remedy)
 
 
 def _log_odds_of_all(odds: Tensor, kept: Tensor) -> Tensor:
