@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import check_choice, check_positive_int, counted, message
 from ksm_ext.network.distributed import Group
+from ksm_ext.network.gradients import AnyProjector
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores, Train, retrain_scores
 from ksm_ext.subsets import design, leave_one_out, mixed_sizes
@@ -83,7 +83,7 @@ def attribute_tasks(
     kernel: Any = "auto",
     task_names: Sequence[str] | None = None,
     output: Output = log_odds,
-    projector: Projector | None = None,
+    projector: AnyProjector | None = None,
     parameters: str | Sequence[str] | None = None,
     loss: Literal["logistic", "squared"] = "logistic",
     ridge: float = 1e-2,

@@ -26,10 +26,11 @@ from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
 from ksm_ext.network.batches import task_datasets
-from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
-from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
+from ksm_ext.network.solvers import BlockConjugateGradients, Operator, Solver, as_solver
+from ksm_ext.network.spectrum import lanczos, signs
 
 SOLVER = BlockConjugateGradients(tolerance=1e-4)
 
@@ -43,11 +44,13 @@ class Influence:
         residuals: (s,). Relative residuals of the systems; 0 where a factorisation or a function
             of one's own solved them.
         num_steps: Products with the curvature, of s vectors each.
+        damping: λ.
     """
 
     values: Tensor
     residuals: Tensor
     num_steps: int
+    damping: float
 
 
 def influence(
@@ -56,7 +59,7 @@ def influence(
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
-    damping: float,
+    damping: float | None = None,
     curvature: type[CurvatureOperator] = GaussNewton,
     solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
@@ -75,7 +78,9 @@ def influence(
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is
             indefinite where training has not ended: λ must then exceed its most negative
-            eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds.
+            eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds. None: a
+            hundredth of the largest eigenvalue, or twice the most negative one where that is more,
+            as far as ten steps of Lanczos' method tell.
         curvature: :class:`ksm_ext.GaussNewton` or :class:`ksm_ext.Hessian`.
         solver: :class:`ksm_ext.network.solvers.BlockConjugateGradients` or ``LiSSA``, whose
             residuals say what they achieved; or a function from right-hand sides (s, p) to
@@ -96,7 +101,6 @@ def influence(
         RuntimeError: If the damped curvature is not positive definite.
     """
     datasets, named = task_datasets(tasks, targets)
-    _check_damping(damping)
     _check_curvature(curvature)
     counts = torch.tensor([len(data) for data in datasets])
     options: dict[str, Any] = {
@@ -106,6 +110,7 @@ def influence(
     }
     products: dict[str, Any] = {"vectors_per_pass": vectors_per_pass, "progress": progress}
     operator = curvature(model, ConcatDataset(datasets), loss, **options, **products)
+    damping = _checked_damping(damping, operator, signs(operator, None, 1, 0))
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
     num_targets = torch.tensor([len(data) for data in named.values()])
     if len(named) <= len(datasets):
@@ -118,7 +123,8 @@ def influence(
         query = Hessian(model, ConcatDataset(named.values()), loss, **options)
         slopes = query.per_sample_slopes(solution.x)  # (n, target samples)
         values = _sums(slopes, num_targets) / num_targets.to(slopes)
-    return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
+    values = -values / operator.num_samples
+    return Influence(values, solution.residuals, solution.num_steps, damping)
 
 
 def sample_influence(
@@ -127,7 +133,7 @@ def sample_influence(
     queries: Any,
     loss: str | Loss = "cross_entropy",
     *,
-    damping: float,
+    damping: float | None = None,
     curvature: type[CurvatureOperator] = GaussNewton,
     solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
@@ -155,7 +161,6 @@ def sample_influence(
     Returns:
         ``values`` (b, t): the loss of query j less what it would be without sample i.
     """
-    _check_damping(damping)
     _check_curvature(curvature)
     options: dict[str, Any] = {
         "parameters": parameters,
@@ -165,19 +170,21 @@ def sample_influence(
         "progress": progress,
     }
     operator = curvature(model, data, loss, **options)
+    damping = _checked_damping(damping, operator, signs(operator, None, 1, 0))
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
     solution = solve(Hessian(model, queries, loss, **options).per_sample_gradients())
     values = operator.per_sample_slopes(solution.x).T  # (b, t)
-    return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
+    values = -values / operator.num_samples
+    return Influence(values, solution.residuals, solution.num_steps, damping)
 
 
 def projected_influence(
     model: nn.Module,
     tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
-    projector: AnyProjector,
+    projector: AnyProjector | None = None,
     *,
-    damping: float,
+    damping: float | None = None,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
@@ -192,7 +199,7 @@ def projected_influence(
         tasks: See :func:`influence`.
         targets: See :func:`influence`.
         projector: Takes gradients to k dimensions, such as :class:`ksm_ext.Projector` to some
-            hundred.
+            hundred. None: a signed block permutation to 1,024, or none for fewer parameters.
         damping: See :func:`influence`.
         parameters: See :func:`influence`.
         batch_size: Samples whose gradients are held at a time.
@@ -202,12 +209,14 @@ def projected_influence(
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
     """
     datasets, named = task_datasets(tasks, targets)
-    _check_damping(damping)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
         "engine": engine,
     }
+
+    if projector is None:
+        projector = usual_projector(model, parameters)
 
     def features(data: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = collect_features(model, data, log_odds, projector, **options)
@@ -216,12 +225,13 @@ def projected_influence(
 
     phi, slopes, weight = features(ConcatDataset(datasets))
     matrix = phi.T @ (weight[:, None] * phi) / len(phi)
+    damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
     matrix.diagonal().add_(damping)
     of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
     means = torch.stack([features(data)[1].mean(0) for data in named.values()])
     factor = torch.linalg.cholesky(matrix)
     values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
-    return Influence(values, torch.zeros_like(values[0]), 0)
+    return Influence(values, torch.zeros_like(values[0]), 0, damping)
 
 
 def _sums(columns: Tensor, counts: Tensor) -> Tensor:
@@ -229,10 +239,16 @@ def _sums(columns: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([part.sum(1) for part in columns.split(counts.tolist(), dim=1)], dim=1)
 
 
-def _check_damping(damping: float) -> None:
+def _checked_damping(damping: float | None, operator: Operator, start: Tensor) -> float:
+    if damping is None:
+        diagonal, beside, _ = lanczos(operator, start, 10)
+        matrix = torch.diag(diagonal[0]) + torch.diag(beside[0], 1) + torch.diag(beside[0], -1)
+        ends = torch.linalg.eigvalsh(matrix.double())
+        damping = max(float(ends[-1]) / 100, -2 * float(ends[0]))
     if not damping > 0:
         remedy = "Pass a small share of the largest eigenvalue: without it there is no solution."
         raise ValueError(message("damping", "positive", str(damping), remedy))
+    return damping
 
 
 def _check_curvature(curvature: object) -> None:

@@ -30,7 +30,7 @@ from ksm_ext.checks import message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.outputs import log_odds
 
 _BLOCK_BYTES = 2**26  # of scores at once
@@ -41,8 +41,8 @@ def trak(
     tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     *,
-    projector: AnyProjector,
-    relative_ridge: float = 0.0,
+    projector: AnyProjector | None = None,
+    relative_ridge: float | None = None,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
@@ -56,9 +56,11 @@ def trak(
         tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
             Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
-        projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b.
+        projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b. None: a
+            signed block permutation to 1,024, or no projection where there are fewer parameters.
         relative_ridge: ρ as a share of the mean diagonal entry of Φ^T Φ, which differs between
-            networks and projections as their gradients do.
+            networks and projections as their gradients do. None: 0, or 0.01 without a
+            ``projector``.
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
         engine: How they are taken, see :mod:`ksm_ext.network.engines`.
@@ -77,6 +79,10 @@ def trak(
     if not networks:
         raise ValueError(message("models", "one network or more", "none", "Train one."))
     datasets, named = task_datasets(tasks, targets)
+    if relative_ridge is None:
+        relative_ridge = 0.01 if projector is None else 0.0
+    if projector is None:
+        projector = usual_projector(networks[0], parameters)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,

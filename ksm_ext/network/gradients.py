@@ -44,6 +44,7 @@ from ksm_ext.network.distributed import Group, check_same, first, gathered, plac
 from ksm_ext.network.engines import Ladder
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
+from ksm_ext.ops.project import Projector
 
 # Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
@@ -224,6 +225,12 @@ def collect_features(
     values = gathered(own.values, num_samples, group, batch_size)
     gradients = gathered(own.gradients, num_samples, group, batch_size)
     return Features(values, gradients, engine=own.engine)
+
+
+def usual_projector(model: nn.Module, parameters: str | Sequence[str] | None) -> Projector | None:
+    """A signed block permutation to 1,024 dimensions; None where there are fewer parameters."""
+    weights = _named(model, parameter_names(model, parameters)).values()
+    return Projector(1024) if sum(weight.numel() for weight in weights) > 1024 else None
 
 
 def samples_together(weights: Collection[Tensor]) -> int:

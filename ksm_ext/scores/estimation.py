@@ -45,9 +45,13 @@ from ksm_ext.checks import check_choice, check_finite, check_real, message, shap
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import collect_features, parameter_names
+from ksm_ext.network.gradients import (
+    AnyProjector,
+    collect_features,
+    parameter_names,
+    usual_projector,
+)
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.ops.project import Projector
 from ksm_ext.scores.logistic import fit_logistic
 from ksm_ext.subsets import as_masks
 
@@ -93,7 +97,7 @@ class GradientEstimator:
         targets: Mapping[str, Any] | Any,
         *,
         output: Output = log_odds,
-        projector: Projector | None = None,
+        projector: AnyProjector | None = None,
         parameters: str | Sequence[str] | None = None,
         loss: Literal["logistic", "squared"] = "logistic",
         ridge: float = 1e-2,
@@ -158,11 +162,8 @@ class GradientEstimator:
         self._batch_size, self._engine, self._progress = batch_size, engine, progress
         self._group = group
         self._names = parameter_names(self._models[0], parameters)
-        weights = dict(self._models[0].named_parameters())
-        num_parameters = sum(weights[name].numel() for name in self._names)
-        if projector is None and num_parameters > 1024:
-            projector = Projector(1024)
-        self.projector = projector
+        chosen = usual_projector(self._models[0], self._names) if projector is None else projector
+        self.projector = chosen
         self._features: list[tuple[Features, Features]] = []  # of tasks and targets, by model
         self._sums: list[tuple[Tensor, Tensor]] = []  # over each task's samples, by model
         self._task_offsets = _offsets(self._task_data)
