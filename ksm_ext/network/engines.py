@@ -91,14 +91,13 @@ class Ladder:
             try:
                 return engine, way()
             except Exception as error:
-                if (
-                    engine != "backward"
-                ):  # an error of the network's or the output's own comes first
-                    _backward(model, output, each(itemgetter(slice(1)), batch), names)
-                    text = f"{_reason(engine, error)} for {type(model).__name__}"
-                    expected, remedy = "one that can", "Pass engine='auto'."
-                    raise RuntimeError(message("engine", expected, text, remedy)) from error
-                raise
+                if engine == "backward":
+                    raise
+                # An error of the network's or the output's own comes first.
+                _backward(model, output, each(itemgetter(slice(1)), batch), names)
+                text = f"{_reason(engine, error)} for {type(model).__name__}"
+                expected, remedy = "one that can", "Pass engine='auto'."
+                raise RuntimeError(message("engine", expected, text, remedy)) from error
 
 
 def first_that_can(subject: str, ways: Mapping[str, Callable[[], T]]) -> tuple[str, T]:
@@ -249,10 +248,10 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
     """The named parameters, which alone require a gradient meanwhile and have none yet."""
     weights = dict(model.named_parameters())
     before = [(weight, weight.requires_grad, weight.grad) for weight in weights.values()]
-    for name, weight in weights.items():
-        weight.requires_grad_(name in names)
-        weight.grad = None
     try:
+        for name, weight in weights.items():
+            weight.requires_grad_(name in names)
+            weight.grad = None
         yield {name: weights[name] for name in names}
     finally:
         for weight, required, gradient in before:

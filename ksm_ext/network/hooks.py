@@ -81,7 +81,7 @@ def per_sample_parts(
     if not recorder.uses:
         return values.detach(), parts
     uses, gradients = recorder.uses, _gradients(values, recorder.uses, torch.ones_like(values))
-    proofs, facts = {} if proofs is None else proofs, (b, *recorder.steps)
+    proofs, facts = {} if proofs is None else proofs, (b, recorder.steps)
     layouts = proofs.get(facts)
     if layouts is None:
         _check_alone(function, batch, values.detach(), recorder.rounding**0.5)
@@ -137,7 +137,7 @@ class _Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.uses: list[_Use] = []
-        self.steps: list[Any] = []  # what was done, and the shapes that came of it
+        self.steps = 0  # a hash of what was done, and of the shapes that came of it
         self.rounding = 0.0  # the coarsest of what was computed
         self.fixed = True  # whether that decides which entries belong to which sample
         self._names = {id(weight): name for name, weight in weights.items()}
@@ -168,7 +168,7 @@ class _Recorder(TorchFunctionMode):
 
     def _note(self, func: Any, result: Any) -> None:
         tensors = [*_tensors(result)]
-        self.steps.append((_name(func), *(tensor.shape for tensor in tensors)))
+        self.steps = hash((self.steps, _name(func), *(tensor.shape for tensor in tensors)))
         for tensor in tensors:
             if tensor.is_floating_point():
                 self.rounding = max(self.rounding, torch.finfo(tensor.dtype).eps)
@@ -386,7 +386,7 @@ def _layouts(
     values: Tensor, uses: list[_Use], gradients: Sequence[Tensor | None]
 ) -> "list[_Layout | None]":
     """What of each gradient belongs to which sample, by passes of other weights."""
-    half = any(tensor.dtype == torch.float16 for use in uses for tensor in use.used)
+    half = any(part is not None and part.dtype == torch.float16 for part in gradients)
     base = 4 if half else 64  # powers of two that numbers have room for
     digits, rest = [], torch.arange(len(values), device=values.device)
     while int(rest[-1]) > 0:
@@ -430,7 +430,6 @@ class _Layout:
         b = len(digits[0])
         num_features = use.rule.num_features
         rows = gradient.ndim - num_features if num_features >= 0 else 1
-
         size = gradient.numel()
         places = torch.linspace(0, size - 1, min(size, 2048), dtype=torch.float64).long()
         few, *few_scaled = (x.reshape(-1)[places.to(x.device)] for x in (gradient, *scaled))
@@ -490,15 +489,16 @@ def _explain(
     samples: Tensor, gradient: Tensor, scaled: Sequence[Tensor], digits: list[Tensor]
 ) -> bool:
     """Whether the weights of these samples make of the gradient what they were seen to make."""
-    tolerance = 16 * torch.finfo(gradient.dtype).eps
-    pairs = (
-        (after, gradient * digit[samples].exp2().to(gradient))
+    limits = torch.finfo(gradient.dtype)
+    rounding = {"rtol": 16 * limits.eps, "atol": 64 * limits.tiny * limits.eps}  # of denormals
+    weighted_back = (
+        after * (-digit[samples]).exp2().to(gradient)
         for after, digit in zip(scaled, digits, strict=True)
     )
     return all(
-        torch.equal(after, wanted)  # as a rule, and much faster
-        or torch.allclose(after, wanted, tolerance, 0.0, equal_nan=True)
-        for after, wanted in pairs
+        torch.equal(once, gradient)  # as a rule, and much faster
+        or torch.allclose(once, gradient, **rounding, equal_nan=True)
+        for once in weighted_back
     )
 
 
@@ -560,7 +560,8 @@ def _matmul(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
     x = x.detach()
     if weight.ndim == 2:
         return Factors(layout.rows(x), layout.rows(gradient), used.shape, transposed=True)
-    if layout.num_samples > 1 and layout.axis != x.ndim - 2:
+    of_one_sample = layout.num_samples == 1 or layout.axis == x.ndim - 2
+    if not of_one_sample or weight.shape[:-2] != x.shape[:-2]:
         raise Unsupported(f"there is no rule for this `{_name(use.function)}`")
     return Factors(layout.split(x), layout.split(gradient), used.shape, transposed=True)
 

@@ -85,6 +85,23 @@ def test_rows_are_their_samples_in_every_layout(through, b, t):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-43, 1e18])
+def test_gradients_of_any_size_are_told_apart(scale):
+    """Where numbers lose their digits, and where weights of powers of two are largest."""
+    torch.manual_seed(0)
+    model, batch = Net(positions_first), words(64, 3)
+
+    def output(model, batch):
+        return scale * log_odds(model, batch)
+
+    found = per_sample_gradients(model, output, batch, engine="hooks")[1]
+    expected = per_sample_gradients(model, output, batch, engine="backward")[1]
+    lost = 2e-44 if scale < 1e-40 else 0.0  # a few of the least numbers that there are
+    for name, gradient in found.items():
+        size = float(expected[name].abs().max())
+        assert (gradient - expected[name]).abs().max() <= 1e-5 * size + lost
+
+
 @pytest.mark.parametrize("through", LAYOUTS)
 def test_what_was_proved_of_a_batch_is_not_taken_for_another(through):
     """Batches of one shape, in which the data put other samples at the same place."""
