@@ -53,8 +53,7 @@ class Ladder:
     """
 
     def __init__(self, engine: str = "auto") -> None:
-        choices = ("auto", *_ENGINES)
-        check_choice("engine", engine, choices, "'auto' takes the fastest that the network allows.")
+        check_engine(engine)
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
         self._take: dict[str, Callable[..., Found]] = {
             **_ENGINES,
@@ -98,6 +97,12 @@ class Ladder:
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
                 expected, remedy = "one that can", "Pass engine='auto'."
                 raise RuntimeError(message("engine", expected, text, remedy)) from error
+
+
+def check_engine(engine: object) -> None:
+    """Raise ``ValueError`` unless it is the name of an engine, or ``"auto"``."""
+    remedy = "'auto' takes the first that the network allows."
+    check_choice("engine", engine, ("auto", *_ENGINES), remedy)
 
 
 def first_that_can(subject: str, ways: Mapping[str, Callable[[], T]]) -> tuple[str, T]:

@@ -44,6 +44,7 @@ from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_nam
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
+from ksm_ext.network.engines import check_engine
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import (
     AnyProjector,
@@ -149,6 +150,7 @@ class GradientEstimator:
         self._task_data, named = task_datasets(tasks, targets)
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
+        check_engine(engine)
         self.ridge = _check_ridge(ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)

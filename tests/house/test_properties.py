@@ -42,7 +42,12 @@ from ksm_ext.attribution.influence import influence, projected_influence, sample
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
 from ksm_ext.network.engines import evaluating
-from ksm_ext.network.gradients import parameter_names, per_sample_gradients, samples_together
+from ksm_ext.network.gradients import (
+    parameter_names,
+    per_sample_gradients,
+    samples_together,
+    usual_projector,
+)
 from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
@@ -859,6 +864,7 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
         assert not model.training
     assert model.training
     assert 1 <= samples_together([*model.parameters()]) <= 64
+    assert usual_projector(model, None) is None  # of 31 parameters
     values, gradients = per_sample_gradients(model, log_odds, (x, y))
     close(log_odds(model, (x, y)).detach(), values, 1e-12)
     others = per_sample_gradients(model, log_odds, (x[order], y[order]))[1]

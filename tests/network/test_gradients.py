@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
+from ksm_ext.attribution.influence import influence
 from ksm_ext.network.gradients import collect_features, parameter_names, per_sample_gradients
 from ksm_ext.network.outputs import (
     cross_entropy,
@@ -19,6 +20,7 @@ from ksm_ext.network.outputs import (
     prediction,
     squared_error,
 )
+from ksm_ext.scores.estimation import GradientEstimator
 
 f64 = torch.float64
 ENGINES = ("hooks", "vmap", "loop", "backward")
@@ -218,8 +220,20 @@ def test_control_flow_that_depends_on_the_data(caplog):
     assert "'hooks', which cannot (a sample's output depends on the others: " in caplog.text
 
 
+def test_engines_that_there_are():
+    form = "`engine` must be one of 'auto', 'hooks', 'vmap', 'loop', 'backward', got 'fast'. 'auto'"
+    for ask in (
+        lambda: per_sample_gradients(mlp(), log_odds, table(), engine="fast"),
+        lambda: collect_features(mlp(), table(), log_odds, engine="fast"),
+        lambda: GradientEstimator(mlp(), [table()], table(), engine="fast"),
+        lambda: influence(mlp(), [table()], table(), engine="fast"),
+    ):
+        with pytest.raises(ValueError, match=form):
+            ask()
+
+
 def test_an_error_of_the_model_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="out of bounds"):
+    with pytest.raises(ValueError, match="`labels` must be from 0 to 2, got 3 for 3 classes"):
         per_sample_gradients(mlp(), log_odds, (torch.randn(2, 4, dtype=f64), torch.tensor([0, 3])))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         per_sample_gradients(mlp(), log_odds, table(dim=6))
