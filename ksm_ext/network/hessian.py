@@ -377,23 +377,31 @@ class Hessian(CurvatureOperator):
         return lambda vector: _vjp(parts, weights, [vector[i] for i in dependent])
 
     def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
-        """Second derivatives of the weighted sum of losses along the vector, by the weights.
+        """By weights of the losses, of which the samples' own curvatures are the derivatives."""
+        counts = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
+        with torch.enable_grad():
+            bent = self._bent(batch, self._weights, counts.requires_grad_(), vector, vector)
+        if not bent.requires_grad:
+            return torch.zeros_like(counts)
+        return _vjp(bent, {"counts": counts}, None)[0]
+
+    def _bent(
+        self, batch: Batch, weights: Weights, counts: Tensor | float, *along: Weights
+    ) -> Tensor:
+        """Derivative of the weighted sum of losses along each vector in turn, with its graph.
 
         Reverse mode only: PyTorch's forward derivative of layer_norm is right, and the derivative
         of that derivative is not.
         """
         kind: Any = {"dtype": self.dtype, "device": self.device, "requires_grad": True}
-        with torch.enable_grad():
-            step, counts = torch.zeros((), **kind), torch.ones(num_rows(batch), **kind)
-            moved = {name: w + step * vector[name] for name, w in self._weights.items()}
-            total = (counts * self._losses(batch)(moved)).sum()
-            for _ in range(2):
-                if not total.requires_grad:
-                    break
+        steps = [torch.zeros((), **kind) for _ in along]
+        for step, vector in zip(steps, along, strict=True):
+            weights = {name: w + step * vector[name] for name, w in weights.items()}
+        total = (counts * self._losses(batch)(weights)).sum()
+        for step in steps:
+            if total.requires_grad:
                 (total,) = _vjp(total, {"step": step}, None, create_graph=True)
-        if not total.requires_grad:
-            return torch.zeros_like(counts).detach()
-        return _vjp(total, {"counts": counts}, None)[0]
+        return total
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
@@ -421,8 +429,26 @@ class Hessian(CurvatureOperator):
         def products(batch: Batch, *stacks: Weights) -> Weights:
             return vmap(partial(product, batch))(*stacks)
 
+        pairs = self._checked(u), self._checked(v)
         with _LayerNormInParts():
-            return self._together(products, self._checked(u), self._checked(v))
+            ways = {
+                "vmap": partial(self._together, products, *pairs),
+                "reverse": partial(self._together, self._third_one_by_one, *pairs),
+            }
+            return first_that_can(f"Third derivatives of {type(self._model).__name__}", ways)[1]
+
+    def _third_one_by_one(self, batch: Batch, *stacks: Weights) -> Weights:
+        """Third derivatives along pairs of rows, through ordinary graphs."""
+        pairs = zip(*(zip(*stack.values(), strict=True) for stack in stacks), strict=True)
+        rows = []
+        for pair in pairs:
+            along = [dict(zip(self._weights, parts, strict=True)) for parts in pair]
+            weights = {name: w.detach().requires_grad_() for name, w in self._weights.items()}
+            with torch.enable_grad():
+                bent = self._bent(batch, weights, 1.0, *along)
+            zero = [torch.zeros_like(w) for w in self._weights.values()]
+            rows.append(_vjp(bent, weights, None) if bent.requires_grad else zero)
+        return dict(zip(self._weights, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
 class GaussNewton(CurvatureOperator):

@@ -235,6 +235,22 @@ def test_curvature_with_and_without_forward_differentiation(name):
             near(quadratic.mean(1), (v * expected).sum(1), tolerance)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "autograd.Function of a weight", "weight_norm"])
+def test_third_derivatives_without_torch_func(name):
+    model, batch = made(name)
+    u, v = torch.randn(2, 2, Hessian(model, batch).shape[0], dtype=torch.float64)
+    u, v = (without_padding(model, x, parameter_names(model)) for x in (u, v))
+    found = Hessian(model, batch).third(u, v)
+    start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    for row, (step, along) in enumerate(zip(u, v, strict=True)):
+        ends = []
+        for side in (1e-5, -1e-5):
+            nn.utils.vector_to_parameters(start + side * step, model.parameters())
+            ends.append(Hessian(model, batch)(along))
+        nn.utils.vector_to_parameters(start, model.parameters())
+        near(found[row], (ends[0] - ends[1]) / 2e-5, 1e-5)
+
+
 def methods(name, **options):
     """Everything that takes gradients, on three tasks of two samples."""
     model, batch = made(name)
