@@ -15,7 +15,7 @@ writes to standard error. All engines agree to rounding.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ Found = tuple[Tensor, dict[str, Tensor]]
 """Values (b,), and gradients (b, *shape) by name."""
 
 _LOG = logging.getLogger(__name__)
+_TOLD: set[tuple[str, str]] = set()
 
 
 class Ladder:
@@ -121,7 +122,7 @@ def first_that_can(subject: str, ways: Mapping[str, Callable[[], T]]) -> tuple[s
             reasons.append(_reason(name, error))
             continue
         if reasons:
-            _tell(f"{subject} by '{name}', which {_COSTS[name]}, not by {'; '.join(reasons)}.")
+            _tell(f"{subject} by '{name}', which {_COSTS[name]}, not by ", *reasons)
         return name, found
     raise AssertionError("there is a way")
 
@@ -133,10 +134,11 @@ def _reason(name: str, error: Exception) -> str:
     return f"'{name}', which cannot ({text.rstrip('. ')})"
 
 
-@cache
-def _tell(text: str) -> None:
-    """Once in a process."""
-    _LOG.warning(text)
+def _tell(what: str, reason: str, *others: str) -> None:
+    """Once in a process, by the first reason: PyTorch's may name a shape, another in each batch."""
+    if (what, reason) not in _TOLD:
+        _TOLD.add((what, reason))
+        _LOG.warning("%s%s.", what, "; ".join((reason, *others)))
 
 
 @contextmanager

@@ -218,6 +218,9 @@ def test_control_flow_that_depends_on_the_data(caplog):
     near(flat(gradients), loop(model, log_odds, batch)[1])
     assert "Gate by 'loop', which takes as many passes as there are samples, not " in caplog.text
     assert "'hooks', which cannot (a sample's output depends on the others: " in caplog.text
+    caplog.clear()
+    per_sample_gradients(model, log_odds, batch)
+    assert not caplog.text  # it was told
 
 
 def test_engines_that_there_are():
