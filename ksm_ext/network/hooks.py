@@ -11,7 +11,7 @@ slice, rows of a table of positions), together with anything else is noted as a 
 convolutions, lookups, and what works entry by entry, to which normalisations are taken apart. What
 was found is proved, and where that fails :class:`Unsupported` says why:
 
-* every path of the graph from the output to a parameter leads through a use;
+* every path of the graph from the output to a parameter leads through one use;
 * a second backward pass, in which sample i weighs a power of two, multiplies the gradient at each
   entry of a use by that of one sample: so entries belong to samples, in whatever layout (samples
   first, positions first, flattened, tokens gathered by expert), and no two samples share one;
@@ -77,7 +77,7 @@ def per_sample_parts(
     parts: dict[str, list[Part]] = {name: [] for name in weights}
     if not values.requires_grad:
         return values.detach(), parts
-    _check_complete(values, recorder.uses, weights)
+    _check_paths(values, recorder.uses, weights)
     if not recorder.uses:
         return values.detach(), parts
     uses, gradients = recorder.uses, _gradients(values, recorder.uses, torch.ones_like(values))
@@ -128,8 +128,8 @@ class _Use:
 class _Recorder(TorchFunctionMode):
     """Notes every use, by what is constant: what is made of neither the batch nor anything unknown.
 
-    To take data for constant, or the other way round, costs time and is not wrong: the chain rule
-    holds through either.
+    To take data for constant, or the other way round, is not wrong: where a path to a parameter
+    would be missed, or counted twice, :func:`_check_paths` refuses.
     """
 
     def __init__(
@@ -199,8 +199,9 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._note(func, result)
         results = [*_tensors(result)]
-        if self._num_samples > 1 and all(x.shape[:1] in ((), (1,)) for x in results):
-            self._keep(iter(results))  # it is one for all samples
+        of_all = self._num_samples > 1 and all(x.shape[:1] in ((), (1,)) for x in results)
+        if of_all and not behind:  # such as a bias and a mask that are one for all samples
+            self._keep(iter(results))
             return result
         if name not in _RULES and any(x.requires_grad for x in results):
             names = [f" of `{self._names[id(t)]}`" for t in used if id(t) in self._names]
@@ -347,21 +348,28 @@ _IN_PARTS: dict[str, Callable[..., Tensor]] = {
 # -- the backward passes --------------------------------------------------------------------------
 
 
-def _check_complete(values: Tensor, uses: list[_Use], weights: Mapping[str, Tensor]) -> None:
-    """Raise :class:`Unsupported` if a path from the values to a parameter leads past all uses."""
+def _check_paths(values: Tensor, uses: list[_Use], weights: Mapping[str, Tensor]) -> None:
+    """Raise :class:`Unsupported` unless each path to a parameter leads through one use."""
     names = {id(weight): name for name, weight in weights.items()}
     behind = {use.edge.node: use.behind for use in uses}
-    todo: list[Any] = [values.grad_fn]
-    seen = {None}
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in _nodes([values.grad_fn], behind):
         if id(getattr(node, "variable", None)) in names:
             name = names[id(node.variable)]
             raise Unsupported(f"`{name}` is used where no operation of PyTorch is to be seen")
-        todo += behind[node] if node in behind else [n for n, _ in node.next_functions]
+    made = [used.grad_fn for use in uses for used in use.used]
+    if any(node in behind for node in _nodes(made, {})):
+        raise Unsupported("what is made of parameters is made of data too")
+
+
+def _nodes(starts: list[Any], behind: Mapping[Any, list[Any]]) -> Iterator[Any]:
+    """Nodes of the graph that paths lead to; those ``behind`` a node may be given."""
+    todo, seen = [*starts], {None}
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            todo += behind[node] if node in behind else [n for n, _ in node.next_functions]
 
 
 def _check_alone(
