@@ -7,7 +7,7 @@ that trains, some subsets are really retrained, and both kinds of scores are fit
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import check_choice, check_positive_int, counted, message
 from ksm_ext.network.distributed import Group
+from ksm_ext.network.gradients import AnyProjector
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.ops.project import Projector
 from ksm_ext.scores.estimation import GradientEstimator
 from ksm_ext.scores.retraining import RetrainedScores, Train, retrain_scores
 from ksm_ext.subsets import design, leave_one_out, mixed_sizes
@@ -70,7 +70,7 @@ class TaskAttributions:
 
 def attribute_tasks(
     models: nn.Module | Sequence[nn.Module],
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Any,
     *,
     readout: str = "loo",
@@ -85,14 +85,14 @@ def attribute_tasks(
     kernel: Any = "auto",
     task_names: Sequence[str] | None = None,
     output: Output = log_odds,
-    projector: Projector | None = None,
+    projector: AnyProjector | None = None,
     parameters: str | Sequence[str] | None = None,
     loss: Literal["logistic", "squared"] = "logistic",
     ridge: float = 1e-2,
     solver: Literal["exact", "step"] = "exact",
     store: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
-    vectorize: bool = True,
+    engine: str = "auto",
     progress: bool = False,
     group: Group = None,
 ) -> TaskAttributions:
@@ -117,7 +117,7 @@ def attribute_tasks(
         seeds: Seeds of each retraining.
         n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
         kernel: Kernel of the surrogate of estimated scores, see :func:`ksm_ext.fit_surrogate`.
-        task_names: n names.
+        task_names: n names; None: those of ``tasks``, if they have some.
         output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`.
         parameters: Names or patterns of the parameters that training moves.
@@ -126,7 +126,7 @@ def attribute_tasks(
         solver: See :class:`GradientEstimator`.
         store: A folder for features and retrained scores, from which a killed run resumes.
         batch_size: See :class:`GradientEstimator`.
-        vectorize: See :class:`GradientEstimator`.
+        engine: See :class:`GradientEstimator`.
         progress: Whether to show progress bars.
         group: See :class:`GradientEstimator`.
 
@@ -152,6 +152,8 @@ def attribute_tasks(
         if group is not None:
             remedy = "Retrain in one process, by retrain_scores, and fit with `estimates=`."
             raise ValueError(message("group", "None with `retrain`", "a group", remedy))
+    if task_names is None and isinstance(tasks, Mapping):
+        task_names = [*map(str, tasks)]
     estimator = GradientEstimator(
         models,
         tasks,
@@ -164,7 +166,7 @@ def attribute_tasks(
         solver=solver,
         store=store,
         batch_size=batch_size,
-        vectorize=vectorize,
+        engine=engine,
         progress=progress,
         group=group,
         task_names=task_names,

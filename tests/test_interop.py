@@ -240,7 +240,7 @@ def test_a_trainers_model_and_data_are_tasks(transformers, sentences, tmp_path):
     data = trainer.train_dataset.with_format("torch")
     tasks = [Subset(data, range(3)), data.select(range(3, 7)), data[7:9]]  # a dict of tensors
     estimator = GradientEstimator(
-        trainer.model, tasks, data.select(range(9, 12)), ridge=0.3, vectorize=False, progress=False
+        trainer.model, tasks, data.select(range(9, 12)), ridge=0.3, engine="loop", progress=False
     ).fit()
     odds, gradients = (table.numpy() for table in by_hand(trainer.model, sentences))
     members = [range(3), range(3, 7), range(7, 9)]
@@ -266,7 +266,7 @@ def test_gradients_of_adapters_on_any_kind_of_data(transformers, sentences, kind
         "encoding": lambda: transformers.BatchEncoding(data[:]),
         "joined": lambda: ConcatDataset([data.select(range(5)), Subset(data, range(5, 12))]),
     }[kind]()
-    options = {"parameters": parameters, "vectorize": False, "progress": False}
+    options = {"parameters": parameters, "engine": "loop", "progress": False}
     features = collect_features(model, given, log_odds, **options)
     odds, gradients = by_hand(model, sentences)
     torch.testing.assert_close(features.values, odds, rtol=1e-9, atol=1e-9)

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, check_datasets
-from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.batches import task_datasets
+from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
-from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
+from ksm_ext.network.solvers import BlockConjugateGradients, Operator, Solver, as_solver
+from ksm_ext.network.spectrum import lanczos, signs
 
 SOLVER = BlockConjugateGradients(tolerance=1e-4)
 
@@ -43,37 +44,43 @@ class Influence:
         residuals: (s,). Relative residuals of the systems; 0 where a factorisation or a function
             of one's own solved them.
         num_steps: Products with the curvature, of s vectors each.
+        damping: λ.
     """
 
     values: Tensor
     residuals: Tensor
     num_steps: int
+    damping: float
 
 
 def influence(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
-    damping: float,
+    damping: float | None = None,
     curvature: type[CurvatureOperator] = GaussNewton,
     solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
 ) -> Influence:
     """Influence of each task on each target's mean loss.
 
     Args:
         model: The network trained on all tasks.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         damping: λ > 0, in units of the curvature of the mean loss. The Hessian of a network is
             indefinite where training has not ended: λ must then exceed its most negative
-            eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds.
+            eigenvalue, which :func:`ksm_ext.network.spectrum.top_eigenpairs` finds. None: a
+            hundredth of the largest eigenvalue, or twice the most negative one where that is more,
+            as far as ten steps of Lanczos' method tell.
         curvature: :class:`ksm_ext.GaussNewton` or :class:`ksm_ext.Hessian`.
         solver: :class:`ksm_ext.network.solvers.BlockConjugateGradients` or ``LiSSA``, whose
             residuals say what they achieved; or a function from right-hand sides (s, p) to
@@ -81,6 +88,8 @@ def influence(
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
+        engine: How gradients of single samples are taken, see :mod:`ksm_ext.network.engines`;
+            ``"auto"`` has slopes along solutions without them where it can.
         progress: Whether to show progress bars.
 
     Returns:
@@ -91,16 +100,19 @@ def influence(
         TypeError: If ``curvature`` is no such class, or ``solver`` no solver.
         RuntimeError: If the damped curvature is not positive definite.
     """
-    named = check_datasets(tasks, targets)
-    _check_damping(damping)
+    datasets, named = task_datasets(tasks, targets)
     _check_curvature(curvature)
-    datasets = [as_dataset(task) for task in tasks]
     counts = torch.tensor([len(data) for data in datasets])
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
     products: dict[str, Any] = {"vectors_per_pass": vectors_per_pass, "progress": progress}
     operator = curvature(model, ConcatDataset(datasets), loss, **options, **products)
+    damping = _checked_damping(damping, operator, signs(operator, None, 1, 0))
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
-    num_targets = torch.tensor([len(as_dataset(data)) for data in named.values()])
+    num_targets = torch.tensor([len(data) for data in named.values()])
     if len(named) <= len(datasets):
         gradients = loss_gradients(model, list(named.values()), loss, **options)
         solution = solve(gradients / num_targets.to(gradients)[:, None])  # (t, p)
@@ -108,10 +120,11 @@ def influence(
         values = _sums(slopes, counts).T
     else:
         solution = solve(loss_gradients(model, datasets, loss, **options))  # (n, p)
-        query = Hessian(model, ConcatDataset(map(as_dataset, named.values())), loss, **options)
+        query = Hessian(model, ConcatDataset(named.values()), loss, **options)
         slopes = query.per_sample_slopes(solution.x)  # (n, target samples)
         values = _sums(slopes, num_targets) / num_targets.to(slopes)
-    return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
+    values = -values / operator.num_samples
+    return Influence(values, solution.residuals, solution.num_steps, damping)
 
 
 def sample_influence(
@@ -120,12 +133,13 @@ def sample_influence(
     queries: Any,
     loss: str | Loss = "cross_entropy",
     *,
-    damping: float,
+    damping: float | None = None,
     curvature: type[CurvatureOperator] = GaussNewton,
     solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
 ) -> Influence:
     """Influence of each training sample on the loss of each query.
@@ -141,35 +155,39 @@ def sample_influence(
         parameters: See :func:`influence`.
         batch_size: See :func:`influence`.
         vectors_per_pass: See :func:`influence`.
+        engine: See :func:`influence`.
         progress: See :func:`influence`.
 
     Returns:
         ``values`` (b, t): the loss of query j less what it would be without sample i.
     """
-    _check_damping(damping)
     _check_curvature(curvature)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
         "vectors_per_pass": vectors_per_pass,
+        "engine": engine,
         "progress": progress,
     }
     operator = curvature(model, data, loss, **options)
+    damping = _checked_damping(damping, operator, signs(operator, None, 1, 0))
     solve = partial(as_solver(solver).solve, operator, damping=damping, progress=progress)
     solution = solve(Hessian(model, queries, loss, **options).per_sample_gradients())
     values = operator.per_sample_slopes(solution.x).T  # (b, t)
-    return Influence(-values / operator.num_samples, solution.residuals, solution.num_steps)
+    values = -values / operator.num_samples
+    return Influence(values, solution.residuals, solution.num_steps, damping)
 
 
 def projected_influence(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
-    projector: AnyProjector,
+    projector: AnyProjector | None = None,
     *,
-    damping: float,
+    damping: float | None = None,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Influence:
     """Influence on the mean cross-entropy in a projected space, whose curvature is (k, k).
 
@@ -181,18 +199,24 @@ def projected_influence(
         tasks: See :func:`influence`.
         targets: See :func:`influence`.
         projector: Takes gradients to k dimensions, such as :class:`ksm_ext.Projector` to some
-            hundred.
+            hundred. None: a signed block permutation to 1,024, or none for fewer parameters.
         damping: See :func:`influence`.
         parameters: See :func:`influence`.
         batch_size: Samples whose gradients are held at a time.
+        engine: How their gradients are taken, see :mod:`ksm_ext.network.engines`.
 
     Returns:
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
     """
-    named = check_datasets(tasks, targets)
-    _check_damping(damping)
-    datasets = [as_dataset(task) for task in tasks]
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    datasets, named = task_datasets(tasks, targets)
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
+
+    if projector is None:
+        projector = usual_projector(model, parameters)
 
     def features(data: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = collect_features(model, data, log_odds, projector, **options)
@@ -201,12 +225,13 @@ def projected_influence(
 
     phi, slopes, weight = features(ConcatDataset(datasets))
     matrix = phi.T @ (weight[:, None] * phi) / len(phi)
+    damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
     matrix.diagonal().add_(damping)
     of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
-    means = torch.stack([features(as_dataset(data))[1].mean(0) for data in named.values()])
+    means = torch.stack([features(data)[1].mean(0) for data in named.values()])
     factor = torch.linalg.cholesky(matrix)
     values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
-    return Influence(values, torch.zeros_like(values[0]), 0)
+    return Influence(values, torch.zeros_like(values[0]), 0, damping)
 
 
 def _sums(columns: Tensor, counts: Tensor) -> Tensor:
@@ -214,10 +239,16 @@ def _sums(columns: Tensor, counts: Tensor) -> Tensor:
     return torch.stack([part.sum(1) for part in columns.split(counts.tolist(), dim=1)], dim=1)
 
 
-def _check_damping(damping: float) -> None:
+def _checked_damping(damping: float | None, operator: Operator, start: Tensor) -> float:
+    if damping is None:
+        diagonal, beside, _ = lanczos(operator, start, 10)
+        matrix = torch.diag(diagonal[0]) + torch.diag(beside[0], 1) + torch.diag(beside[0], -1)
+        ends = torch.linalg.eigvalsh(matrix.double())
+        damping = max(float(ends[-1]) / 100, -2 * float(ends[0]))
     if not damping > 0:
         remedy = "Pass a small share of the largest eigenvalue: without it there is no solution."
         raise ValueError(message("damping", "positive", str(damping), remedy))
+    return damping
 
 
 def _check_curvature(curvature: object) -> None:

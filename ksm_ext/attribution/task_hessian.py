@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss
 from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
@@ -56,7 +56,7 @@ class TaskHessian:
 
 def task_hessian(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
@@ -76,7 +76,8 @@ def task_hessian(
 
     Args:
         model: The network trained on all tasks.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,);
             three times differentiable.
@@ -98,13 +99,12 @@ def task_hessian(
         TypeError: If ``solver`` is no solver.
         RuntimeError: If the Hessian with its ridge is not positive definite.
     """
-    named = check_datasets(tasks, targets)
+    datasets, named = task_datasets(tasks, targets)
     if not ridge > 0:
         raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
     solve = as_solver(solver).solve
     common: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     options = common | {"vectors_per_pass": vectors_per_pass}
-    datasets = [as_dataset(task) for task in tasks]
     queries = [Hessian(model, data, loss, **options) for data in named.values()]
     whole = Hessian(model, ConcatDataset(datasets), loss, progress=progress, **options)
     b, n = whole.num_samples, len(datasets)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm_ext.checks import check_real, message
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import loss_gradients
 from ksm_ext.network.outputs import Loss
 
@@ -28,23 +28,27 @@ from ksm_ext.network.outputs import Loss
 def tracin(
     checkpoints: nn.Module | Sequence[nn.Module],
     learning_rates: float | Sequence[float],
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """What each task's own steps changed in each target's mean loss.
 
     Args:
         checkpoints: Networks along one training.
         learning_rates: One for each checkpoint, times the number of steps that it stands for.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
+        engine: ``"auto"`` for one backward pass of all samples together; others take those of
+            single samples, see :mod:`ksm_ext.network.engines`.
 
     Returns:
         (n, t), in units of the loss: negative where a task helps.
@@ -60,22 +64,29 @@ def tracin(
         expected = f"of one number for each of {len(networks)} checkpoints"
         remedy = "Give the learning rate at each."
         raise ValueError(message("learning_rates", expected, str(len(rates)), remedy))
-    num_samples = sum(len(as_dataset(task)) for task in tasks)
+    datasets, named = task_datasets(tasks, targets)
+    num_samples = sum(len(task) for task in datasets)
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
     total = torch.zeros(())
     for network, rate in zip(networks, rates, strict=True):
-        of_tasks, of_targets = _gradients(network, tasks, targets, loss, parameters, batch_size)
+        of_tasks, of_targets = _gradients(network, datasets, named, loss, **options)
         total = total.to(of_tasks) - rate / num_samples * (of_tasks @ of_targets.T)
     return total
 
 
 def gradient_cosine(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """Minus the cosine of each task's and each target's gradient; arguments of :func:`tracin`.
 
@@ -83,22 +94,25 @@ def gradient_cosine(
         (n, t) in [-1, 1], without units: -1 where a task's own steps lower the target's loss
         as steeply as can be, 0 where one of the gradients vanishes.
     """
-    of_tasks, of_targets = _gradients(model, tasks, targets, loss, parameters, batch_size)
+    options: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
+    of_tasks, of_targets = _gradients(model, tasks, targets, loss, **options)
     lengths = of_tasks.norm(dim=1)[:, None] * of_targets.norm(dim=1)
     return torch.where(lengths > 0, -(of_tasks @ of_targets.T) / lengths, 0.0)
 
 
 def _gradients(
     model: nn.Module,
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Any,
     loss: str | Loss,
-    parameters: str | Sequence[str] | None,
-    batch_size: int | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the tasks' summed losses (n, p), and of the targets' mean losses (t, p)."""
-    named = check_datasets(tasks, targets)
-    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    datasets, named = task_datasets(tasks, targets)
     of_targets = loss_gradients(model, list(named.values()), loss, **options)
-    counts = torch.tensor([len(as_dataset(data)) for data in named.values()]).to(of_targets)
-    return loss_gradients(model, tasks, loss, **options), of_targets / counts[:, None]
+    counts = torch.tensor([len(data) for data in named.values()]).to(of_targets)
+    return loss_gradients(model, datasets, loss, **options), of_targets / counts[:, None]

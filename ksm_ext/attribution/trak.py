@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.checks import message
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import AnyProjector, collect_features
+from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.outputs import log_odds
 
 _BLOCK_BYTES = 2**26  # of scores at once
@@ -38,13 +38,14 @@ _BLOCK_BYTES = 2**26  # of scores at once
 
 def trak(
     models: nn.Module | Sequence[nn.Module],
-    tasks: Sequence[Any],
+    tasks: Sequence[Any] | Mapping[str, Any],
     targets: Mapping[str, Any] | Any,
     *,
-    projector: AnyProjector,
-    relative_ridge: float = 0.0,
+    projector: AnyProjector | None = None,
+    relative_ridge: float | None = None,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
     group: Group = None,
 ) -> Tensor:
@@ -52,13 +53,17 @@ def trak(
 
     Args:
         models: A network trained on all tasks, or several to average over.
-        tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+        tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name, a
+            Dataset, or a DataLoader that does not shuffle.
         targets: Data sets by name, or one.
-        projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b.
+        projector: Such as :class:`ksm_ext.Projector`, to k dimensions; k well below b. None: a
+            signed block permutation to 1,024, or no projection where there are fewer parameters.
         relative_ridge: ρ as a share of the mean diagonal entry of Φ^T Φ, which differs between
-            networks and projections as their gradients do.
+            networks and projections as their gradients do. None: 0, or 0.01 without a
+            ``projector``.
         parameters: Names or patterns of the parameters to differentiate by; None: all.
         batch_size: Samples whose gradients are taken together.
+        engine: How they are taken, see :mod:`ksm_ext.network.engines`.
         progress: Whether to show progress bars.
         group: The processes that share the samples, see ``network.distributed``; all of them
             call with the same arguments and get the result.
@@ -73,15 +78,19 @@ def trak(
     networks = [models] if isinstance(models, nn.Module) else list(models)
     if not networks:
         raise ValueError(message("models", "one network or more", "none", "Train one."))
-    named = check_datasets(tasks, targets)
+    datasets, named = task_datasets(tasks, targets)
+    if relative_ridge is None:
+        relative_ridge = 0.01 if projector is None else 0.0
+    if projector is None:
+        projector = usual_projector(networks[0], parameters)
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
+        "engine": engine,
         "progress": progress,
         "group": group,
     }
-    datasets = [as_dataset(task) for task in tasks]
-    queries = [as_dataset(data) for data in named.values()]
+    queries = [*named.values()]
     answers = []
     for network in networks:
         train, query = (

@@ -1,8 +1,11 @@
 from . import batches as batches
 from . import distributed as distributed
+from . import engines as engines
+from . import factors as factors
 from . import features as features
 from . import gradients as gradients
 from . import hessian as hessian
+from . import hooks as hooks
 from . import outputs as outputs
 from . import solvers as solvers
 from . import spectrum as spectrum

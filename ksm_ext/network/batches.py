@@ -5,6 +5,7 @@ A batch is a tuple of tensors (b, ...) or a dict of them by name; a sample is on
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     SequentialSampler,
     StackDataset,
     TensorDataset,
@@ -20,10 +22,13 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
+from ksm_ext.arrays import as_tensor
 from ksm_ext.checks import message, shape_text
 from ksm_ext.identity import content_of
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
+
+_COLUMNS = (Tensor, np.ndarray)
 
 
 def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
@@ -38,6 +43,7 @@ def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
         found = type(batch).__name__
         raise TypeError(message("data", "batches that are tuples or dicts", found, remedy))
     batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
+    batch = each(lambda x: as_tensor("data", x) if isinstance(x, np.ndarray) else x, batch)
     for name, column in columns(batch):
         if not isinstance(column, Tensor):
             found = f"{type(column).__name__} in {name}"
@@ -68,48 +74,72 @@ def num_rows(batch: Batch) -> int:
 
 
 def as_dataset(data: Any) -> Any:
-    """Tensors, in a tuple or by name, as a data set of them; anything else as it is."""
-    if isinstance(data, tuple) and all(isinstance(column, Tensor) for column in data):
+    """Samples by number: a data set of what has them in another form, and others as they are.
+
+    Tensors or NumPy arrays, in a tuple or by name, share their memory; batches of a DataLoader are
+    taken apart, and an ``IterableDataset`` is read to its end, once.
+    """
+    if isinstance(data, tuple) and data and all(isinstance(x, _COLUMNS) for x in data):
         return TensorDataset(*as_batch(data))
-    if isinstance(data, Mapping) and any(isinstance(column, Tensor) for column in data.values()):
+    if _is_one(data):
         return StackDataset(**as_batch(data))  # type: ignore[arg-type]
-    return data
+    if isinstance(data, DataLoader):
+        loader = data if _is_read_once(data) else ordered_loader(data, 1)
+        batches = map(as_batch, loader)
+        return [each(itemgetter(row), batch) for batch in batches for row in range(num_rows(batch))]
+    return list(data) if _is_read_once(data) else data
+
+
+def _is_read_once(data: Any) -> bool:
+    return isinstance(getattr(data, "dataset", data), IterableDataset)
+
+
+def _is_one(data: Any) -> bool:
+    """Whether a dict is a data set, of columns by name."""
+    return isinstance(data, Mapping) and any(isinstance(x, _COLUMNS) for x in data.values())
 
 
 def datasets_by_name(targets: Any) -> dict[str, Any]:
     """Data sets by name; a single one, which may be a dict of tensors, is called ``target``."""
-    named = isinstance(targets, Mapping) and not any(
-        isinstance(value, Tensor) for value in targets.values()
-    )
+    named = isinstance(targets, Mapping) and not _is_one(targets)
     return dict(targets) if named else {"target": targets}
 
 
-def check_datasets(tasks: Sized, targets: Any) -> dict[str, Any]:
-    """The targets by name, as of :func:`datasets_by_name`.
+def task_datasets(tasks: Any, targets: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The tasks' data sets in turn, and the targets' by name, as of :func:`as_dataset`.
+
+    Args:
+        tasks: Data sets, in a sequence or by name.
+        targets: Data sets by name, or one, which is called ``target``.
 
     Raises:
         ValueError: If there is no task or no target.
+        TypeError: If tasks are not data sets but one, or tensors.
     """
+    given = [*tasks.values()] if isinstance(tasks, Mapping) else [*tasks]
+    if _is_one(tasks) or any(isinstance(task, _COLUMNS) for task in given):
+        remedy = "Put a tuple or a dict of tensors for each task into a list."
+        raise TypeError(message("tasks", "several data sets", "tensors", remedy))
     named = datasets_by_name(targets)
-    for name, given in (("tasks", tasks), ("targets", named)):
-        if len(given) == 0:
+    for name, some in (("tasks", given), ("targets", named)):
+        if len(some) == 0:
             raise ValueError(message(name, "one data set or more", "none", "Pass some."))
-    return named
+    return [*map(as_dataset, given)], {name: as_dataset(data) for name, data in named.items()}
 
 
 def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
     """A loader of all samples in the data set's order.
 
     Args:
-        data: A DataLoader, a Dataset with a length, or tensors (b, ...), in a tuple or by name.
+        data: A DataLoader, a Dataset, or tensors or arrays (b, ...), in a tuple or by name.
         batch_size: For those that are no DataLoader.
 
     Raises:
         ValueError: If ``data`` is shuffled, leaves samples out, has none, or does not line up.
         TypeError: If ``data`` is none of these kinds.
     """
-    data = as_dataset(data)
-    if not isinstance(data, DataLoader):
+    if not isinstance(data, DataLoader) or _is_read_once(data):
+        data = as_dataset(data)
         if not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
             remedy = "Pass a DataLoader, a Dataset with a length, or tensors."
             raise TypeError(message("data", "samples by number", type(data).__name__, remedy))

@@ -50,11 +50,13 @@ class Features:
         gradients: (b, k), same dtype. Its projected gradient φ; k is p without a projection.
         unidentified: What features in a store depend on and could have changed without being
             noticed, such as ``"output.closure.lock (_thread.lock)"``.
+        engine: How gradients were taken, see :mod:`.engines`; "" if a former version took them.
     """
 
     values: Tensor
     gradients: Tensor
     unidentified: tuple[str, ...] = ()
+    engine: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -93,7 +95,8 @@ def load_features(path: Any) -> Features:
     unidentified = meta.get("unidentified", [])
     if not isinstance(unidentified, list):
         raise ValueError(_damaged(path / "meta.json", f"unidentified = {unidentified!r}"))
-    return Features(values, gradients, tuple(map(str, unidentified)))
+    engine = str(meta.get("engine", ""))
+    return Features(values, gradients, tuple(map(str, unidentified)), engine)
 
 
 class FeatureStore:

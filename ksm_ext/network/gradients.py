@@ -5,14 +5,14 @@ feature φ_i = Pᵀ ∇h_i(W), so that near W
 
     h_i(W + P z) ≈ h_i(W) + φ_i · z.
 
-Gradients are taken sample by sample through ``torch.func``, in evaluation mode and with the math
-kernels of attention, and go into the projection parameter by parameter: there is never a (b, p)
-matrix of the data. A sample's feature is its own: the same up to rounding whatever the batches.
+Gradients are taken in evaluation mode and with the math kernels of attention (:mod:`.engines`), and
+go into the projection parameter by parameter: there is never a (b, p) matrix of the data. A
+sample's feature is its own: the same up to rounding whatever the batches.
 
 Shapes: values (b,), gradients (b, k); k is the projection's dimension, or p without one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,14 +23,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.atomic_write import checked_path
-from ksm_ext.checks import check_positive_int, message, shape_text
+from ksm_ext.checks import check_positive_int, message
 from ksm_ext.identity import fingerprint, identify
 from ksm_ext.network.batches import (
     Batch,
@@ -43,8 +41,10 @@ from ksm_ext.network.batches import (
     sample_checks,
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
+from ksm_ext.network.engines import Ladder
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
+from ksm_ext.ops.project import Projector
 
 # Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
@@ -113,7 +113,7 @@ def per_sample_gradients(
     *,
     parameters: str | Sequence[str] | None = None,
     chunk_size: int | None = None,
-    vectorize: bool = True,
+    engine: str = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Values and gradients of an output on every sample of a batch.
 
@@ -127,9 +127,8 @@ def per_sample_gradients(
         batch: Tensors (b, ...), in a tuple or by name.
         parameters: Which to differentiate by, see :func:`parameter_names`.
         chunk_size: Samples computed together; None: all.
-        vectorize: Whether to compute samples together by ``torch.vmap``. False is slower and
-            takes any model, such as one whose control flow depends on the data; HuggingFace
-            models do where they are given an ``attention_mask``.
+        engine: ``"hooks"``, ``"vmap"``, ``"loop"`` or ``"backward"``, see :mod:`.engines`;
+            ``"auto"`` takes the first of them that can.
 
     Returns:
         values (b,), and gradients (b, ...) by name, in the dtypes of output and parameters.
@@ -138,42 +137,17 @@ def per_sample_gradients(
         ValueError: If the output is not one number for each sample, or a pattern in
             ``parameters`` is unknown.
         TypeError: If the batch holds anything but tensors.
-        RuntimeError: If the model cannot be vectorised.
+        RuntimeError: If the one ``engine`` cannot.
     """
     names = parameter_names(model, parameters)
-    weights = {name: weight.detach() for name, weight in _named(model, names).items()}
-    batch = as_batch(batch, next(iter(weights.values())).device)
-
-    def scalar(weights: dict[str, Tensor], sample: Batch) -> Tensor:
-        one = each(lambda column: column[None], sample)
-        value = output(lambda *a, **k: functional_call(model, weights, a, k), one)
-        if value.shape != (1,):
-            expected = "a function (model, batch) -> (b,)"
-            found = f"{shape_text(value)} for a batch of one sample"
-            remedy = "Return one number for each of the b samples, whose columns are (b, ...)."
-            raise ValueError(message("output", expected, found, remedy))
-        return value[0]
-
-    # The graph of parameters outside `names` would be kept otherwise; the transform's own is not
-    # touched. Other attention kernels have no batching rule, or sum in an order of their own.
-    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        if not vectorize:
-            samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
-            pairs = [grad_and_value(scalar)(weights, sample) for sample in samples]
-            gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
-            return torch.stack([value for _, value in pairs]), gradients
-        try:
-            together = vmap(grad_and_value(scalar), in_dims=(None, 0), chunk_size=chunk_size)
-            gradients, values = together(weights, batch)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            found = f"{type(model).__name__}, which says: {str(error).rstrip('. ')}"
-            remedy = "Pass vectorize=False."
-            raise RuntimeError(
-                message("model", "a network that torch.vmap can run", found, remedy)
-            ) from error
-    return values, gradients
+    batch = as_batch(batch, _named(model, names)[names[0]].device)
+    size = num_rows(batch) if chunk_size is None else check_positive_int("chunk_size", chunk_size)
+    ladder, found = Ladder(engine), []
+    for start in range(0, num_rows(batch), size):
+        rows = slice(start, start + size)
+        found.append(ladder(model, output, each(itemgetter(rows), batch), names))
+    gradients = {name: torch.cat([part[name] for _, part in found]) for name in names}
+    return torch.cat([values for values, _ in found]), gradients
 
 
 def collect_features(
@@ -185,7 +159,7 @@ def collect_features(
     parameters: str | Sequence[str] | None = None,
     store: Any = None,
     batch_size: int | None = None,
-    vectorize: bool = True,
+    engine: str = "auto",
     progress: bool = False,
     group: Group = None,
 ) -> Features:
@@ -208,7 +182,7 @@ def collect_features(
             in memory.
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
             have 32 MiB of gradients (256 MiB on a GPU), at most 64.
-        vectorize: See :func:`per_sample_gradients`.
+        engine: See :func:`per_sample_gradients`.
         progress: Whether to show a progress bar; rank 0 does.
         group: The processes that share the work, see :mod:`.distributed`: each takes whole
             batches of ``batch_size`` samples, one stretch of them. All of them call, get all rows,
@@ -223,22 +197,20 @@ def collect_features(
         ValueError: If the data are shuffled, an output or gradient is not finite, the store's
             features are of something else, or ranks differ in their model, data or arguments.
         TypeError: If ``data`` is none of these kinds.
-        RuntimeError: If another process writes to the store, or the model cannot be vectorised.
+        RuntimeError: If another process writes to the store, or the one ``engine`` cannot.
         OSError: If the store cannot be written to; what was done before is kept.
     """
     store = None if store is None else checked_path("store", store)
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     if batch_size is None:
-        bytes_each = sum(weight.nbytes for weight in weights.values())
-        on_cpu = next(iter(weights.values())).device.type == "cpu"
-        budget = CPU_BYTES if on_cpu else GPU_BYTES
-        batch_size = max(1, min(MAX_CHUNK, budget // bytes_each))
+        batch_size = samples_together(weights.values())
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
     work = _Collection(
-        model, weights, loader, output, projector, batch_size, vectorize, progress, group
+        model, weights, loader, output, projector, batch_size, Ladder(engine), progress, group
     )
+    work.settle()
     if store is None and place(group)[1] == 1:
         return work.in_memory()
     facts = work.facts()
@@ -251,7 +223,21 @@ def collect_features(
         return work.in_store(store, facts)
     own, num_samples = work.in_memory(), work.num_samples
     values = gathered(own.values, num_samples, group, batch_size)
-    return Features(values, gathered(own.gradients, num_samples, group, batch_size))
+    gradients = gathered(own.gradients, num_samples, group, batch_size)
+    return Features(values, gradients, engine=own.engine)
+
+
+def usual_projector(model: nn.Module, parameters: str | Sequence[str] | None) -> Projector | None:
+    """A signed block permutation to 1,024 dimensions; None where there are fewer parameters."""
+    weights = _named(model, parameter_names(model, parameters)).values()
+    return Projector(1024) if sum(weight.numel() for weight in weights) > 1024 else None
+
+
+def samples_together(weights: Collection[Tensor]) -> int:
+    """How many samples have their gradients taken together, unless something else is asked for."""
+    on_cpu = next(iter(weights)).device.type == "cpu"
+    budget = CPU_BYTES if on_cpu else GPU_BYTES
+    return max(1, min(MAX_CHUNK, budget // sum(weight.nbytes for weight in weights)))
 
 
 @dataclass(frozen=True)
@@ -264,7 +250,7 @@ class _Collection:
     output: Output
     projector: AnyProjector | None
     batch_size: int
-    vectorize: bool
+    ladder: Ladder
     progress: bool
     group: Group
 
@@ -290,11 +276,16 @@ class _Collection:
     def device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
+    def settle(self) -> None:
+        """Choose the engine by the first samples, so that the same ones are told apart alike."""
+        few = next(chunks(self.loader, min(2, self.batch_size), 0))
+        batch = as_batch(few, self.device)
+        self.ladder.settle(self.model, self.output, batch, [*self.weights])
+
     def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
-        values, gradients = per_sample_gradients(
-            self.model, self.output, batch, parameters=[*self.weights], vectorize=self.vectorize
-        )
+        batch = as_batch(batch, self.device)
+        values, gradients = self.ladder(self.model, self.output, batch, [*self.weights])
         return values.to(self.dtype), _projected(gradients, self.projector, self.dtype)
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -317,7 +308,7 @@ class _Collection:
         for block in self.blocks(0):
             rows = slice(start, start := start + len(block[0]))
             values[rows], gradients[rows] = block
-        return Features(values, gradients)
+        return Features(values, gradients, engine=self.ladder.engines[0])
 
     def facts(self) -> dict[str, Any]:
         """What decides the features and is cheap to tell, as JSON holds it."""
@@ -330,7 +321,7 @@ class _Collection:
             "model": fingerprint([*self.model.named_parameters(), *self.model.named_buffers()]),
             "precision": _precision(self.device),
             "batch_size": self.batch_size,
-            "vectorize": self.vectorize,
+            "engine": self.ladder.engines[0],
         }
 
     def in_store(self, store: Path, facts: dict[str, Any]) -> Features:
@@ -439,18 +430,6 @@ def _shared_store(
 def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     weights = dict(model.named_parameters())
     return {name: weights[name] for name in names}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then each module's own flag again."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def _projected(

@@ -17,9 +17,10 @@ References: *Pearlmutter 1994*; *Schraudolph 2002*.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
-from ksm_ext.network.batches import Batch, as_batch, chunks, num_rows, ordered_loader
-from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
+from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
+from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
+from ksm_ext.network.gradients import parameter_names, samples_together
 from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
 
 Weights = dict[str, Tensor]
@@ -68,6 +69,8 @@ class CurvatureOperator(ABC):
             gradient. 1: one by one, by differentiating the gradient's own graph, which all of them
             share. None: as many as have 128 MiB of parameters and layers' outputs together (256
             on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
+        engine: How gradients of single samples are taken, see :mod:`.engines`. ``"auto"`` has
+            slopes along vectors by forward differentiation, where the network knows that.
         progress: Whether to show a bar over passes.
 
     Attributes:
@@ -94,12 +97,15 @@ class CurvatureOperator(ABC):
         parameters: str | Sequence[str] | None = None,
         batch_size: int | None = None,
         vectors_per_pass: int | None = None,
+        engine: str = "auto",
         progress: bool = False,
     ) -> None:
         names = parameter_names(model, parameters)
         own = dict(model.named_parameters())
         self._weights: Weights = {name: own[name].detach() for name in names}
         self._model, self._loss, self._progress = model, _loss(loss), progress
+        self._engine, self._ladder = engine, Ladder(engine)
+        self._forward = True  # whether the network knows forward differentiation
         if vectors_per_pass is not None:
             vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
         first = self._weights[names[0]]
@@ -137,9 +143,11 @@ class CurvatureOperator(ABC):
     def __call__(self, v: Tensor) -> Tensor:
         """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
         rows = self._checked(v)
+        alone = partial(self._one_by_one, rows)
         if self.vectors_per_pass == 1 or len(rows) == 1:
-            return self._one_by_one(rows).reshape(v.shape)
-        return self._together(self._products, rows).reshape(v.shape)
+            return alone().reshape(v.shape)
+        together = partial(self._together, self._products, rows)
+        return self._differentiated(together, reverse=alone).reshape(v.shape)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
@@ -161,16 +169,26 @@ class CurvatureOperator(ABC):
 
     def gradient(self) -> Tensor:
         """(p,): the gradient of the mean loss."""
-        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        with self._exact():
+        if self._engine != "auto":
+            rows = [part.sum(0) for part in self._gradients()]
+            return torch.stack(rows).sum(0) / self.num_samples
+        names = [*self._weights]
+        with self._exact(), differentiable(self._model, names) as weights, torch.enable_grad():
             for batch in self._batches:
-                total += flatten(grad(self._total(batch))(self._weights))
-        return total / self.num_samples
+                loss = self._loss(*outputs_and_labels(self._model, batch)).sum()
+                if loss.requires_grad:
+                    loss.backward()
+            parts = {
+                name: torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
+                for name, weight in weights.items()
+            }
+        return flatten(parts).detach() / self.num_samples
 
     def per_sample_slopes(self, v: Tensor) -> Tensor:
         """Slope of each sample's loss along each vector, ``v . grad loss_i``: (s, p) -> (s, b).
 
-        By forward differentiation: the gradients of samples are never formed.
+        By forward differentiation, without forming the gradients of samples, unless the network
+        does not know it or an engine was chosen.
         """
         rows = self._checked(v)
 
@@ -178,20 +196,39 @@ class CurvatureOperator(ABC):
             losses = self._losses(batch)
             return vmap(lambda vector: jvp(losses, (self._weights,), (vector,))[1])(vectors)
 
-        return self._by_sample(slopes, rows, self._passes(len(rows)))
+        def products() -> Tensor:
+            return torch.cat([rows @ gradients.T for gradients in self._gradients()], dim=1)
+
+        if self._engine != "auto":
+            return products()
+        forward = partial(self._by_sample, slopes, rows, self._passes(len(rows)))
+        return self._differentiated(forward, gradients=products)
 
     def per_sample_gradients(self) -> Tensor:
         """Gradient of each sample's loss, (b, p)."""
+        return torch.cat([*self._gradients()])
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Some samples' gradients (rows, p) after another's."""
 
         def output(model: Any, batch: Batch) -> Tensor:
             return self._loss(*outputs_and_labels(model, batch))
 
-        parts = [
-            per_sample_gradients(self._model, output, batch, parameters=[*self._weights])[1]
-            for batch in self._batches
-        ]
-        rows = [torch.cat([w.flatten(1) for w in part.values()], dim=1) for part in parts]
-        return torch.cat(rows)
+        size = samples_together(self._weights.values())
+        for batch in self._batches:
+            for start in range(0, num_rows(batch), size):
+                part = each(itemgetter(slice(start, start + size)), batch)
+                _, found = self._ladder(self._model, output, part, [*self._weights])
+                yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
+
+    def _differentiated(
+        self, forward: Callable[[], Tensor], **instead: Callable[[], Tensor]
+    ) -> Tensor:
+        """By forward differentiation, or by another way where the network does not know that."""
+        ways = {"forward": forward, **instead} if self._forward else instead
+        way, found = first_that_can(f"Curvature of {type(self._model).__name__}", ways)
+        self._forward = way == "forward"
+        return found
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.
@@ -286,11 +323,9 @@ class CurvatureOperator(ABC):
         check_finite("v", v, "Look for a division by zero before this product.")
         return v.detach().reshape(-1, p)
 
-    @contextmanager
-    def _exact(self) -> Iterator[None]:
-        """No dropout, and attention with derivatives of any order."""
-        with evaluating(self._model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
+    def _exact(self) -> AbstractContextManager[None]:
+        """No dropout, and operations with derivatives of any order."""
+        return evaluating(self._model)
 
     def _vectors_within_budget(self) -> int:
         """As many as have tangents of all parameters and outputs of layers within the budget."""
@@ -342,19 +377,31 @@ class Hessian(CurvatureOperator):
         return lambda vector: _vjp(parts, weights, [vector[i] for i in dependent])
 
     def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
-        def losses_at(step: Tensor) -> Tensor:
-            moved = {name: w + step * vector[name] for name, w in self._weights.items()}
-            return self._losses(batch)(moved)
+        """By weights of the losses, of which the samples' own curvatures are the derivatives."""
+        counts = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
+        with torch.enable_grad():
+            bent = self._bent(batch, self._weights, counts.requires_grad_(), vector, vector)
+        if not bent.requires_grad:
+            return torch.zeros_like(counts)
+        return _vjp(bent, {"counts": counts}, None)[0]
 
-        def curvature(counts: Tensor) -> Tensor:
-            """Second derivative of the weighted sum of losses along the vector."""
-            slope = grad(lambda step: (counts * losses_at(step)).sum())
-            return grad(slope)(torch.zeros((), dtype=self.dtype, device=self.device))
+    def _bent(
+        self, batch: Batch, weights: Weights, counts: Tensor | float, *along: Weights
+    ) -> Tensor:
+        """Derivative of the weighted sum of losses along each vector in turn, with its graph.
 
-        # Its derivatives by the weights are the samples' own. Reverse mode only: PyTorch's forward
-        # derivative of layer_norm is right, and the derivative of that derivative is not.
-        ones = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
-        return grad(curvature)(ones)
+        Reverse mode only: PyTorch's forward derivative of layer_norm is right, and the derivative
+        of that derivative is not.
+        """
+        kind: Any = {"dtype": self.dtype, "device": self.device, "requires_grad": True}
+        steps = [torch.zeros((), **kind) for _ in along]
+        for step, vector in zip(steps, along, strict=True):
+            weights = {name: w + step * vector[name] for name, w in weights.items()}
+        total = (counts * self._losses(batch)(weights)).sum()
+        for step in steps:
+            if total.requires_grad:
+                (total,) = _vjp(total, {"step": step}, None, create_graph=True)
+        return total
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
         r"""Third derivatives of the mean loss along pairs: :math:`\nabla^3 L[u, v, \cdot]`.
@@ -382,8 +429,26 @@ class Hessian(CurvatureOperator):
         def products(batch: Batch, *stacks: Weights) -> Weights:
             return vmap(partial(product, batch))(*stacks)
 
+        pairs = self._checked(u), self._checked(v)
         with _LayerNormInParts():
-            return self._together(products, self._checked(u), self._checked(v))
+            ways = {
+                "vmap": partial(self._together, products, *pairs),
+                "reverse": partial(self._together, self._third_one_by_one, *pairs),
+            }
+            return first_that_can(f"Third derivatives of {type(self._model).__name__}", ways)[1]
+
+    def _third_one_by_one(self, batch: Batch, *stacks: Weights) -> Weights:
+        """Third derivatives along pairs of rows, through ordinary graphs."""
+        pairs = zip(*(zip(*stack.values(), strict=True) for stack in stacks), strict=True)
+        rows = []
+        for pair in pairs:
+            along = [dict(zip(self._weights, parts, strict=True)) for parts in pair]
+            weights = {name: w.detach().requires_grad_() for name, w in self._weights.items()}
+            with torch.enable_grad():
+                bent = self._bent(batch, weights, 1.0, *along)
+            zero = [torch.zeros_like(w) for w in self._weights.values()]
+            rows.append(_vjp(bent, weights, None) if bent.requires_grad else zero)
+        return dict(zip(self._weights, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
 class GaussNewton(CurvatureOperator):
@@ -407,24 +472,42 @@ class GaussNewton(CurvatureOperator):
         return vmap(product)(vectors)
 
     def _graph_product(self, batch: Batch, weights: Weights) -> Product:
-        """The Jacobian is the derivative of its transpose, which is linear in what it is given."""
+        outputs, change, curved = self._linearised(batch, weights)
+        return lambda vector: _vjp(outputs, weights, curved(change(vector)))
+
+    def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
+        with torch.enable_grad():
+            weights = {name: w.detach().requires_grad_() for name, w in self._weights.items()}
+            _, change, curved = self._linearised(batch, weights)
+        step = change([*vector.values()])
+        return (step * curved(step)).flatten(1).sum(1)
+
+    def _linearised(
+        self, batch: Batch, weights: Weights
+    ) -> tuple[Tensor, Callable[[list[Tensor]], Tensor], Callable[[Tensor], Tensor]]:
+        """Outputs, their change along a vector, and the Hessian of the loss times such a change.
+
+        By reverse mode alone: the Jacobian is the derivative of its transpose, which is linear in
+        what it is given.
+        """
         outputs, labels = self._outputs(batch, weights)
         given = torch.zeros_like(outputs, requires_grad=True)
         transposed = _vjp(outputs, weights, given, create_graph=True)
         dependent = [i for i, part in enumerate(transposed) if part.requires_grad]
         parts = [transposed[i] for i in dependent]
+        at = outputs.detach().requires_grad_()
+        (slope,) = _vjp(self._loss(at, labels).sum(), {"outputs": at}, None, create_graph=True)
 
-        def product(vector: list[Tensor]) -> Sequence[Tensor]:
+        def change(vector: list[Tensor]) -> Tensor:
             chosen = [vector[i] for i in dependent]
-            (change,) = torch.autograd.grad(parts, given, chosen, retain_graph=True)
-            return _vjp(outputs, weights, self._loss_hessian(outputs.detach(), labels, change))
+            return torch.autograd.grad(parts, given, chosen, retain_graph=True)[0]
 
-        return product
+        def curved(change: Tensor) -> Tensor:
+            if not slope.requires_grad:  # the loss is linear in the outputs
+                return torch.zeros_like(change)
+            return _vjp(slope, {"outputs": at}, change)[0]
 
-    def _quadratics(self, batch: Batch, vector: Weights) -> Tensor:
-        outputs, labels = self._outputs(batch, self._weights)
-        change = self._change(batch, vector)
-        return (change * self._loss_hessian(outputs, labels, change)).flatten(1).sum(1)
+        return outputs, change, curved
 
     def _change(self, batch: Batch, vector: Weights) -> Tensor:
         """The Jacobian of the outputs times a vector: like the outputs."""
@@ -444,6 +527,7 @@ def loss_gradients(
     *,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> Tensor:
     """Gradients of the summed loss of each data set: (n, p).
 
@@ -453,10 +537,13 @@ def loss_gradients(
         loss: See :class:`CurvatureOperator`.
         parameters: See :class:`CurvatureOperator`.
         batch_size: Samples of a pass.
+        engine: ``"auto"`` for one backward pass of all samples together; another takes those of
+            single samples, see :mod:`.engines`.
     """
     gradients = []
+    options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     for data in datasets:
-        operator = Hessian(model, data, loss, parameters=parameters, batch_size=batch_size)
+        operator = Hessian(model, data, loss, engine=engine, **options)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
 

@@ -21,14 +21,14 @@ A loss is any function ``loss(outputs, labels) -> (b,)`` of what the model says,
 labels beside it: the Gauss-Newton matrix takes the two apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ksm_ext.checks import message, shape_text
+from ksm_ext.checks import listed, message, shape_text
 from ksm_ext.network.batches import Batch
 
 Output = Callable[[Callable[..., Any], Any], Tensor]
@@ -95,16 +95,38 @@ def outputs_and_labels(model: Callable[..., Any], batch: Batch) -> tuple[Tensor,
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if len(inputs) == len(batch):
             found = ", ".join(f"`{name}`" for name in batch)
-            raise ValueError(message("data", "dicts with `labels`", found, "Add the labels."))
+            remedy = "Add the labels."
+            if "label" in batch:
+                remedy = "Rename `label`, as DataCollatorWithPadding does."
+            raise ValueError(message("data", "dicts with `labels`", found, remedy))
         answer, labels = model(**inputs), batch["labels"]
     else:
         *columns, labels = batch
         answer = model(*columns)
-    answer = getattr(answer, "logits", answer)  # HuggingFace wraps its logits
+    answer = _logits(answer)
     answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
     if isinstance(batch, dict) and answer.ndim == 3 and labels.ndim == 2:
         return answer[:, :-1], labels[:, 1:]
     return answer, labels
+
+
+def _logits(answer: Any) -> Tensor:
+    """What a model says, out of a tuple, a dict or HuggingFace's ``ModelOutput``."""
+    found = answer
+    if isinstance(answer, Mapping) and "logits" in answer:
+        found = answer["logits"]
+    elif hasattr(answer, "logits"):
+        found = answer.logits
+    elif isinstance(answer, (tuple, list)) and answer:
+        found = answer[0]
+    if not isinstance(found, Tensor):
+        expected = "one that returns logits, first in a tuple, or under the name `logits`"
+        found_text = f"a {type(found).__name__}"
+        if isinstance(found, Mapping):
+            found_text += f" of {listed(map(repr, found))}"
+        remedy = "Return logits, or write an output of your own."
+        raise TypeError(message("model", expected, found_text, remedy))
+    return found
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -156,8 +178,18 @@ def _answers(model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor, T
         kept = labels != IGNORED
         labels = labels.where(kept, 0)
     index = labels.long()[..., None]
-    right = logits.gather(-1, index)[..., 0]
+    try:
+        right = logits.gather(-1, index)[..., 0]
+    except RuntimeError as error:
+        raise ValueError(_out_of_range(labels, logits.shape[-1])) from error
     return right, logits.scatter(-1, index, -torch.inf), kept
+
+
+def _out_of_range(labels: Tensor, num_classes: int) -> str:
+    bad = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+    found = f"{listed(bad)} for {num_classes} classes"
+    remedy = "Number the classes from 0; only in sequences does -100 leave a label out."
+    return message("labels", f"from 0 to {num_classes - 1}", found, remedy)
 
 
 def _log_odds_of_all(odds: Tensor, kept: Tensor) -> Tensor:

@@ -42,12 +42,17 @@ from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
-from ksm_ext.network.batches import as_dataset, check_datasets
+from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
+from ksm_ext.network.engines import check_engine
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import collect_features, parameter_names
+from ksm_ext.network.gradients import (
+    AnyProjector,
+    collect_features,
+    parameter_names,
+    usual_projector,
+)
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.ops.project import Projector
 from ksm_ext.scores.logistic import fit_logistic
 from ksm_ext.subsets import as_masks
 
@@ -66,7 +71,7 @@ class Calibration:
         slope: (t,) and ``intercept`` (t,): scores are ``intercept + slope * estimate``.
         intercept: See ``slope``.
         errors: For every ridge and correction tried, the mean squared relative error of scores of
-            subsets that were left out of the correction.
+            subsets that were left out of the correction, see :meth:`GradientEstimator.calibrate`.
     """
 
     ridge: float
@@ -89,18 +94,18 @@ class GradientEstimator:
     def __init__(
         self,
         models: nn.Module | Sequence[nn.Module],
-        tasks: Sequence[Any],
+        tasks: Sequence[Any] | Mapping[str, Any],
         targets: Mapping[str, Any] | Any,
         *,
         output: Output = log_odds,
-        projector: Projector | None = None,
+        projector: AnyProjector | None = None,
         parameters: str | Sequence[str] | None = None,
         loss: Literal["logistic", "squared"] = "logistic",
         ridge: float = 1e-2,
         solver: Literal["exact", "step"] = "exact",
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
-        vectorize: bool = True,
+        engine: str = "auto",
         progress: bool = False,
         group: Group = None,
         task_names: Sequence[str] | None = None,
@@ -110,7 +115,8 @@ class GradientEstimator:
         Args:
             models: The network trained on all tasks, or several (seeds, checkpoints) whose
                 estimates are averaged.
-            tasks: n data sets: tensors (b_i, ...), in a tuple or by name, or a Dataset.
+            tasks: n data sets, in a sequence or by name: tensors (b_i, ...), in a tuple or by name,
+                a Dataset, or a DataLoader that does not shuffle.
             targets: Data sets by name whose mean loss is a score, or one data set.
             output: The function ``output(model, batch) -> (b,)`` to linearise, see
                 :mod:`ksm_ext.network.outputs`: ``log_odds`` for classifiers and language models;
@@ -126,12 +132,13 @@ class GradientEstimator:
                 memorised their tasks. Its sizes need :meth:`calibrate`.
             store: A folder for the features, from which a killed :meth:`fit` resumes.
             batch_size: Samples whose gradients are taken together, see ``collect_features``.
-            vectorize: See ``collect_features``.
+            engine: See ``collect_features``.
             progress: Whether to show progress bars.
             group: The processes that share the work, see ``network.distributed``: samples in
                 :meth:`fit`, subsets afterwards. All of them make this estimator and call its
                 methods alike; all get all scores.
-            task_names: n names, by which the columns of masks that have names are ordered.
+            task_names: n names, by which the columns of masks that have names are ordered; None:
+                those of ``tasks``, if they have some.
 
         Raises:
             ValueError: If there is no model, task or target, a value is out of its range, or
@@ -140,27 +147,25 @@ class GradientEstimator:
         self._models = [models] if isinstance(models, nn.Module) else list(models)
         if not self._models:
             raise ValueError(message("models", "one network or more", "none", "Train one."))
-        named = check_datasets(tasks, targets)
+        self._task_data, named = task_datasets(tasks, targets)
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
+        check_engine(engine)
         self.ridge = _check_ridge(ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
-        names = range(self.num_tasks) if task_names is None else task_names
-        self.task_names = checked_names("task_names", names, self.num_tasks)
+        if task_names is None:
+            task_names = [*map(str, tasks if isinstance(tasks, Mapping) else range(len(tasks)))]
+        self.task_names = checked_names("task_names", task_names, self.num_tasks)
         self.calibration: Calibration | None = None
-        self._task_data = [as_dataset(task) for task in tasks]
-        self._target_data = [as_dataset(target) for target in named.values()]
+        self._target_data = [*named.values()]
         self._output, self._loss, self._solver = output, loss, solver
         self._store = None if store is None else Path(store)
-        self._batch_size, self._vectorize, self._progress = batch_size, vectorize, progress
+        self._batch_size, self._engine, self._progress = batch_size, engine, progress
         self._group = group
         self._names = parameter_names(self._models[0], parameters)
-        weights = dict(self._models[0].named_parameters())
-        num_parameters = sum(weights[name].numel() for name in self._names)
-        if projector is None and num_parameters > 1024:
-            projector = Projector(1024)
-        self.projector = projector
+        chosen = usual_projector(self._models[0], self._names) if projector is None else projector
+        self.projector = chosen
         self._features: list[tuple[Features, Features]] = []  # of tasks and targets, by model
         self._sums: list[tuple[Tensor, Tensor]] = []  # over each task's samples, by model
         self._task_offsets = _offsets(self._task_data)
@@ -189,7 +194,7 @@ class GradientEstimator:
                     parameters=self._names,
                     store=None if store is None else store / name,
                     batch_size=self._batch_size,
-                    vectorize=self._vectorize,
+                    engine=self._engine,
                     progress=self._progress,
                     group=self._group,
                 )
@@ -227,7 +232,9 @@ class GradientEstimator:
         """Choose the penalty, and an affine correction of scores, from a few retrained subsets.
 
         Each ridge is tried with no correction, a shift, a factor, or both; what has the least mean
-        squared relative error on subsets left out of its correction, one at a time, is kept.
+        squared relative error on subsets left out of its correction, one at a time, is kept. For a
+        target with a score of 0, such as a success rate, errors are relative to the root mean
+        square of its scores.
 
         Args:
             masks: (m, n) bool. Four subsets or more; a dozen is better.
@@ -239,7 +246,7 @@ class GradientEstimator:
             This estimator, calibrated.
 
         Raises:
-            ValueError: If shapes or labels disagree, or a score is zero or not finite.
+            ValueError: If shapes or labels disagree, or a score is not finite.
             RuntimeError: If :meth:`fit` has not run.
         """
         tables = {
@@ -258,9 +265,8 @@ class GradientEstimator:
         if len(tensor) < 4:
             remedy = "Retrain on more subsets."
             raise ValueError(message("masks", "four subsets or more", str(len(tensor)), remedy))
-        if not bool((true != 0).all()):
-            remedy = "Relative errors need scores away from zero."
-            raise ValueError(message("true_scores", "nonzero", "a score of 0", remedy))
+        size = true.square().mean(0).sqrt()  # of a target whose scores are all 0, none
+        unit = torch.where((true != 0).all(0), true.abs(), size.where(size > 0, 1.0))
         best = None
         errors = {}
         for ridge in ridges:
@@ -271,7 +277,7 @@ class GradientEstimator:
                     _apply(correct(*_without(row, estimate, true)), estimate[row])
                     for row in range(len(true))
                 ]
-                relative = (torch.stack(left_out) - true) / true
+                relative = (torch.stack(left_out) - true) / unit
                 error = errors[ridge, name] = float(relative.square().mean())
                 if best is None or error < best[0]:
                     best = error, ridge, correct(estimate, true)

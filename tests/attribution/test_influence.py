@@ -50,6 +50,30 @@ def test_influence_is_dense_algebra(curvature, damping, num_tasks):
     assert float(found.residuals.max()) <= 1e-12
 
 
+@pytest.mark.parametrize("curvature", [GaussNewton, Hessian])
+def test_the_damping_that_is_chosen(curvature):
+    """A share of the largest eigenvalue, and enough for the most negative one."""
+    model, tasks, targets, data = problem()
+    eigenvalues = torch.linalg.eigvalsh(
+        curvature(model, data)(torch.eye(sum(w.numel() for w in model.parameters())).double())
+    )
+    found = influence(model, tasks, targets, curvature=curvature)
+    largest, least = float(eigenvalues[-1]) / 100, -2 * float(eigenvalues[0])
+    assert found.damping == pytest.approx(max(largest, least), rel=0.3)
+    assert found.damping > -float(eigenvalues[0])
+    again = influence(model, tasks, targets, curvature=curvature, damping=found.damping)
+    assert torch.equal(found.values, again.values)
+    samples = sample_influence(model, data, targets["one"], curvature=curvature)
+    assert samples.damping == found.damping
+    projected = projected_influence(model, tasks, targets)
+    phi = collect_features(model, data, log_odds)
+    right = phi.values.sigmoid()
+    bent = phi.gradients.T @ ((right * (1 - right))[:, None] * phi.gradients) / len(phi)
+    assert projected.damping == pytest.approx(float(torch.linalg.eigvalsh(bent)[-1]) / 100, rel=0.1)
+    same = projected_influence(model, tasks, targets, damping=projected.damping)
+    assert torch.equal(projected.values, same.values)
+
+
 def test_lissa_and_functions_agree_with_conjugate_gradients():
     model, tasks, targets, data = problem()
     operator = GaussNewton(model, data)

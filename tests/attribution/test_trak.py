@@ -43,6 +43,15 @@ def test_trak_is_its_formula_sample_by_sample():
     torch.testing.assert_close(found, exact / 2)
 
 
+def test_what_is_chosen():
+    models, tasks, targets = problem()
+    wide = nn.Sequential(nn.Linear(4, 300), nn.Tanh(), nn.Linear(300, 3)).double()
+    for network, projector in ((models[0], None), (wide, Projector(1024))):
+        chosen = trak(network, tasks, targets)
+        ridge = {"relative_ridge": 0.01}
+        assert torch.equal(chosen, trak(network, tasks, targets, projector=projector, **ridge))
+
+
 def test_scores_of_samples_sum_to_those_of_tasks():
     (model, _), tasks, targets = problem()
     projector = Projector(12)

@@ -41,7 +41,13 @@ from ksm_ext.arrays import ArrayKind, aligned, as_tensor
 from ksm_ext.attribution.influence import influence, projected_influence, sample_influence
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
-from ksm_ext.network.gradients import evaluating, parameter_names, per_sample_gradients
+from ksm_ext.network.engines import evaluating
+from ksm_ext.network.gradients import (
+    parameter_names,
+    per_sample_gradients,
+    samples_together,
+    usual_projector,
+)
 from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
@@ -868,6 +874,8 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
     with evaluating(model):
         assert not model.training
     assert model.training
+    assert 1 <= samples_together([*model.parameters()]) <= 64
+    assert usual_projector(model, None) is None  # of 31 parameters
     values, gradients = per_sample_gradients(model, log_odds, (x, y))
     close(log_odds(model, (x, y)).detach(), values, 1e-12)
     others = per_sample_gradients(model, log_odds, (x[order], y[order]))[1]
@@ -880,6 +888,81 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
     options = {"store": store, "batch_size": 2, "progress": False}
     collect_features(model, (x, y), log_odds, projector, **options)
     assert torch.equal(load_features(store).gradients, features.gradients)
+
+
+class Words(nn.Module):
+    """Rows of words, one of them padding, through layers; the mean of what comes out."""
+
+    def __init__(self, layers, first, padding):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4, padding_idx=padding)
+        self.layers, self.head, self.first = nn.Sequential(*layers), nn.Linear(4, 3), first
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        x = self.layers(x) if self.first else self.layers(x.transpose(0, 1)).transpose(0, 1)
+        return self.head(x.mean(1))
+
+
+class Memory(nn.GRU):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(4, 4),
+    "tanh": nn.Tanh,
+    "layer norm": lambda: nn.LayerNorm(4),
+    "rms norm": lambda: nn.RMSNorm(4),
+    "no bias": lambda: nn.Linear(4, 4, bias=False),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "dropout": lambda: nn.Dropout(0.5),
+    "encoder": lambda: nn.TransformerEncoderLayer(4, 2, 6, batch_first=True),
+    "recurrent": lambda: Memory(4, 4),
+}
+
+
+def words(seed, b, length):
+    ids = torch.randint(7, (b, length), generator=generator(seed))
+    return ids, torch.randint(3, (b,), generator=generator(seed))
+
+
+def reader(seed, layers, first, padding):
+    """Layers by name; those that mix positions take samples first."""
+    torch.manual_seed(seed)
+    first = first or "encoder" in layers
+    return Words([LAYERS[name]() for name in layers], first, padding).double()
+
+
+STACKS = st.lists(st.sampled_from(sorted(LAYERS)), max_size=4)
+
+
+@holds(
+    **{"b": st.integers(1, 6), "length": st.integers(1, 6), "seed": SEEDS, "layers": STACKS},
+    **{"first": st.booleans(), "padding": st.none() | st.integers(0, 6)},
+)
+def test_engines_agree_on_random_networks(b, length, seed, layers, first, padding):
+    model, batch = reader(seed, layers, first, padding), words(seed, b, length)
+    expected = per_sample_gradients(model, log_odds, batch, engine="backward")
+    values, gradients = per_sample_gradients(model, log_odds, batch)
+    close(values, expected[0], 1e-10)
+    for name, gradient in gradients.items():
+        close(gradient, expected[1][name], 1e-10)
+    if "recurrent" not in layers:
+        per_sample_gradients(model, log_odds, batch, engine="hooks")
+
+
+@holds(b=st.integers(1, 5), seed=SEEDS, padding=st.integers(0, 6), layers=STACKS)
+def test_curvature_is_symmetric_with_rows_of_padding(b, seed, padding, layers):
+    model, batch = reader(seed, layers, True, padding), words(seed, b, 3)
+    for make in (Hessian, GaussNewton):
+        operator = make(model, batch)
+        u, v = normal(seed, 2, operator.shape[0])
+        products = operator(torch.stack([u, v]))
+        across = float(u @ products[1])
+        assert across == pytest.approx(float(v @ products[0]), rel=1e-8, abs=1e-8)
+        one_by_one = make(model, batch, vectors_per_pass=1)(torch.stack([u, v]))
+        close(one_by_one, products, 1e-8)
 
 
 @holds(b=st.integers(1, 8), seed=SEEDS, batch_size=st.integers(1, 8))

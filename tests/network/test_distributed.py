@@ -23,6 +23,7 @@ from ksm_ext.network.outputs import log_odds
 
 NUM_RANKS, BATCH, SAMPLES, DIM = 2, 4, 37, 16
 OPTIONS = {"batch_size": BATCH, "progress": False}
+COUNTED = {**OPTIONS, "engine": "vmap"}  # which calls an output once for each chunk
 SHARDS = [range(20), range(20, SAMPLES)]
 DTYPES = (torch.float32, torch.float64)
 
@@ -123,7 +124,7 @@ def killed(folder, group, die):
         return log_odds(model, batch)
 
     features = collect_features(
-        model, data, output, Projector(DIM), store=folder / "store", group=group, **OPTIONS
+        model, data, output, Projector(DIM), store=folder / "store", group=group, **COUNTED
     )
     return {"features": features.gradients.clone()}
 
@@ -206,7 +207,7 @@ def test_a_killed_rank_loses_nothing(tmp_path):
     before = sum(len(path.read_text()) for path in tmp_path.glob("chunks_*"))
     found = run_ranks(partial(killed, die=False), tmp_path)
     model, data = problem()
-    alone = collect_features(model, data, log_odds, Projector(DIM), **OPTIONS)
+    alone = collect_features(model, data, log_odds, Projector(DIM), **COUNTED)
     for each in found:
         assert torch.equal(each["features"], alone.gradients)
     chunks = sum(len(path.read_text()) for path in tmp_path.glob("chunks_*"))

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ksm_ext import Projector
 from ksm_ext.identity import fingerprint
 from ksm_ext.network.batches import content_digests
+from ksm_ext.network.engines import Ladder
 from ksm_ext.network.features import FeatureStore, load_features
-from ksm_ext.network.gradients import collect_features, per_sample_gradients
+from ksm_ext.network.gradients import collect_features
 from ksm_ext.network.outputs import log_odds, margin
 from tests.network.test_gradients import Dense, mlp, table
 
@@ -87,11 +88,12 @@ def test_a_complete_store_computes_five_samples_and_takes_no_lock(tmp_path, monk
     (tmp_path / "lock").unlink()
     before, computed = contents(tmp_path), []
 
-    def counted(model, output, batch, **options):
+    def counted(ladder, model, output, batch, names):
         computed.append(batch)
-        return per_sample_gradients(model, output, batch, **options)
+        return call(ladder, model, output, batch, names)
 
-    monkeypatch.setattr("ksm_ext.network.gradients.per_sample_gradients", counted)
+    call = Ladder.__call__
+    monkeypatch.setattr(Ladder, "__call__", counted)
     assert len(collect(model, DataLoader(TensorDataset(*batch), batch_size=3), tmp_path)) == 40
     rows = [int((batch[0] == x).all(1).nonzero()) for x, _ in computed]
     assert len(rows) == len(set(rows)) == 5 and {0, 39} < set(rows)
@@ -281,7 +283,9 @@ def test_another_run_is_refused_by_the_field_that_differs(tmp_path):
         "model = ": lambda: collect(other, (x, y), tmp_path),
         "data = ": lambda: collect(model, (changed, y), tmp_path),
         "batch_size = 3": lambda: collect(model, (x, y), tmp_path, batch_size=3),
-        "vectorize = False": lambda: collect(model, (x, y), tmp_path, vectorize=False),
+        "engine = 'loop' where .* has 'hooks'": lambda: collect(
+            model, (x, y), tmp_path, engine="loop"
+        ),
         "parameters.0.weight = None": lambda: collect(model, (x, y), tmp_path, parameters="2.*"),
         "dtype = 'float32'": lambda: collect(mlp(torch.float32), (x.float(), y), tmp_path),
     }.items():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
+from ksm_ext.attribution.influence import influence
 from ksm_ext.network.gradients import collect_features, parameter_names, per_sample_gradients
 from ksm_ext.network.outputs import (
     cross_entropy,
@@ -19,8 +20,10 @@ from ksm_ext.network.outputs import (
     prediction,
     squared_error,
 )
+from ksm_ext.scores.estimation import GradientEstimator
 
 f64 = torch.float64
+ENGINES = ("hooks", "vmap", "loop", "backward")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ near = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 # Per-sample gradients
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("output", [log_odds, margin, cross_entropy, logit])
-def test_gradients_are_those_of_a_loop(output, vectorize):
+def test_gradients_are_those_of_a_loop(output, engine):
     model, batch = mlp(), table()
-    values, gradients = per_sample_gradients(model, output, batch, vectorize=vectorize)
+    values, gradients = per_sample_gradients(model, output, batch, engine=engine)
     expected = loop(model, output, batch)
     assert list(gradients) == [name for name, _ in model.named_parameters()]
     assert gradients["0.weight"].shape == (11, 5, 4)
@@ -157,7 +160,7 @@ def test_flags_come_back_after_an_error():
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "output",
     [
@@ -167,12 +170,12 @@ def test_flags_come_back_after_an_error():
         lambda model, batch: model(batch[0]).sum(),
     ],
 )
-def test_an_output_that_is_not_one_number_for_each_sample(output, vectorize):
+def test_an_output_that_is_not_one_number_for_each_sample(output, engine):
     form = (
         r"`output` must be a function \(model, batch\) -> \(b,\), got shape .* for a batch of one "
     )
     with pytest.raises(ValueError, match=form + "sample. Return one number for each of the b sam"):
-        per_sample_gradients(mlp(), output, table(), vectorize=vectorize)
+        per_sample_gradients(mlp(), output, table(), engine=engine)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 11, 50])
@@ -202,21 +205,38 @@ def test_gradients_on_cuda_are_those_on_the_cpu():
     torch.testing.assert_close(features.gradients.cpu(), expected.gradients)
 
 
-def test_control_flow_that_depends_on_the_data():
+def test_control_flow_that_depends_on_the_data(caplog):
     class Gate(nn.Linear):
         def forward(self, x):
             return super().forward(x if x.sum() > 0 else -x)
 
     model, batch = Gate(4, 3).double(), table()
-    form = r"`model` must be a network that torch.vmap can run, got Gate, .*\. Pass vectorize=False"
+    form = r"`engine` must be one that can, got 'vmap', which cannot \(.*\) for Gate. Pass engine="
     with pytest.raises(RuntimeError, match=form):
-        per_sample_gradients(model, log_odds, batch)
-    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
-    torch.testing.assert_close(flat(gradients), loop(model, log_odds, batch)[1])
+        per_sample_gradients(model, log_odds, batch, engine="vmap")
+    _, gradients = per_sample_gradients(model, log_odds, batch)
+    near(flat(gradients), loop(model, log_odds, batch)[1])
+    assert "Gate by 'loop', which takes as many passes as there are samples, not " in caplog.text
+    assert "'hooks', which cannot (a sample's output depends on the others: " in caplog.text
+    caplog.clear()
+    per_sample_gradients(model, log_odds, batch)
+    assert not caplog.text  # it was told
+
+
+def test_engines_that_there_are():
+    form = "`engine` must be one of 'auto', 'hooks', 'vmap', 'loop', 'backward', got 'fast'. 'auto'"
+    for ask in (
+        lambda: per_sample_gradients(mlp(), log_odds, table(), engine="fast"),
+        lambda: collect_features(mlp(), table(), log_odds, engine="fast"),
+        lambda: GradientEstimator(mlp(), [table()], table(), engine="fast"),
+        lambda: influence(mlp(), [table()], table(), engine="fast"),
+    ):
+        with pytest.raises(ValueError, match=form):
+            ask()
 
 
 def test_an_error_of_the_model_stays_what_it_is():
-    with pytest.raises(RuntimeError, match="out of bounds"):
+    with pytest.raises(ValueError, match="`labels` must be from 0 to 2, got 3 for 3 classes"):
         per_sample_gradients(mlp(), log_odds, (torch.randn(2, 4, dtype=f64), torch.tensor([0, 3])))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         per_sample_gradients(mlp(), log_odds, table(dim=6))
@@ -461,12 +481,13 @@ def test_a_sequence_classifier(transformers):
     near((values, flat(gradients)), named_loop(model, log_odds, batch, list(gradients)))
 
 
-def test_an_attention_mask_needs_the_loop(transformers):
+@pytest.mark.parametrize("engine", ["hooks", "loop", "backward"])
+def test_an_attention_mask(transformers, engine):
     """Transformers looks whether a mask masks anything, which differs between samples."""
     model, ids = classifier(transformers), torch.randint(0, 19, (3, 9))
     mask = torch.arange(9) < torch.tensor([9, 4, 6])[:, None]
     batch = {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 2])}
-    _, gradients = per_sample_gradients(model, log_odds, batch, vectorize=False)
+    _, gradients = per_sample_gradients(model, log_odds, batch, engine=engine)
     short = {"input_ids": ids[1:2, :4], "labels": batch["labels"][1:2]}
     _, alone = per_sample_gradients(model, log_odds, short)
     torch.testing.assert_close(flat(gradients)[1:2], flat(alone), rtol=1e-10, atol=1e-10)

@@ -219,6 +219,18 @@ def test_calibration_finds_ridge_and_scale():
     assert min(fitted.calibration.errors.values()) < 1e-20
 
 
+def test_calibration_takes_success_rates_of_0():
+    """Errors are in units of a target's root mean square, where one of its scores is 0."""
+    plain = estimator().fit()
+    truth = 2 * plain.predict(MASKS[:8])
+    truth[3, 0], truth[:, 1] = 0.0, 0.0
+    found = estimator().fit().calibrate(MASKS[:8], truth, ridges=[plain.ridge]).calibration
+    estimate = plain.predict(MASKS[:8])
+    unit = truth.square().mean(0).sqrt()
+    none = ((estimate - truth)[:, 0] / unit[0]).square(), (estimate - truth)[:, 1].square()
+    assert found.errors[plain.ridge, "none"] == pytest.approx(float(torch.cat(none).mean()))
+
+
 def test_calibration_leaves_what_is_right():
     truth = estimator().fit().predict(MASKS)
     fitted = estimator().fit().calibrate(MASKS[:6], truth[:6], ridges=[0.1])
@@ -318,7 +330,6 @@ def calibrated(scores, count=16, **options):
             lambda: calibrated(torch.ones(16)),
         ),
         (ValueError, "be finite", lambda: calibrated(torch.full((16, 2), torch.nan))),
-        (ValueError, "`true_scores` must be nonzero", lambda: calibrated(torch.zeros(16, 2))),
         (ValueError, "four subsets or more, got 3", lambda: calibrated(torch.ones(3, 2), 3)),
         (ValueError, "one penalty or more", lambda: calibrated(torch.ones(16, 2), ridges=[])),
     ],
