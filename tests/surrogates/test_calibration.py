@@ -129,10 +129,11 @@ def by_brute_force(surrogate, functionals, answered, rows):
     of_smooth = ((off @ gram) * off).sum(1)
     peculiar = of_smooth + ridge * off.square().sum(1)
     exact = surrogate.known[:, 0]
-    noise = of_smooth + ridge * weights[:, ~exact].square().sum(1)
-    noise = noise + ridge * off[:, rows][:, exact].square().sum(1)
-    scale = float(term.signal_variance * surrogate.unit.square())
-    return scale * torch.stack([noise, peculiar])
+    of_exact = ridge * off[:, rows][:, exact].square().sum(1)
+    scale, unit = float(term.signal_variance), float(surrogate.unit.square())
+    most = max(ridge * scale, float(term.most_noise))
+    noise = scale * (of_smooth + of_exact) + most * weights[:, ~exact].square().sum(1)
+    return unit * torch.stack([noise, scale * peculiar])
 
 
 @pytest.mark.parametrize("center", [True, False])
