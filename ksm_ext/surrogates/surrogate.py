@@ -1091,8 +1091,8 @@ class Surrogate:
                 taken if term.most_noise is None else taken.maximum(term.most_noise)
             )
         taken = latent if self.rotation is None else self.rotation.square() @ latent
-        varies = self._noise_range(0.95)[1] > 1e-6 * self.unit
-        return varies & (taken.sqrt() * self.unit < _LITTLE * self._noise_range(0.95)[1])
+        room = self._noise_range(0.95)[1] / self.unit
+        return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
     @property
     def _lowest_size(self) -> int:
