@@ -13,6 +13,7 @@ scores standardised, float64.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -44,6 +45,13 @@ _BETTER_THAN_MEAN = 0.5
 
 Few, since real effects may be small; above 0, since the predictor's ridge was chosen to win, and
 the mean has nothing to choose.
+"""
+
+_AS_GOOD = 0.25
+"""Standard errors of a mean of m squares by which a loss may be larger, and be as good.
+
+Of 10 tasks, 20 or 60 scores with noise: leave-one-out intervals hold in .61 without any of this, in
+.79 at 0, .89 at 0.25 and .90 at 0.3. On games, without noise, they are 1.1 to 2.1 times as wide.
 """
 
 
@@ -270,6 +278,43 @@ class Contest:
         by_target = alone.where(leaves | component[:, None], by_target)
         return Chosen(by_target, shared, common.get(2), component[:, None] & ~leaves)
 
+    def most_noise(self, choice: Choice, shared: Tensor) -> Tensor | None:
+        """(b, q) the largest variance of noise with which a kernel predicts as well as a choice.
+
+        That a kernel with a small ridge was chosen does not mean that scores are exact: a rough one
+        follows noise as well as a smooth one leaves it out. So of every kernel, the largest ridge
+        counts at which left-out subsets are predicted as well, and the variance it stands for. None
+        where noise is known, or no kernel was factored.
+
+        Args:
+            choice: What was chosen.
+            shared: (b,) bool: tables whose targets share one choice, to be judged together.
+        """
+        factored = [
+            isinstance(each.trials[0], KernelTrial) and each.trials[0].is_factored
+            for each in self.judged
+        ]
+        if self.scores.noise is not None or not any(factored):
+            return None
+        each = self._component_losses if choice.components else self._target_losses.mean(2)
+        together = shared[:, None, None] & (not choice.components)
+        losses = torch.where(together, self._shared_losses, each)  # (b, C, q)
+        best = losses.gather(1, choice.candidate[:, None])  # (b, 1, q)
+        spread = (2 / self.scores.values.shape[1]) ** 0.5 * best.clamp_min(0.0)  # ranks have none
+        as_good = (losses <= best + _AS_GOOD * spread) & losses.isfinite()
+        ridges = torch.where(as_good, self.ridges[..., None], 0.0)
+        parts = ridges.split([each.judgement.ridges.shape[1] for each in self.judged], 1)
+        found = torch.zeros_like(best)
+        for judged, part in zip(
+            compress(self.judged, factored), compress(parts, factored), strict=True
+        ):
+            trial = judged.trials[0]
+            assert isinstance(trial, KernelTrial)
+            largest = part.unflatten(1, (-1, judged.num_ridges)).amax(2)  # (b, K, q)
+            noise = trial.ridge_variances(largest, components=choice.components)
+            found = found.maximum(noise.amax(1, keepdim=True))
+        return found[:, 0]
+
     def _common(
         self, tables: Sequence[Masks], sharing: tuple[Sharing, ...]
     ) -> tuple[dict[int, Choice], Tensor]:
@@ -493,6 +538,8 @@ def solve(
     residuals = scores.values.new_zeros(b, m, q)
     kernel_terms: list[list[KernelTerm]] = [[] for _ in range(b)]
     linear_terms: list[list[LinearTerm]] = [[] for _ in range(b)]
+    together = torch.tensor([way == "shared" for way in sharing], device=constant.device)
+    noise = choice.contest.most_noise(choice, together)
     for trial, columns, ridges, used in choice.groups():
         solution = trial.solve(ridges, columns, components=of_components)
         parts = (constant, solution.constant), (variance, solution.ridge_variance)
@@ -508,10 +555,12 @@ def solve(
             if solution.dual is not None and solution.signal is not None:
                 assert isinstance(trial, KernelTrial)
                 answer = solution.dual[i][:, its], ridges[i, its], solution.signal[i, its]
-                kernel_terms[i].append(trial.term(i, columns[its], *answer))
-                continue
-            term = substitute.uncertainty(i, grid[i], columns[its], components=of_components)
-            kernel_terms[i].append(term)
+                term = trial.term(i, columns[its], *answer)
+            else:
+                term = substitute.uncertainty(i, grid[i], columns[its], components=of_components)
+            kernel_terms[i].append(
+                replace(term, most_noise=None if noise is None else noise[i, columns[its]])
+            )
     rotation = scores.rotation if of_components else None
     if rotation is not None:
         constant = scores.offset + (rotation @ constant[..., None])[..., 0]

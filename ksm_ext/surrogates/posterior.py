@@ -22,6 +22,11 @@ to subsets, or all of it noise, an answer is off by
 it). In between it is in between: whoever takes the larger is safe. Scores that are known to be
 exact are peculiar by either reading.
 
+A rough kernel with a small ridge may have followed noise that another kernel leaves out and
+predicts left-out subsets as well. If :math:`\nu` is the largest variance of noise of such
+(:meth:`.choice.Contest.most_noise`), the second is larger by
+:math:`(\nu - \sigma^2 \lambda)_+ |w|^2`, w the weights of the scores in the answer.
+
 Shapes: m subsets, q columns, q_g of them of one term; a row per functional; float64.
 """
 
@@ -178,14 +183,24 @@ class FittedSubsets:
             variance = reading(0.0, everywhere).clamp_min(0.0) * term.signal_variance
             missed = self._missed_noise(term, term.nugget_share, weights, fitted)
             if missed is not None:
-                noisy = rows, term.ridge, exact, nugget, missed, *of_trend
-                variance = variance + solver.noise_gain(*noisy)
+                answer = rows, term.ridge, exact, nugget, missed, *of_trend
+                variance = variance + solver.noise_gain(*answer)
             return variance[None]
-        readings = [reading(0.0, (exact * own).sum(1, keepdim=True))]
-        if not self.all_is_noise:
-            wrong = term.ridge.square() * explained[2, 2]
-            readings = [readings[0] + taken * wrong, reading(1.0, everywhere) + (1 - taken) * wrong]
-        return torch.stack(readings).clamp_min(0.0) * term.signal_variance
+        all_noise = reading(0.0, (exact * own).sum(1, keepdim=True))
+        if self.all_is_noise:
+            return all_noise.clamp_min(0.0)[None] * term.signal_variance
+        wrong = term.ridge.square() * explained[2, 2]
+        peculiar = reading(1.0, everywhere) + (1 - taken) * wrong
+        readings = torch.stack([all_noise + taken * wrong, peculiar]).clamp_min(0.0)
+        readings = readings * term.signal_variance
+        if term.most_noise is None or not isinstance(factor, SpectralRidge):
+            return readings
+        more = (term.most_noise - term.ridge * term.signal_variance).clamp_min(0.0)
+        noise = torch.where(self.exact[fitted, None], 0.0, more)  # (m, q)
+        of_mean = 0.0 if on_mean is None else on_mean
+        taking = exact + taken * (own - exact)
+        readings[0] += factor.noise_gain(rows, term.ridge, taking, term.ridge, noise, of_mean)
+        return readings
 
     def _missed_noise(
         self, term: KernelTerm, nugget_share: Tensor, weights: Tensor, fitted: slice | Tensor

@@ -144,17 +144,30 @@ class SpectralRidge:
         return rows @ self.vectors / self._shifted(ridge)[:, 0].clamp_min(1e-300).sqrt()
 
     def noise_gain(
-        self, rows: Tensor, ridge: Tensor, more: Tensor, scale: Tensor, noise: Tensor
+        self,
+        rows: Tensor,
+        ridge: Tensor,
+        more: Tensor,
+        scale: Tensor,
+        noise: Tensor,
+        of_mean: Tensor | float = 0.0,
     ) -> Tensor:
         """``diag(R P N P R^T)`` of the same rows, (rows, q): what noise N adds to an answer.
 
-        ``noise`` (m, q) is the diagonal of N; columns without noise cost nothing.
+        ``noise`` (m, q) is the diagonal of N; columns without noise cost nothing. ``of_mean``
+        (rows, 1) is how much of the mean score is in the answer, too.
         """
         a, b = rows @ self.vectors, more @ self.vectors
+        if bool((noise == noise[0]).all() & (self.share == self.share[0]).all()):
+            # weights of the scores in P are orthogonal to each other, and to the mean
+            known = self.vectors.square().sum(0)[:, None] / self._shifted(ridge).square()
+            both, own = (a * b) @ known, b.square() @ known
+            squares = a.square() @ known + scale * (2 * both + scale * own)
+            return noise[0] * (squares.clamp_min(0.0) + of_mean * of_mean / self.num_subsets)
         gain = a.new_zeros(len(a), len(ridge))
         for j in noise.any(0).nonzero()[:, 0].tolist():
             weights = ((a + scale[j] * b) / self._shifted(ridge[j])[:, 0]) @ self.vectors.T
-            gain[:, j] = weights.square() @ noise[:, j]
+            gain[:, j] = (weights + of_mean * self.share).square() @ noise[:, j]
         return gain
 
     def _shifted(self, ridge: Tensor | float) -> Tensor:

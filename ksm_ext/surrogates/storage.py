@@ -267,7 +267,7 @@ def _forms(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Form]
         forms |= dict.fromkeys((f"{term}ridge", f"{term}signal_variance"), (real, (width,), 0, inf))
         optional[f"{term}rows"] = torch.int64, (fitted,), 0, m - 1
         optional[f"{term}weights"] = real, (fitted,), 0, inf
-        optional[f"{term}own"] = real, (width,), 0, inf
+        optional |= dict.fromkeys((f"{term}own", f"{term}most_noise"), (real, (width,), 0, inf))
     if levels := len(facts.get("trend", ())):
         forms["trend.slopes"] = real, (levels, t), -inf, inf
     for i in range(facts["num_linear"]):

@@ -64,6 +64,7 @@ from ksm_ext.surrogates.walsh import Mixture, side_by_side, walsh_energies
 _CHUNK = 2**22  # numbers of a (rows, m) matrix of functionals held at a time: 32 MB
 _USELESS = 0.05  # share of variance below which estimates are no help
 _FAR = 0.14  # share of a Shapley value from which it counts as extrapolated
+_LITTLE = 0.1  # of the noise that residuals allow, below which scores are taken as exact
 _SHOWN = 6  # names or numbers in a line
 
 
@@ -72,7 +73,9 @@ _TENSORS = (
     *("intercept", "rotation", "scores", "unit", "residuals", "gaps", "own", "known", "noise"),
     *("counts", "apart", "varying"),
 )
-_OF_KERNEL = ("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own")
+_OF_KERNEL = (
+    *("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own", "most_noise"),
+)
 _OF_LINEAR = ("columns", "weights")
 _CALLED = {"gaps": "fit_residuals", "own": "nugget_share", "apart": "excluded"}
 """Attributes whose names in files are older."""
@@ -624,6 +627,15 @@ class Surrogate:
                 "The score of the empty subset is a value of its own: the other scores do not lead "
                 "to it."
             )
+        each = zip(self.target_names, self._taken_as_exact.tolist(), strict=True)
+        names = [repr(name) for name, exact in each if exact]
+        if names:
+            who = "" if len(self.target_names) == 1 else f" of {listed(names)}"
+            found.append(
+                f"Scores{who} are taken as exact, though nothing says so: if runs have noise, "
+                "intervals are too narrow. Repeat some subsets or pass noise_std=, 0 if there is "
+                "none."
+            )
         n, lowest = self.num_varying, self._lowest_size
         beyond = float(size_law("shapley", n, 1)[:lowest].sum())
         if beyond > _FAR and not self.all_is_noise:
@@ -1070,6 +1082,21 @@ class Surrogate:
         shares = torch.where(judged, (self.noise / self.unit).square() / variance, 0.0)
         share = shares.sum(0) / judged.sum(0).clamp_min(1)
         return factors.maximum(share.clamp_max(1.0))  # noise stays
+
+    @property
+    def _taken_as_exact(self) -> Tensor:
+        """(t,) bool: noise is unknown, and intervals take it for far less than residuals allow."""
+        if self.noise is not None or self.all_is_noise or not self._is_covered:
+            return torch.zeros_like(self.unit, dtype=torch.bool)
+        latent = self.unit.new_zeros(self._num_latent)
+        for term in self.kernel_terms:
+            taken = term.ridge * term.signal_variance
+            latent[term.columns] = (
+                taken if term.most_noise is None else taken.maximum(term.most_noise)
+            )
+        taken = latent if self.rotation is None else self.rotation.square() @ latent
+        room = self._noise_range(0.95)[1] / self.unit
+        return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
     @property
     def _lowest_size(self) -> int:

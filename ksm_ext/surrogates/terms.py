@@ -91,6 +91,8 @@ class KernelTerm:
             where all are 1.
         nugget_share: (q_g,) share of the ridge that is peculiar to subsets, at weight 1; None
             where noise is not told from it.
+        most_noise: (q_g,) the largest variance of noise with which another kernel or ridge predicts
+            left-out subsets as well, for intervals; None where noise is known or nothing tells.
         factor: The factored Gram matrix of the fitted subsets, shared by the copies that it is
             right for; None until :meth:`factored` is asked for it. Neither saved nor pickled.
     """
@@ -103,6 +105,7 @@ class KernelTerm:
     rows: Tensor | None = None
     weights: Tensor | None = None
     nugget_share: Tensor | None = None
+    most_noise: Tensor | None = None
     factor: Factor | None = field(default=None, repr=False)
 
     def select(self, place: Tensor) -> "KernelTerm":
@@ -115,6 +118,7 @@ class KernelTerm:
             dual=self.dual[:, kept],
             ridge=self.ridge[kept],
             signal_variance=self.signal_variance[kept],
+            most_noise=None if self.most_noise is None else self.most_noise[kept],
         )
 
     def all_weights(self) -> Tensor:

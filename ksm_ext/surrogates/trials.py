@@ -165,6 +165,18 @@ class KernelTrial:
         residuals = ridges[:, None] / self._scores.weights[..., None] * dual
         return LatentFit(constant, residuals, ridges * signal, dual, signal)
 
+    @property
+    def is_factored(self) -> bool:
+        """Whether the Gram matrix was factored."""
+        return isinstance(self._solved[0], SpectralRidge)
+
+    def ridge_variances(self, ridges: Tensor, *, components: bool) -> Tensor:
+        """(b, K, q) variance that ridges of all K kernels factored together stand for; 0 of 0."""
+        factor, rotated = self._solved
+        if components:
+            rotated = factor.rotate(self._scores.components[:, None])
+        return ridges * factor.signal_variance(rotated, torch.where(ridges > 0, ridges, 1.0))
+
     def term(
         self, table: int, columns: Tensor, dual: Tensor, ridges: Tensor, signal: Tensor
     ) -> KernelTerm:

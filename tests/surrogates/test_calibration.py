@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import close
 from scipy import optimize, stats
 
 from ksm_ext import RBF, Exponential, Surrogate, fit_surrogate, load_surrogate, subsets
+from ksm_ext.selection import settled
 from ksm_ext.surrogates import calibration
 from ksm_ext.surrogates.calibration import lowest_sizes, quantile, size_factors, size_law
 from ksm_ext.surrogates.masks import Masks
@@ -129,10 +130,11 @@ def by_brute_force(surrogate, functionals, answered, rows):
     of_smooth = ((off @ gram) * off).sum(1)
     peculiar = of_smooth + ridge * off.square().sum(1)
     exact = surrogate.known[:, 0]
-    noise = of_smooth + ridge * weights[:, ~exact].square().sum(1)
-    noise = noise + ridge * off[:, rows][:, exact].square().sum(1)
-    scale = float(term.signal_variance * surrogate.unit.square())
-    return scale * torch.stack([noise, peculiar])
+    of_exact = ridge * off[:, rows][:, exact].square().sum(1)
+    scale, unit = float(term.signal_variance), float(surrogate.unit.square())
+    most = max(ridge * scale, float(term.most_noise))
+    noise = scale * (of_smooth + of_exact) + most * weights[:, ~exact].square().sum(1)
+    return unit * torch.stack([noise, scale * peculiar])
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -191,6 +193,78 @@ def test_no_effect_is_certain_where_single_runs_may_be_noisy():
     joint = surrogate.attribution_covariance("loo")
     close(joint.diagonal(), std.square())
     assert float(torch.linalg.eigvalsh(joint).min()) > -1e-9 * float(joint.max())
+
+
+def noise_of_kernels_as_good(surrogate, kernels, y, together):
+    """(t,) the largest, each candidate refitted to all but one subset; scores y standardised."""
+    (m, _), found = y.shape, torch.zeros(y.shape[1]).double()
+    (term,) = {id(each): each for each in surrogate.kernel_terms}.values()
+    losses, noises = [], []
+    for kernel in kernels:
+        gram = kernel.gram(surrogate.masks)
+        rows = [row for row in surrogate.candidates if row.kernel == str(kernel)]
+        for ridge in {row.ridge for row in rows}:
+            left_out = reference.leave_one_out(gram, y, ridge, True)
+            dual, _ = reference.kernel_ridge(gram, y, ridge, True)
+            loss = left_out.square().mean(0)
+            losses.append(loss.mean().expand_as(loss) if together else loss)
+            noises.append(ridge * (left_out * dual).mean(0))
+            for j in (
+                (term.ridge == ridge).nonzero()[:, 0] if str(term.kernel) == str(kernel) else ()
+            ):
+                found[j] = losses[-1][j]
+    as_good = torch.stack(losses) <= found * (1 + 0.25 * (2 / m) ** 0.5)
+    return torch.where(as_good, torch.stack(noises), 0.0).amax(0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=SEEDS, noise=st.sampled_from([0.0, 0.3, 1.0]), together=st.booleans())
+def test_the_most_noise_is_that_of_kernels_which_predict_as_well(seed, noise, together):
+    masks = subsets.mixed_sizes(N, 18, seed=seed % 1000)
+    scores = masks.double() @ normal(seed, N, 2) + noise * normal(seed + 1, len(masks), 2)
+    kernels = [Exponential(0.02), RBF(0.1), RBF(0.5)]
+    surrogate = fit_surrogate(masks, scores, kernel=kernels, share_ridge=together)
+    terms = surrogate.kernel_terms
+    assume(surrogate.noise is None and len(terms) == 1 and bool(terms[0].dual.any(0).all()))
+    assume(not surrogate.excluded.any())
+    y = (surrogate.scores - surrogate.scores.mean(0)) / surrogate.unit
+    expected = noise_of_kernels_as_good(surrogate, kernels, y, together)
+    found = torch.zeros(2).double().index_copy_(0, terms[0].columns, terms[0].most_noise)
+    close(found, expected, 1e-8)
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_noise_that_a_rough_kernel_follows_is_allowed_for(seed):
+    """A ridge of next to nothing is chosen, though smooth kernels find the noise that there is."""
+    effects, noise = torch.linspace(-1, 1, 10).double(), np.random.default_rng(seed).normal(size=60)
+    masks = subsets.design(10, 60, readout="loo", seed=0)
+    surrogate = fit_surrogate(masks, masks.double() @ effects + 0.3 * torch.from_numpy(noise))
+    (term,) = surrogate.kernel_terms
+    assert float(term.ridge * term.signal_variance) < 1e-4 < 0.05 < float(term.most_noise)
+    values, std = surrogate.attribute("loo", return_std=True)
+    assert float(((values - effects).abs() <= 1.96 * std).double().mean()) >= 0.9
+    assert 0.3 < float(std.mean()) < 1.0
+    assert not settled(surrogate, 3, maximize=True)
+
+
+def test_taking_scores_as_exact_is_said_where_nothing_says_so():
+    masks = subsets.mixed_sizes(8, 60, seed=0)
+    scores = (masks.double() @ torch.linspace(0.2, 1, 8).double()).square()
+    noisy = scores + normal(0, len(scores))
+
+    def said(scores, **options):
+        warnings = fit_surrogate(masks, scores, **options).warnings
+        return [text for text in warnings if "taken as exact" in text]
+
+    smooth = {"kernel": RBF(0.05)}
+    (sentence,) = said(scores, **smooth)
+    assert sentence.startswith("Scores are taken as exact") and "noise_std=" in sentence
+    (sentence,) = said(torch.stack([scores, noisy], 1), share_ridge=False, **smooth)
+    assert sentence.startswith("Scores of '0' are")
+    everything = range(len(masks))
+    for options in ({"noise_std": 0.0}, {"known": everything}, {"ridge": 1e-6}):
+        assert not said(scores, **smooth, **options)
+    assert not said(noisy)
 
 
 def test_a_given_ridge_is_noise_and_the_model_taken_at_its_word():

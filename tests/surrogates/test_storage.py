@@ -291,7 +291,7 @@ def test_tables_of_any_other_shape_are_refused(path, tmp_path):
     [
         *((name, math.nan) for name in ("intercept", "scores", "residuals", "kernel.0.dual")),
         *((name, math.inf) for name in ("intercept", "kernel.0.ridge")),
-        *((f"kernel.0.{name}", -1.0) for name in ("ridge", "signal_variance")),
+        *((f"kernel.0.{name}", -1.0) for name in ("ridge", "signal_variance", "most_noise")),
         ("score_variance", -1.0),
         ("masks", math.nan),
         ("kernel.0.columns", 1),
