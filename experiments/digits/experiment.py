@@ -1,6 +1,6 @@
 """Find the groups of digits whose labels were shuffled.
 
-Train on subsets of the groups, fit a surrogate to the test losses, read off Shapley values with
+Train on subsets of the groups, fit a surrogate to the test losses, read off Banzhaf values with
 their intervals: a group whose interval lies entirely above zero raises the test loss, and is named.
 
 Shapes: masks (n,) bool; t = 2 targets, the test loss and the test accuracy of a network trained on
@@ -27,7 +27,7 @@ from ksm_ext import RetrainedScores, Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import mislabel_auc
 from ksm_ext.report.page import write_report
 from ksm_ext.subsets import paired
-from ksm_ext.surrogates.surrogate import Z95
+from ksm_ext.surrogates.calibration import quantile
 
 TARGETS = ("test loss", "test accuracy")
 KERNELS = ("linear", "anova2", "rbf", "exponential")  # "auto" without lasso, see README
@@ -78,7 +78,7 @@ class Findings:
     Attributes:
         scores: The scores.
         surrogate: Fitted to the mean scores of the subsets; target 0 is the test loss.
-        attributions: (n, t) Shapley values.
+        attributions: (n, t) Banzhaf values.
         std: (n, t) their posterior standard deviations.
         found: Groups that were named, the most harmful first.
     """
@@ -131,13 +131,13 @@ def findings(run: Run) -> Findings:
     options = {"kernel": KERNELS, "task_names": names, "target_names": TARGETS}
     with one_thread():
         surrogate = fit_surrogate(masks, scores.mean, **options)
-        values, std = surrogate.attribute("shapley", return_std=True)  # (n, t)
+        values, std = surrogate.attribute("banzhaf", return_std=True)  # (n, t)
     return Findings(scores, surrogate, values, std, name_bad(values[:, 0], std[:, 0]))
 
 
 def name_bad(values: Tensor, std: Tensor) -> tuple[int, ...]:
     """Tasks that raise the loss: their 95 % interval lies above zero. The worst first."""
-    harmful = (values - Z95 * std > 0).nonzero()[:, 0].tolist()
+    harmful = (values - quantile(0.95) * std > 0).nonzero()[:, 0].tolist()
     return tuple(sorted(harmful, key=lambda task: -float(values[task])))
 
 
@@ -149,7 +149,7 @@ def attribute(run: Run) -> None:
         told.surrogate.save(run.output / "surrogate.safetensors")
         draw(told, run)
         title, page = "Digits: which groups have wrong labels?", run.output / "report.html"
-        write_report(told.surrogate, page, readout="shapley", title=title)
+        write_report(told.surrogate, page, readout="banzhaf", title=title)
     print(f"\nThe page to look at: {page}")
 
 
@@ -189,11 +189,11 @@ def print_table(told: Findings) -> None:
     print(f"\n{'':14}{'leave-one-out error':>22}{'of which noise':>18}")
     for j, name in enumerate(TARGETS):
         print(f"{name:14}{float(told.surrogate.loo_error[j]):>20.1%}{float(share[j]):>18.1%}")
-    print("\nShapley values with 95 % intervals; a positive test loss is harm.\n")
+    print("\nBanzhaf values with 95 % intervals; a positive test loss is harm.\n")
     print(f"{'':9}{'test loss':>9}{'':22}{'test accuracy [%]':>22}")
     for task in values[:, 0].argsort(descending=True).tolist():
         loss, accuracy = values[task].tolist()
-        widths = (Z95 * std[task]).tolist()
+        widths = (quantile(0.95) * std[task]).tolist()
         flag = "  <- harmful" if task in told.found else ""
         print(
             f"{told.surrogate.task_names[task]:9}{loss:>+9.3f} ± {widths[0]:.3f}  "
@@ -220,7 +220,7 @@ def draw(told: Findings, run: Run) -> None:
             unit = 1 if j == 0 else 100
             scaled = unit * values[:, j], unit * std[:, j]
             attribution_bars(*scaled, names, highlight=told.found, ax=axes)
-            axes.set_xlabel(f"Shapley value, {title}")
+            axes.set_xlabel(f"Banzhaf value, {title}")
         figure.suptitle("Groups of digits; in full colour those found harmful", fontsize=11)
 
 
