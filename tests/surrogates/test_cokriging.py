@@ -636,7 +636,7 @@ def test_units_of_any_size(unit, of_estimates):
     one, other = fit(1.0, 1.0), fit(unit, of_estimates)
     for readout in ("loo", "shapley"):
         std, expected = (each.attribute(readout, True)[1] for each in (other, one))
-        close(std / unit, expected, 1e-5)
+        close(std / unit, expected, 2e-3)
         joint = other.attribution_covariance(readout, relative=True) * one.unit.square()
-        close(joint, one.attribution_covariance(readout), 1e-5)
-    close(other.predict(ALL, True)[1] / unit, one.predict(ALL, True)[1], 1e-5)
+        close(joint, one.attribution_covariance(readout), 2e-3)
+    close(other.predict(ALL, True)[1] / unit, one.predict(ALL, True)[1], 2e-3)
