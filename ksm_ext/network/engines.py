@@ -29,13 +29,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, each, num_rows
-from ksm_ext.network.factors import total
+from ksm_ext.network.factors import Part, total
 from ksm_ext.network.hooks import Proofs, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
 Found = tuple[Tensor, dict[str, Tensor]]
 """Values (b,), and gradients (b, *shape) by name."""
+Projection = Callable[[str, Sequence[Part]], Tensor]
+"""Of a parameter's name, and the parts of its gradient, to (b, ...)."""
 
 _LOG = logging.getLogger(__name__)
 _TOLD: set[tuple[str, str]] = set()
@@ -48,23 +50,32 @@ class Ladder:
 
     Args:
         engine: ``"auto"`` for all of them, or the only one.
+        projection: What becomes of the parts of each sample's gradient of a parameter, by its name.
+            None: they are formed. Only ``"hooks"`` has parts, and so is the only engine then.
 
     Attributes:
         engines: Those that are left.
     """
 
-    def __init__(self, engine: str = "auto") -> None:
+    def __init__(self, engine: str = "auto", projection: Projection | None = None) -> None:
         check_engine(engine)
+        if projection is not None:
+            remedy = "A Projector goes with every engine."
+            check_choice("engine", engine, ("auto", "hooks"), remedy)
+            engine = "hooks"
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
+        self._remedy = "Pass engine='auto'." if projection is None else "Pass a Projector."
         self._take: dict[str, Callable[..., Found]] = {
             **_ENGINES,
-            "hooks": partial(_hooks, proofs={}),
+            "hooks": partial(_hooks, proofs={}, projection=projection),
         }
 
     def __call__(
         self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
     ) -> Found:
         """Values (b,) and gradients (b, *shape) by name, by the first engine that can.
+
+        With a projection, what it makes of them; without parameters whose gradient is zero.
 
         Raises:
             RuntimeError: If the only engine cannot.
@@ -96,8 +107,7 @@ class Ladder:
                 # An error of the network's or the output's own comes first.
                 _backward(model, output, each(itemgetter(slice(1)), batch), names)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
-                expected, remedy = "one that can", "Pass engine='auto'."
-                raise RuntimeError(message("engine", expected, text, remedy)) from error
+                raise RuntimeError(message("engine", "one that can", text, self._remedy)) from error
 
 
 def check_engine(engine: object) -> None:
@@ -272,10 +282,13 @@ def _hooks(
     batch: Batch,
     names: Sequence[str],
     proofs: Proofs | None = None,
+    projection: Projection | None = None,
 ) -> Found:
     with differentiable(model, names) as weights:
         buffers = [*model.buffers()]
         values, parts = per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
+    if projection is not None:
+        return values, {name: projection(name, own) for name, own in parts.items() if own}
     gradients = {
         name: total(parts[name]).to(weight.dtype)
         if parts[name]

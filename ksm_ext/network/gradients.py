@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +42,8 @@ from ksm_ext.network.batches import (
     sample_checks,
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
-from ksm_ext.network.engines import Ladder
+from ksm_ext.network.engines import Ladder, Projection
+from ksm_ext.network.factored import FactoredProjector
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
 from ksm_ext.ops.project import Projector
@@ -51,8 +53,8 @@ from ksm_ext.ops.project import Projector
 CPU_BYTES, GPU_BYTES, MAX_CHUNK = 2**25, 2**28, 64
 
 
-class AnyProjector(Protocol):
-    """What is asked of a projector, such as :class:`ksm_ext.ops.project.Projector`."""
+class FlatProjector(Protocol):
+    """What is asked of a projector of gradients that are formed, as ``ksm_ext.Projector`` is."""
 
     @property
     def dim(self) -> int:
@@ -60,6 +62,10 @@ class AnyProjector(Protocol):
 
     def __call__(self, x: Tensor, *, offset: int = 0, out: Tensor | None = None) -> Tensor:
         """Add to out (b, k) what coordinates ``offset ...`` of the gradients, x (b, p_i), give."""
+
+
+AnyProjector = FlatProjector | FactoredProjector
+"""Of formed gradients, or of their factors."""
 
 
 def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = None) -> list[str]:
@@ -172,7 +178,8 @@ def collect_features(
             tuple or by name.
             Batches are tuples of tensors or dicts of tensors by name.
         output: ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
-        projector: The projection, from p numbers to ``projector.dim``; None keeps all p.
+        projector: The projection, from p numbers to ``projector.dim``; None keeps all p. A
+            :class:`.FactoredProjector` forms no gradients of weights.
         parameters: Which to differentiate by, see :func:`parameter_names`.
         store: A folder to write to, see :mod:`.features`. A run that was interrupted goes
             on where it was and ends with the same bits as one that was not (on CUDA, under
@@ -181,7 +188,8 @@ def collect_features(
             first, and five of the rows that are done are computed again, to within rounding. None:
             in memory.
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
-            have 32 MiB of gradients (256 MiB on a GPU), at most 64.
+            have 32 MiB of gradients (256 MiB on a GPU), at most 64; at least 8 where they are not
+            formed.
         engine: See :func:`per_sample_gradients`.
         progress: Whether to show a progress bar; rank 0 does.
         group: The processes that share the work, see :mod:`.distributed`: each takes whole
@@ -204,11 +212,13 @@ def collect_features(
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     if batch_size is None:
-        batch_size = samples_together(weights.values())
+        fewest = 8 if isinstance(projector, FactoredProjector) else 1
+        batch_size = max(fewest, samples_together(weights.values()))
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
+    ladder = Ladder(engine, _of_parts(weights, projector))
     work = _Collection(
-        model, weights, loader, output, projector, batch_size, Ladder(engine), progress, group
+        model, weights, loader, output, projector, batch_size, ladder, progress, group
     )
     work.settle()
     if store is None and place(group)[1] == 1:
@@ -286,7 +296,13 @@ class _Collection:
         """Values (rows,) and features (rows, k)."""
         batch = as_batch(batch, self.device)
         values, gradients = self.ladder(self.model, self.output, batch, [*self.weights])
-        return values.to(self.dtype), _projected(gradients, self.projector, self.dtype)
+        values = values.to(self.dtype)
+        if not isinstance(self.projector, FactoredProjector):
+            return values, _projected(gradients, self.projector, self.dtype)
+        features = values.new_zeros(len(values), self.dim)
+        for projected in gradients.values():
+            features += projected
+        return values, features
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The features of this rank's samples, chunk by chunk, without the first ones."""
@@ -432,8 +448,17 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: weights[name] for name in names}
 
 
+def _of_parts(weights: Mapping[str, Tensor], projector: AnyProjector | None) -> Projection | None:
+    """What a factored projector makes of each parameter, which begins where the last one ended."""
+    if not isinstance(projector, FactoredProjector):
+        return None
+    sizes = [weight.numel() for weight in weights.values()]
+    offsets = dict(zip(weights, accumulate(sizes, initial=0), strict=False))
+    return lambda name, parts: projector(parts, weights[name].shape, offset=offsets[name])
+
+
 def _projected(
-    gradients: dict[str, Tensor], projector: AnyProjector | None, dtype: torch.dtype
+    gradients: dict[str, Tensor], projector: FlatProjector | None, dtype: torch.dtype
 ) -> Tensor:
     """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
     if projector is None:
