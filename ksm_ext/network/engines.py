@@ -29,15 +29,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, each, num_rows
-from ksm_ext.network.factors import Part, total
+from ksm_ext.network.factors import Part, Whole
 from ksm_ext.network.hooks import Proofs, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
-Found = tuple[Tensor, dict[str, Tensor]]
-"""Values (b,), and gradients (b, *shape) by name."""
-Projection = Callable[[str, Sequence[Part]], Tensor]
-"""Of a parameter's name, and the parts of its gradient, to (b, ...)."""
+Found = tuple[Tensor, dict[str, list[Part]]]
+"""Values (b,), and by name the parts of gradients, (b, *shape); zeros may have none."""
 
 _LOG = logging.getLogger(__name__)
 _TOLD: set[tuple[str, str]] = set()
@@ -50,32 +48,25 @@ class Ladder:
 
     Args:
         engine: ``"auto"`` for all of them, or the only one.
-        projection: What becomes of the parts of each sample's gradient of a parameter, by its name.
-            None: they are formed. Only ``"hooks"`` has parts, and so is the only engine then.
+        remedy: What to do where the only one cannot.
 
     Attributes:
         engines: Those that are left.
     """
 
-    def __init__(self, engine: str = "auto", projection: Projection | None = None) -> None:
+    def __init__(self, engine: str = "auto", remedy: str = "Pass engine='auto'.") -> None:
         check_engine(engine)
-        if projection is not None:
-            remedy = "A Projector goes with every engine."
-            check_choice("engine", engine, ("auto", "hooks"), remedy)
-            engine = "hooks"
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
-        self._remedy = "Pass engine='auto'." if projection is None else "Pass a Projector."
+        self._remedy = remedy
         self._take: dict[str, Callable[..., Found]] = {
             **_ENGINES,
-            "hooks": partial(_hooks, proofs={}, projection=projection),
+            "hooks": partial(_hooks, proofs={}),
         }
 
     def __call__(
         self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
     ) -> Found:
-        """Values (b,) and gradients (b, *shape) by name, by the first engine that can.
-
-        With a projection, what it makes of them; without parameters whose gradient is zero.
+        """Values (b,) and parts of gradients (b, *shape) by name, by the first engine that can.
 
         Raises:
             RuntimeError: If the only engine cannot.
@@ -282,20 +273,10 @@ def _hooks(
     batch: Batch,
     names: Sequence[str],
     proofs: Proofs | None = None,
-    projection: Projection | None = None,
 ) -> Found:
     with differentiable(model, names) as weights:
         buffers = [*model.buffers()]
-        values, parts = per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
-    if projection is not None:
-        return values, {name: projection(name, own) for name, own in parts.items() if own}
-    gradients = {
-        name: total(parts[name]).to(weight.dtype)
-        if parts[name]
-        else weight.new_zeros(len(values), *weight.shape)
-        for name, weight in weights.items()
-    }
-    return values, gradients
+        return per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
 
 
 class _Applied(nn.Module):
@@ -336,7 +317,7 @@ def _of_weights(
 def _vmap(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
     function, weights = _of_weights(model, output, names)
     gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
-    return values, gradients
+    return values, _whole(gradients)
 
 
 def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
@@ -344,7 +325,7 @@ def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) 
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
     pairs = [function(weights, sample) for sample in samples]
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
-    return torch.stack([value for _, value in pairs]), gradients
+    return torch.stack([value for _, value in pairs]), _whole(gradients)
 
 
 def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
@@ -361,7 +342,12 @@ def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[st
                 gradient, weight.grad = weight.grad, None
                 zero = torch.zeros_like(weight) if gradient is None else gradient
                 rows[name].append(zero.to_dense() if zero.is_sparse else zero)
-    return torch.stack(values), {name: torch.stack(column) for name, column in rows.items()}
+    gradients = {name: torch.stack(column) for name, column in rows.items()}
+    return torch.stack(values), _whole(gradients)
+
+
+def _whole(gradients: dict[str, Tensor]) -> dict[str, list[Part]]:
+    return {name: [Whole(gradient)] for name, gradient in gradients.items()}
 
 
 _ENGINES = {"hooks": _hooks, "vmap": _vmap, "loop": _loop, "backward": _backward}

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import message
-from ksm_ext.network.factors import Factors, Part, Rows, total
+from ksm_ext.network.factors import Factors, Part, Rows, added, total
 from ksm_ext.ops.project import Projector
 
 # The seeds of both sides are the projector's but for these bits: matrices that share nothing.
@@ -98,16 +98,12 @@ class FactoredProjector:
         """
         if len(shape) != 2 or min(shape) <= self._in.dim:
             return self._whole(total(parts), offset=offset)
-        first, *others = (self._from_both_sides(part, shape[0], offset) for part in parts)
-        for other in others:
-            first = first + other
-        return first.flatten(1)
+        return added(self._from_both_sides(part, shape[0], offset) for part in parts).flatten(1)
 
     def _from_both_sides(self, part: Part, num_rows: int, offset: int) -> Tensor:
         """(b, s, s)."""
         if isinstance(part, Factors):
-            sides = part.gradients, part.activations
-            rows, columns = reversed(sides) if part.transposed else sides
+            rows, columns = part.sides
             return _along(rows, self._out, offset).mT @ _along(columns, self._in, offset)
         if isinstance(part, Rows):
             columns = _along(part.gradients, self._in, offset)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.atomic_write import checked_path
-from ksm_ext.checks import check_positive_int, message
+from ksm_ext.checks import check_choice, check_positive_int, message
 from ksm_ext.identity import fingerprint, identify
 from ksm_ext.network.batches import (
     Batch,
@@ -42,8 +41,9 @@ from ksm_ext.network.batches import (
     sample_checks,
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
-from ksm_ext.network.engines import Ladder, Projection
+from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factored import FactoredProjector
+from ksm_ext.network.factors import Part, blocks, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
 from ksm_ext.ops.project import Projector
@@ -51,6 +51,7 @@ from ksm_ext.ops.project import Projector
 # Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
 CPU_BYTES, GPU_BYTES, MAX_CHUNK = 2**25, 2**28, 64
+BLOCK_BYTES = 2**23  # of rows of one weight's gradients that are formed together
 
 
 class FlatProjector(Protocol):
@@ -146,12 +147,14 @@ def per_sample_gradients(
         RuntimeError: If the one ``engine`` cannot.
     """
     names = parameter_names(model, parameters)
-    batch = as_batch(batch, _named(model, names)[names[0]].device)
+    weights = _named(model, names)
+    batch = as_batch(batch, weights[names[0]].device)
     size = num_rows(batch) if chunk_size is None else check_positive_int("chunk_size", chunk_size)
     ladder, found = Ladder(engine), []
     for start in range(0, num_rows(batch), size):
         rows = slice(start, start + size)
-        found.append(ladder(model, output, each(itemgetter(rows), batch), names))
+        values, parts = ladder(model, output, each(itemgetter(rows), batch), names)
+        found.append((values, formed(parts, weights, len(values))))
     gradients = {name: torch.cat([part[name] for _, part in found]) for name in names}
     return torch.cat([values for values, _ in found]), gradients
 
@@ -216,7 +219,7 @@ def collect_features(
         batch_size = max(fewest, samples_together(weights.values()))
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
-    ladder = Ladder(engine, _of_parts(weights, projector))
+    ladder = _ladder(engine, projector)
     work = _Collection(
         model, weights, loader, output, projector, batch_size, ladder, progress, group
     )
@@ -295,14 +298,14 @@ class _Collection:
     def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
         batch = as_batch(batch, self.device)
-        values, gradients = self.ladder(self.model, self.output, batch, [*self.weights])
-        values = values.to(self.dtype)
-        if not isinstance(self.projector, FactoredProjector):
-            return values, _projected(gradients, self.projector, self.dtype)
-        features = values.new_zeros(len(values), self.dim)
-        for projected in gradients.values():
-            features += projected
-        return values, features
+        values, parts = self.ladder(self.model, self.output, batch, [*self.weights])
+        if self.projector is None:
+            whole = formed(parts, self.weights, len(values)).values()
+            features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
+        else:
+            features = values.new_zeros(len(values), self.dim, dtype=self.dtype)
+            _project(parts, self.weights, self.projector, features)
+        return values.to(self.dtype), features
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The features of this rank's samples, chunk by chunk, without the first ones."""
@@ -448,29 +451,32 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: weights[name] for name in names}
 
 
-def _of_parts(weights: Mapping[str, Tensor], projector: AnyProjector | None) -> Projection | None:
-    """What a factored projector makes of each parameter, which begins where the last one ended."""
+def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
+    """Of all engines, or of the one that has the factors that the projector takes."""
     if not isinstance(projector, FactoredProjector):
-        return None
-    sizes = [weight.numel() for weight in weights.values()]
-    offsets = dict(zip(weights, accumulate(sizes, initial=0), strict=False))
-    return lambda name, parts: projector(parts, weights[name].shape, offset=offsets[name])
+        return Ladder(engine)
+    check_choice("engine", engine, ("auto", "hooks"), "A Projector goes with every engine.")
+    return Ladder("hooks", "Pass a Projector, which goes with every engine.")
 
 
-def _projected(
-    gradients: dict[str, Tensor], projector: FlatProjector | None, dtype: torch.dtype
-) -> Tensor:
-    """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
-    if projector is None:
-        return torch.cat([block.flatten(1).to(dtype) for block in gradients.values()], dim=1)
-    first_block = next(iter(gradients.values()))
-    features = first_block.new_zeros(len(first_block), projector.dim, dtype=dtype)
+def _project(
+    parts: Mapping[str, Sequence[Part]],
+    weights: Mapping[str, Tensor],
+    projector: AnyProjector,
+    features: Tensor,
+) -> None:
+    """Add the projected gradients of all parameters, one after the other, to features (b, k)."""
     offset = 0
-    for gradient in gradients.values():
-        block = gradient.reshape(len(gradient), -1).to(dtype)
-        projector(block, offset=offset, out=features)
-        offset += block.shape[1]
-    return features
+    for name, weight in weights.items():
+        if not parts[name]:
+            pass
+        elif isinstance(projector, FactoredProjector):
+            features += projector(parts[name], weight.shape, offset=offset)
+        else:
+            for start, block in blocks(parts[name], BLOCK_BYTES):
+                rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+                projector(rows, offset=offset + start, out=features)
+        offset += weight.numel()
 
 
 def _check_rows(values: Tensor, features: Tensor, start: int) -> None:
