@@ -9,9 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ksm_ext import FactoredProjector, GradientEstimator, Projector, collect_features, trak
+from ksm_ext.network import gradients
 from ksm_ext.network.engines import differentiable, evaluating
 from ksm_ext.network.factored import _IN, _OUT
-from ksm_ext.network.factors import total
+from ksm_ext.network.factors import Factors, Rows, blocks, total
 from ksm_ext.network.gradients import parameter_names, per_sample_gradients
 from ksm_ext.network.hooks import per_sample_parts
 from ksm_ext.network.outputs import log_odds
@@ -37,12 +38,12 @@ def matrix(projector, num_coordinates, offset):
     return projector(torch.eye(num_coordinates, dtype=f64), offset=offset)
 
 
-def by_matrices(gradients, projector):
+def by_matrices(formed, projector):
     """(b, k): P_out G P_inᵀ of every formed gradient, by matrices that are stored."""
     side = round(projector.dim**0.5)
     kind, seed, sparsity = projector.kind, projector.seed, projector.sparsity
     total, offset = 0, 0
-    for gradient in gradients.values():
+    for gradient in formed.values():
         g, (_, *shape) = gradient.to(f64), gradient.shape
         if len(shape) == 2 and min(shape) > side:
             p_out, p_in = (
@@ -64,10 +65,10 @@ def test_features_are_those_of_formed_gradients_by_dense_matrices(name, projecto
         pytest.importorskip("transformers")
     model, batch = made(name)
     options = {"parameters": NETWORKS[name].parameters}
-    values, gradients = per_sample_gradients(model, log_odds, batch, engine="backward", **options)
+    values, formed = per_sample_gradients(model, log_odds, batch, engine="backward", **options)
     features = collect_features(model, batch, log_odds, projector, **options)
     torch.testing.assert_close(features.values, values, rtol=1e-9, atol=1e-12)
-    expected = by_matrices(gradients, projector)
+    expected = by_matrices(formed, projector)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(features.gradients, expected, rtol=1e-8, atol=1e-9)
     assert features.engine == "hooks"
@@ -170,9 +171,9 @@ def test_estimators_take_it():
     projector = FactoredProjector(4, seed=1)
     estimator = GradientEstimator(model, tasks, {"target": tasks[0]}, projector=projector).fit()
     x = torch.cat([x for x, _ in tasks]), torch.cat([y for _, y in tasks])
-    _, gradients = per_sample_gradients(model, log_odds, x)
+    _, formed = per_sample_gradients(model, log_odds, x)
     features = estimator._features[0][0].gradients
-    torch.testing.assert_close(features, by_matrices(gradients, projector), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(features, by_matrices(formed, projector), rtol=1e-9, atol=1e-11)
     assert estimator.predict(torch.ones(1, 3, dtype=torch.bool)).isfinite().all()
     scores = trak(model, tasks, tasks[0], projector=projector, relative_ridge=0.1)
     assert scores.shape == (3, 1)
@@ -201,3 +202,27 @@ def test_what_is_not_a_factored_projector():
     with pytest.raises(ValueError, match="`kind`"):
         FactoredProjector(1024, "dense")
     assert FactoredProjector(16, seed=-(2**63)) != FactoredProjector(16, seed=2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["tied weights", "normalised", "low-rank adapters", "Conv1d, instance norm"]
+)
+@pytest.mark.parametrize("num_bytes", [1, 700])
+def test_gradients_formed_block_by_block_are_projected_as_whole_ones(name, num_bytes, monkeypatch):
+    model, batch = made(name)
+    options = {"parameters": NETWORKS[name].parameters}
+    _, formed = per_sample_gradients(model, log_odds, batch, engine="backward", **options)
+    monkeypatch.setattr(gradients, "BLOCK_BYTES", num_bytes)
+    projector = Projector(16, seed=4)
+    features = collect_features(model, batch, log_odds, projector, engine="hooks", **options)
+    expected = projector([*formed.values()])
+    torch.testing.assert_close(features.gradients, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_blocks_are_small():
+    factors = Factors(torch.randn(3, 5, 7), torch.randn(3, 5, 11), torch.Size((11, 7)))
+    rows = Rows(torch.randint(11, (3, 4)), torch.randn(3, 4, 7), torch.Size((11, 7)))
+    found = [*blocks([factors, rows], 2 * 3 * 7 * 4)]
+    assert [start for start, _ in found] == [*range(0, 77, 14)]
+    assert [block.shape[1] for _, block in found] == [2, 2, 2, 2, 2, 1]
+    torch.testing.assert_close(torch.cat([block for _, block in found], 1), total([factors, rows]))
