@@ -17,8 +17,8 @@ shape of a parameter alone, so that all uses of tied weights meet one matrix. Fo
 as :class:`~ksm_ext.ops.project.Projector` does, are the gradients of biases, norms and kernels of
 convolutions, and of matrices that have a side of at most √k, such as adapters of low rank.
 
-At equal k inner products have larger errors than a projection of all coordinates gives, about as
-large as at √k where a gradient has rank one; but k costs little here.
+At equal k inner products have larger errors than by a projection of all coordinates, at worst, for
+gradients of rank one, about those of √k numbers; but k costs little here.
 """
 
 from collections.abc import Sequence
