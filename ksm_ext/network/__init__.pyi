@@ -1,6 +1,7 @@
 from . import batches as batches
 from . import distributed as distributed
 from . import engines as engines
+from . import factored as factored
 from . import factors as factors
 from . import features as features
 from . import gradients as gradients

@@ -29,13 +29,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, each, num_rows
-from ksm_ext.network.factors import total
+from ksm_ext.network.factors import Part, Whole
 from ksm_ext.network.hooks import Proofs, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
-Found = tuple[Tensor, dict[str, Tensor]]
-"""Values (b,), and gradients (b, *shape) by name."""
+Found = tuple[Tensor, dict[str, list[Part]]]
+"""Values (b,), and by name the parts of gradients, (b, *shape); zeros may have none."""
 
 _LOG = logging.getLogger(__name__)
 _TOLD: set[tuple[str, str]] = set()
@@ -48,14 +48,16 @@ class Ladder:
 
     Args:
         engine: ``"auto"`` for all of them, or the only one.
+        remedy: What to do where the only one cannot.
 
     Attributes:
         engines: Those that are left.
     """
 
-    def __init__(self, engine: str = "auto") -> None:
+    def __init__(self, engine: str = "auto", remedy: str = "Pass engine='auto'.") -> None:
         check_engine(engine)
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
+        self._remedy = remedy
         self._take: dict[str, Callable[..., Found]] = {
             **_ENGINES,
             "hooks": partial(_hooks, proofs={}),
@@ -64,7 +66,7 @@ class Ladder:
     def __call__(
         self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
     ) -> Found:
-        """Values (b,) and gradients (b, *shape) by name, by the first engine that can.
+        """Values (b,) and parts of gradients (b, *shape) by name, by the first engine that can.
 
         Raises:
             RuntimeError: If the only engine cannot.
@@ -96,8 +98,7 @@ class Ladder:
                 # An error of the network's or the output's own comes first.
                 _backward(model, output, each(itemgetter(slice(1)), batch), names)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
-                expected, remedy = "one that can", "Pass engine='auto'."
-                raise RuntimeError(message("engine", expected, text, remedy)) from error
+                raise RuntimeError(message("engine", "one that can", text, self._remedy)) from error
 
 
 def check_engine(engine: object) -> None:
@@ -275,14 +276,7 @@ def _hooks(
 ) -> Found:
     with differentiable(model, names) as weights:
         buffers = [*model.buffers()]
-        values, parts = per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
-    gradients = {
-        name: total(parts[name]).to(weight.dtype)
-        if parts[name]
-        else weight.new_zeros(len(values), *weight.shape)
-        for name, weight in weights.items()
-    }
-    return values, gradients
+        return per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
 
 
 class _Applied(nn.Module):
@@ -323,7 +317,7 @@ def _of_weights(
 def _vmap(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
     function, weights = _of_weights(model, output, names)
     gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
-    return values, gradients
+    return values, _whole(gradients)
 
 
 def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
@@ -331,7 +325,7 @@ def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) 
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
     pairs = [function(weights, sample) for sample in samples]
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
-    return torch.stack([value for _, value in pairs]), gradients
+    return torch.stack([value for _, value in pairs]), _whole(gradients)
 
 
 def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
@@ -348,7 +342,12 @@ def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[st
                 gradient, weight.grad = weight.grad, None
                 zero = torch.zeros_like(weight) if gradient is None else gradient
                 rows[name].append(zero.to_dense() if zero.is_sparse else zero)
-    return torch.stack(values), {name: torch.stack(column) for name, column in rows.items()}
+    gradients = {name: torch.stack(column) for name, column in rows.items()}
+    return torch.stack(values), _whole(gradients)
+
+
+def _whole(gradients: dict[str, Tensor]) -> dict[str, list[Part]]:
+    return {name: [Whole(gradient)] for name, gradient in gradients.items()}
 
 
 _ENGINES = {"hooks": _hooks, "vmap": _vmap, "loop": _loop, "backward": _backward}

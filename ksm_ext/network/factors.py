@@ -1,11 +1,13 @@
 r"""Parts of per-sample gradients as layers have them, before a matrix is formed.
 
 A part knows what its layer was given and the gradient of what it gave, (b, ...) each; its
-``gradient()`` forms (b, *shape). A projection may take the two factors instead.
+``gradient()`` forms (b, *shape). A projection may take the two factors instead, or :func:`blocks`
+of rows, one after another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,9 +33,19 @@ class Factors:
 
     def gradient(self) -> Tensor:
         """(b, *shape)."""
-        left, right = self.gradients, self.activations
-        left, right = (right, left) if self.transposed else (left, right)
+        left, right = self.sides
         return (left.mT @ right).reshape(-1, *self.shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(b, ..., stop - start, columns), of a matrix."""
+        left, right = self.sides
+        return left[..., start:stop].mT @ right
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """What the rows and the columns come from."""
+        sides = self.gradients, self.activations
+        return sides[::-1] if self.transposed else sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +93,13 @@ class Rows:
         place = self.index[..., None].expand_as(self.gradients)
         return table.scatter_add_(1, place, self.gradients)
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(b, stop - start, d)."""
+        inside = (self.index >= start) & (self.index < stop)
+        index = (self.index - start).where(inside, 0)
+        gradients = self.gradients * inside[..., None]
+        return Rows(index, gradients, torch.Size((stop - start, self.shape[1]))).gradient()
+
 
 @dataclass(frozen=True, eq=False)
 class Whole:
@@ -96,9 +115,40 @@ class Whole:
 Part = Factors | Patches | Rows | Whole
 
 
-def total(parts: Sequence[Part]) -> Tensor:
+def total(parts: Iterable[Part]) -> Tensor:
     """The sum of the parts' gradients, (b, *shape)."""
-    first, *others = (part.gradient() for part in parts)
-    for other in others:
-        first = first + other
-    return first
+    return added(part.gradient() for part in parts)
+
+
+def added(tensors: Iterable[Tensor]) -> Tensor:
+    """Their sum; one alone is not copied."""
+    return reduce(torch.add, tensors)
+
+
+def blocks(parts: Sequence[Part], num_bytes: int) -> Iterator[tuple[int, Tensor]]:
+    """The sum of the parts' gradients in some blocks (b, rows, columns), if they have rows.
+
+    Yields:
+        How many coordinates lie before the block, and the block.
+    """
+    of_rows = [part for part in parts if isinstance(part, (Factors, Rows)) and len(part.shape) == 2]
+    if len(of_rows) < len(parts):
+        yield 0, total(parts)
+        return
+    one, (num_rows, num_columns) = of_rows[0].gradients, of_rows[0].shape
+    size = max(1, num_bytes // (len(one) * num_columns * one.itemsize))
+    for start in range(0, num_rows, size):
+        stop = min(start + size, num_rows)
+        yield start * num_columns, added(part.rows(start, stop) for part in of_rows)
+
+
+def formed(
+    parts: Mapping[str, Sequence[Part]], weights: Mapping[str, Tensor], num_samples: int
+) -> dict[str, Tensor]:
+    """Gradients (b, *shape) by name, in the dtype of the weights."""
+    return {
+        name: total(parts[name]).to(weight.dtype)
+        if parts[name]
+        else weight.new_zeros(num_samples, *weight.shape)
+        for name, weight in weights.items()
+    }

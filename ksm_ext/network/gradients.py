@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.atomic_write import checked_path
-from ksm_ext.checks import check_positive_int, message
+from ksm_ext.checks import check_choice, check_positive_int, message
 from ksm_ext.identity import fingerprint, identify
 from ksm_ext.network.batches import (
     Batch,
@@ -42,6 +42,8 @@ from ksm_ext.network.batches import (
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
 from ksm_ext.network.engines import Ladder
+from ksm_ext.network.factored import FactoredProjector
+from ksm_ext.network.factors import Part, blocks, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.outputs import Output
 from ksm_ext.ops.project import Projector
@@ -49,10 +51,11 @@ from ksm_ext.ops.project import Projector
 # Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
 CPU_BYTES, GPU_BYTES, MAX_CHUNK = 2**25, 2**28, 64
+BLOCK_BYTES = 2**23  # of rows of one weight's gradients that are formed together
 
 
-class AnyProjector(Protocol):
-    """What is asked of a projector, such as :class:`ksm_ext.ops.project.Projector`."""
+class FlatProjector(Protocol):
+    """What is asked of a projector of gradients that are formed, as ``ksm_ext.Projector`` is."""
 
     @property
     def dim(self) -> int:
@@ -60,6 +63,10 @@ class AnyProjector(Protocol):
 
     def __call__(self, x: Tensor, *, offset: int = 0, out: Tensor | None = None) -> Tensor:
         """Add to out (b, k) what coordinates ``offset ...`` of the gradients, x (b, p_i), give."""
+
+
+AnyProjector = FlatProjector | FactoredProjector
+"""Of formed gradients, or of their factors."""
 
 
 def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = None) -> list[str]:
@@ -140,12 +147,14 @@ def per_sample_gradients(
         RuntimeError: If the one ``engine`` cannot.
     """
     names = parameter_names(model, parameters)
-    batch = as_batch(batch, _named(model, names)[names[0]].device)
+    weights = _named(model, names)
+    batch = as_batch(batch, weights[names[0]].device)
     size = num_rows(batch) if chunk_size is None else check_positive_int("chunk_size", chunk_size)
     ladder, found = Ladder(engine), []
     for start in range(0, num_rows(batch), size):
         rows = slice(start, start + size)
-        found.append(ladder(model, output, each(itemgetter(rows), batch), names))
+        values, parts = ladder(model, output, each(itemgetter(rows), batch), names)
+        found.append((values, formed(parts, weights, len(values))))
     gradients = {name: torch.cat([part[name] for _, part in found]) for name in names}
     return torch.cat([values for values, _ in found]), gradients
 
@@ -172,7 +181,8 @@ def collect_features(
             tuple or by name.
             Batches are tuples of tensors or dicts of tensors by name.
         output: ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
-        projector: The projection, from p numbers to ``projector.dim``; None keeps all p.
+        projector: The projection, from p numbers to ``projector.dim``; None keeps all p. A
+            :class:`.FactoredProjector` forms no gradients of weights.
         parameters: Which to differentiate by, see :func:`parameter_names`.
         store: A folder to write to, see :mod:`.features`. A run that was interrupted goes
             on where it was and ends with the same bits as one that was not (on CUDA, under
@@ -181,7 +191,8 @@ def collect_features(
             first, and five of the rows that are done are computed again, to within rounding. None:
             in memory.
         batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
-            have 32 MiB of gradients (256 MiB on a GPU), at most 64.
+            have 32 MiB of gradients (256 MiB on a GPU), at most 64; at least 8 where they are not
+            formed.
         engine: See :func:`per_sample_gradients`.
         progress: Whether to show a progress bar; rank 0 does.
         group: The processes that share the work, see :mod:`.distributed`: each takes whole
@@ -204,11 +215,13 @@ def collect_features(
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     if batch_size is None:
-        batch_size = samples_together(weights.values())
+        fewest = 8 if isinstance(projector, FactoredProjector) else 1
+        batch_size = max(fewest, samples_together(weights.values()))
     batch_size = check_positive_int("batch_size", batch_size)
     loader = ordered_loader(data, batch_size)
+    ladder = _ladder(engine, projector)
     work = _Collection(
-        model, weights, loader, output, projector, batch_size, Ladder(engine), progress, group
+        model, weights, loader, output, projector, batch_size, ladder, progress, group
     )
     work.settle()
     if store is None and place(group)[1] == 1:
@@ -285,8 +298,14 @@ class _Collection:
     def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
         batch = as_batch(batch, self.device)
-        values, gradients = self.ladder(self.model, self.output, batch, [*self.weights])
-        return values.to(self.dtype), _projected(gradients, self.projector, self.dtype)
+        values, parts = self.ladder(self.model, self.output, batch, [*self.weights])
+        if self.projector is None:
+            whole = formed(parts, self.weights, len(values)).values()
+            features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
+        else:
+            features = values.new_zeros(len(values), self.dim, dtype=self.dtype)
+            _project(parts, self.weights, self.projector, features)
+        return values.to(self.dtype), features
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The features of this rank's samples, chunk by chunk, without the first ones."""
@@ -432,20 +451,32 @@ def _named(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: weights[name] for name in names}
 
 
-def _projected(
-    gradients: dict[str, Tensor], projector: AnyProjector | None, dtype: torch.dtype
-) -> Tensor:
-    """Gradients (b, *shape) by name, side by side as (b, p), or projected to (b, k)."""
-    if projector is None:
-        return torch.cat([block.flatten(1).to(dtype) for block in gradients.values()], dim=1)
-    first_block = next(iter(gradients.values()))
-    features = first_block.new_zeros(len(first_block), projector.dim, dtype=dtype)
+def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
+    """Of all engines, or of the one that has the factors that the projector takes."""
+    if not isinstance(projector, FactoredProjector):
+        return Ladder(engine)
+    check_choice("engine", engine, ("auto", "hooks"), "A Projector goes with every engine.")
+    return Ladder("hooks", "Pass a Projector, which goes with every engine.")
+
+
+def _project(
+    parts: Mapping[str, Sequence[Part]],
+    weights: Mapping[str, Tensor],
+    projector: AnyProjector,
+    features: Tensor,
+) -> None:
+    """Add the projected gradients of all parameters, one after the other, to features (b, k)."""
     offset = 0
-    for gradient in gradients.values():
-        block = gradient.reshape(len(gradient), -1).to(dtype)
-        projector(block, offset=offset, out=features)
-        offset += block.shape[1]
-    return features
+    for name, weight in weights.items():
+        if not parts[name]:
+            pass
+        elif isinstance(projector, FactoredProjector):
+            features += projector(parts[name], weight.shape, offset=offset)
+        else:
+            for start, block in blocks(parts[name], BLOCK_BYTES):
+                rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+                projector(rows, offset=offset + start, out=features)
+        offset += weight.numel()
 
 
 def _check_rows(values: Tensor, features: Tensor, start: int) -> None:

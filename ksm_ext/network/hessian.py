@@ -34,6 +34,7 @@ from tqdm import tqdm
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
 from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
+from ksm_ext.network.factors import formed
 from ksm_ext.network.gradients import parameter_names, samples_together
 from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
 
@@ -218,7 +219,8 @@ class CurvatureOperator(ABC):
         for batch in self._batches:
             for start in range(0, num_rows(batch), size):
                 part = each(itemgetter(slice(start, start + size)), batch)
-                _, found = self._ladder(self._model, output, part, [*self._weights])
+                values, parts = self._ladder(self._model, output, part, [*self._weights])
+                found = formed(parts, self._weights, len(values))
                 yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
 
     def _differentiated(
