@@ -48,7 +48,7 @@ def train(
     )
     network = network.to(device).train()
     inputs, labels = inputs.to(device), labels.to(device)
-    optimizer = _optimizer(network, settings)
+    optimizer = optimizer_of(network, settings)
     stops = settings.stops()
     batches = _batches(len(kept), settings.batch_size, generator)
     for step in range(max(stops)):
@@ -117,7 +117,7 @@ def _batches(num_samples: int, size: int, generator: torch.Generator) -> Iterato
         yield from torch.randperm(num_samples, generator=generator).split(size)
 
 
-def _optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
+def optimizer_of(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
     weights = network.parameters()
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
