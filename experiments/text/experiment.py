@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments import comparison
-from experiments.experiment import Command
+from experiments.common import write_json
+from experiments.experiment import Command, Run
 from experiments.runner import Program
 from experiments.text.data import Corpus, corpus
+from experiments.text.families import draw, family_test
 from experiments.text.methods import TEXT_METHODS
+from experiments.text.mixtures import compare_mixtures, train_mixtures
 from experiments.text.model import ByteGPT
 from experiments.text.settings import PRESETS, TextSettings
 from experiments.text.training import shares_of, train
@@ -39,9 +42,13 @@ class Text(TrainedExperiment):
     def special(self) -> tuple[Tensor, str]:
         return torch.eye(self.num_tasks, dtype=torch.bool), "a domain on itself"
 
+    def shares(self, mask: Tensor) -> Tensor:
+        """(n,) float64: the mixture that a subset is."""
+        return shares_of(mask, self.settings.data.base_share)
+
     def train(self, variant: str, mask: Tensor, seed: int) -> Iterator[nn.Module]:
         """Train on the domains of ``mask``, and a little of the others."""
-        return self.train_mixture(variant, shares_of(mask, self.settings.data.base_share), seed)
+        return self.train_mixture(variant, self.shares(mask), seed)
 
     def train_mixture(self, variant: str, shares: Tensor, seed: int) -> Iterator[nn.Module]:
         """Train on a mixture with shares (n,), and yield the network at each checkpoint."""
@@ -85,11 +92,36 @@ def judged(network: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, 
     return losses, right
 
 
+# -- the commands -------------------------------------------------------------------------------
+
 SHARED = comparison.commands(TEXT_METHODS)
+SHOWN = "kernel surrogate"
+
+
+def figures(run: Run) -> None:
+    """The table, the figures, and whether families of languages come out."""
+    SHARED["figures"](run)
+    names = run.experiment.data().task_names
+    answers = comparison.answer(run, TEXT_METHODS, [SHOWN])
+    tables = {
+        "left out and trained again": comparison.results_of(run).loo.mean(0),
+        f"{SHOWN} of the subsets": answers[SHOWN][0].attributions,
+    }
+    order = draw(tables, names, run.output / "domains.png")
+    found = {title: family_test(effects, names) for title, effects in tables.items()}
+    write_json(run.output / "families.json", {"order": order, "families": found})
+    for title, test in found.items():
+        if test is not None:
+            gap, chance = test.values()
+            print(f"{title}: same family less others {gap:+.4f} bits per byte, p = {chance:.3f}")
+
+
 COMMANDS: dict[str, Command] = {
     **{name: SHARED[name] for name in ("train-all", "leave-one-out", "train-subsets")},
     **{name: SHARED[name] for name in ("datamodels", "influence", "trak", "kernel-surrogate")},
-    "figures": SHARED["figures"],
+    "train-mixtures": train_mixtures,
+    "mixtures": compare_mixtures,
+    "figures": figures,
 }
 PROGRAM = Program(
     "text",

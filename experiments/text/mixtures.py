@@ -1,0 +1,221 @@
+"""Which mixture of domains is best: looked for in several ways, and really trained on.
+
+The surrogate sees shares, and logarithms of losses: a bit of a domain that is hard to predict
+counts no more than one of another. What is minimised is their mean over targets. All mixtures are
+trained on as many bytes.
+
+RegMix: *Liu et al. 2025, arXiv:2407.01492*, with scikit-learn's trees for LightGBM's; DoReMi: *Xie
+et al. 2023, arXiv:2305.10429*, with a proxy as large as the network.
+
+Shapes: shares (m, n), scores (num_seeds, m, t) in bits per byte.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from sklearn.ensemble import GradientBoostingRegressor
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from experiments.common import (
+    markdown,
+    one_thread,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
+from experiments.experiment import Run
+from experiments.settings import as_dict
+from experiments.text.training import windows_of
+from experiments.trained import TrainedExperiment
+from experiments.training import optimizer_of
+from experiments.truth import models, retrained, subsets
+from ksm_ext import fit_surrogate, retrain_scores
+from ksm_ext.selection import best_mixture
+from ksm_ext.subsets import dirichlet
+
+NUM_CANDIDATES, NUM_BEST = 100_000, 100  # RegMix: the mean of the best of many
+SMOOTHING = 1e-3  # DoReMi's, of the uniform mixture
+
+# -- the truth ----------------------------------------------------------------------------------
+
+
+def random_mixtures(run: Run, count: int, seed: int) -> Tensor:
+    """(count, n): Dirichlet mixtures, with the base share of every domain."""
+    mixtures, base = run.settings.mixtures, run.settings.data.base_share
+    n = run.experiment.num_tasks
+    drawn = dirichlet(n, count, strength=tuple(mixtures.strength), seed=seed)
+    return (1 - base) * drawn + base / n
+
+
+def trained_on(run: Run, shares: Tensor, num_seeds: int, name: str) -> Tensor:
+    """Scores (num_seeds, m, t) of mixtures, from the store of this name or by training."""
+    parts = run.experiment.depends_on("main") | {"checkpoint": run.settings.truth.checkpoint}
+    scores = retrain_scores(
+        partial(_score, run.experiment, shares.tolist()),
+        torch.eye(len(shares), dtype=torch.bool),  # a mixture goes by its number
+        seeds=range(num_seeds),
+        store=run.output / f"scores-{name}.sqlite",
+        settings={key: as_dict(x) if hasattr(x, "__dict__") else x for key, x in parts.items()},
+        on_change=run.on_change,
+    )
+    return scores.values
+
+
+def _score(
+    experiment: TrainedExperiment, mixtures: list[list[float]], mask: Tensor, seed: int
+) -> Tensor:
+    """Bits per byte after one training on the mixture whose number ``mask`` marks."""
+    (shares,) = torch.tensor(mixtures, dtype=torch.float64)[mask]
+    settings = experiment.settings
+    wanted = range(len(settings.training.checkpoints))[settings.truth.checkpoint]
+    for number, network in enumerate(experiment.train_mixture("main", shares, seed)):
+        if number == wanted:
+            return experiment.score(network)
+    raise AssertionError
+
+
+def train_mixtures(run: Run) -> tuple[Tensor, Tensor]:
+    """Train on Dirichlet mixtures: their shares and scores."""
+    mixtures = run.settings.mixtures
+    shares = random_mixtures(run, mixtures.num_random, run.settings.truth.seed)
+    return shares, trained_on(run, shares, mixtures.random_seeds, "random")
+
+
+def observed(run: Run) -> tuple[Tensor, Tensor]:
+    """Shares (m, n) and mean log losses (m, t) of the subsets and of the Dirichlet mixtures."""
+    truth, masks = run.settings.truth, subsets(run.experiment)
+    of_subsets = retrained(run, masks, truth.subset_seeds)[:, :, truth.checkpoint]
+    as_shares = torch.stack([run.experiment.shares(mask) for mask in masks])
+    shares, scores = train_mixtures(run)
+    tables = [x.log().mean(0) for x in (of_subsets, scores)]
+    return torch.cat([as_shares, shares]), torch.cat(tables)
+
+
+# -- the ways to choose ---------------------------------------------------------------------------
+
+
+@one_thread()
+def choose(run: Run) -> dict[str, Tensor]:
+    """Mixtures (n,) by the name of the way; chosen once, and kept."""
+    path, settings = run.output / "chosen.safetensors", as_dict(run.settings)
+    if kept := read_tensors(path, settings):
+        return kept[0]
+    shares, losses = observed(run)
+    mixtures, n = run.settings.mixtures, shares.shape[1]
+    natural = run.experiment.data().num_bytes
+    fitted = fit_surrogate(shares, losses)
+    bounds = (mixtures.low / n, mixtures.high / n)
+    print(fitted)
+
+    def best(confidence: float) -> Tensor:
+        return best_mixture(fitted, maximize=False, bounds=bounds, confidence=confidence).shares
+
+    found = {
+        "uniform": torch.full((n,), 1 / n, dtype=torch.float64),
+        "natural": natural / natural.sum(),
+        "best_mixture": best(mixtures.confidence),
+        "best_mixture, prediction alone": best(0.5),
+        "RegMix": regmix(run, shares, losses.mean(1)),
+        "DoReMi-like": doremi(run),
+    }
+    write_tensors(path, found, settings)
+    return found
+
+
+def regmix(run: Run, shares: Tensor, losses: Tensor) -> Tensor:
+    """(n,): the mean of the best mixtures of many, as trees predict their losses (m,)."""
+    trees = GradientBoostingRegressor(
+        n_estimators=1000, learning_rate=0.01, max_depth=4, subsample=0.8, random_state=42
+    )
+    trees.fit(shares.numpy(), losses.numpy())
+    candidates = random_mixtures(run, NUM_CANDIDATES, run.settings.truth.seed + 1)
+    order = np.argsort(trees.predict(candidates.numpy()), kind="stable")
+    return candidates[order[:NUM_BEST].copy()].mean(0)
+
+
+def doremi(run: Run) -> Tensor:
+    """(n,): mean weights of a network that is trained on where it is worse than a reference.
+
+    The reference is the network trained on all domains alike; weights grow by the exponential of a
+    domain's excess loss.
+    """
+    experiment, settings = run.experiment, run.settings.training
+    texts, length = experiment.data().texts, run.settings.data.length
+    reference, network = models(run)[0][-1].eval(), experiment.initial_model(1).train()
+    device = next(reference.parameters()).device
+    network, n = network.to(device), len(texts)
+    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
+    optimizer, generator = optimizer_of(network, settings), torch.Generator().manual_seed(1)
+    logits, total = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    for step in range(settings.num_steps):
+        drawn, domains = windows_of(texts, uniform, settings.batch_size, length, generator)
+        drawn, counts = drawn.to(device), domains.bincount(minlength=n).clamp(min=1)
+
+        def losses(net: torch.nn.Module, drawn: Tensor = drawn) -> Tensor:
+            said = net(drawn[:, :-1]).transpose(1, 2)
+            return cross_entropy(said, drawn[:, 1:], reduction="none").mean(1)
+
+        ours = losses(network)  # (batch_size,)
+        with torch.no_grad():
+            excess = (ours - losses(reference)).clamp(min=0).double().cpu()
+        logits += run.settings.mixtures.rate * torch.zeros(n).double().index_add(
+            0, domains, excess / counts[domains]
+        )
+        weights = (1 - SMOOTHING) * logits.softmax(0) + SMOOTHING / n
+        total += weights
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        optimizer.zero_grad()
+        ((weights / counts)[domains].to(ours) * ours).sum().backward()
+        optimizer.step()
+    return total / total.sum()
+
+
+# -- the comparison -------------------------------------------------------------------------------
+
+
+def compare_mixtures(run: Run) -> None:
+    """Train on every chosen mixture, and write what it gains on the uniform one."""
+    chosen, names = choose(run), run.experiment.data().task_names
+    count = run.settings.mixtures.chosen_seeds
+    scores = trained_on(run, torch.stack([*chosen.values()]), count, "chosen")
+    bits, logs = scores.mean(2), scores.log().mean(2)  # (num_seeds, m)
+    rows, facts = [], {}
+    for number, (name, shares) in enumerate(chosen.items()):
+        gains = {
+            "bits": difference(bits[:, number] - bits[:, 0]),
+            "log loss": difference(logs[:, number] - logs[:, 0]),
+        }
+        order = shares.argsort(descending=True).tolist()
+        ends = [f"{names[i]} {float(shares[i]):.0%}" for i in (*order[:2], order[-1])]
+        cells = (
+            ["", ""]
+            if number == 0
+            else [
+                f"{gains['bits'][0]:+.4f} ± {gains['bits'][1]:.4f}",
+                f"{100 * gains['log loss'][0]:+.2f} ± {100 * gains['log loss'][1]:.2f}",
+            ]
+        )
+        most = f"{ends[0]}, {ends[1]}; {ends[2]}" if number else "all alike"
+        rows.append([name, f"{float(bits[:, number].mean()):.4f}", *cells, most])
+        facts[name] = {
+            "shares": dict(zip(names, shares.tolist(), strict=True)),
+            "bits per byte": dict(zip(names, scores[:, number].mean(0).tolist(), strict=True)),
+            "less uniform, with its interval": gains,
+        }
+    titles = ["mixture", "bits per byte", "less uniform", "mean log loss, %", "most; least"]
+    note = f"{count} seeds; ± 95 % of the paired differences. Below 0: better than uniform."
+    write_text(run.output / "mixtures.md", f"{markdown(titles, rows)}\n\n{note}\n")
+    write_json(run.output / "mixtures.json", facts)
+
+
+def difference(values: Tensor) -> tuple[float, float]:
+    """Mean of paired differences (num_seeds,), and half of its 95 % interval by Student's t."""
+    count = len(values)
+    if count < 2:
+        return float(values.mean()), float("nan")
+    return float(values.mean()), float(student.ppf(0.975, count - 1) * values.std() / count**0.5)
