@@ -24,12 +24,20 @@ NUM_PERMUTATIONS = 10_000
 
 
 def relations(effects: Tensor) -> Tensor:
-    """(n, n) symmetric: what two domains do to each other, less what each does to all others."""
+    """(n, n) symmetric: what two domains do to each other, less what each gives and gets in all.
+
+    Of three domains or more, whose own effects do not count: least squares of what is beside the
+    diagonal (*Warner, Kenny & Stoto 1979*, the social relations model).
+    """
     n = len(effects)
-    others = effects.masked_fill(torch.eye(n, dtype=torch.bool), 0.0)
-    rows, columns = others.sum(1) / (n - 1), others.sum(0) / (n - 1)
-    rest = effects - rows[:, None] - columns + others.sum() / (n * (n - 1))
-    return ((rest + rest.T) / 2).fill_diagonal_(0.0)
+    own = torch.eye(n, dtype=torch.bool)
+    others = effects.masked_fill(own, 0.0)
+    rows, columns, mean = others.sum(1), others.sum(0), others.sum() / (n * (n - 1))
+    scale, shift = n * (n - 2), (n - 1) / (n - 2) * mean
+    gives = ((n - 1) * rows + columns) / scale - shift
+    gets = ((n - 1) * columns + rows) / scale - shift
+    rest = effects - gives[:, None] - gets - mean
+    return ((rest + rest.T) / 2).masked_fill(own, 0.0)
 
 
 def family_test(effects: Tensor, names: Sequence[str]) -> dict[str, float] | None:

@@ -53,9 +53,12 @@ def domains_of(path: str | None, names: tuple[str, ...]) -> dict[str, Pages]:
         root = Path(path)
         folders = sorted(x.name for x in root.iterdir() if x.is_dir()) if root.is_dir() else []
         found = {name: _of_folder(root / name) for name in names or folders}
-        remedy = "Put text files into one folder per domain, two folders or more."
+        remedy = (
+            "Put text files into one folder per domain, three or more; --set data.domains=[] takes "
+            "all of them."
+        )
     empty = [name for name, pages in found.items() if not pages]
-    if empty or len(found) < 2:
+    if empty or len(found) < 3:
         missing = f"none of {', '.join(empty)}" if empty else f"{len(found)} domains"
         where = str(MANUALS) if path is None else path
         raise ValueError(message("data", f"text of every domain in {where}", missing, remedy))
