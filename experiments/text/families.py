@@ -86,7 +86,7 @@ def draw(tables: dict[str, Tensor], names: Sequence[str], path: Path) -> list[st
         for panel, (title, effects) in zip(axes[1:], tables.items(), strict=True):
             shown = effects[order][:, order].clone()
             limit = float(shown[~torch.eye(len(names), dtype=torch.bool)].abs().max())
-            image = panel.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            image = panel.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             panel.set_xticks(range(len(names)), labels, rotation=90)
             panel.set_yticks(range(len(names)), labels)
             panel.set(title=title, xlabel="held-out text of", ylabel="training text of")
