@@ -72,12 +72,19 @@ def made(pages: Mapping[str, Pages], data: Data) -> Corpus:
         digest.update(len(train).to_bytes(8, "big") + train + test)
     names, inputs, held_out = tuple(parts), torch.cat(samples), torch.cat(held)
     return Corpus(
-        *(inputs[:, :-1], inputs[:, 1:], _numbers(samples)),
-        *(held_out[:, :-1], held_out[:, 1:], _numbers(held)),
-        *(names, names, 256, tuple(texts)),
-        torch.tensor([len(train) for train, _, _ in parts.values()], dtype=torch.float64),
-        digest.hexdigest()[:16],
-        tuple(names for _, _, names in parts.values()),
+        inputs=inputs[:, :-1],
+        labels=inputs[:, 1:],
+        tasks=_numbers(samples),
+        held_inputs=held_out[:, :-1],
+        held_labels=held_out[:, 1:],
+        held_targets=_numbers(held),
+        task_names=names,
+        target_names=names,
+        num_classes=256,
+        texts=tuple(texts),
+        num_bytes=torch.tensor([len(train) for train, _, _ in parts.values()]).double(),
+        fingerprint=digest.hexdigest()[:16],
+        held_pages=tuple(pages for _, _, pages in parts.values()),
     )
 
 

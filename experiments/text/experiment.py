@@ -19,13 +19,14 @@ from experiments.common import write_json
 from experiments.experiment import Command, Run
 from experiments.runner import Program
 from experiments.text.data import Corpus, corpus
+from experiments.text.drawing import shares_of, windows_of
 from experiments.text.families import draw, family_test
 from experiments.text.methods import TEXT_METHODS
 from experiments.text.mixtures import compare_mixtures, train_mixtures
 from experiments.text.model import ByteGPT
 from experiments.text.settings import PRESETS, TextSettings
-from experiments.text.training import shares_of, train
 from experiments.trained import TrainedExperiment
+from experiments.training import train_on
 
 
 class Text(TrainedExperiment):
@@ -53,8 +54,13 @@ class Text(TrainedExperiment):
     def train_mixture(self, variant: str, shares: Tensor, seed: int) -> Iterator[nn.Module]:
         """Train on a mixture with shares (n,), and yield the network at each checkpoint."""
         texts, length = self.data().texts, self.settings.data.length
-        settings = self.settings.variant(variant)
-        return train(self.initial_model(seed), texts, shares, length, settings, seed)
+        settings, generator = self.settings.variant(variant), torch.Generator().manual_seed(seed)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            drawn, _ = windows_of(texts, shares, settings.batch_size, length, generator)
+            return drawn[:, :-1], drawn[:, 1:]
+
+        return train_on(self.initial_model(seed), batch, settings, generator)
 
     def score(self, network: nn.Module) -> Tensor:
         """(t,) float64: bits per byte of each domain's held-out text."""

@@ -11,6 +11,7 @@ Shapes: shares (m, n), scores (num_seeds, m, t) in bits per byte.
 """
 
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from experiments.common import (
 )
 from experiments.experiment import Run
 from experiments.settings import as_dict
-from experiments.text.training import windows_of
+from experiments.text.drawing import windows_of
 from experiments.trained import TrainedExperiment
 from experiments.training import optimizer_of
 from experiments.truth import models, retrained, subsets
@@ -53,13 +54,14 @@ def random_mixtures(run: Run, count: int, seed: int) -> Tensor:
 
 def trained_on(run: Run, shares: Tensor, num_seeds: int, name: str) -> Tensor:
     """Scores (num_seeds, m, t) of mixtures, from the store of this name or by training."""
-    parts = run.experiment.depends_on("main") | {"checkpoint": run.settings.truth.checkpoint}
+    parts = run.experiment.depends_on("main").items()
     scores = retrain_scores(
         partial(_score, run.experiment, shares.tolist()),
         torch.eye(len(shares), dtype=torch.bool),  # a mixture goes by its number
         seeds=range(num_seeds),
         store=run.output / f"scores-{name}.sqlite",
-        settings={key: as_dict(x) if hasattr(x, "__dict__") else x for key, x in parts.items()},
+        settings={key: as_dict(part) for key, part in parts}
+        | {"checkpoint": run.settings.truth.checkpoint},
         on_change=run.on_change,
     )
     return scores.values
@@ -72,10 +74,8 @@ def _score(
     (shares,) = torch.tensor(mixtures, dtype=torch.float64)[mask]
     settings = experiment.settings
     wanted = range(len(settings.training.checkpoints))[settings.truth.checkpoint]
-    for number, network in enumerate(experiment.train_mixture("main", shares, seed)):
-        if number == wanted:
-            return experiment.score(network)
-    raise AssertionError
+    networks = experiment.train_mixture("main", shares, seed)
+    return experiment.score(next(islice(networks, wanted, None)))
 
 
 def train_mixtures(run: Run) -> tuple[Tensor, Tensor]:
@@ -179,33 +179,29 @@ def doremi(run: Run) -> Tensor:
 
 
 def compare_mixtures(run: Run) -> None:
-    """Train on every chosen mixture, and write what it gains on the uniform one."""
+    """Train on every chosen mixture, and write what it gains on the first, the uniform one."""
     chosen, names = choose(run), run.experiment.data().task_names
     count = run.settings.mixtures.chosen_seeds
     scores = trained_on(run, torch.stack([*chosen.values()]), count, "chosen")
-    bits, logs = scores.mean(2), scores.log().mean(2)  # (num_seeds, m)
     rows, facts = [], {}
     for number, (name, shares) in enumerate(chosen.items()):
-        gains = {
-            "bits": difference(bits[:, number] - bits[:, 0]),
-            "log loss": difference(logs[:, number] - logs[:, 0]),
-        }
+        pairs = scores[:, number], scores[:, 0]  # (num_seeds, t) each
+        bits = difference(*(table.mean(1) for table in pairs))
+        logs = difference(*(table.log().mean(1) for table in pairs))
         order = shares.argsort(descending=True).tolist()
-        ends = [f"{names[i]} {float(shares[i]):.0%}" for i in (*order[:2], order[-1])]
-        cells = (
-            ["", ""]
-            if number == 0
-            else [
-                f"{gains['bits'][0]:+.4f} ± {gains['bits'][1]:.4f}",
-                f"{100 * gains['log loss'][0]:+.2f} ± {100 * gains['log loss'][1]:.2f}",
-            ]
-        )
-        most = f"{ends[0]}, {ends[1]}; {ends[2]}" if number else "all alike"
-        rows.append([name, f"{float(bits[:, number].mean()):.4f}", *cells, most])
+        first, second, *_, last = (f"{names[i]} {float(shares[i]):.0%}" for i in order)
+        gains = [
+            f"{unit * mean:+.4f} ± {unit * half:.4f}"
+            for unit, (mean, half) in ((1, bits), (100, logs))
+        ]
+        cells = gains if number else ["", ""]
+        mean = float(scores[:, number].mean())
+        rows.append([name, f"{mean:.4f}", *cells, f"{first}, {second}; {last}"])
         facts[name] = {
             "shares": dict(zip(names, shares.tolist(), strict=True)),
             "bits per byte": dict(zip(names, scores[:, number].mean(0).tolist(), strict=True)),
-            "less uniform, with its interval": gains,
+            "less uniform, bits per byte": bits,
+            "less uniform, mean log loss": logs,
         }
     titles = ["mixture", "bits per byte", "less uniform", "mean log loss, %", "most; least"]
     note = f"{count} seeds; ± 95 % of the paired differences. Below 0: better than uniform."
@@ -213,9 +209,9 @@ def compare_mixtures(run: Run) -> None:
     write_json(run.output / "mixtures.json", facts)
 
 
-def difference(values: Tensor) -> tuple[float, float]:
-    """Mean of paired differences (num_seeds,), and half of its 95 % interval by Student's t."""
+def difference(ours: Tensor, others: Tensor) -> tuple[float, float]:
+    """Mean of paired differences of (num_seeds,), half of its 95 % interval by Student's t."""
+    values = ours - others
     count = len(values)
-    if count < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(student.ppf(0.975, count - 1) * values.std() / count**0.5)
+    half = student.ppf(0.975, count - 1) * values.std() / count**0.5
+    return float(values.mean()), float(half)

@@ -65,7 +65,8 @@ class Mixtures(Section):
         low: The least share of a domain in a chosen mixture, in units of the uniform one.
         high: The largest, likewise.
         confidence: Of :func:`ksm_ext.selection.best_mixture`.
-        chosen_seeds: Trainings of each mixture that was chosen, and of those it is compared with.
+        chosen_seeds: Trainings of each mixture that was chosen, and of those it is compared with;
+            two or more.
         rate: By how much DoReMi's weights follow the excess losses in a step.
     """
 
@@ -77,6 +78,12 @@ class Mixtures(Section):
     confidence: float = 0.9
     chosen_seeds: int = 3
     rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chosen_seeds < 2:
+            remedy = "Differences need an interval."
+            raise ValueError(message("chosen_seeds", "2 or more", str(self.chosen_seeds), remedy))
 
 
 @dataclass(frozen=True)

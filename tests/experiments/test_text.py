@@ -15,18 +15,20 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 from scipy import stats
 
+from experiments import table
 from experiments.experiment import Run
 from experiments.methods import Problem
 from experiments.runner import main
 from experiments.settings import load_settings
+from experiments.text import mixtures
 from experiments.text import pages as reading
 from experiments.text.data import corpus, shared_lines
+from experiments.text.drawing import shares_of, windows_of
 from experiments.text.experiment import PROGRAM, Text
 from experiments.text.families import family_test, relations
 from experiments.text.methods import TEXT_METHODS, own_share
 from experiments.text.mixtures import choose, difference, observed, trained_on
-from experiments.text.settings import PRESETS, Data
-from experiments.text.training import shares_of, windows_of
+from experiments.text.settings import PRESETS, Data, Mixtures
 from ksm_ext.scores.retraining import _run
 
 SHARED = "a line that all languages have in common"
@@ -81,7 +83,10 @@ def finished(settings, tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
     flags = ["--preset", "smoke", "--jobs", "1", "--data", settings.data.path]
     flags += [f"--set={change}" for change in TINY]
-    assert main(PROGRAM, ["run", *flags, "--output", str(output)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "NUM_RESAMPLES", 20)
+        patch.setattr(mixtures, "NUM_CANDIDATES", 2000)
+        assert main(PROGRAM, ["run", *flags, "--output", str(output)]) == 0
     return Run(Text(settings), output)
 
 
@@ -119,9 +124,11 @@ def test_manual_pages_are_those_in_utf8_that_are_no_link(tmp_path, monkeypatch):
         target = tmp_path / language / "man1" / f"{name}.gz"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(gzip.compress(text))
+    (tmp_path / "ham.py").write_text('"""Eggs."""\n\nclass A:\n    """Spam."""\n    x = "no"\n')
+    monkeypatch.setattr(reading.sysconfig, "get_path", lambda name: str(tmp_path))
     found = reading.domains_of(None, ("de", "en", "python"))
     assert found["de"] == {"a.1": "Größe"} and found["en"] == {"a.1": "size"}
-    assert "ArgumentParser" in found["python"]["argparse.py"]
+    assert found["python"] == {"ham.py": "Eggs.\nSpam."}
     with pytest.raises(
         ValueError, match=r"`data` must be text of every domain .* got none of fr\. "
     ):
@@ -137,6 +144,8 @@ def test_what_is_missing_is_said(folder, tmp_path):
         corpus(Data(path=str(folder), gradient_windows=1500, length=100))
     with pytest.raises(ValueError, match="`base_share` must be between 0 and 1, got 0"):
         Data(base_share=0.0)
+    with pytest.raises(ValueError, match="`chosen_seeds` must be 2 or more, got 1"):
+        Mixtures(chosen_seeds=1)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "page").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(ValueError, match="`data` must be text in UTF-8"):
@@ -284,9 +293,9 @@ def test_what_the_surrogate_sees_has_base_shares_and_logarithms(finished):
 
 
 def test_differences_have_the_interval_of_students_t():
-    values = torch.tensor([0.3, -0.1, 0.4, 0.2], dtype=torch.float64)
-    mean, half = difference(values)
-    want = stats.ttest_1samp(values.numpy(), 0).confidence_interval(0.95)
+    ours, others = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).double()
+    mean, half = difference(ours, others)
+    want = stats.ttest_rel(ours.numpy(), others.numpy()).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((want.low, want.high))
 
 
@@ -318,16 +327,16 @@ def test_what_a_domain_does_to_all_is_no_relation():
 
 def test_everything_is_written(finished):
     folder = finished.output
-    table = json.loads((folder / "table.json").read_text())
-    assert {row["name"] for row in table} == set(TEXT_METHODS)
-    mixtures = json.loads((folder / "mixtures.json").read_text())
-    assert set(mixtures) == set(choose(finished))
+    rows = json.loads((folder / "table.json").read_text())
+    assert {row["name"] for row in rows} == set(TEXT_METHODS)
+    told = json.loads((folder / "mixtures.json").read_text())
+    assert set(told) == set(choose(finished))
     for name in ("domains.png", "families.json", "mixtures.md", "table.md", "config.json"):
         assert (folder / name).stat().st_size > 100
     truth = finished.settings.truth
     subsets = truth.num_subsets + finished.settings.methods.num_calibrated
     assert len(scores_in(folder)) >= subsets * truth.subset_seeds
-    assert len(scores_in(folder, "chosen")) == len(mixtures) * 2
+    assert len(scores_in(folder, "chosen")) == len(told) * 2
 
 
 def test_only_what_is_missing_is_trained_again(finished, tmp_path, monkeypatch):
