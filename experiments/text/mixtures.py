@@ -39,6 +39,14 @@ from ksm_ext.selection import best_mixture
 from ksm_ext.subsets import dirichlet
 
 NUM_CANDIDATES, NUM_BEST = 100_000, 100  # RegMix: the mean of the best of many
+WAYS = (
+    "uniform",
+    "natural",
+    "best_mixture",
+    "best_mixture, prediction alone",
+    "RegMix",
+    "DoReMi-like",
+)
 SMOOTHING = 1e-3  # DoReMi's, of the uniform mixture
 
 # -- the truth ----------------------------------------------------------------------------------
@@ -103,7 +111,7 @@ def choose(run: Run) -> dict[str, Tensor]:
     """Mixtures (n,) by the name of the way; chosen once, and kept."""
     path, settings = run.output / "chosen.safetensors", as_dict(run.settings)
     if kept := read_tensors(path, settings):
-        return kept[0]
+        return {name: kept[0][name] for name in WAYS}
     shares, losses = observed(run)
     mixtures, n = run.settings.mixtures, shares.shape[1]
     natural = run.experiment.data().num_bytes
@@ -114,14 +122,15 @@ def choose(run: Run) -> dict[str, Tensor]:
     def best(confidence: float) -> Tensor:
         return best_mixture(fitted, maximize=False, bounds=bounds, confidence=confidence).shares
 
-    found = {
-        "uniform": torch.full((n,), 1 / n, dtype=torch.float64),
-        "natural": natural / natural.sum(),
-        "best_mixture": best(mixtures.confidence),
-        "best_mixture, prediction alone": best(0.5),
-        "RegMix": regmix(run, shares, losses.mean(1)),
-        "DoReMi-like": doremi(run),
-    }
+    mixed = (
+        torch.full((n,), 1 / n, dtype=torch.float64),
+        natural / natural.sum(),
+        best(mixtures.confidence),
+        best(0.5),
+        regmix(run, shares, losses.mean(1)),
+        doremi(run),
+    )
+    found = dict(zip(WAYS, mixed, strict=True))
     write_tensors(path, found, settings)
     return found
 

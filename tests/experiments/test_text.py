@@ -27,7 +27,7 @@ from experiments.text.drawing import shares_of, windows_of
 from experiments.text.experiment import PROGRAM, Text
 from experiments.text.families import family_test, relations
 from experiments.text.methods import TEXT_METHODS, own_share
-from experiments.text.mixtures import choose, difference, observed, trained_on
+from experiments.text.mixtures import WAYS, choose, difference, observed, regmix, trained_on
 from experiments.text.settings import PRESETS, Data, Mixtures
 from ksm_ext.scores.retraining import _run
 
@@ -265,6 +265,7 @@ def test_own_share_is_least_squares_on_the_own_column(settings):
 
 def test_chosen_mixtures_are_mixtures_within_their_bounds(finished):
     chosen, limits = choose(finished), finished.settings.mixtures
+    assert tuple(chosen) == WAYS  # as read back: all are compared with the first
     for name, shares in chosen.items():
         assert float(shares.sum()) == pytest.approx(1) and bool((shares >= 0).all())
         if name.startswith("best_mixture"):
@@ -290,6 +291,15 @@ def test_what_the_surrogate_sees_has_base_shares_and_logarithms(finished):
     assert torch.allclose(shares.sum(1), torch.ones(1).double())
     assert float(shares.min()) >= settings.data.base_share / 5 - 1e-9
     assert bool((losses.exp() > 1).all() and (losses.exp() < 9).all())  # 8 bits, untrained
+
+
+def test_regmix_leaves_out_what_raises_the_loss(finished):
+    shares = mixtures.random_mixtures(finished, 60, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixtures, "NUM_CANDIDATES", 2000)
+        found = regmix(finished, shares, shares[:, 0] - shares[:, 1])
+    assert float(found.sum()) == pytest.approx(1)
+    assert float(found[0]) < 0.1 and float(found[1]) > 0.4  # 0.2 is the mean of all
 
 
 def test_differences_have_the_interval_of_students_t():
