@@ -76,7 +76,7 @@ class Mixtures(Section):
     low: float = 0.3
     high: float = 3.0
     confidence: float = 0.9
-    chosen_seeds: int = 3
+    chosen_seeds: int = 6
     rate: float = 1.0
 
     def __post_init__(self) -> None:
