@@ -14,7 +14,7 @@ from experiments import curvature, figures, table
 from experiments.common import one_thread, read_tensors, write_json, write_tensors
 from experiments.experiment import Command, Run
 from experiments.folds import split
-from experiments.methods import FEW, RETRAINED, Answer, Method, Problem
+from experiments.methods import FEW, OWN_SHARE, RETRAINED, Answer, Method, Problem
 from experiments.settings import as_dict
 from experiments.truth import calibration_subsets, growing, left_out, models, retrained, subsets
 
@@ -145,7 +145,7 @@ def write_table(run: Run, methods: Methods) -> dict[str, Answer]:
 def _trainings(name: str, run: Run) -> int:
     """How many networks a method needs."""
     truth, methods = run.settings.truth, run.settings.methods
-    if name in RETRAINED:
+    if name in (*RETRAINED, OWN_SHARE):
         return int(truth.num_subsets * truth.subset_seeds)
     few = methods.num_calibrated * truth.subset_seeds * (name in FEW)
     return int(few + methods.num_models * (name != FEW[-1]))

@@ -278,6 +278,8 @@ FEW = (
     "kernel surrogate, few retrained",
 )
 """Methods that learn from the few subsets to calibrate with; the last from nothing else."""
+OWN_SHARE = "own share"
+"""A baseline of the experiment with text, which learns from all retrained subsets too."""
 METHODS = RETRAINED | {
     "kernel surrogate, estimated": partial(estimated_surrogate, calibrated=False, kernel="rbf"),
     "kernel surrogate, calibrated": partial(estimated_surrogate, calibrated=True, kernel="rbf"),

@@ -42,19 +42,41 @@ def train(
         generator: Draws the order of samples, what ``augment`` asks for, and the noise.
         augment: What a step sees of a whole batch, those samples included that are left out.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
+    inputs, labels = inputs.to(device), labels.to(device)
+    batches = _batches(len(kept), settings.batch_size, generator)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        rows = next(batches)
+        seen = augment(inputs[rows.to(device)], generator)[kept[rows].to(device)]
+        return seen, labels[rows[kept[rows]].to(device)]
+
+    return train_on(network, batch, settings, generator)
+
+
+def train_on(
+    network: nn.Module,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    settings: Training,
+    generator: torch.Generator,
+) -> Iterator[nn.Module]:
+    """Train on what ``batch`` gives for each step, and yield the network at each checkpoint.
+
+    Args:
+        network: The network at its start.
+        batch: Gives inputs (b, ...) and labels (b,) or, one for each place of a sequence, (b, l);
+            a step without samples is left out.
+        settings: How to train.
+        generator: Draws the noise of a perturbation.
+    """
+    device = _device()
     mixed = torch.autocast(
         device.type, torch.bfloat16, enabled=settings.autocast and device.type == "cuda"
     )
     network = network.to(device).train()
-    inputs, labels = inputs.to(device), labels.to(device)
-    optimizer = _optimizer(network, settings)
-    stops = settings.stops()
-    batches = _batches(len(kept), settings.batch_size, generator)
+    optimizer, stops = optimizer_of(network, settings), settings.stops()
     for step in range(max(stops)):
-        rows = next(batches)
-        seen = augment(inputs[rows.to(device)], generator)[kept[rows].to(device)]
-        wanted = labels[rows[kept[rows]].to(device)]
+        seen, wanted = (part.to(device) for part in batch())
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
         if len(seen):
@@ -62,12 +84,16 @@ def train(
             def loss(seen: Tensor = seen, wanted: Tensor = wanted) -> Tensor:
                 with mixed:
                     logits = network(seen)
-                return cross_entropy(logits.float(), wanted)
+                return cross_entropy(logits.float().flatten(0, -2), wanted.flatten())
 
             with torch.enable_grad():
                 gradient_step(optimizer, loss, settings, generator)
         for _ in range(stops.count(step + 1)):
             yield network
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gradient_step(
@@ -117,7 +143,7 @@ def _batches(num_samples: int, size: int, generator: torch.Generator) -> Iterato
         yield from torch.randperm(num_samples, generator=generator).split(size)
 
 
-def _optimizer(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
+def optimizer_of(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
     weights = network.parameters()
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":

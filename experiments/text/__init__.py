@@ -1,0 +1,1 @@
+"""Which domain of text helps which, and which mixture of them is best."""
