@@ -35,7 +35,7 @@ from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
 Found = tuple[Tensor, dict[str, list[Part]]]
-"""Values (b,), and by name the parts of gradients, (b, *shape); zeros may have none."""
+"""Values (b,), and by name the parts of gradients, (b, ...); zeros may have none."""
 
 _LOG = logging.getLogger(__name__)
 _TOLD: set[tuple[str, str]] = set()
@@ -66,7 +66,7 @@ class Ladder:
     def __call__(
         self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
     ) -> Found:
-        """Values (b,) and parts of gradients (b, *shape) by name, by the first engine that can.
+        """Values (b,) and parts of gradients (b, ...) by name, by the first engine that can.
 
         Raises:
             RuntimeError: If the only engine cannot.

@@ -1,7 +1,7 @@
 r"""Parts of per-sample gradients as layers have them, before a matrix is formed.
 
 A part knows what its layer was given and the gradient of what it gave, (b, ...) each; its
-``gradient()`` forms (b, *shape). A projection may take the two factors instead, or :func:`blocks`
+``gradient()`` forms (b, ...). A projection may take the two factors instead, or :func:`blocks`
 of rows, one after another.
 """
 
@@ -32,7 +32,7 @@ class Factors:
     transposed: bool = False
 
     def gradient(self) -> Tensor:
-        """(b, *shape)."""
+        """(b, ...)."""
         left, right = self.sides
         return (left.mT @ right).reshape(-1, *self.shape)
 
@@ -65,7 +65,7 @@ class Patches:
     how: Mapping[str, Any]
 
     def gradient(self) -> Tensor:
-        """(b, *shape): by one convolution that has the samples as groups."""
+        """(b, ...): by one convolution that has the samples as groups."""
         b, (out, *rest) = len(self.inputs), self.shape
         x, g = (side.transpose(0, 1).flatten(1, 2) for side in (self.inputs, self.gradients))
         how = {**self.how, "groups": b * self.how["groups"]}
@@ -88,7 +88,7 @@ class Rows:
     shape: torch.Size
 
     def gradient(self) -> Tensor:
-        """(b, *shape)."""
+        """(b, ...)."""
         table = self.gradients.new_zeros(len(self.index), *self.shape)
         place = self.index[..., None].expand_as(self.gradients)
         return table.scatter_add_(1, place, self.gradients)
@@ -103,12 +103,12 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """Each sample's gradient itself, (b, *shape), where it has no factors."""
+    """Each sample's gradient itself, (b, ...), where it has no factors."""
 
     values: Tensor
 
     def gradient(self) -> Tensor:
-        """(b, *shape)."""
+        """(b, ...)."""
         return self.values
 
 
@@ -116,7 +116,7 @@ Part = Factors | Patches | Rows | Whole
 
 
 def total(parts: Iterable[Part]) -> Tensor:
-    """The sum of the parts' gradients, (b, *shape)."""
+    """The sum of the parts' gradients, (b, ...)."""
     return added(part.gradient() for part in parts)
 
 
@@ -145,7 +145,7 @@ def blocks(parts: Sequence[Part], num_bytes: int) -> Iterator[tuple[int, Tensor]
 def formed(
     parts: Mapping[str, Sequence[Part]], weights: Mapping[str, Tensor], num_samples: int
 ) -> dict[str, Tensor]:
-    """Gradients (b, *shape) by name, in the dtype of the weights."""
+    """Gradients (b, ...) by name, in the dtype of the weights."""
     return {
         name: total(parts[name]).to(weight.dtype)
         if parts[name]

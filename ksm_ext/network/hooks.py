@@ -64,7 +64,7 @@ def per_sample_parts(
         proofs: Those of earlier batches of the same function, which grow by this one's.
 
     Returns:
-        (b,), and by name the parts whose ``gradient()`` add up to (b, *shape); zero without any.
+        (b,), and by name the parts whose ``gradient()`` add up to (b, ...); zero without any.
 
     Raises:
         Unsupported: See the module's head.

@@ -3,7 +3,7 @@ r"""How far intervals reach: a normal quantile, and variances made right by the 
 A kernel and a ridge say how uncertain a left-out score is, and its residual how far off it was. The
 squares of the ratio, r, are 1 on average by the choice of the signal variance, and not for subsets
 of every size alike: scores of small subsets may vary more than kernel and ridge allow, those near
-the full set less. Of M subsets, not the empty and the full one, with u = |S| / n,
+the full set less. Of M subsets, not the empty and the full one, with u = ``|S| / n``,
 
 .. math:: r_S \sim N(0, e^{\eta(u)}), \qquad
           \eta(u) = b_0 + b_1 P_1(2u - 1) + b_2 P_2(2u - 1), \qquad b_k \sim N(0, \tau_k^2)
