@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import check_grad
 from scipy.stats import multivariate_normal
 
 from ksm_ext import Warped, fit_surrogate, load_surrogate
@@ -42,8 +41,9 @@ def likelihood(m=12, n=3, seed=0):
 def test_the_gradient_is_that_of_differences(seed):
     found, _, usual = likelihood(seed=seed)
     at = usual + np.random.default_rng(seed).uniform(-0.5, 0.5, len(usual))
-    error = check_grad(lambda p: found(p)[0], lambda p: found(p)[1], at, epsilon=1e-6)
-    assert error < 1e-3 * max(1.0, np.linalg.norm(found(at)[1]))
+    steps, gradient = 1e-3 * np.eye(len(at)), found(at)[1]  # smaller ones drown in rounding
+    central = [(found(at + step)[0] - found(at - step)[0]) / 2e-3 for step in steps]
+    assert np.linalg.norm(central - gradient) < 1e-4 * max(1.0, np.linalg.norm(gradient))
 
 
 @settings(max_examples=20, deadline=None)
