@@ -15,8 +15,9 @@ Shapes: p parameters flattened one after the other in the model's order, vectors
 References: *Pearlmutter 1994*; *Schraudolph 2002*.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
@@ -36,9 +37,12 @@ from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ord
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
 from ksm_ext.network.factors import formed
 from ksm_ext.network.gradients import parameter_names, samples_together
+from ksm_ext.network.linear_layers import Layer, Pair, hessian_products, lone_layers
 from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
 
 Weights = dict[str, Tensor]
+Stacks = Mapping[str, Tensor | Pair]
+"""By parameter, as many products as there are vectors: (s, *shape), or rows that make them."""
 Product = Callable[[list[Tensor]], Sequence[Tensor]]
 """From a vector, as one tensor for each parameter, to its product."""
 
@@ -107,6 +111,7 @@ class CurvatureOperator(ABC):
         self._model, self._loss, self._progress = model, _loss(loss), progress
         self._engine, self._ladder = engine, Ladder(engine)
         self._forward = True  # whether the network knows forward differentiation
+        self._lone: dict[int, dict[str, Layer]] = {}  # by the batch
         if vectors_per_pass is not None:
             vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
         first = self._weights[names[0]]
@@ -130,7 +135,7 @@ class CurvatureOperator(ABC):
         self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
 
     @abstractmethod
-    def _products(self, batch: Batch, vectors: Weights) -> Weights:
+    def _products(self, batch: Batch, vectors: Weights) -> Stacks:
         """Products with the sum of a batch's losses: stacks (s, *shape) to stacks (s, *shape)."""
 
     @abstractmethod
@@ -258,12 +263,13 @@ class CurvatureOperator(ABC):
 
     # -- vectors and batches --------------------------------------------------------------------
 
-    def _together(self, product: Callable[..., Weights], *vectors: Tensor) -> Tensor:
+    def _together(self, product: Callable[..., Stacks], *vectors: Tensor) -> Tensor:
         """Mean over samples of what ``product(batch, *stacks)`` sums: rows (s, p) to (s, p)."""
         out = torch.empty_like(vectors[0])
         with self._exact():
             for rows in self._in_turn(self._passes(len(out))):
-                stacks = [self.unflatten(v[rows]) for v in vectors]
+                # Tangents of another layout than the weights' own would be copied again and again.
+                stacks = [each(torch.Tensor.contiguous, self.unflatten(v[rows])) for v in vectors]
                 for number, batch in enumerate(self._batches):
                     found = product(batch, *stacks)
                     _add(found, out[rows], weight=1 / self.num_samples, more=number > 0)
@@ -365,9 +371,11 @@ class Hessian(CurvatureOperator):
     Arguments and attributes are those of :class:`CurvatureOperator`.
     """
 
-    def _products(self, batch: Batch, vectors: Weights) -> Weights:
-        gradient = grad(self._total(batch))
-        return vmap(lambda vector: jvp(gradient, (self._weights,), (vector,))[1])(vectors)
+    def _products(self, batch: Batch, vectors: Weights) -> Stacks:
+        total = self._total(batch)
+        if id(batch) not in self._lone:
+            self._lone[id(batch)] = lone_layers(total, self._weights)
+        return hessian_products(total, self._weights, vectors, self._lone[id(batch)])
 
     def _graph_product(self, batch: Batch, weights: Weights) -> Product:
         """The derivative of a vector's product with the gradient."""
@@ -589,14 +597,21 @@ def _vjp(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) 
     )
 
 
-def _add(tensors: Weights, out: Tensor, *, weight: float, more: bool) -> None:
+def _add(stacks: Stacks, out: Tensor, *, weight: float, more: bool) -> None:
     """Write weighted stacks (s, *shape) by name to rows (s, p), or add ``more`` to them.
 
     One pass over memory, which fresh pages of a sum and of its multiple would double.
     """
     start = 0
-    for tensor in tensors.values():
-        rows = tensor.flatten(1)
+    for stack in stacks.values():
+        if isinstance(stack, tuple):
+            left, right = stack
+            shape = left.shape[2], right.shape[2]
+            place = out[:, start : start + math.prod(shape)].unflatten(1, shape)
+            place.baddbmm_(left.mT, right, beta=float(more), alpha=weight)
+            start += math.prod(shape)
+            continue
+        rows = stack.flatten(1)
         place = out[:, start : start + rows.shape[1]]
         if more:
             place.add_(rows, alpha=weight)
