@@ -20,7 +20,7 @@ from experiments.experiment import Command, Run
 from experiments.runner import Program
 from experiments.text.data import Corpus, corpus
 from experiments.text.drawing import shares_of, windows_of
-from experiments.text.families import draw, family_test
+from experiments.text.families import draw, family_test, nearest, of_different_domains
 from experiments.text.methods import TEXT_METHODS
 from experiments.text.mixtures import compare_mixtures, train_mixtures
 from experiments.text.model import ByteGPT
@@ -105,21 +105,31 @@ SHOWN = "kernel surrogate"
 
 
 def figures(run: Run) -> None:
-    """The table, the figures, and whether families of languages come out."""
+    """The table, the figures, and what domains do to each other."""
     SHARED["figures"](run)
     names = run.experiment.data().task_names
-    answers = comparison.answer(run, TEXT_METHODS, [SHOWN])
+    answers = comparison.answer(run, TEXT_METHODS, TEXT_METHODS)
+    loo = comparison.results_of(run).loo  # (seeds, n, n)
     tables = {
-        "left out and trained again": comparison.results_of(run).loo.mean(0),
+        "left out and trained again": loo.mean(0),
         f"{SHOWN} of the subsets": answers[SHOWN][0].attributions,
     }
     order = draw(tables, names, run.output / "domains.png")
-    found = {title: family_test(effects, names) for title, effects in tables.items()}
-    write_json(run.output / "families.json", {"order": order, "families": found})
-    for title, test in found.items():
-        if test is not None:
-            gap, chance = test.values()
-            print(f"{title}: same family less others {gap:+.4f} bits per byte, p = {chance:.3f}")
+    seeds = {f"seed {number}": effects for number, effects in enumerate(loo)}
+    found = {
+        "order": order,
+        "families": {title: family_test(x, names) for title, x in (tables | seeds).items()},
+        "nearest": nearest(loo.mean(0), names),
+        "correlation over pairs of different domains": {
+            name: of_different_domains(loo.mean(0), result.attributions)
+            for name, (result, _) in answers.items()
+        },
+    }
+    write_json(run.output / "domains.json", found)
+    for title, part in found.items():
+        print(f"\n{title}\n")
+        for row in part.items() if isinstance(part, dict) else part:
+            print(*row if isinstance(row, tuple) else (row,), sep=": ")
 
 
 COMMANDS: dict[str, Command] = {

@@ -63,6 +63,23 @@ def family_test(effects: Tensor, names: Sequence[str]) -> dict[str, float] | Non
     return {"same family less others, bits per byte": found, "p": p}
 
 
+def nearest(effects: Tensor, names: Sequence[str], count: int = 8) -> dict[str, float]:
+    """The pairs of domains that do each other most good, and their relation, bits per byte."""
+    table = relations(effects)
+    first, second = torch.triu_indices(len(names), len(names), 1)
+    pairs = [f"{names[i]} and {names[j]}" for i, j in zip(first, second, strict=True)]
+    found = sorted(zip(table[first, second].tolist(), pairs, strict=True))
+    return {pair: value for value, pair in found[:count]}
+
+
+def of_different_domains(effects: Tensor, attributions: Tensor) -> float | None:
+    """Correlation of effects and attributions over pairs of different domains."""
+    others = ~torch.eye(len(effects), dtype=torch.bool)
+    table = torch.stack([effects[others], attributions.to(effects)[others]])
+    varies = bool((table.std(1) > 1e-12).all())
+    return float(torch.corrcoef(table)[0, 1]) if varies else None
+
+
 def draw(tables: dict[str, Tensor], names: Sequence[str], path: Path) -> list[str]:
     """Effects with the tree of their first table; answers the order of the domains in it."""
     related = relations(next(iter(tables.values()))).numpy()

@@ -25,7 +25,7 @@ from experiments.text import pages as reading
 from experiments.text.data import corpus, shared_lines
 from experiments.text.drawing import shares_of, windows_of
 from experiments.text.experiment import PROGRAM, Text
-from experiments.text.families import family_test, relations
+from experiments.text.families import family_test, nearest, of_different_domains, relations
 from experiments.text.methods import TEXT_METHODS, own_share
 from experiments.text.mixtures import WAYS, choose, difference, observed, regmix, trained_on
 from experiments.text.settings import PRESETS, Data, Mixtures
@@ -332,6 +332,22 @@ def test_what_a_domain_does_to_all_is_no_relation():
     assert float(relations(table).abs().max()) < 1e-12
 
 
+def test_pairs_of_different_domains():
+    names, generator = list("abcde"), torch.Generator().manual_seed(0)
+    effects = torch.randn(5, 5, generator=generator).double() * 0.01
+    effects[1, 3] = effects[3, 1] = -1.0
+    assert next(iter(nearest(effects, names, 3))) == "b and d"
+    assert len(nearest(effects, names, 3)) == 3
+    guess = 2 * effects + 1 + 100 * torch.eye(5)  # the diagonal does not count
+    assert of_different_domains(effects, guess) == pytest.approx(1.0)
+    others = [(i, j) for i in range(5) for j in range(5) if i != j]
+    rows, columns = zip(*others, strict=True)
+    guess = torch.randn(5, 5, generator=generator).double()
+    expected = np.corrcoef(effects[rows, columns], guess[rows, columns])[0, 1]
+    assert of_different_domains(effects, guess) == pytest.approx(expected)
+    assert of_different_domains(effects, torch.eye(5)) is None
+
+
 # -- a run --------------------------------------------------------------------------------------
 
 
@@ -341,7 +357,7 @@ def test_everything_is_written(finished):
     assert {row["name"] for row in rows} == set(TEXT_METHODS)
     told = json.loads((folder / "mixtures.json").read_text())
     assert set(told) == set(choose(finished))
-    for name in ("domains.png", "families.json", "mixtures.md", "table.md", "config.json"):
+    for name in ("domains.png", "domains.json", "mixtures.md", "table.md", "config.json"):
         assert (folder / name).stat().st_size > 100
     truth = finished.settings.truth
     subsets = truth.num_subsets + finished.settings.methods.num_calibrated
