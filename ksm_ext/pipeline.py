@@ -87,6 +87,7 @@ def attribute_tasks(
     output: Output = log_odds,
     projector: AnyProjector | None = None,
     parameters: str | Sequence[str] | None = None,
+    sample_weights: Any = None,
     loss: Literal["logistic", "squared"] = "logistic",
     ridge: float = 1e-2,
     solver: Literal["exact", "step"] = "exact",
@@ -121,6 +122,7 @@ def attribute_tasks(
         output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`.
         parameters: Names or patterns of the parameters that training moves.
+        sample_weights: How much samples of the tasks count, see :class:`GradientEstimator`.
         loss: See :class:`GradientEstimator`.
         ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
         solver: See :class:`GradientEstimator`.
@@ -161,6 +163,7 @@ def attribute_tasks(
         output=output,
         projector=projector,
         parameters=parameters,
+        sample_weights=sample_weights,
         loss=loss,
         ridge=ridge,
         solver=solver,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksm_ext import attribute_tasks, fit_surrogate, subsets
+from ksm_ext import GradientEstimator, attribute_tasks, fit_surrogate, subsets
 from ksm_ext.scores.runs import RunStore
 from tests.scores.test_estimation import MASKS, data, linear
 
@@ -30,6 +30,16 @@ def test_attributions_in_one_call():
     assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
     assert not drawn.exhaustive and not result.exhaustive
     assert str(result) == "Attributions of 4 tasks to 1 target from 16 subsets"
+
+
+def test_samples_with_weights():
+    """Scores are the estimator's; a task without weight has no effect."""
+    weights = [1.0, 0.0, 2.0, 0.5]
+    options = {"sample_weights": weights, "ridge": 0.1, "projector": None}
+    result = attribute_tasks(linear(), data(), data()[0], masks=MASKS, kernel="anova2", **options)
+    alone = GradientEstimator(linear(), data(), data()[0], **options).fit().predict(MASKS)
+    assert torch.equal(result.scores, alone)
+    assert abs(float(result.values[1])) < 1e-3 * float(result.values.abs().max())
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 10])

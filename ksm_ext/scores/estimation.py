@@ -25,6 +25,11 @@ models (checkpoints or seeds), and a few really retrained subsets choose ρ and 
 *Zhang, Duan & Zhang 2026, arXiv:2602.03783*; the linearisation after *Park et al. 2023,
 arXiv:2303.14186*.
 
+Where samples have weights :math:`c_i`, means over S are
+:math:`\sum_{i \in S} c_i (\dots) / \sum_{i \in S} c_i`: a weight of 2 is the sample taken twice.
+With the size of an advantage as weight, and an output that has its sign, this is the weighted
+regression of policy gradients.
+
 Shapes: n tasks of b samples together, features (b, k), masks (m, n), scores (m, t).
 """
 
@@ -41,7 +46,14 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
-from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
+from ksm_ext.checks import (
+    check_choice,
+    check_finite,
+    check_real,
+    listed,
+    message,
+    shape_text,
+)
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
 from ksm_ext.network.engines import check_engine
@@ -53,7 +65,7 @@ from ksm_ext.network.gradients import (
     usual_projector,
 )
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.scores.logistic import fit_logistic
+from ksm_ext.scores.logistic import fit_logistic, task_sums
 from ksm_ext.subsets import as_masks
 
 RIDGES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
@@ -100,6 +112,7 @@ class GradientEstimator:
         output: Output = log_odds,
         projector: AnyProjector | None = None,
         parameters: str | Sequence[str] | None = None,
+        sample_weights: Any = None,
         loss: Literal["logistic", "squared"] = "logistic",
         ridge: float = 1e-2,
         solver: Literal["exact", "step"] = "exact",
@@ -124,6 +137,11 @@ class GradientEstimator:
             projector: The projection to k dimensions. None: a signed block permutation to 1024,
                 or no projection where there are fewer parameters.
             parameters: Names or patterns of the parameters that training moves; None: all.
+            sample_weights: How much each sample of the tasks counts in training, not negative: n
+                numbers, n arrays (b_i,), or one array of all samples in the order of tasks; by name
+                too. Their unit does not matter. None: all count alike. A weight has no sign: where
+                an advantage has one, ``output`` multiplies the log-odds by it. Losses of targets
+                are plain means.
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
             ridge: ρ > 0, the penalty of moving away from the models.
             solver: ``"exact"`` solves the convex problem of every subset, which is right for models
@@ -141,8 +159,9 @@ class GradientEstimator:
                 those of ``tasks``, if they have some.
 
         Raises:
-            ValueError: If there is no model, task or target, a value is out of its range, or
-                ``task_names`` are not n different ones.
+            ValueError: If there is no model, task or target, a value is out of its range,
+                ``sample_weights`` do not fit the tasks, are negative or all 0, or ``task_names``
+                are not n different ones.
         """
         self._models = [models] if isinstance(models, nn.Module) else list(models)
         if not self._models:
@@ -170,6 +189,11 @@ class GradientEstimator:
         self._sums: list[tuple[Tensor, Tensor]] = []  # over each task's samples, by model
         self._task_offsets = _offsets(self._task_data)
         self._target_offsets = _offsets(self._target_data)
+        self._sample_weights = (
+            None
+            if sample_weights is None
+            else _checked_weights(sample_weights, self.task_names, [*map(len, self._task_data)])
+        )
 
     def fit(self) -> "GradientEstimator":
         """Collect outputs and projected gradients of all samples, once for each model.
@@ -317,28 +341,42 @@ class GradientEstimator:
         features = self._features[number][0]
         if self._solver == "exact" and self._loss == "logistic":
             data = features.gradients, features.values, self._task_offsets
-            return fit_logistic(*data, masks, ridge, progress=self._progress).weights
+            options: dict[str, Any] = {
+                "sample_weights": self._sample_weights,
+                "progress": self._progress,
+            }
+            return fit_logistic(*data, masks, ridge, **options).weights
         while len(self._sums) <= number:
             self._sums.append(self._sums_of(self._features[len(self._sums)][0]))
         grams, slopes = self._sums[number]
-        sizes = self._task_offsets.diff().double().to(grams.device)
+        sizes = task_sums(self._weights(), self._task_offsets).to(grams.device)
         origin = slopes.sum(0) / sizes.sum() if self._solver == "step" else 0.0
         z = slopes.new_zeros(len(masks), slopes.shape[1])
         for row, mask in enumerate(tqdm(masks, unit=" subsets", disable=not self._progress)):
-            if not bool(mask.any()):
+            share = mask.to(sizes)
+            total = float(share @ sizes)
+            if total == 0:  # an empty subset, or one without weight
                 continue
-            share = mask.to(sizes) / sizes[mask.to(sizes.device)].sum()
+            share /= total
             hessian = torch.einsum("a,akl->kl", share, grams)
             hessian.diagonal().add_(ridge)
             step = (share @ slopes - origin)[:, None]
             z[row] = -torch.cholesky_solve(step, torch.linalg.cholesky(hessian))[:, 0]
         return z.to(features.gradients)
 
+    def _weights(self) -> Tensor:
+        """(b,) float64, of the tasks' samples."""
+        if self._sample_weights is not None:
+            return self._sample_weights
+        return torch.ones(int(self._task_offsets[-1]), dtype=torch.float64)
+
     def _sums_of(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Over the samples of each task: φ φᵀ (n, k, k) and ℓ'(h) φ (n, k), in float64."""
+        """Over the samples of each task, weighed: φ φᵀ (n, k, k) and ℓ'(h) φ (n, k), in float64."""
         gradients, values = features.gradients.double(), features.values.double()[:, None]
         slopes = -(-values).sigmoid() if self._loss == "logistic" else values
         offsets, group = self._task_offsets, self._group
+        root = self._weights().sqrt()[:, None].to(gradients.device)
+        gradients, slopes = root * gradients, root * slopes
         return (
             task_gram(gradients, offsets, group=group),
             task_gram(gradients, offsets, slopes, group)[..., 0],
@@ -363,6 +401,44 @@ def _check_ridge(ridge: object) -> float:
     if not number > 0:
         raise ValueError(message("ridge", "positive", str(number), remedy))
     return number
+
+
+def _checked_weights(
+    sample_weights: Any, task_names: Sequence[str], sizes: Sequence[int]
+) -> Tensor:
+    """(b,) float64, the largest 1: of n numbers, n arrays (b_i,) or all samples, or by name."""
+    name = "sample_weights"
+    if isinstance(sample_weights, Mapping):
+        given = {str(task): weights for task, weights in sample_weights.items()}
+        if given.keys() != set(task_names):
+            odd = min(given.keys() ^ set(task_names))
+            found = f"{'an unknown' if odd in given else 'no'} {odd!r}"
+            remedy = "Give weights to each task by its name."
+            raise ValueError(message(name, "by the names of tasks", found, remedy))
+        sample_weights = [given[task] for task in task_names]
+    if isinstance(sample_weights, (list, tuple)) and len(sample_weights) == len(sizes):
+        parts = [as_tensor(name, part) for part in sample_weights]
+    else:
+        if len(names_along(sample_weights, 0) or ()) == len(sizes):
+            tables = {name: (sample_weights, "task")}
+            (sample_weights,) = aligned(tables, {"task": task_names})
+        whole = torch.atleast_1d(as_tensor(name, sample_weights))
+        parts = [*(whole.split([*sizes]) if whole.shape == (sum(sizes),) else whole)]
+    if len(parts) != len(sizes) or any(
+        part.shape not in ((), (size,)) for part, size in zip(parts, sizes, strict=True)
+    ):
+        expected = f"{len(sizes)} numbers or arrays, of as many as the tasks have samples"
+        shapes = listed([shape_text(part) for part in parts], 3)
+        remedy = "Give one weight to each task, or to each of its samples."
+        raise ValueError(message(name, expected, f"{len(parts)} of {shapes}", remedy))
+    pairs = zip(parts, sizes, strict=True)
+    weights = torch.cat([part.cpu().double().expand(size) for part, size in pairs])
+    check_finite(name, weights, "Give samples that are not to count a weight of 0.")
+    if not bool((weights >= 0).all() & (weights > 0).any()):
+        expected = "non-negative and not all 0"
+        remedy = "Put the sign of an advantage into `output`, and its size here."
+        raise ValueError(message(name, expected, f"a least of {float(weights.min())}", remedy))
+    return weights / weights.max()
 
 
 def _offsets(datasets: Sequence[Any]) -> Tensor:

@@ -3,6 +3,9 @@ r"""Ridge-penalised logistic regressions of all subsets at once, by precondition
 .. math:: F_S(w) = \frac{1}{|S|} \sum_{i \in S} \log(1 + e^{-(h_i + \phi_i \cdot w)})
           + \frac{\rho}{2} \lVert w \rVert^2
 
+or, where samples have weights :math:`c_i`, with :math:`\sum_{i \in S} c_i \log(\dots) /
+\sum_{i \in S} c_i` for the mean.
+
 The subsets share their features, so that a Hessian-vector product of all is a few large matrix
 products (:mod:`ksm_ext.ops.glm_hvp`). Their Hessians are close to that of all tasks together, whose
 inverse preconditions every conjugate gradient; its solution is where every subset starts. A step
@@ -10,18 +13,21 @@ ends where the residual is small beside the gradient (*Dembo, Eisenstat & Steiha
 when the decrease that Newton's model promises, about :math:`g^\top M g / 2` with the preconditioner
 M, is below half the tolerance.
 
-Shapes: features (b, k), margins h (b,), task_offsets (n + 1,), masks (m, n), weights (m, k).
+Shapes: features (b, k), margins h (b,), task_offsets (n + 1,), masks (m, n), weights w (m, k),
+sample_weights c (b,).
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from ksm_ext import ops
 
 _CURVATURE_BYTES = 2**28  # of one chunk of subsets
+_SAMPLES = 512  # of one block of margins, where samples have weights
 _MAX_CG = 200
 _MAX_HALVINGS = 30
 
@@ -50,6 +56,7 @@ def fit_logistic(
     masks: Tensor,
     ridge: float,
     *,
+    sample_weights: Tensor | None = None,
     tolerance: float = 1e-8,
     max_steps: int = 50,
     progress: bool = False,
@@ -62,14 +69,18 @@ def fit_logistic(
         task_offsets: (n + 1,) int64. First sample of each task, then b.
         masks: (m, n) bool. An empty subset has zero weights.
         ridge: Positive.
+        sample_weights: (b,), not negative; None means 1. Their sum over a subset is its size.
         tolerance: How far above its minimum an objective may end, about.
         max_steps: Newton steps at most; what they leave is in ``decrement``.
         progress: Whether to show a progress bar over subsets.
     """
     m, (b, k) = len(masks), features.shape
+    if sample_weights is not None:  # a subset without weight is empty
+        sample_weights = sample_weights.to(features)
+        masks = masks & (task_sums(sample_weights, task_offsets) > 0).to(masks.device)
     everything = torch.ones(1, masks.shape[1], dtype=torch.bool)
     start = features.new_zeros(1, k)
-    problem = _Problem(features, margins, task_offsets, ridge)
+    problem = _Problem(features, margins, task_offsets, ridge, sample_weights)
     start, _, _, products = _minimise(problem, everything, start, tolerance, max_steps)
     problem.precondition_at(start)
     weights = features.new_empty(m, k)
@@ -87,20 +98,38 @@ def fit_logistic(
     return LogisticFit(weights, objective, decrement, products)
 
 
+def task_sums(sample_weights: Tensor, task_offsets: Tensor) -> Tensor:
+    """(n,): the weights (b,) of each task's samples together."""
+    parts = sample_weights.split(task_offsets.diff().tolist())
+    return torch.stack([part.sum() for part in parts])
+
+
 class _Problem:
     """What the subsets share."""
 
-    def __init__(self, features: Tensor, margins: Tensor, task_offsets: Tensor, ridge: float):
+    def __init__(
+        self,
+        features: Tensor,
+        margins: Tensor,
+        task_offsets: Tensor,
+        ridge: float,
+        sample_weights: Tensor | None,
+    ):
         self.features, self.margins = features, margins
         self.task_offsets, self.ridge = task_offsets, ridge
         self.inverse: Tensor | None = None  # (k, k) of the Hessian of all tasks
+        self.sample_weights = sample_weights
 
     def precondition_at(self, weights: Tensor) -> None:
         """Take the inverse Hessian of all tasks at ``weights`` (1, k) as preconditioner."""
         right = torch.sigmoid(self.margins + self.features @ weights[0])
         k = self.features.shape[1]
         hessian = self.features.new_zeros(k, k)
-        curvature = right * (1 - right) / max(len(self.features), 1)
+        curvature = right * (1 - right)
+        if self.sample_weights is None:
+            curvature /= max(len(self.features), 1)
+        else:
+            curvature *= self.sample_weights / self.sample_weights.sum()
         ops.gram_update(hessian, self.features, curvature)
         hessian.diagonal().add_(self.ridge)
         factor = torch.linalg.cholesky(hessian.double())
@@ -108,6 +137,8 @@ class _Problem:
 
     def evaluate(self, masks: Tensor, weights: Tensor) -> ops.GlmGradient:
         """Gradient, objective and curvature."""
+        if self.sample_weights is not None:
+            return self._evaluate_weighted(masks, weights, self.sample_weights)
         return ops.glm_gradient(
             self.features,
             self.margins,
@@ -117,6 +148,31 @@ class _Problem:
             ridge=self.ridge,
             curvature_dtype=torch.bfloat16,  # shapes the path to the minimum, not where it is
         )
+
+    def _evaluate_weighted(
+        self, masks: Tensor, weights: Tensor, sample_weights: Tensor
+    ) -> ops.GlmGradient:
+        """What :func:`ops.glm_gradient` does, in blocks of samples that have weights."""
+        inside = masks.to(weights)  # (m, n)
+        sizes = self.task_offsets.diff()
+        samples = inside @ sizes.to(weights)
+        share = inside / (inside @ task_sums(sample_weights, self.task_offsets))[:, None].clamp_min(
+            torch.finfo(weights.dtype).tiny
+        )
+        task = torch.repeat_interleave(sizes.to(weights.device))
+        objective = self.ridge / 2 * weights.double().square().sum(1)
+        gradient = self.ridge * weights
+        curvature = weights.new_empty(len(weights), len(task), dtype=torch.bfloat16)
+        for start in range(0, len(self.features), _SAMPLES):
+            rows = slice(start, start + _SAMPLES)
+            margins = torch.addmm(self.margins[rows], weights, self.features[rows].T)
+            weighed = share[:, task[rows]] * sample_weights[rows]
+            objective += (weighed * softplus(-margins)).sum(1).double()
+            weighed *= torch.sigmoid(-margins)
+            gradient.addmm_(weighed, self.features[rows], alpha=-1)
+            # glm_hvp divides by the number of samples, which have their sum of weights already.
+            curvature[:, rows] = samples[:, None] * weighed * torch.sigmoid(margins)
+        return ops.GlmGradient(gradient, objective, curvature)
 
     def hvp(self, masks: Tensor, curvature: Tensor, v: Tensor) -> Tensor:
         """Hessian-vector products."""

@@ -97,3 +97,50 @@ def test_repeats_are_bit_equal():
     features, margins, masks = problem(torch.float32)
     a, b = (fit_logistic(features, margins, OFFSETS, masks, 1e-2).weights for _ in range(2))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1, 10.0])
+def test_weighted_solutions_are_scikit_learns(ridge):
+    """Samples with weights, some of them 0, and a subset whose samples have none."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, _, masks = problem()
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(41, generator=generator, dtype=torch.float64)
+    weights[3], weights[30:] = 0.0, 0.0
+    masks[2] = torch.tensor([False, True, False, False, True])
+    data = features, torch.zeros(41, dtype=torch.float64), OFFSETS, masks, ridge
+    fitted = fit_logistic(*data, sample_weights=weights, tolerance=1e-15)
+    labels = torch.where(torch.arange(41) % 2 == 0, 1.0, -1.0)
+    task = torch.repeat_interleave(OFFSETS.diff())
+    for row, mask in enumerate(masks):
+        inside = mask[task] & (weights > 0)
+        if not inside.any():
+            assert row in (1, 2) and not fitted.weights[row].any() and fitted.objective[row] == 0
+            continue
+        strength = float(ridge * weights[inside].sum())
+        peer = linear_model.LogisticRegression(
+            C=1 / strength, fit_intercept=False, tol=1e-12, max_iter=10_000
+        )
+        signed = (labels[:, None] * features)[inside].numpy()
+        peer.fit(signed, labels[inside].numpy(), sample_weight=weights[inside].numpy())
+        torch.testing.assert_close(
+            fitted.weights[row], torch.from_numpy(peer.coef_[0]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_whole_weights_are_repeated_samples(monkeypatch):
+    monkeypatch.setattr("ksm_ext.scores.logistic._SAMPLES", 7)  # several blocks
+    features, margins, masks = problem()
+    times = torch.randint(4, (41,), generator=torch.Generator().manual_seed(2))
+    repeated = features.repeat_interleave(times, 0), margins.repeat_interleave(times)
+    task = torch.repeat_interleave(OFFSETS.diff())
+    offsets = torch.cat([torch.zeros(1).long(), torch.bincount(task, times, 5).long().cumsum(0)])
+    weighted, plain = (
+        fit_logistic(*data, masks, 1e-2, tolerance=1e-15, **options)
+        for data, options in (
+            ((features, margins, OFFSETS), {"sample_weights": 0.3 * times.double()}),
+            ((*repeated, offsets), {}),
+        )
+    )
+    torch.testing.assert_close(weighted.weights, plain.weights, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weighted.objective, plain.objective, rtol=1e-12, atol=1e-12)
