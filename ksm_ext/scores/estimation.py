@@ -37,7 +37,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ from ksm_ext.checks import (
     check_choice,
     check_finite,
     check_real,
+    counted,
     listed,
     message,
     shape_text,
@@ -62,6 +63,7 @@ from ksm_ext.network.gradients import (
     AnyProjector,
     collect_features,
     parameter_names,
+    projection_text,
     usual_projector,
 )
 from ksm_ext.network.outputs import Output, log_odds
@@ -80,16 +82,32 @@ class Calibration:
 
     Attributes:
         ridge: The chosen penalty.
+        correction: ``"none"``, ``"shift"``, ``"factor"`` or ``"affine"``.
         slope: (t,) and ``intercept`` (t,): scores are ``intercept + slope * estimate``.
         intercept: See ``slope``.
+        held: Names of the targets whose slope is 0 because the best one is negative: there, the
+            retrained scores fall where the estimates rise, and every subset has one score.
         errors: For every ridge and correction tried, the mean squared relative error of scores of
             subsets that were left out of the correction, see :meth:`GradientEstimator.calibrate`.
     """
 
     ridge: float
+    correction: str
     slope: Tensor
     intercept: Tensor
+    held: tuple[str, ...]
     errors: dict[tuple[float, str], float]
+
+    def __str__(self) -> str:
+        """One line: what was chosen, its error, and where a slope was held at 0."""
+        error = self.errors[self.ridge, self.correction]
+        text = f"ridge {self.ridge:.3g}, correction {self.correction}, "
+        text += f"mean squared relative error {100 * error:.3g} % left out"
+        if self.held:
+            text += f"; slope held at 0 for {listed(self.held)}: a negative one would reverse ranks"
+        return text
+
+    __repr__ = __str__
 
 
 class GradientEstimator:
@@ -99,7 +117,8 @@ class GradientEstimator:
         num_tasks: n.
         task_names: n names, "0", "1", … where none were given.
         target_names: t names.
-        ridge: The penalty ρ in use.
+        ridge: The penalty ρ in use; None before :meth:`fit` where it is to choose it.
+        projector: The projection in use, or None.
         calibration: What :meth:`calibrate` chose, or None.
     """
 
@@ -114,7 +133,7 @@ class GradientEstimator:
         parameters: str | Sequence[str] | None = None,
         sample_weights: Any = None,
         loss: Literal["logistic", "squared"] = "logistic",
-        ridge: float = 1e-2,
+        ridge: float | None = None,
         solver: Literal["exact", "step"] = "exact",
         store: str | os.PathLike[str] | None = None,
         batch_size: int | None = None,
@@ -143,7 +162,9 @@ class GradientEstimator:
                 an advantage has one, ``output`` multiplies the log-odds by it. Losses of targets
                 are plain means.
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
-            ridge: ρ > 0, the penalty of moving away from the models.
+            ridge: ρ > 0, the penalty of moving away from the models. None: a 300th of the largest
+                eigenvalue of the full set's curvature, as far as ten steps of the power method
+                tell; the mean over models.
             solver: ``"exact"`` solves the convex problem of every subset, which is right for models
                 that are nearly linear. ``"step"`` takes one step of unit curvature from the full
                 set, whose score it keeps: better for deep networks, above all where they have
@@ -170,7 +191,7 @@ class GradientEstimator:
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
         check_engine(engine)
-        self.ridge = _check_ridge(ridge)
+        self.ridge = None if ridge is None else _check_ridge(ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
         if task_names is None:
@@ -225,7 +246,30 @@ class GradientEstimator:
                 for name, data in (("tasks", self._task_data), ("targets", self._target_data))
             )
             self._features.append((of_tasks, of_targets))
+        if self.ridge is None:
+            usual = [self._usual_ridge(of_tasks) for of_tasks, _ in self._features]
+            self.ridge = sum(usual) / len(usual)
         return self
+
+    @property
+    def settings(self) -> str:
+        """How estimates are made, in a line: what was given, chosen and calibrated."""
+        ridge = "to be chosen" if self.ridge is None else f"{self.ridge:.3g}"
+        text = f"{projection_text(self.projector)}, solver {self._solver}, "
+        text += "samples weighed, " * (self._sample_weights is not None)
+        text += "ridge " * (self.calibration is None)
+        return text + (ridge if self.calibration is None else f"calibrated: {self.calibration}")
+
+    def __str__(self) -> str:
+        """One line: sizes and settings."""
+        counts = (
+            counted(len(self.target_names), "target"),
+            counted(self.num_tasks, "task"),
+            counted(len(self._models), "network"),
+        )
+        return "Estimates of {} by subsets of {} from {}: {}".format(*counts, self.settings)
+
+    __repr__ = __str__
 
     def predict(self, masks: ArrayLike) -> Any:
         """Estimated scores of subsets, as the kind of ``masks``.
@@ -257,8 +301,12 @@ class GradientEstimator:
 
         Each ridge is tried with no correction, a shift, a factor, or both; what has the least mean
         squared relative error on subsets left out of its correction, one at a time, is kept. For a
-        target with a score of 0, such as a success rate, errors are relative to the root mean
-        square of its scores.
+        target with a score that is 0 or below a tenth of their root mean square, such as a success
+        rate, errors are relative to that.
+
+        Factors are not negative, so that the order of estimates is never reversed; where the best
+        one would be, it is 0, and ``calibration.held`` says so. Estimates are of losses: pass 1 - a
+        success rate, or minus a reward.
 
         Args:
             masks: (m, n) bool. Four subsets or more; a dozen is better.
@@ -290,7 +338,8 @@ class GradientEstimator:
             remedy = "Retrain on more subsets."
             raise ValueError(message("masks", "four subsets or more", str(len(tensor)), remedy))
         size = true.square().mean(0).sqrt()  # of a target whose scores are all 0, none
-        unit = torch.where((true != 0).all(0), true.abs(), size.where(size > 0, 1.0))
+        near = true.abs().amin(0) <= size / 10
+        unit = torch.where(near, size.where(size > 0, 1.0), true.abs())
         best = None
         errors = {}
         for ridge in ridges:
@@ -298,17 +347,19 @@ class GradientEstimator:
             estimate = self._estimate(tensor, ridge)
             for name, correct in _CORRECTIONS.items():
                 left_out = [
-                    _apply(correct(*_without(row, estimate, true)), estimate[row])
+                    correct(*_without(row, estimate, true)).of(estimate[row])
                     for row in range(len(true))
                 ]
                 relative = (torch.stack(left_out) - true) / unit
                 error = errors[ridge, name] = float(relative.square().mean())
                 if best is None or error < best[0]:
-                    best = error, ridge, correct(estimate, true)
+                    best = error, ridge, name, correct(estimate, true)
         if best is None:
             raise ValueError(message("ridges", "one penalty or more", "none", "Pass some."))
-        _, self.ridge, (intercept, slope) = best
-        self.calibration = Calibration(self.ridge, slope, intercept, errors)
+        _, self.ridge, name, (intercept, slope, negative) = best
+        pairs = zip(self.target_names, negative.tolist(), strict=True)
+        held = tuple(target for target, reversed_ in pairs if reversed_)
+        self.calibration = Calibration(self.ridge, name, slope, intercept, held, errors)
         return self
 
     def _known(self) -> Mapping[str, Sequence[str]]:
@@ -327,10 +378,11 @@ class GradientEstimator:
             raise ValueError(message("masks", expected, shape_text(tensor), remedy))
         return tensor.cpu()
 
-    def _estimate(self, masks: Tensor, ridge: float) -> Tensor:
+    def _estimate(self, masks: Tensor, ridge: float | None) -> Tensor:
         """Uncorrected scores (m, t), averaged over models; each rank takes some subsets."""
         rows = shard(len(masks), self._group)
         own = masks[rows.start : rows.stop]
+        assert ridge is not None  # fit has seen to it
         total = torch.zeros(len(own), len(self.target_names), dtype=torch.float64)
         for number in range(len(self._models)):
             total += self._linearised(number, self._solve(number, own, ridge))
@@ -381,6 +433,21 @@ class GradientEstimator:
             task_gram(gradients, offsets, group=group),
             task_gram(gradients, offsets, slopes, group)[..., 0],
         )
+
+    def _usual_ridge(self, features: Features) -> float:
+        """A share of the largest curvature of the loss, for the step too.
+
+        A network that has memorised its tasks wants little penalty. Curvatures of samples count as
+        1/1000 at least, or a saturated network would have no penalty at all.
+        """
+        phi, right = features.gradients, features.values.sigmoid()
+        curvature = right * (1 - right) if self._loss == "logistic" else torch.ones_like(right)
+        weights = self._weights().to(phi)
+        curvature = curvature.clamp_min(1e-3) * weights / weights.sum()
+        v = phi[phi.square().sum(1).argmax()]
+        for _ in range(10):
+            v = (curvature * (phi @ v) / v.norm().clamp_min(1e-30)) @ phi
+        return float(v.norm()) / 300 or 1.0  # without gradients, nothing moves anyway
 
     def _linearised(self, number: int, z: Tensor) -> Tensor:
         """Scores (m, t) of outputs ``h + φ z``."""
@@ -446,26 +513,41 @@ def _offsets(datasets: Sequence[Any]) -> Tensor:
     return torch.tensor([0, *map(len, datasets)]).cumsum(0)
 
 
-# Corrections of estimates (m, t) by true scores (m, t): intercepts (t,) and slopes (t,).
-def _nothing(estimate: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(true[0]), torch.ones_like(true[0])
+class _Correction(NamedTuple):
+    """Of each target's estimates: all (t,)."""
+
+    intercept: Tensor
+    slope: Tensor
+    negative: Tensor  # whether the best slope is, in place of which this has 0
+
+    def of(self, estimate: Tensor) -> Tensor:
+        return self.intercept + self.slope * estimate
 
 
-def _shift(estimate: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    return (true - estimate).mean(0), torch.ones_like(true[0])
+# Least squares of true scores (m, t) by estimates (m, t).
+def _nothing(estimate: Tensor, true: Tensor) -> _Correction:
+    return _Correction(
+        torch.zeros_like(true[0]),
+        torch.ones_like(true[0]),
+        torch.zeros_like(true[0], dtype=torch.bool),
+    )
 
 
-def _factor(estimate: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    power = estimate.square().sum(0)
-    slope = torch.where(power > 0, (estimate * true).sum(0) / power, 1.0)
-    return torch.zeros_like(slope), slope
+def _shift(estimate: Tensor, true: Tensor) -> _Correction:
+    return _nothing(estimate, true)._replace(intercept=(true - estimate).mean(0))
 
 
-def _affine(estimate: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+def _factor(estimate: Tensor, true: Tensor) -> _Correction:
+    power, product = estimate.square().sum(0), (estimate * true).sum(0)
+    slope = torch.where(power > 0, product / power, 1.0).clamp_min(0)
+    return _Correction(torch.zeros_like(slope), slope, product < 0)
+
+
+def _affine(estimate: Tensor, true: Tensor) -> _Correction:
     centred = estimate - estimate.mean(0)
-    power = centred.square().sum(0)
-    slope = torch.where(power > 0, (centred * true).sum(0) / power, 0.0)
-    return true.mean(0) - slope * estimate.mean(0), slope
+    power, product = centred.square().sum(0), (centred * true).sum(0)
+    slope = torch.where(power > 0, product / power, 0.0).clamp_min(0)
+    return _Correction(true.mean(0) - slope * estimate.mean(0), slope, product < 0)
 
 
 _CORRECTIONS = {"none": _nothing, "shift": _shift, "factor": _factor, "affine": _affine}
@@ -473,8 +555,3 @@ _CORRECTIONS = {"none": _nothing, "shift": _shift, "factor": _factor, "affine": 
 
 def _without(row: int, *tensors: Tensor) -> list[Tensor]:
     return [torch.cat([tensor[:row], tensor[row + 1 :]]) for tensor in tensors]
-
-
-def _apply(correction: tuple[Tensor, Tensor], estimate: Tensor) -> Tensor:
-    intercept, slope = correction
-    return intercept + slope * estimate

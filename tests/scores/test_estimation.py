@@ -258,6 +258,41 @@ def test_a_store_of_features_serves_all_weights(tmp_path):
     torch.testing.assert_close(fitted.predict(MASKS), truth)
 
 
+@pytest.mark.parametrize("loss", ["logistic", "squared"])
+def test_the_ridge_that_is_chosen(loss):
+    """A share of the largest curvature, in whatever unit parameters are."""
+    weights = [1.0, 2.0, 0.0, 0.5]
+    options = {"ridge": None, "loss": loss, "sample_weights": weights}
+    fitted = estimator(**options)
+    assert fitted.ridge is None and str(fitted) == (
+        "Estimates of 2 targets by subsets of 4 tasks from 1 network: "
+        "gradients as they are, solver exact, samples weighed, ridge to be chosen"
+    )
+    fitted.fit()
+    x = torch.cat([x for x, _ in data()])
+    odds = torch.autograd.functional.jacobian(
+        lambda w: (x @ w[:6].view(2, 3).T + w[6:]).diff(dim=1)[:, 0], torch.zeros(8).double()
+    )
+    right = linear()(x).softmax(1)[:, 0].detach()
+    bent = right * (1 - right) if loss == "logistic" else torch.ones(len(x)).double()
+    bent = bent * torch.tensor(weights).double().repeat_interleave(torch.tensor(SIZES))
+    total = float(torch.tensor(weights) @ torch.tensor(SIZES).float())
+    top = float(torch.linalg.eigvalsh(odds.T @ (bent[:, None] * odds) / total)[-1])
+    assert fitted.ridge == pytest.approx(top / 300, rel=0.05)
+    same = estimator(**{**options, "ridge": fitted.ridge}).fit()
+    assert torch.equal(fitted.predict(MASKS), same.predict(MASKS))
+    fitted.calibrate(MASKS, 2 * same.predict(MASKS), ridges=[1.0])
+    assert fitted.ridge == 1.0
+
+
+def test_a_ridge_is_chosen_for_networks_that_do_not_move():
+    still = nn.Linear(3, 2).double()
+    still.load_state_dict({"weight": torch.zeros(2, 3), "bias": torch.tensor([900.0, -900.0])})
+    tasks = [(0 * x, torch.zeros_like(y)) for x, y in data()]
+    scores = estimator(models=still, tasks=tasks, ridge=None).fit().predict(MASKS)
+    assert scores.isfinite().all()
+
+
 def test_an_empty_subset_keeps_the_model():
     scores = estimator().fit().predict(torch.zeros(1, 4, dtype=torch.bool))
     x, y = data()[0]
@@ -315,6 +350,38 @@ def test_calibration_takes_success_rates_of_0():
     unit = truth.square().mean(0).sqrt()
     none = ((estimate - truth)[:, 0] / unit[0]).square(), (estimate - truth)[:, 1].square()
     assert found.errors[plain.ridge, "none"] == pytest.approx(float(torch.cat(none).mean()))
+
+
+def test_scores_that_are_nearly_0_do_not_decide_alone():
+    """A rate of .02 in the units of all rates, not in its own."""
+    plain = estimator().fit()
+    truth = 2 * plain.predict(MASKS[:8])
+    truth[3, 0] = 0.05 * truth[:, 0].mean()
+    found = estimator().fit().calibrate(MASKS[:8], truth, ridges=[plain.ridge]).calibration
+    estimate = plain.predict(MASKS[:8])
+    unit = truth[:, 0].square().mean().sqrt(), truth[:, 1]
+    parts = [((estimate - truth)[:, j] / unit[j]).square() for j in range(2)]
+    assert found.errors[plain.ridge, "none"] == pytest.approx(float(torch.cat(parts).mean()))
+
+
+def test_calibration_never_reverses_an_order():
+    """Where the best slope is negative it is 0: the constrained least squares, and said."""
+    plain = estimator().fit()
+    estimate = plain.predict(MASKS)
+    truth = torch.stack([5.0 - estimate[:, 0], 3.0 * estimate[:, 1]], dim=1)
+    options = {"ridges": [plain.ridge]}
+    found = estimator().fit().calibrate(MASKS, truth, **options)
+    calibration = found.calibration
+    assert calibration.held == ("new",) and calibration.correction == "affine"
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    close(calibration.slope, torch.tensor([0.0, 3.0]).double())
+    close(calibration.intercept, torch.stack([truth[:, 0].mean(), 0 * truth[0, 1]]))
+    said = "; slope held at 0 for new: a negative one would reverse ranks"
+    assert str(calibration).endswith(said) and said in str(found)
+    right = estimator().fit().calibrate(MASKS, 5.0 - truth, **options).calibration
+    assert right.held == ("old",) and right.slope[0] == pytest.approx(1.0)
+    alike = estimator().fit().calibrate(MASKS, 3.0 * estimate, **options).calibration
+    assert alike.held == () and "held" not in str(alike)
 
 
 def test_calibration_leaves_what_is_right():
