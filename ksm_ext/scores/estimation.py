@@ -10,7 +10,7 @@ dimensions, the output of sample i is :math:`h_i(W_0 + P z) \approx h_i + \phi_i
 solved for all subsets at once: for the logistic loss :math:`\ell(h) = \log(1 + e^{-h})`, which
 is cross-entropy for any number of classes if h is the log-odds of the right answer, by Newton-CG
 (:mod:`ksm_ext.scores.logistic`); for the squared loss :math:`\ell(h) = h^2 / 2` of residuals h,
-from Gram matrices of the tasks. A network that has not come to the minimum of its loss would be
+by conjugate gradients. A network that has not come to the minimum of its loss would be
 moved there even for the full set, which retraining does not do; ``solver="step"`` starts from the
 full set instead, and gives every sample the curvature 1 as TRAK does,
 
@@ -43,7 +43,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
-from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
 from ksm_ext.checks import (
@@ -67,7 +66,7 @@ from ksm_ext.network.gradients import (
     usual_projector,
 )
 from ksm_ext.network.outputs import Output, log_odds
-from ksm_ext.scores.logistic import fit_logistic, task_sums
+from ksm_ext.scores.logistic import fit_logistic, task_sums, unit_steps
 from ksm_ext.subsets import as_masks
 
 RIDGES = tuple(10.0 ** (step / 2) for step in range(-8, 3))
@@ -207,7 +206,6 @@ class GradientEstimator:
         chosen = usual_projector(self._models[0], self._names) if projector is None else projector
         self.projector = chosen
         self._features: list[tuple[Features, Features]] = []  # of tasks and targets, by model
-        self._sums: list[tuple[Tensor, Tensor]] = []  # over each task's samples, by model
         self._task_offsets = _offsets(self._task_data)
         self._target_offsets = _offsets(self._target_data)
         self._sample_weights = (
@@ -227,7 +225,7 @@ class GradientEstimator:
                 something else.
             OSError: If the store cannot be written to; what was done is kept.
         """
-        self._features, self._sums = [], []
+        self._features = []
         for number, model in enumerate(self._models):
             store = None if self._store is None else self._store / f"model_{number}"
             of_tasks, of_targets = (
@@ -391,30 +389,31 @@ class GradientEstimator:
     def _solve(self, number: int, masks: Tensor, ridge: float) -> Tensor:
         """z_S of every subset, (m, k)."""
         features = self._features[number][0]
+        options: dict[str, Any] = {
+            "sample_weights": self._sample_weights,
+            "progress": self._progress,
+        }
         if self._solver == "exact" and self._loss == "logistic":
             data = features.gradients, features.values, self._task_offsets
-            options: dict[str, Any] = {
-                "sample_weights": self._sample_weights,
-                "progress": self._progress,
-            }
             return fit_logistic(*data, masks, ridge, **options).weights
-        while len(self._sums) <= number:
-            self._sums.append(self._sums_of(self._features[len(self._sums)][0]))
-        grams, slopes = self._sums[number]
-        sizes = task_sums(self._weights(), self._task_offsets).to(grams.device)
-        origin = slopes.sum(0) / sizes.sum() if self._solver == "step" else 0.0
-        z = slopes.new_zeros(len(masks), slopes.shape[1])
-        for row, mask in enumerate(tqdm(masks, unit=" subsets", disable=not self._progress)):
-            share = mask.to(sizes)
-            total = float(share @ sizes)
-            if total == 0:  # an empty subset, or one without weight
-                continue
-            share /= total
-            hessian = torch.einsum("a,akl->kl", share, grams)
-            hessian.diagonal().add_(ridge)
-            step = (share @ slopes - origin)[:, None]
-            z[row] = -torch.cholesky_solve(step, torch.linalg.cholesky(hessian))[:, 0]
-        return z.to(features.gradients)
+        slopes = self._slopes(number)  # (n, k)
+        totals = task_sums(self._weights(), self._task_offsets).to(slopes.device)
+        inside = masks.to(slopes) * (totals > 0)
+        filled = inside.any(1)  # neither empty nor without weight
+        inside = inside[filled]
+        right = -(inside @ slopes) / (inside @ totals)[:, None]
+        if self._solver == "step":
+            right += slopes.sum(0) / totals.sum()
+        z = features.gradients.new_zeros(len(masks), slopes.shape[1])
+        z[filled] = unit_steps(
+            features.gradients,
+            self._task_offsets,
+            inside.bool(),
+            right.to(features.gradients),
+            ridge,
+            **options,
+        )
+        return z
 
     def _weights(self) -> Tensor:
         """(b,) float64, of the tasks' samples."""
@@ -422,17 +421,13 @@ class GradientEstimator:
             return self._sample_weights
         return torch.ones(int(self._task_offsets[-1]), dtype=torch.float64)
 
-    def _sums_of(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Over the samples of each task, weighed: φ φᵀ (n, k, k) and ℓ'(h) φ (n, k), in float64."""
-        gradients, values = features.gradients.double(), features.values.double()[:, None]
+    def _slopes(self, number: int) -> Tensor:
+        """Sums over the samples of each task, weighed, of ℓ'(h) φ: (n, k) float64."""
+        features = self._features[number][0]
+        gradients, values = features.gradients.double(), features.values.double()
         slopes = -(-values).sigmoid() if self._loss == "logistic" else values
-        offsets, group = self._task_offsets, self._group
-        root = self._weights().sqrt()[:, None].to(gradients.device)
-        gradients, slopes = root * gradients, root * slopes
-        return (
-            task_gram(gradients, offsets, group=group),
-            task_gram(gradients, offsets, slopes, group)[..., 0],
-        )
+        slopes = (self._weights().to(slopes.device) * slopes)[:, None]
+        return task_gram(gradients, self._task_offsets, slopes, self._group)[..., 0]
 
     def _usual_ridge(self, features: Features) -> float:
         """A share of the largest curvature of the loss, for the step too.

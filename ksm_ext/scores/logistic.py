@@ -13,11 +13,16 @@ ends where the residual is small beside the gradient (*Dembo, Eisenstat & Steiha
 when the decrease that Newton's model promises, about :math:`g^\top M g / 2` with the preconditioner
 M, is below half the tolerance.
 
+One step of unit curvature for every subset (:func:`unit_steps`) is one such linear system, of the
+same preconditioner: a single factorisation serves all subsets.
+
 Shapes: features (b, k), margins h (b,), task_offsets (n + 1,), masks (m, n), weights w (m, k),
 sample_weights c (b,).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +33,7 @@ from ksm_ext import ops
 
 _CURVATURE_BYTES = 2**28  # of one chunk of subsets
 _SAMPLES = 512  # of one block of margins, where samples have weights
+_STEPS = 4096  # systems solved together
 _MAX_CG = 200
 _MAX_HALVINGS = 30
 
@@ -96,6 +102,53 @@ def fit_logistic(
             products += count
             bar.update(len(rows))
     return LogisticFit(weights, objective, decrement, products)
+
+
+def unit_steps(
+    features: Tensor,
+    task_offsets: Tensor,
+    masks: Tensor,
+    right: Tensor,
+    ridge: float,
+    *,
+    sample_weights: Tensor | None = None,
+    progress: bool = False,
+) -> Tensor:
+    r"""Solve :math:`(\frac{1}{|S|} \sum_{i \in S} \phi_i \phi_i^\top + \rho) z_S = r_S` for all S.
+
+    By conjugate gradients to the precision of the features, preconditioned by the inverse of the
+    matrix of all tasks; systems that it does not solve, which it is far from, by a factorisation
+    of their own.
+
+    Args:
+        features: (b, k) float32 or float64, sorted by task.
+        task_offsets: (n + 1,) int64. First sample of each task, then b.
+        masks: (m, n) bool. Not empty.
+        right: (m, k) in the dtype of the features.
+        ridge: Positive.
+        sample_weights: (b,), not negative; None means 1.
+        progress: Whether to show a progress bar over subsets.
+
+    Returns:
+        (m, k), in the dtype of the features.
+    """
+    if sample_weights is None:
+        sample_weights = features.new_ones(len(features))
+    problem = _Quadratic(features, task_offsets, ridge, sample_weights.to(features))
+    answer = torch.empty_like(right)
+    accuracy = (10 * torch.finfo(features.dtype).eps) ** 2
+    with tqdm(total=len(masks), unit=" subsets", disable=not progress) as bar:
+        for rows in torch.arange(len(masks)).split(_STEPS):
+            chunk, here = masks[rows].cpu(), rows.to(right.device)
+            product = partial(problem.products, chunk)
+            step, _, left = _conjugate_gradients(
+                product, problem.preconditioned, right[here], lambda energy: accuracy * energy
+            )
+            for row in left.tolist():
+                step[row] = problem.solved_alone(chunk[row], right[here[row]])
+            answer[here] = step
+            bar.update(len(rows))
+    return answer
 
 
 def task_sums(sample_weights: Tensor, task_offsets: Tensor) -> Tensor:
@@ -184,6 +237,45 @@ class _Problem:
         return v / (self.ridge + 0.25) if self.inverse is None else v @ self.inverse
 
 
+class _Quadratic:
+    """The systems of :func:`unit_steps`; weights are in the rows of the features."""
+
+    def __init__(
+        self, features: Tensor, task_offsets: Tensor, ridge: float, sample_weights: Tensor
+    ):
+        self.features = sample_weights.sqrt()[:, None] * features
+        self.task_offsets, self.ridge = task_offsets, ridge
+        self.totals = task_sums(sample_weights, task_offsets)
+        hessian = self.features.new_zeros(features.shape[1], features.shape[1])
+        ops.gram_update(hessian, self.features)
+        self.inverse = self._factored(hessian, self.totals.sum()).to(features)
+
+    def products(self, masks: Tensor, rows: Tensor, v: Tensor) -> Tensor:
+        """Matrix-vector products of some rows of masks."""
+        masks = masks[rows.cpu()]
+        inside = masks.to(v)
+        # The operator divides by the number of samples.
+        scale = (inside @ self.task_offsets.diff().to(v)) / (inside @ self.totals)
+        products = ops.glm_hvp(self.features, self.task_offsets, masks, v)
+        return scale[:, None] * products + self.ridge * v
+
+    def preconditioned(self, v: Tensor) -> Tensor:
+        return v @ self.inverse
+
+    def solved_alone(self, mask: Tensor, right: Tensor) -> Tensor:
+        """The solution (k,) of one subset (n,), in float64."""
+        inside = mask.repeat_interleave(self.task_offsets.diff()).to(right.device)
+        rows = self.features[inside].double()
+        total = self.totals[mask.to(right.device)].sum()
+        return (self._factored(rows.T @ rows, total) @ right.double()).to(right)
+
+    def _factored(self, gram: Tensor, total: Tensor) -> Tensor:
+        """Inverse (k, k) float64 of a Gram matrix over the weight of its samples, with ridge."""
+        matrix = gram.double() / total.double()
+        matrix.diagonal().add_(self.ridge)
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
 def _minimise(
     problem: _Problem, masks: Tensor, start: Tensor, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -230,23 +322,49 @@ def _newton_step(
     problem: _Problem, masks: Tensor, gradient: Tensor, curvature: Tensor, tolerance: float
 ) -> tuple[Tensor, int]:
     """Approximate ``H^-1 g`` (m, k) and the products taken."""
-    step = torch.zeros_like(gradient)
-    residual = gradient.clone()
-    direction = problem.preconditioned(residual)
+
+    def wanted(energy: Tensor) -> Tensor:
+        # Coarse far from the minimum and ever finer near it, but no finer than the tolerance.
+        return (energy * energy.sqrt().clamp_max(0.1)).clamp_min(0.2 * tolerance)
+
+    def product(rows: Tensor, v: Tensor) -> Tensor:
+        return problem.hvp(masks[rows.cpu()], curvature[rows], v)
+
+    step, products, _ = _conjugate_gradients(product, problem.preconditioned, gradient, wanted)
+    return step, products
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor, Tensor], Tensor],
+    preconditioned: Callable[[Tensor], Tensor],
+    right: Tensor,
+    wanted: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, int, Tensor]:
+    """Approximate ``H^-1 right`` (m, k), the products taken, and the rows that did not converge.
+
+    Args:
+        product: Of some of the m matrices, by their rows, with a vector each.
+        preconditioned: Vectors times the preconditioner.
+        right: (m, k).
+        wanted: What may remain of squared residuals (m,), in the preconditioner's norm, given those
+            at the start.
+    """
+    step = torch.zeros_like(right)
+    residual = right.clone()
+    direction = preconditioned(residual)
     energy = (residual * direction).sum(1)
-    # Coarse far from the minimum and ever finer near it, but no finer than the tolerance.
-    wanted = (energy * energy.sqrt().clamp_max(0.1)).clamp_min(0.2 * tolerance)
+    enough = wanted(energy)
     for products in range(_MAX_CG):
-        rows = (energy > wanted).nonzero()[:, 0]
+        rows = (energy > enough).nonzero()[:, 0]
         if len(rows) == 0:
-            return step, products
+            return step, products, rows
         part = direction[rows]
-        product = problem.hvp(masks[rows.cpu()], curvature[rows], part)
-        length = energy[rows] / (part * product).sum(1)
+        image = product(rows, part)
+        length = energy[rows] / (part * image).sum(1)
         step[rows] += length[:, None] * part
-        residual[rows] -= length[:, None] * product
-        preconditioned = problem.preconditioned(residual[rows])
-        next_energy = (residual[rows] * preconditioned).sum(1)
-        direction[rows] = preconditioned + (next_energy / energy[rows])[:, None] * part
+        residual[rows] -= length[:, None] * image
+        downhill = preconditioned(residual[rows])
+        next_energy = (residual[rows] * downhill).sum(1)
+        direction[rows] = downhill + (next_energy / energy[rows])[:, None] * part
         energy[rows] = next_energy
-    return step, _MAX_CG
+    return step, _MAX_CG, (energy > enough).nonzero()[:, 0]

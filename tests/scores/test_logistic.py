@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ksm_ext.scores.logistic import fit_logistic
+from ksm_ext.scores.logistic import fit_logistic, unit_steps
 
 OFFSETS = torch.tensor([0, 7, 7, 19, 30, 41])  # the second task is empty
 
@@ -126,6 +126,35 @@ def test_weighted_solutions_are_scikit_learns(ridge):
         torch.testing.assert_close(
             fitted.weights[row], torch.from_numpy(peer.coef_[0]), rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2, 10.0])
+@pytest.mark.parametrize("max_steps", [0, 2, 200])
+def test_unit_steps_are_dense_solutions(dtype, ridge, max_steps, monkeypatch):
+    """Also of systems that conjugate gradients leave unsolved."""
+    monkeypatch.setattr("ksm_ext.scores.logistic._MAX_CG", max_steps)
+    monkeypatch.setattr("ksm_ext.scores.logistic._STEPS", 3)
+    features, _, masks = problem(k=30)  # some subsets have fewer samples
+    masks = masks[masks[:, [0, 2, 3, 4]].any(1)]
+    generator = torch.Generator().manual_seed(5)
+    right = torch.randn(len(masks), 30, generator=generator, dtype=torch.float64)
+    weights = torch.rand(41, generator=generator, dtype=torch.float64)
+    weights[3] = 0.0
+    task = torch.repeat_interleave(OFFSETS.diff())
+    for given in (None, weights):
+        data = features.to(dtype), OFFSETS, masks, right.to(dtype), ridge
+        found = unit_steps(*data, sample_weights=given)
+        assert found.dtype == dtype
+        for row, mask in enumerate(masks):
+            inside = mask[task]
+            counts = torch.ones(41).double() if given is None else given
+            phi = features[inside]
+            matrix = phi.T @ (counts[inside, None] * phi) / counts[inside].sum()
+            matrix.diagonal().add_(ridge)
+            expected = torch.linalg.solve(matrix, right[row])
+            error = (found[row].double() - expected).norm() / expected.norm()
+            assert error < (1e-9 if dtype == torch.float64 else 2e-3 if ridge < 1e-3 else 1e-5)
 
 
 def test_whole_weights_are_repeated_samples(monkeypatch):
