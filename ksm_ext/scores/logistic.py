@@ -328,7 +328,8 @@ def _newton_step(
         return (energy * energy.sqrt().clamp_max(0.1)).clamp_min(0.2 * tolerance)
 
     def product(rows: Tensor, v: Tensor) -> Tensor:
-        return problem.hvp(masks[rows.cpu()], curvature[rows], v)
+        bent = curvature if len(rows) == len(masks) else curvature[rows]
+        return problem.hvp(masks[rows.cpu()], bent, v)
 
     step, products, _ = _conjugate_gradients(product, problem.preconditioned, gradient, wanted)
     return step, products
@@ -342,6 +343,8 @@ def _conjugate_gradients(
 ) -> tuple[Tensor, int, Tensor]:
     """Approximate ``H^-1 right`` (m, k), the products taken, and the rows that did not converge.
 
+    Those that have converged leave, so that nothing is done for them any more.
+
     Args:
         product: Of some of the m matrices, by their rows, with a vector each.
         preconditioned: Vectors times the preconditioner.
@@ -349,22 +352,26 @@ def _conjugate_gradients(
         wanted: What may remain of squared residuals (m,), in the preconditioner's norm, given those
             at the start.
     """
-    step = torch.zeros_like(right)
-    residual = right.clone()
+    answer = torch.zeros_like(right)
+    rows = torch.arange(len(right), device=right.device)  # those below, which go on
+    step, residual = torch.zeros_like(right), right.clone()
     direction = preconditioned(residual)
     energy = (residual * direction).sum(1)
     enough = wanted(energy)
     for products in range(_MAX_CG):
-        rows = (energy > enough).nonzero()[:, 0]
+        going = energy > enough
+        if not bool(going.all()):
+            answer[rows] = step
+            state = rows, step, residual, direction, energy, enough
+            rows, step, residual, direction, energy, enough = (each[going] for each in state)
         if len(rows) == 0:
-            return step, products, rows
-        part = direction[rows]
-        image = product(rows, part)
-        length = energy[rows] / (part * image).sum(1)
-        step[rows] += length[:, None] * part
-        residual[rows] -= length[:, None] * image
-        downhill = preconditioned(residual[rows])
-        next_energy = (residual[rows] * downhill).sum(1)
-        direction[rows] = downhill + (next_energy / energy[rows])[:, None] * part
-        energy[rows] = next_energy
-    return step, _MAX_CG, (energy > enough).nonzero()[:, 0]
+            return answer, products, rows
+        image = product(rows, direction)
+        length = (energy / (direction * image).sum(1))[:, None]
+        step.addcmul_(length, direction)
+        residual.addcmul_(length, image, value=-1)
+        downhill = preconditioned(residual)
+        before, energy = energy, (residual * downhill).sum(1)
+        direction = torch.addcmul(downhill, (energy / before)[:, None], direction)
+    answer[rows] = step
+    return answer, _MAX_CG, rows[energy > enough]
