@@ -184,7 +184,11 @@ def report(name: str, output: Path) -> None:
                 progress=False,
             ).fit()
             label = f"{steps} steps, {solver}"
-            row(f"{label}, ridge 0.01", mean[NUM_CALIBRATION:], estimator.predict(rest))
+            row(
+                f"{label}, ridge {estimator.ridge:.2g} as chosen",
+                mean[NUM_CALIBRATION:],
+                estimator.predict(rest),
+            )
             estimator.calibrate(few, mean[:NUM_CALIBRATION])
             label = f"{label}, calibrated to ridge {estimator.ridge:.2g}"
             row(label, mean[NUM_CALIBRATION:], estimator.predict(rest))

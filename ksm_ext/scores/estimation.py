@@ -161,9 +161,9 @@ class GradientEstimator:
                 an advantage has one, ``output`` multiplies the log-odds by it. Losses of targets
                 are plain means.
             loss: ``"logistic"`` of the output (cross-entropy of log-odds), or ``"squared"``.
-            ridge: ρ > 0, the penalty of moving away from the models. None: a 300th of the largest
-                eigenvalue of the full set's curvature, as far as ten steps of the power method
-                tell; the mean over models.
+            ridge: ρ > 0, the penalty of moving away from the models. None: a hundredth of the
+                largest eigenvalue of the full set's curvature, as far as ten steps of the power
+                method tell; the mean over models.
             solver: ``"exact"`` solves the convex problem of every subset, which is right for models
                 that are nearly linear. ``"step"`` takes one step of unit curvature from the full
                 set, whose score it keeps: better for deep networks, above all where they have
@@ -439,10 +439,10 @@ class GradientEstimator:
         curvature = right * (1 - right) if self._loss == "logistic" else torch.ones_like(right)
         weights = self._weights().to(phi)
         curvature = curvature.clamp_min(1e-3) * weights / weights.sum()
-        v = phi[phi.square().sum(1).argmax()]
+        v = phi[torch.linalg.vector_norm(phi, dim=1).argmax()]
         for _ in range(10):
             v = (curvature * (phi @ v) / v.norm().clamp_min(1e-30)) @ phi
-        return float(v.norm()) / 300 or 1.0  # without gradients, nothing moves anyway
+        return float(v.norm()) / 100 or 1.0  # without gradients, nothing moves anyway
 
     def _linearised(self, number: int, z: Tensor) -> Tensor:
         """Scores (m, t) of outputs ``h + φ z``."""

@@ -32,9 +32,10 @@ from tqdm import tqdm
 from ksm_ext import ops
 
 _CURVATURE_BYTES = 2**28  # of one chunk of subsets
-_SAMPLES = 512  # of one block of margins, where samples have weights
+_SAMPLES = 512  # of one block, where not all are taken together
 _STEPS = 4096  # systems solved together
 _MAX_CG = 200
+_MAX_UNIT_CG = 1000  # or 2 k, where a factorisation costs less
 _MAX_HALVINGS = 30
 
 
@@ -116,9 +117,8 @@ def unit_steps(
 ) -> Tensor:
     r"""Solve :math:`(\frac{1}{|S|} \sum_{i \in S} \phi_i \phi_i^\top + \rho) z_S = r_S` for all S.
 
-    By conjugate gradients to the precision of the features, preconditioned by the inverse of the
-    matrix of all tasks; systems that it does not solve, which it is far from, by a factorisation
-    of their own.
+    By conjugate gradients, preconditioned by the inverse of the matrix of all tasks, as far as
+    rounding lets them go; a system that they leave unsolved has a factorisation of its own.
 
     Args:
         features: (b, k) float32 or float64, sorted by task.
@@ -132,19 +132,17 @@ def unit_steps(
     Returns:
         (m, k), in the dtype of the features.
     """
-    if sample_weights is None:
-        sample_weights = features.new_ones(len(features))
-    problem = _Quadratic(features, task_offsets, ridge, sample_weights.to(features))
+    problem = _Quadratic(features, task_offsets, ridge, sample_weights)
     answer = torch.empty_like(right)
+    most = min(_MAX_UNIT_CG, 2 * features.shape[1])
     accuracy = (10 * torch.finfo(features.dtype).eps) ** 2
     with tqdm(total=len(masks), unit=" subsets", disable=not progress) as bar:
         for rows in torch.arange(len(masks)).split(_STEPS):
             chunk, here = masks[rows].cpu(), rows.to(right.device)
             product = partial(problem.products, chunk)
-            step, _, left = _conjugate_gradients(
-                product, problem.preconditioned, right[here], lambda energy: accuracy * energy
-            )
-            for row in left.tolist():
+            solving = product, problem.preconditioned, right[here]
+            step, _ = _conjugate_gradients(*solving, lambda energy: accuracy * energy, most)
+            for row in problem.unsolved(chunk, right[here], step).nonzero()[:, 0].tolist():
                 step[row] = problem.solved_alone(chunk[row], right[here[row]])
             answer[here] = step
             bar.update(len(rows))
@@ -241,39 +239,58 @@ class _Quadratic:
     """The systems of :func:`unit_steps`; weights are in the rows of the features."""
 
     def __init__(
-        self, features: Tensor, task_offsets: Tensor, ridge: float, sample_weights: Tensor
+        self, features: Tensor, task_offsets: Tensor, ridge: float, sample_weights: Tensor | None
     ):
-        self.features = sample_weights.sqrt()[:, None] * features
-        self.task_offsets, self.ridge = task_offsets, ridge
-        self.totals = task_sums(sample_weights, task_offsets)
-        hessian = self.features.new_zeros(features.shape[1], features.shape[1])
-        ops.gram_update(hessian, self.features)
-        self.inverse = self._factored(hessian, self.totals.sum()).to(features)
+        self.features, self.task_offsets, self.ridge = features, task_offsets, ridge
+        self.totals = task_offsets.diff().to(features)  # (n,)
+        if sample_weights is not None:
+            self.features = sample_weights.sqrt().to(features)[:, None] * features
+            self.totals = task_sums(sample_weights.to(features), task_offsets)
+        factor = self._factor(self.features, self.totals)
+        eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        # The root, and not the inverse, stays positive where it is rounded.
+        self.root = torch.linalg.solve_triangular(factor, eye, upper=False)
 
     def products(self, masks: Tensor, rows: Tensor, v: Tensor) -> Tensor:
         """Matrix-vector products of some rows of masks."""
         masks = masks[rows.cpu()]
         inside = masks.to(v)
         # The operator divides by the number of samples.
-        scale = (inside @ self.task_offsets.diff().to(v)) / (inside @ self.totals)
-        products = ops.glm_hvp(self.features, self.task_offsets, masks, v)
+        scale = (inside @ self.task_offsets.diff().to(v)) / (inside @ self.totals.to(v))
+        products = ops.glm_hvp(self.features.to(v), self.task_offsets, masks, v)
         return scale[:, None] * products + self.ridge * v
 
     def preconditioned(self, v: Tensor) -> Tensor:
-        return v @ self.inverse
+        root = self.root.to(v)
+        return v @ root.T @ root
+
+    def unsolved(self, masks: Tensor, right: Tensor, step: Tensor) -> Tensor:
+        """(m,) bool: whether steps have less than half their digits, in their matrix's norm.
+
+        As residuals in float64 tell, with the inverse of the matrix of all tasks for their own.
+        """
+        tolerance = torch.finfo(step.dtype).eps ** 0.5
+        right, step = right.double(), step.double()
+        every = torch.arange(len(masks), device=right.device)
+        residual = right - self.products(masks, every, step)
+        off, size = ((each @ self.root.T).square().sum(1) for each in (residual, right))
+        return ~(off <= tolerance**2 * size)
 
     def solved_alone(self, mask: Tensor, right: Tensor) -> Tensor:
         """The solution (k,) of one subset (n,), in float64."""
         inside = mask.repeat_interleave(self.task_offsets.diff()).to(right.device)
-        rows = self.features[inside].double()
-        total = self.totals[mask.to(right.device)].sum()
-        return (self._factored(rows.T @ rows, total) @ right.double()).to(right)
+        factor = self._factor(self.features[inside], self.totals[mask.to(right.device)])
+        return torch.cholesky_solve(right.double()[:, None], factor)[:, 0].to(right)
 
-    def _factored(self, gram: Tensor, total: Tensor) -> Tensor:
-        """Inverse (k, k) float64 of a Gram matrix over the weight of its samples, with ridge."""
-        matrix = gram.double() / total.double()
+    def _factor(self, features: Tensor, totals: Tensor) -> Tensor:
+        """Cholesky factor (k, k) of the matrix of some samples, in float64 a block at a time."""
+        k = features.shape[1]
+        matrix = torch.zeros(k, k, dtype=torch.float64, device=features.device)
+        for block in features.split(_SAMPLES):
+            ops.gram_update(matrix, block.double())
+        matrix /= totals.double().sum()
         matrix.diagonal().add_(self.ridge)
-        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        return torch.linalg.cholesky(matrix)
 
 
 def _minimise(
@@ -331,8 +348,7 @@ def _newton_step(
         bent = curvature if len(rows) == len(masks) else curvature[rows]
         return problem.hvp(masks[rows.cpu()], bent, v)
 
-    step, products, _ = _conjugate_gradients(product, problem.preconditioned, gradient, wanted)
-    return step, products
+    return _conjugate_gradients(product, problem.preconditioned, gradient, wanted, _MAX_CG)
 
 
 def _conjugate_gradients(
@@ -340,8 +356,9 @@ def _conjugate_gradients(
     preconditioned: Callable[[Tensor], Tensor],
     right: Tensor,
     wanted: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, int, Tensor]:
-    """Approximate ``H^-1 right`` (m, k), the products taken, and the rows that did not converge.
+    most: int,
+) -> tuple[Tensor, int]:
+    """Approximate ``H^-1 right`` (m, k) and the products taken.
 
     Those that have converged leave, so that nothing is done for them any more.
 
@@ -351,6 +368,7 @@ def _conjugate_gradients(
         right: (m, k).
         wanted: What may remain of squared residuals (m,), in the preconditioner's norm, given those
             at the start.
+        most: Products at most.
     """
     answer = torch.zeros_like(right)
     rows = torch.arange(len(right), device=right.device)  # those below, which go on
@@ -358,14 +376,14 @@ def _conjugate_gradients(
     direction = preconditioned(residual)
     energy = (residual * direction).sum(1)
     enough = wanted(energy)
-    for products in range(_MAX_CG):
+    for products in range(most):
         going = energy > enough
         if not bool(going.all()):
             answer[rows] = step
             state = rows, step, residual, direction, energy, enough
             rows, step, residual, direction, energy, enough = (each[going] for each in state)
         if len(rows) == 0:
-            return answer, products, rows
+            return answer, products
         image = product(rows, direction)
         length = (energy / (direction * image).sum(1))[:, None]
         step.addcmul_(length, direction)
@@ -374,4 +392,4 @@ def _conjugate_gradients(
         before, energy = energy, (residual * downhill).sum(1)
         direction = torch.addcmul(downhill, (energy / before)[:, None], direction)
     answer[rows] = step
-    return answer, _MAX_CG, rows[energy > enough]
+    return answer, most

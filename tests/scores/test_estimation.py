@@ -278,7 +278,7 @@ def test_the_ridge_that_is_chosen(loss):
     bent = bent * torch.tensor(weights).double().repeat_interleave(torch.tensor(SIZES))
     total = float(torch.tensor(weights) @ torch.tensor(SIZES).float())
     top = float(torch.linalg.eigvalsh(odds.T @ (bent[:, None] * odds) / total)[-1])
-    assert fitted.ridge == pytest.approx(top / 300, rel=0.05)
+    assert fitted.ridge == pytest.approx(top / 100, rel=0.05)
     same = estimator(**{**options, "ridge": fitted.ridge}).fit()
     assert torch.equal(fitted.predict(MASKS), same.predict(MASKS))
     fitted.calibrate(MASKS, 2 * same.predict(MASKS), ridges=[1.0])

@@ -133,7 +133,7 @@ def test_weighted_solutions_are_scikit_learns(ridge):
 @pytest.mark.parametrize("max_steps", [0, 2, 200])
 def test_unit_steps_are_dense_solutions(dtype, ridge, max_steps, monkeypatch):
     """Also of systems that conjugate gradients leave unsolved."""
-    monkeypatch.setattr("ksm_ext.scores.logistic._MAX_CG", max_steps)
+    monkeypatch.setattr("ksm_ext.scores.logistic._MAX_UNIT_CG", max_steps)
     monkeypatch.setattr("ksm_ext.scores.logistic._STEPS", 3)
     features, _, masks = problem(k=30)  # some subsets have fewer samples
     masks = masks[masks[:, [0, 2, 3, 4]].any(1)]
@@ -155,6 +155,21 @@ def test_unit_steps_are_dense_solutions(dtype, ridge, max_steps, monkeypatch):
             expected = torch.linalg.solve(matrix, right[row])
             error = (found[row].double() - expected).norm() / expected.norm()
             assert error < (1e-9 if dtype == torch.float64 else 2e-3 if ridge < 1e-3 else 1e-5)
+
+
+def test_unit_steps_of_features_whose_curvature_rounds_the_ridge_away():
+    """Conjugate gradients in float32 end where they should not, which residuals tell."""
+    features, _, masks = problem(torch.float32, k=60)
+    masks = masks[masks[:, [0, 2, 3, 4]].any(1)]
+    features = 100 * features
+    right = torch.randn(len(masks), 60, generator=torch.Generator().manual_seed(6))
+    found = unit_steps(features, OFFSETS, masks, right, 1e-3)
+    for row, mask in enumerate(masks):
+        phi = features[mask[torch.repeat_interleave(OFFSETS.diff())]].double()
+        matrix = phi.T @ phi / len(phi) + 1e-3 * torch.eye(60).double()
+        expected = torch.linalg.solve(matrix, right[row].double())
+        off = found[row] - expected
+        assert off @ matrix @ off < 1e-6 * (expected @ matrix @ expected)
 
 
 def test_whole_weights_are_repeated_samples(monkeypatch):
