@@ -231,7 +231,7 @@ def by_ekfac(model: nn.Module, problem: Problem) -> Tensor:
 
 def by_trak(problem: Problem) -> Tensor:
     data, ridge = (problem.tasks, problem.targets), problem.settings.methods.trak_ridge
-    return trak(problem.models, *data, projector=problem.projector, relative_ridge=ridge)
+    return trak(problem.models, *data, projector=problem.projector, relative_ridge=ridge).values
 
 
 def by_tracin(problem: Problem) -> Tensor:

@@ -58,14 +58,16 @@ class TaskAttributions:
     retrained: RetrainedScores | None = None
 
     def __str__(self) -> str:
-        """One line: sizes, whether there were no more subsets, and what was retrained."""
+        """One line: sizes, whether there were no more subsets, what was retrained, settings."""
         n, t = self.values.shape
         text = f"Attributions of {counted(n, 'task')} to {counted(t, 'target')}"
         text += f" from {counted(len(self.masks), 'subset')}"
         text += ", all there are of their sizes" * self.exhaustive
-        if self.retrained is None:
-            return text
-        return f"{text} and {len(self.retrained.masks)} retrained ones"
+        if self.retrained is not None:
+            text += f" and {len(self.retrained.masks)} retrained ones"
+        return f"{text}: {self.estimator.settings}"
+
+    __repr__ = __str__
 
 
 def attribute_tasks(
@@ -87,8 +89,9 @@ def attribute_tasks(
     output: Output = log_odds,
     projector: AnyProjector | None = None,
     parameters: str | Sequence[str] | None = None,
+    sample_weights: Any = None,
     loss: Literal["logistic", "squared"] = "logistic",
-    ridge: float = 1e-2,
+    ridge: float | None = None,
     solver: Literal["exact", "step"] = "exact",
     store: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
@@ -121,8 +124,10 @@ def attribute_tasks(
         output: A function ``output(model, batch) -> (b,)``, see :mod:`ksm_ext.network.outputs`.
         projector: See :class:`GradientEstimator`.
         parameters: Names or patterns of the parameters that training moves.
+        sample_weights: How much samples of the tasks count, see :class:`GradientEstimator`.
         loss: See :class:`GradientEstimator`.
-        ridge: The penalty of moving away from the model, unless ``retrained`` chooses it.
+        ridge: The penalty of moving away from the model, unless ``retrained`` chooses it; None: see
+            :class:`GradientEstimator`.
         solver: See :class:`GradientEstimator`.
         store: A folder for features and retrained scores, from which a killed run resumes.
         batch_size: See :class:`GradientEstimator`.
@@ -161,6 +166,7 @@ def attribute_tasks(
         output=output,
         projector=projector,
         parameters=parameters,
+        sample_weights=sample_weights,
         loss=loss,
         ridge=ridge,
         solver=solver,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksm_ext import attribute_tasks, fit_surrogate, subsets
+from ksm_ext import GradientEstimator, Projector, attribute_tasks, fit_surrogate, subsets
 from ksm_ext.scores.runs import RunStore
 from tests.scores.test_estimation import MASKS, data, linear
 
@@ -29,7 +29,40 @@ def test_attributions_in_one_call():
     drawn = attribute_tasks(linear(), data(), data()[0], num_subsets=8, progress=False)
     assert drawn.masks.sum(1).min() >= 2 and drawn.values.shape == (4, 1)
     assert not drawn.exhaustive and not result.exhaustive
-    assert str(result) == "Attributions of 4 tasks to 1 target from 16 subsets"
+    said = "gradients as they are, solver exact, ridge 0.1"
+    assert str(result) == f"Attributions of 4 tasks to 1 target from 16 subsets: {said}"
+
+
+def test_what_is_chosen_is_said():
+    """With the defaults alone; the same numbers, given, have the same bits."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 2)).double()
+    for model, projector, text in (
+        (linear(), None, "gradients as they are"),
+        (wide, Projector(1024), "gradients projected to 1,024 dimensions"),
+    ):
+        result = attribute_tasks(model, data(), data()[0])
+        estimator = result.estimator
+        ridge = estimator.ridge
+        said = f"{text}, solver exact, ridge {ridge:.3g}"
+        assert estimator.settings == said and str(result).endswith(f": {said}")
+        assert repr(result) == str(result) and repr(estimator) == str(estimator)
+        given = attribute_tasks(model, data(), data()[0], projector=projector, ridge=ridge)
+        assert torch.equal(given.values, result.values)
+    calibrated = attribute_tasks(
+        linear(), data(), data()[0], retrained=(MASKS, result.estimator.predict(MASKS))
+    )
+    assert str(calibrated).endswith(f"calibrated: {calibrated.estimator.calibration}")
+
+
+def test_samples_with_weights():
+    """Scores are the estimator's; a task without weight has no effect."""
+    weights = [1.0, 0.0, 2.0, 0.5]
+    options = {"sample_weights": weights, "ridge": 0.1, "projector": None}
+    result = attribute_tasks(linear(), data(), data()[0], masks=MASKS, kernel="anova2", **options)
+    alone = GradientEstimator(linear(), data(), data()[0], **options).fit().predict(MASKS)
+    assert torch.equal(result.scores, alone)
+    assert abs(float(result.values[1])) < 1e-3 * float(result.values.abs().max())
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 10])
@@ -43,7 +76,7 @@ def test_few_tasks_have_all_their_subsets(n):
     every = torch.cat([next(subsets.iterate_subsets(n, size)) for size in sizes])
     assert torch.equal(torch.unique(result.masks, dim=0), torch.unique(every, dim=0))
     assert result.exhaustive and len(result.masks) == len(every) < 1000
-    assert str(result).endswith(f"from {len(every)} subsets, all there are of their sizes")
+    assert f" from {len(every)} subsets, all there are of their sizes: " in str(result)
 
 
 def retrained_loss(mask, seed):
@@ -83,7 +116,7 @@ def test_some_subsets_are_retrained(tmp_path):
     retrained = result.retrained
     assert len(retrained.masks) == 8 and retrained.seeds == (0, 1)
     assert bool(retrained.masks[0].all()) and (retrained.masks.sum(1) == 3).sum() == 4
-    assert str(result).endswith("all there are of their sizes and 8 retrained ones")
+    assert "all there are of their sizes and 8 retrained ones: gradients" in str(result)
     own = fit_surrogate(result.masks, result.scores, target_names=["new"])
     expected = fit_surrogate(*retrained.runs(), estimates=own, target_names=["new"])
     torch.testing.assert_close(result.values, expected.attribute("loo"))

@@ -26,14 +26,42 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import message
+from ksm_ext.checks import counted, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
-from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
+from ksm_ext.network.gradients import (
+    AnyProjector,
+    collect_features,
+    projection_text,
+    usual_projector,
+)
 from ksm_ext.network.outputs import log_odds
 
 _BLOCK_BYTES = 2**26  # of scores at once
+
+
+@dataclass(frozen=True, eq=False)
+class Trak:
+    """TRAK of tasks, and the settings it was computed with, given or chosen.
+
+    Attributes:
+        values: (n, t). ``[a, j]`` estimates the loss of target j with task a less that without it.
+        projector: None is no projection.
+        relative_ridge: ρ as a share of the mean diagonal entry of Φ^T Φ.
+    """
+
+    values: Tensor
+    projector: AnyProjector | None
+    relative_ridge: float
+
+    def __str__(self) -> str:
+        """One line: sizes and settings."""
+        n, t = self.values.shape
+        text = f"TRAK of {counted(n, 'task')} for {counted(t, 'target')}: "
+        return f"{text}{projection_text(self.projector)}, relative ridge {self.relative_ridge:.3g}"
+
+    __repr__ = __str__
 
 
 def trak(
@@ -48,7 +76,7 @@ def trak(
     engine: str = "auto",
     progress: bool = False,
     group: Group = None,
-) -> Tensor:
+) -> Trak:
     """TRAK of each task for each target's mean cross-entropy.
 
     Args:
@@ -69,7 +97,7 @@ def trak(
             call with the same arguments and get the result.
 
     Returns:
-        (n, t). ``[a, j]`` estimates the loss of target j with task a less that without it.
+        The :class:`Trak`, whose ``values`` are (n, t).
 
     Raises:
         ValueError: If there is no model, task or target.
@@ -103,7 +131,7 @@ def trak(
         means = torch.stack([part.mean(0) for part in of_queries])  # (t, k)
         factor = _factor(train, relative_ridge, group)
         answers.append(by_task @ torch.cholesky_solve(means.T, factor))
-    return torch.stack(answers).mean(0)
+    return Trak(torch.stack(answers).mean(0), projector, relative_ridge)
 
 
 def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0.0) -> Tensor:

@@ -246,6 +246,13 @@ def usual_projector(model: nn.Module, parameters: str | Sequence[str] | None) ->
     return Projector(1024) if sum(weight.numel() for weight in weights) > 1024 else None
 
 
+def projection_text(projector: AnyProjector | None) -> str:
+    """What becomes of gradients, for a line that says how a result came about."""
+    if projector is None:
+        return "gradients as they are"
+    return f"gradients projected to {projector.dim:,} dimensions"
+
+
 def samples_together(weights: Collection[Tensor]) -> int:
     """How many samples have their gradients taken together, unless something else is asked for."""
     on_cpu = next(iter(weights)).device.type == "cpu"

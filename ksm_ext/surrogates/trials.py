@@ -238,6 +238,8 @@ def judged_kernels(
     b, m, t = scores.values.shape
     num_ridges = len(RELATIVE_RIDGES) if ridge is None else 1
     step = max(1, _TOGETHER // (b * m * (m + num_ridges * t)))
+    if m > _SINGLE_FROM:
+        step = 1  # nothing is saved together, and a factor of its own serves intervals too
     for start in range(0, len(kernels[0]), step):
         part = [each[start : start + step] for each in kernels]
         alike = 1 if all(masks is tables[0] for masks in tables) else b  # then factored once

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from ksm_ext import Projector
 from ksm_ext.attribution.trak import self_influence, top_samples, trak, trak_scores
 from ksm_ext.correlation import pearson
-from ksm_ext.network.gradients import collect_features
+from ksm_ext.network.gradients import collect_features, projection_text
 from ksm_ext.network.outputs import log_odds
 
 
@@ -26,7 +26,7 @@ def features(model, data, projector):
 def test_trak_is_its_formula_sample_by_sample():
     models, tasks, targets = problem()
     projector = Projector(12)
-    found = trak(models, tasks, targets, projector=projector, relative_ridge=0.1)
+    found = trak(models, tasks, targets, projector=projector, relative_ridge=0.1).values
     exact = torch.zeros(3, 2).double()
     for model in models:
         train = [features(model, task, projector) for task in tasks]
@@ -49,7 +49,13 @@ def test_what_is_chosen():
     for network, projector in ((models[0], None), (wide, Projector(1024))):
         chosen = trak(network, tasks, targets)
         ridge = {"relative_ridge": 0.01}
-        assert torch.equal(chosen, trak(network, tasks, targets, projector=projector, **ridge))
+        same = trak(network, tasks, targets, projector=projector, **ridge)
+        assert torch.equal(chosen.values, same.values)
+        assert chosen.projector == projector and chosen.relative_ridge == 0.01
+        to = "as they are" if projector is None else "projected to 1,024 dimensions"
+        assert projection_text(projector) == f"gradients {to}"
+        said = f"TRAK of 3 tasks for 2 targets: gradients {to}, relative ridge 0.01"
+        assert str(chosen) == repr(chosen) == said
 
 
 def test_scores_of_samples_sum_to_those_of_tasks():
@@ -62,7 +68,7 @@ def test_scores_of_samples_sum_to_those_of_tasks():
     slopes = -(1 - query.values.sigmoid())
     by_sample = (scores * slopes).mean(1)
     by_task = torch.stack([part.sum() for part in by_sample.split([8, 25, 17])])
-    found = trak(model, tasks, targets, projector=projector)[:, 0]
+    found = trak(model, tasks, targets, projector=projector).values[:, 0]
     torch.testing.assert_close(by_task, found)
 
 
@@ -152,7 +158,7 @@ def test_trak_knows_what_retraining_does():
 
     truth = effects(model, tasks, target, lambda x, y: cross_entropy(model(x), y))
     said = trak(model, tasks, target, projector=Projector(6, kind="gaussian"), relative_ridge=1e-3)
-    assert float(pearson(said.T, truth[None])) > 0.7
+    assert float(pearson(said.values.T, truth[None])) > 0.7
 
 
 def test_singular_grams_are_errors_and_not_garbage():
@@ -160,7 +166,7 @@ def test_singular_grams_are_errors_and_not_garbage():
     with pytest.raises(RuntimeError, match="`gram` must be an invertible matrix, got a singular"):
         trak(model, tasks[:1], targets, projector=Projector(20))
     found = trak(model, tasks[:1], targets, projector=Projector(20), relative_ridge=0.01)
-    assert bool(found.isfinite().all())
+    assert bool(found.values.isfinite().all())
     with pytest.raises(ValueError, match="`relative_ridge` must be non-negative"):
         trak(model, tasks, targets, projector=Projector(4), relative_ridge=-1.0)
     with pytest.raises(ValueError, match="`models` must be one network or more"):
@@ -169,7 +175,7 @@ def test_singular_grams_are_errors_and_not_garbage():
 
 def test_nothing_depends_on_batches():
     models, tasks, targets = problem()
-    whole = trak(models, tasks, targets, projector=Projector(12))
+    whole = trak(models, tasks, targets, projector=Projector(12)).values
     for size in (1, 3, 50):
         found = trak(models, tasks, targets, projector=Projector(12), batch_size=size)
-        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.values, whole, rtol=1e-9, atol=1e-12)

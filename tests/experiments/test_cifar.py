@@ -330,7 +330,7 @@ def test_trak_of_images_adds_up_to_that_of_groups(tiny, tmp_path):
     model, ridge = problem.models[0], tiny.settings.methods.trak_ridge
     x, y = (part[query : query + 1] for part in (data.held_inputs, data.held_labels))
     options = {"projector": problem.projector, "relative_ridge": ridge}
-    by_group = trak(model, problem.tasks, {"a": (x, y)}, **options)[:, 0]
+    by_group = trak(model, problem.tasks, {"a": (x, y)}, **options).values[:, 0]
 
     class Other(Cifar):
         def data(self):

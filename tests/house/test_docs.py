@@ -85,7 +85,7 @@ def test_what_the_table_of_calls_spells_can_be_called(spelled, readers_own):
     retrained = ksm_ext.retrain_scores(train, masks, seeds=range(2))
     shares = ksm_ext.subsets.dirichlet(3, 20, seed=0)
     of_mixtures = ksm_ext.fit_surrogate(shares, shares.sqrt().sum(1), kernel="rbf")
-    own = {"of_mixtures": of_mixtures}
+    own = {"of_mixtures": of_mixtures, "weights": [1.0] * len(readers_own["tasks"])}
     own |= {"surrogate": surrogate, "retrained": retrained, "path": "surrogate.safetensors"}
     names = {name: getattr(ksm_ext, name) for name in ksm_ext.__all__} | {"ksm_ext": ksm_ext}
     eval(spelled, names | readers_own | own)

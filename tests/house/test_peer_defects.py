@@ -83,9 +83,9 @@ def test_a_call_changes_no_default_of_the_next():
     functions = (fit_surrogate, influence, trak, tracin, collect_features, per_sample_gradients)
     before = [repr(inspect.signature(function)) for function in functions]
     options = {"projector": Projector(6), "relative_ridge": 0.1}
-    first = trak(model, tasks, target, **options)
+    first = trak(model, tasks, target, **options).values
     trak(model, tasks, target, projector=Projector(3, seed=5), relative_ridge=0.2)
-    assert torch.equal(trak(model, tasks, target, **options), first)
+    assert torch.equal(trak(model, tasks, target, **options).values, first)
     scores = torch.randn(12, 2).double()
     fitted = fit_surrogate(masks, scores).predict(masks)
     fit_surrogate(masks, scores, kernel="rbf", ridge=3.0, center=False, share_ridge=False)
@@ -157,7 +157,7 @@ def test_answers_keep_no_graph_and_use_every_batch():
     options = {"damping": 0.1, "solver": solver}
     answers = [
         influence(model, tasks, target, **options).values,
-        trak(model, tasks, target, projector=Projector(4), relative_ridge=0.1),
+        trak(model, tasks, target, projector=Projector(4), relative_ridge=0.1).values,
         tracin(model, 0.1, tasks, target),
         gradient_cosine(model, tasks, target),
     ]

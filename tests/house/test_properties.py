@@ -992,7 +992,9 @@ def test_attributions_do_not_know_the_order_of_tasks(seed):
         ),
         "tracin": lambda tasks: tracin(model, 0.1, tasks, target),
         "cosine": lambda tasks: gradient_cosine(model, tasks, target),
-        "trak": lambda tasks: trak(model, tasks, target, projector=projector, relative_ridge=0.1),
+        "trak": lambda tasks: (
+            trak(model, tasks, target, projector=projector, relative_ridge=0.1).values
+        ),
     }
     for method in methods.values():
         close(method([tasks[i] for i in order]), method(tasks)[order], 1e-6)
@@ -1014,6 +1016,36 @@ class Scaled(nn.Module):
 
 
 PARTS = ("sample", "label", "weight", "factor", "activation", "closure", "projector", "order")
+
+
+@holds(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    solver=st.sampled_from(("exact", "step")),
+    unit=SCALES,
+    seed=SEEDS,
+)
+def test_whole_weights_of_samples_are_repetitions(sizes, solver, unit, seed):
+    """Of samples that are taken 0 to 3 times, in any unit of the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(sizes), 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(2, (len(x),), generator=generator)
+    times = torch.randint(4, (len(x),), generator=generator)
+    times[0] = 1
+    torch.manual_seed(seed)
+    model, target = nn.Linear(3, 2).double(), (x, y)
+    masks = subsets.all_subsets(len(sizes))
+
+    def scores(rows, counts, **options):
+        tasks = [*zip(x[rows].split(counts), y[rows].split(counts), strict=True)]
+        fitted = ksm_ext.GradientEstimator(model, tasks, target, solver=solver, **options).fit()
+        return fitted.predict(masks)
+
+    repeated = [int(part.sum()) for part in times.split(sizes)]
+    if not all(repeated):  # a data set has a sample
+        return
+    expected = scores(torch.arange(len(x)).repeat_interleave(times), repeated)
+    weighed = scores(torch.arange(len(x)), sizes, sample_weights=unit * times)
+    torch.testing.assert_close(weighed, expected, rtol=1e-3, atol=1e-6)
 
 
 @holds(b=st.integers(2, 12), part=st.sampled_from(PARTS), at=st.integers(0, 99), seed=SEEDS)
@@ -1098,7 +1130,7 @@ MODULES = (
 )
 ELSEWHERE = {  # by the test file that has them
     "attribution/test_task_hessian": ("task_hessian",),
-    "attribution/test_trak": ("self_influence", "top_samples", "trak_scores"),
+    "attribution/test_trak": ("projection_text", "self_influence", "top_samples", "trak_scores"),
     "house/test_build": ("build_info",),
     "network/test_hessian": ("flatten",),
     "network/test_spectrum": ("signs",),

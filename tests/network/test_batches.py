@@ -80,8 +80,8 @@ def test_features_do_not_know_the_form_of_their_data(form):
 def test_tasks_and_targets_come_in_every_form(form):
     tasks, few = [(X, Y), (X[:4], Y[:4]), (X[4:], Y[4:])], (X[2:5], Y[2:5])
     methods = {
-        "trak": lambda tasks, target: trak(
-            model(), tasks, target, projector=Projector(2), relative_ridge=0.1
+        "trak": lambda tasks, target: (
+            trak(model(), tasks, target, projector=Projector(2), relative_ridge=0.1).values
         ),
         "tracin": lambda tasks, target: tracin(model(), 0.1, tasks, target),
         "influence": lambda *data: influence(model(), *data, damping=1.0).values,

@@ -79,7 +79,7 @@ def estimates(folder, group):
                 projector=Projector(DIM),
                 relative_ridge=0.1,
                 group=group,
-            ),
+            ).values,
         }
     squared = GradientEstimator(
         model, tasks_of(data), data, output=residual, loss="squared", group=group, **OPTIONS

@@ -175,7 +175,7 @@ def test_estimators_take_it():
     features = estimator._features[0][0].gradients
     torch.testing.assert_close(features, by_matrices(formed, projector), rtol=1e-9, atol=1e-11)
     assert estimator.predict(torch.ones(1, 3, dtype=torch.bool)).isfinite().all()
-    scores = trak(model, tasks, tasks[0], projector=projector, relative_ridge=0.1)
+    scores = trak(model, tasks, tasks[0], projector=projector, relative_ridge=0.1).values
     assert scores.shape == (3, 1)
     assert scores.abs().max() > 0
 

@@ -259,7 +259,7 @@ def methods(name, **options):
     targets = {"first": rows(batch, 0, 2), "last": rows(batch, 3, 4)}
     projected, curved = {"projector": Projector(8), **options}, {"damping": 300.0, **options}
     yield attribute_tasks(model, tasks, targets, **projected).values
-    yield trak(model, tasks, targets, relative_ridge=1.0, **projected)
+    yield trak(model, tasks, targets, relative_ridge=1.0, **projected).values
     yield projected_influence(model, tasks, targets, damping=1.0, **projected).values
     yield tracin(model, 0.1, tasks, targets, **options)
     if name not in NO_CURVATURE:

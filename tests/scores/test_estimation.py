@@ -172,6 +172,127 @@ def test_one_step_is_exact_for_the_squared_loss_at_its_minimum():
     torch.testing.assert_close(step, exact, rtol=1e-10, atol=1e-10)
 
 
+TIMES = [torch.arange(size) % 3 for size in SIZES]  # how often each sample is taken
+
+
+@pytest.mark.parametrize("solver", ["exact", "step"])
+@pytest.mark.parametrize("loss", ["logistic", "squared"])
+def test_whole_weights_are_repeated_samples(loss, solver):
+    """To the tolerance of the convex solver; a sample taken 0 times is not there."""
+    options = {"loss": loss, "solver": solver}
+    repeated = [
+        tuple(part.repeat_interleave(times, 0) for part in task)
+        for task, times in zip(data(), TIMES, strict=True)
+    ]
+    expected = estimator(tasks=repeated, **options).fit().predict(MASKS)
+    weights = [0.1 * times for times in TIMES]  # their unit does not matter
+    scores = estimator(sample_weights=weights, **options).fit().predict(MASKS)
+    tight = loss == "squared" or solver == "step"
+    torch.testing.assert_close(scores, expected, rtol=1e-10 if tight else 1e-4, atol=0)
+    assert not torch.allclose(scores, estimator(**options).fit().predict(MASKS), rtol=1e-3)
+
+
+def test_weights_in_every_form():
+    """One for each task or sample, by name, in one array; equal ones are none."""
+    names = list("abcd")
+    numbers = [1.0, 0.5, 2.0, 0.0]
+    expected = estimator(sample_weights=numbers).fit().predict(MASKS)
+    arrays = [number * torch.ones(size) for number, size in zip(numbers, SIZES, strict=True)]
+    by_name = {"a": 1.0, "d": 0.0, "c": np.full(4, 2.0), "b": [0.5] * 9}
+    for weights in (arrays, torch.cat(arrays), by_name, pd.Series(numbers, index=names)[::-1]):
+        scores = estimator(sample_weights=weights, task_names=names).fit().predict(MASKS)
+        torch.testing.assert_close(scores, expected, rtol=1e-12, atol=0)
+    alike = estimator(sample_weights=[1e-300] * 4).fit().predict(MASKS)
+    torch.testing.assert_close(alike, estimator().fit().predict(MASKS), rtol=1e-5, atol=0)
+    without = expected[MASKS[:, :3].any(1) == 0]  # of nothing, and of the task without weight
+    assert len(without) == 2 and torch.equal(without[0], without[1])
+
+
+def test_advantages_have_their_sign_in_the_output_and_their_size_as_weight():
+    """Weighted logistic regression of sampled actions, as of policy gradients: by L-BFGS."""
+    actions = [(x, y, torch.sin(7.0 * x[:, 0])) for x, y in data()]
+
+    def signed(model, batch):
+        return ksm_ext.network.outputs.log_odds(model, batch[:2]) * batch[2].sign()
+
+    weights = [advantage.abs() for *_, advantage in actions]
+    options = {"tasks": actions, "targets": actions[0], "output": signed}
+    scores = estimator(**options, sample_weights=weights).fit().predict(MASKS)
+    x, y, advantage = (torch.cat(part) for part in zip(*actions, strict=True))
+    model = linear()
+    start = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    def losses(w, rows):
+        logits = x[rows] @ w[:6].view(2, 3).T + w[6:]
+        odds = (logits[:, 1] - logits[:, 0]) * (2 * y[rows] - 1)
+        return softplus(-odds * advantage[rows].sign())
+
+    for row, mask in enumerate(MASKS[1:], start=1):
+        inside = mask.repeat_interleave(torch.tensor(SIZES))
+        size = advantage[inside].abs()
+        moved = start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [moved], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+        )
+
+        def closure(moved=moved, inside=inside, size=size, optimizer=optimizer):
+            optimizer.zero_grad()
+            mean = (losses(moved, inside) * size).sum() / size.sum()
+            loss = mean + 0.05 * (moved - start).square().sum()
+            loss.backward()
+            return loss.detach()
+
+        optimizer.step(closure)
+        expected = losses(moved.detach(), torch.arange(SIZES[0])).mean()
+        assert abs(float(scores[row, 0] - expected)) < 1e-4
+
+
+def test_a_store_of_features_serves_all_weights(tmp_path):
+    estimator(store=tmp_path).fit()
+    weights = [1.0, 2.0, 3.0, 4.0]
+    fitted = estimator(store=tmp_path, sample_weights=weights).fit()
+    expected = estimator(sample_weights=weights).fit().predict(MASKS)
+    assert torch.equal(fitted.predict(MASKS), expected)
+    truth = 1.0 + 2.0 * expected
+    fitted.calibrate(MASKS[:8], truth[:8], ridges=[0.1])
+    torch.testing.assert_close(fitted.predict(MASKS), truth)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "squared"])
+def test_the_ridge_that_is_chosen(loss):
+    """A share of the largest curvature, in whatever unit parameters are."""
+    weights = [1.0, 2.0, 0.0, 0.5]
+    options = {"ridge": None, "loss": loss, "sample_weights": weights}
+    fitted = estimator(**options)
+    assert fitted.ridge is None and str(fitted) == (
+        "Estimates of 2 targets by subsets of 4 tasks from 1 network: "
+        "gradients as they are, solver exact, samples weighed, ridge to be chosen"
+    )
+    fitted.fit()
+    x = torch.cat([x for x, _ in data()])
+    odds = torch.autograd.functional.jacobian(
+        lambda w: (x @ w[:6].view(2, 3).T + w[6:]).diff(dim=1)[:, 0], torch.zeros(8).double()
+    )
+    right = linear()(x).softmax(1)[:, 0].detach()
+    bent = right * (1 - right) if loss == "logistic" else torch.ones(len(x)).double()
+    bent = bent * torch.tensor(weights).double().repeat_interleave(torch.tensor(SIZES))
+    total = float(torch.tensor(weights) @ torch.tensor(SIZES).float())
+    top = float(torch.linalg.eigvalsh(odds.T @ (bent[:, None] * odds) / total)[-1])
+    assert fitted.ridge == pytest.approx(top / 100, rel=0.05)
+    same = estimator(**{**options, "ridge": fitted.ridge}).fit()
+    assert torch.equal(fitted.predict(MASKS), same.predict(MASKS))
+    fitted.calibrate(MASKS, 2 * same.predict(MASKS), ridges=[1.0])
+    assert fitted.ridge == 1.0
+
+
+def test_a_ridge_is_chosen_for_networks_that_do_not_move():
+    still = nn.Linear(3, 2).double()
+    still.load_state_dict({"weight": torch.zeros(2, 3), "bias": torch.tensor([900.0, -900.0])})
+    tasks = [(0 * x, torch.zeros_like(y)) for x, y in data()]
+    scores = estimator(models=still, tasks=tasks, ridge=None).fit().predict(MASKS)
+    assert scores.isfinite().all()
+
+
 def test_an_empty_subset_keeps_the_model():
     scores = estimator().fit().predict(torch.zeros(1, 4, dtype=torch.bool))
     x, y = data()[0]
@@ -229,6 +350,38 @@ def test_calibration_takes_success_rates_of_0():
     unit = truth.square().mean(0).sqrt()
     none = ((estimate - truth)[:, 0] / unit[0]).square(), (estimate - truth)[:, 1].square()
     assert found.errors[plain.ridge, "none"] == pytest.approx(float(torch.cat(none).mean()))
+
+
+def test_scores_that_are_nearly_0_do_not_decide_alone():
+    """A rate of .02 in the units of all rates, not in its own."""
+    plain = estimator().fit()
+    truth = 2 * plain.predict(MASKS[:8])
+    truth[3, 0] = 0.05 * truth[:, 0].mean()
+    found = estimator().fit().calibrate(MASKS[:8], truth, ridges=[plain.ridge]).calibration
+    estimate = plain.predict(MASKS[:8])
+    unit = truth[:, 0].square().mean().sqrt(), truth[:, 1]
+    parts = [((estimate - truth)[:, j] / unit[j]).square() for j in range(2)]
+    assert found.errors[plain.ridge, "none"] == pytest.approx(float(torch.cat(parts).mean()))
+
+
+def test_calibration_never_reverses_an_order():
+    """Where the best slope is negative it is 0: the constrained least squares, and said."""
+    plain = estimator().fit()
+    estimate = plain.predict(MASKS)
+    truth = torch.stack([5.0 - estimate[:, 0], 3.0 * estimate[:, 1]], dim=1)
+    options = {"ridges": [plain.ridge]}
+    found = estimator().fit().calibrate(MASKS, truth, **options)
+    calibration = found.calibration
+    assert calibration.held == ("new",) and calibration.correction == "affine"
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    close(calibration.slope, torch.tensor([0.0, 3.0]).double())
+    close(calibration.intercept, torch.stack([truth[:, 0].mean(), 0 * truth[0, 1]]))
+    said = "; slope held at 0 for new: a negative one would reverse ranks"
+    assert str(calibration).endswith(said) and said in str(found)
+    right = estimator().fit().calibrate(MASKS, 5.0 - truth, **options).calibration
+    assert right.held == ("old",) and right.slope[0] == pytest.approx(1.0)
+    alike = estimator().fit().calibrate(MASKS, 3.0 * estimate, **options).calibration
+    assert alike.held == () and "held" not in str(alike)
 
 
 def test_calibration_leaves_what_is_right():
@@ -318,6 +471,43 @@ def calibrated(scores, count=16, **options):
         (ValueError, "`ridge` must be positive, got 0", lambda: estimator(ridge=0)),
         (ValueError, "`loss` must be one of", lambda: estimator(loss="hinge")),
         (ValueError, "`solver` must be one of", lambda: estimator(solver="newton")),
+        (
+            ValueError,
+            r"`sample_weights` must be 4 numbers or arrays, .* got 3 of shape \(\), ",
+            lambda: estimator(sample_weights=[1.0, 1.0, 1.0]),
+        ),
+        (
+            ValueError,
+            r"`sample_weights` must be 4 numbers or arrays, .* got 4 of shape \(5\), shape \(8\)",
+            lambda: estimator(sample_weights=[torch.ones(size) for size in (5, 8, 4, 7)]),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be non-negative and not all 0, got a least of -1.0. Put the",
+            lambda: estimator(sample_weights=[1.0, -1.0, 1.0, 1.0]),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be non-negative and not all 0, got a least of 0.0",
+            lambda: estimator(sample_weights=torch.zeros(25)),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be finite",
+            lambda: estimator(sample_weights=[1.0, float("nan"), 1.0, 1.0]),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be by the names of tasks, got an unknown 'x'",
+            lambda: estimator(sample_weights={"0": 1, "1": 1, "2": 1, "3": 1, "x": 1}),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be labelled along its tasks like `task_names`",
+            lambda: estimator(
+                sample_weights=pd.Series(1.0, index=list("abcx")), task_names=list("abcd")
+            ),
+        ),
         (RuntimeError, "`estimator` must be fitted", lambda: estimator().predict(MASKS)),
         (
             ValueError,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ksm_ext.scores.logistic import fit_logistic
+from ksm_ext.scores.logistic import fit_logistic, unit_steps
 
 OFFSETS = torch.tensor([0, 7, 7, 19, 30, 41])  # the second task is empty
 
@@ -97,3 +97,94 @@ def test_repeats_are_bit_equal():
     features, margins, masks = problem(torch.float32)
     a, b = (fit_logistic(features, margins, OFFSETS, masks, 1e-2).weights for _ in range(2))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1, 10.0])
+def test_weighted_solutions_are_scikit_learns(ridge):
+    """Samples with weights, some of them 0, and a subset whose samples have none."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, _, masks = problem()
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(41, generator=generator, dtype=torch.float64)
+    weights[3], weights[30:] = 0.0, 0.0
+    masks[2] = torch.tensor([False, True, False, False, True])
+    data = features, torch.zeros(41, dtype=torch.float64), OFFSETS, masks, ridge
+    fitted = fit_logistic(*data, sample_weights=weights, tolerance=1e-15)
+    labels = torch.where(torch.arange(41) % 2 == 0, 1.0, -1.0)
+    task = torch.repeat_interleave(OFFSETS.diff())
+    for row, mask in enumerate(masks):
+        inside = mask[task] & (weights > 0)
+        if not inside.any():
+            assert row in (1, 2) and not fitted.weights[row].any() and fitted.objective[row] == 0
+            continue
+        strength = float(ridge * weights[inside].sum())
+        peer = linear_model.LogisticRegression(
+            C=1 / strength, fit_intercept=False, tol=1e-12, max_iter=10_000
+        )
+        signed = (labels[:, None] * features)[inside].numpy()
+        peer.fit(signed, labels[inside].numpy(), sample_weight=weights[inside].numpy())
+        torch.testing.assert_close(
+            fitted.weights[row], torch.from_numpy(peer.coef_[0]), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2, 10.0])
+@pytest.mark.parametrize("max_steps", [0, 2, 200])
+def test_unit_steps_are_dense_solutions(dtype, ridge, max_steps, monkeypatch):
+    """Also of systems that conjugate gradients leave unsolved."""
+    monkeypatch.setattr("ksm_ext.scores.logistic._MAX_UNIT_CG", max_steps)
+    monkeypatch.setattr("ksm_ext.scores.logistic._STEPS", 3)
+    features, _, masks = problem(k=30)  # some subsets have fewer samples
+    masks = masks[masks[:, [0, 2, 3, 4]].any(1)]
+    generator = torch.Generator().manual_seed(5)
+    right = torch.randn(len(masks), 30, generator=generator, dtype=torch.float64)
+    weights = torch.rand(41, generator=generator, dtype=torch.float64)
+    weights[3] = 0.0
+    task = torch.repeat_interleave(OFFSETS.diff())
+    for given in (None, weights):
+        data = features.to(dtype), OFFSETS, masks, right.to(dtype), ridge
+        found = unit_steps(*data, sample_weights=given)
+        assert found.dtype == dtype
+        for row, mask in enumerate(masks):
+            inside = mask[task]
+            counts = torch.ones(41).double() if given is None else given
+            phi = features[inside]
+            matrix = phi.T @ (counts[inside, None] * phi) / counts[inside].sum()
+            matrix.diagonal().add_(ridge)
+            expected = torch.linalg.solve(matrix, right[row])
+            error = (found[row].double() - expected).norm() / expected.norm()
+            assert error < (1e-9 if dtype == torch.float64 else 2e-3 if ridge < 1e-3 else 1e-5)
+
+
+def test_unit_steps_of_features_whose_curvature_rounds_the_ridge_away():
+    """Conjugate gradients in float32 end where they should not, which residuals tell."""
+    features, _, masks = problem(torch.float32, k=60)
+    masks = masks[masks[:, [0, 2, 3, 4]].any(1)]
+    features = 100 * features
+    right = torch.randn(len(masks), 60, generator=torch.Generator().manual_seed(6))
+    found = unit_steps(features, OFFSETS, masks, right, 1e-3)
+    for row, mask in enumerate(masks):
+        phi = features[mask[torch.repeat_interleave(OFFSETS.diff())]].double()
+        matrix = phi.T @ phi / len(phi) + 1e-3 * torch.eye(60).double()
+        expected = torch.linalg.solve(matrix, right[row].double())
+        off = found[row] - expected
+        assert off @ matrix @ off < 1e-6 * (expected @ matrix @ expected)
+
+
+def test_whole_weights_are_repeated_samples(monkeypatch):
+    monkeypatch.setattr("ksm_ext.scores.logistic._SAMPLES", 7)  # several blocks
+    features, margins, masks = problem()
+    times = torch.randint(4, (41,), generator=torch.Generator().manual_seed(2))
+    repeated = features.repeat_interleave(times, 0), margins.repeat_interleave(times)
+    task = torch.repeat_interleave(OFFSETS.diff())
+    offsets = torch.cat([torch.zeros(1).long(), torch.bincount(task, times, 5).long().cumsum(0)])
+    weighted, plain = (
+        fit_logistic(*data, masks, 1e-2, tolerance=1e-15, **options)
+        for data, options in (
+            ((features, margins, OFFSETS), {"sample_weights": 0.3 * times.double()}),
+            ((*repeated, offsets), {}),
+        )
+    )
+    torch.testing.assert_close(weighted.weights, plain.weights, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weighted.objective, plain.objective, rtol=1e-12, atol=1e-12)
