@@ -39,8 +39,9 @@ from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, check_real, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
-from ksm_ext.surrogates.calibration import lowest_sizes, size_factors, size_law
+from ksm_ext.surrogates.calibration import FEWEST, lowest_sizes, size_factors, size_law
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
+from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -636,13 +637,10 @@ class Surrogate:
                 "intervals are too narrow. Repeat some subsets or pass noise_std=, 0 if there is "
                 "none."
             )
-        n, lowest = self.num_varying, self._lowest_size
-        beyond = float(size_law("shapley", n, 1)[:lowest].sum())
-        if beyond > _FAR and not self.all_is_noise:
+        if self._extrapolates and not self.all_is_noise:
             found.append(
-                f"Hardly any subset has fewer than {lowest} of {n} tasks: predictions of such, and "
-                "Shapley values, are extrapolated. Their intervals are widened, and may be too "
-                "narrow yet."
+                f"{self._extrapolates} are extrapolated. Their intervals are widened, and may be "
+                "too narrow yet."
             )
         return tuple(found)
 
@@ -1077,11 +1075,68 @@ class Surrogate:
         squares = (self.residuals / self.unit).square() / variance
         squares = torch.where(judged, squares, torch.nan)
         factors = size_factors(squares, sizes, self._active.num_tasks)
+        if sizes is not None:
+            factors = self._extrapolated(factors)
         if self.noise is None:
             return factors
         shares = torch.where(judged, (self.noise / self.unit).square() / variance, 0.0)
         share = shares.sum(0) / judged.sum(0).clamp_min(1)
         return factors.maximum(share.clamp_max(1.0))  # noise stays
+
+    def _extrapolated(self, factors: Tensor) -> Tensor:
+        """Factors (n + 1, t), beyond the sizes scored no less than :mod:`.extrapolation` has them.
+
+        Where no kernel predicts, deviations are still a kernel's: so are the residuals of blocks.
+        """
+        n, sizes, scored = self._active.num_tasks, self._active.sizes, self._is_scored
+        by_kernel = self.moved_by(self.kernel_terms)
+        for _ in range(2):  # smaller subsets are larger ones, counted from the full set
+            sizes, factors = n - sizes, factors.flip(0)
+            rows = thinned(sizes)
+            own = sizes[rows]
+            last = last_kept(own)
+            squares = self._squares_of_blocks(rows, own, last)
+            squares = squares / torch.where(by_kernel, factors[own], 1.0)
+            beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
+            largest = torch.where(scored, sizes[:, None], 0).amax(0)
+            factors = extrapolated(factors, largest, beyond.to(factors), squares)
+        return factors
+
+    def _squares_of_blocks(self, rows: Tensor, sizes: Tensor, last: Tensor) -> Tensor:
+        """(B, rows, t) squared residuals of left-out sizes in units of their deviation, or NaN.
+
+        Args:
+            rows: The subsets that are looked at.
+            sizes: Of these, from whichever end.
+            last: (B,) the last size that stays.
+        """
+        scores = torch.where(self._is_scored, self.scores - self.intercept, 0.0)[rows] / self.unit
+        scores = scores if self.rotation is None else scores @ self.rotation
+        residuals, variances = scores.new_zeros(2, len(last), *scores.shape)
+        for term in self.kernel_terms:
+            weights = term.all_weights()[rows]
+            chosen = weights.nonzero()[:, 0]
+            if len(chosen) < FEWEST:
+                continue
+            at, place = rows[chosen], (slice(None), chosen[:, None], term.columns)
+            part = replace(term, rows=None, weights=weights[chosen])
+            plain: Any = part.factored(self._active[at], center=self.center, solver=None)
+            solver = plain
+            if self.trend is not None:
+                solver = TrendRidge(plain, self._trend_at_fitted[:, at][..., term.columns])
+            dual = solver.dual(plain.rotate(scores[place[1:]]), term.ridge)
+            found = left_out(solver, term.ridge, dual, sizes[chosen], last)
+            residuals[place], variances[place] = found[0], found[1] * term.signal_variance
+        if self.rotation is not None:
+            residuals = residuals @ self.rotation.T
+            variances = variances @ self.rotation.square().T
+        judged = self._is_scored[rows] & (variances > 1e-24)
+        return torch.where(judged, residuals.square() / variances, torch.nan)
+
+    @property
+    def _is_scored(self) -> Tensor:
+        """(m, t) bool: scores that are part of the fit."""
+        return (self.counts > 0) & ~self.excluded
 
     @property
     def _taken_as_exact(self) -> Tensor:
@@ -1099,14 +1154,25 @@ class Surrogate:
         return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
     @property
-    def _lowest_size(self) -> int:
-        """The number of tasks that hardly any subset is below; 0 of real weights."""
+    def _extrapolates(self) -> str:
+        """The sizes that were not scored, and which answers are about such; empty if few are."""
         if not self._active.binary:
-            return 0
-        n = self.num_varying
-        counts = self._active.sizes.bincount(minlength=n + 1)
+            return ""
+        n, sizes = self.num_varying, self._active.sizes
+        counts = sizes.bincount(minlength=n + 1)
         counts[[0, n]] = 0
-        return int(lowest_sizes(counts[:, None])) % (n + 1)
+        lowest = int(lowest_sizes(counts[:, None])) % (n + 1)
+        highest = int(sizes[self._is_scored.any(1)].max())
+        law = size_law("shapley", n, 1)
+        few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
+        if not none:
+            fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
+            return f"{fewer}: predictions of such, and Shapley values," if few else ""
+        sizes_said = f"No subset has more than {highest} of {n} tasks"
+        if few:
+            sizes_said = f"Hardly any subset has fewer than {lowest} of {n} tasks, and none more "
+            sizes_said += f"than {highest}"
+        return f"{sizes_said}: predictions of such, leave-one-out effects and Shapley values"
 
     def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
         """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
