@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
@@ -132,6 +132,8 @@ class TopSamples:
 
     scores: Tensor
     samples: Tensor
+
+    __repr__ = brief
 
 
 def top_samples(

@@ -41,7 +41,7 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
-from ksm_ext.checks import check_choice, check_finite, check_real, message, shape_text
+from ksm_ext.checks import brief, check_choice, check_finite, check_real, message, shape_text
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gathered, shard, task_gram
 from ksm_ext.network.engines import check_engine
@@ -78,6 +78,8 @@ class Calibration:
     slope: Tensor
     intercept: Tensor
     errors: dict[tuple[float, str], float]
+
+    __repr__ = brief
 
 
 class GradientEstimator:

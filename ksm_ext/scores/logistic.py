@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ksm_ext import ops
+from ksm_ext.checks import brief
 
 _CURVATURE_BYTES = 2**28  # of one chunk of subsets
 _MAX_CG = 200
@@ -41,6 +42,8 @@ class LogisticFit:
     objective: Tensor
     decrement: Tensor
     num_products: int
+
+    __repr__ = brief
 
 
 def fit_logistic(

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.judgement import Scores, folds_of
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
@@ -68,6 +69,8 @@ class Choice:
     contest: "Contest"
     candidate: Tensor
     components: bool = False
+
+    __repr__ = brief
 
     @property
     def trial(self) -> Tensor:
@@ -132,6 +135,8 @@ class Chosen:
     shared: Tensor
     by_component: Choice | None
     targets_of_components: Tensor
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -490,6 +495,8 @@ class Model:
     fit_residuals: Tensor
     ridge_variance: Tensor
     sharing: Sharing
+
+    __repr__ = brief
 
     @property
     def num_latent(self) -> int:

@@ -569,10 +569,11 @@ class Surrogate:
         """Between what the noise of a single run lies: the least and the largest, (2, t).
 
         Measured on repeats: an interval by chi-square. Given: that number twice. Else nothing tells
-        noise from what is peculiar to subsets: from 0 to what residuals allow. A residual r of a
-        left-out run is its noise and more, so that, with M of them, the noise is below
-        ``sqrt(sum(r^2) / q)`` with probability ``level``, q the quantile of chi-square with M
-        degrees of freedom at ``1 - level``.
+        noise from what is peculiar to subsets: from 0 to what :attr:`loo_residuals` allow, of
+        predictions through a map where there is one. A residual r of a left-out run is its noise
+        and more, so that, with M of them, the noise is below ``sqrt(sum(r^2) / q)`` with
+        probability ``level``, q the quantile of chi-square with M degrees of freedom at ``1 -
+        level``.
 
         Args:
             level: Strictly between 0 and 1.
@@ -583,7 +584,7 @@ class Surrogate:
         level = check_real("level", level)
         if not 0 < level < 1:
             raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
-        ends = self._noise_range(level)
+        ends = self._noise_range(level, self._left_out)
         return self._answer(ends, {"end": ("low", "high")})
 
     @cached_property
@@ -673,10 +674,11 @@ class Surrogate:
         write_state(path, *self.state())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the surrogate is: tensors by name, and facts that JSON can hold."""
+        """All that the surrogate is: tensors by name, copies of its own, and facts for JSON."""
         tensors = _tensors_of(self, _TENSORS)
-        tensors["masks"] = self.masks.bits if self.masks.binary else self.masks.values
-        tensors["score_variance"] = self.candidates.score_variance
+        masks = self.masks.bits if self.masks.binary else self.masks.values
+        tensors["masks"] = masks.clone()
+        tensors["score_variance"] = self.candidates.score_variance.clone()
         for i, term in enumerate(self.kernel_terms):
             tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
         for i, linear in enumerate(self.linear_terms):
@@ -688,7 +690,7 @@ class Surrogate:
             places = {"tasks": level.tasks, "targets": level.targets}
             levels.append({"surrogate": described, **places})
         if self.trend is not None:
-            tensors["trend.slopes"] = self.trend.slopes
+            tensors["trend.slopes"] = self.trend.slopes.clone()
         warps = []
         for i, warp in enumerate(self.warps):
             parts, described = warp.surrogate.state()
@@ -810,7 +812,7 @@ class Surrogate:
     @cached_property
     def noise_summary(self) -> str:
         """What is known of the noise of a run, in words: :meth:`noise_range` at 95 %."""
-        low, high = self._noise_range(0.95)
+        low, high = self._noise_range(0.95, self._left_out)
         if self._noise_std is None:
             most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
             return f"noise of a run between 0 and {most} at 95 %"
@@ -870,8 +872,8 @@ class Surrogate:
         scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
         return self.unit * (runs.sum(0) / scattered).sqrt()
 
-    def _noise_range(self, level: float) -> Tensor:
-        """See :meth:`noise_range`."""
+    def _noise_range(self, level: float, residuals: Tensor) -> Tensor:
+        """See :meth:`noise_range`, of leave-one-out residuals (m, t)."""
         from scipy.special import chdtri  # takes long to import, for this function only
 
         if self._noise_std is not None:
@@ -880,7 +882,7 @@ class Surrogate:
             tails = np.array([(1 - level) / 2, (1 + level) / 2])
             factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
             return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
-        runs = (self.residuals / self.unit).square() * self.counts
+        runs = (residuals / self.unit).square() * self.counts
         judged = ~runs.isnan() & ~self.excluded & ~self.known
         count = judged.sum(0)
         ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
@@ -1150,7 +1152,7 @@ class Surrogate:
                 taken if term.most_noise is None else taken.maximum(term.most_noise)
             )
         taken = latent if self.rotation is None else self.rotation.square() @ latent
-        room = self._noise_range(0.95)[1] / self.unit
+        room = self._noise_range(0.95, self.residuals)[1] / self.unit
         return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
     @property
@@ -1316,9 +1318,9 @@ def _takes_inexact(tensors: dict[str, Tensor]) -> bool:
 
 
 def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
-    """The attributes of these names that are not None."""
+    """Copies of the attributes of these names that are not None."""
     found = {prefix + name: getattr(part, _CALLED.get(name, name)) for name in names}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+    return {name: tensor.clone() for name, tensor in found.items() if tensor is not None}
 
 
 def _mapped_back(
