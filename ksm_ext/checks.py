@@ -6,11 +6,15 @@ numerics and environment.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_SHOWN, _LONGEST = 6, 80  # parts of a sequence, and letters of anything, in a line
 
 
 def message(name: str, expected: str, found: str, remedy: str) -> str:
@@ -21,6 +25,21 @@ def message(name: str, expected: str, found: str, remedy: str) -> str:
 def shape_text(tensor: Tensor) -> str:
     """Spell a shape as ``(m, n)`` for a message."""
     return "shape (" + ", ".join(str(size) for size in tensor.shape) + ")"
+
+
+def brief(result: Any) -> str:
+    """``Name(table=(60, 2) float64, number=3)``: a dataclass in a line, to be its ``__repr__``."""
+    shown = (f"{each.name}={_shown(getattr(result, each.name))}" for each in fields(result))
+    return f"{type(result).__name__}({', '.join(shown)})"
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (tuple, list, dict)) and len(value) > _SHOWN:
+        return f"{type(value).__name__} of {len(value):,}"
+    first, *rest = repr(value).split("\n")
+    return first if len(first) <= _LONGEST and not rest else f"{first[:_LONGEST]}…"
 
 
 def listed(names: Iterable[object], shown: int = 6) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import check_choice, check_positive_int, counted, message
+from ksm_ext.checks import brief, check_choice, check_positive_int, counted, message
 from ksm_ext.network.distributed import Group
 from ksm_ext.network.gradients import AnyProjector
 from ksm_ext.network.outputs import Output, log_odds
@@ -57,6 +57,8 @@ class TaskAttributions:
     surrogate: Surrogate
     retrained: RetrainedScores | None = None
 
+    __repr__ = brief
+
     def __str__(self) -> str:
         """One line: sizes, whether there were no more subsets, what was retrained, settings."""
         n, t = self.values.shape
@@ -82,6 +84,7 @@ def attribute_tasks(
     retrained: tuple[ArrayLike, ArrayLike] | None = None,
     retrain: Train | None = None,
     budget: int | None = None,
+    include_empty: bool = False,
     seeds: Sequence[int] = (0,),
     n_jobs: int | None = None,
     kernel: Any = "auto",
@@ -117,6 +120,8 @@ def attribute_tasks(
             and a surrogate of their scores fitted with the estimates beside them.
         budget: How many subsets to retrain (20 by default), with each of ``seeds``, as
             :func:`ksm_ext.subsets.design` draws them for ``readout``.
+        include_empty: Let the empty set be one of them, right after the full set: Shapley values
+            sum to its distance from the full set. Only where ``retrain`` can train on nothing.
         seeds: Seeds of each retraining.
         n_jobs: Trainings at a time, see :func:`ksm_ext.retrain_scores`.
         kernel: Kernel of the surrogate of estimated scores, see :func:`ksm_ext.fit_surrogate`.
@@ -149,6 +154,9 @@ def attribute_tasks(
     if retrain is None and budget is not None:
         remedy = "Pass `retrain`, a function that trains on a subset, or leave it out."
         raise ValueError(message("budget", "None without `retrain`", str(budget), remedy))
+    if retrain is None and include_empty:
+        remedy = "Give masks that have the empty set among them, or pass `retrain`."
+        raise ValueError(message("include_empty", "False without `retrain`", "True", remedy))
     budget = check_positive_int("budget", _BUDGET if budget is None else budget, 4)
     if retrain is not None:
         if n < 3:
@@ -192,7 +200,7 @@ def attribute_tasks(
     if retrain is not None:
         true = retrain_scores(
             retrain,
-            _to_retrain(surrogate, budget, readout, seed),
+            _to_retrain(surrogate, budget, readout, seed, include_empty),
             seeds=seeds,
             n_jobs=n_jobs,
             store=None if store is None else Path(store) / "retrained.sqlite",
@@ -205,16 +213,20 @@ def attribute_tasks(
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate, true)
 
 
-def _to_retrain(surrogate: Surrogate, budget: int, readout: str, seed: int) -> Tensor:
+def _to_retrain(
+    surrogate: Surrogate, budget: int, readout: str, seed: int, include_empty: bool
+) -> Tensor:
     """(budget, n) bool: subsets whose true scores are to be had, fewer if there are no more.
 
     Those of a design for the question. Where it cannot have all that lack one task, it has those
     of tasks from the most harmful to the most helpful, as far as estimates tell.
     """
     n = surrogate.masks.num_tasks
-    masks = design(n, budget, readout=cast(Readout, readout), seed=seed, allow_fewer=True)
-    if readout != "banzhaf":  # which begins with all tasks, and those that lack one
+    options: dict[str, Any] = {"readout": cast(Readout, readout), "include_empty": include_empty}
+    masks = design(n, budget, seed=seed, allow_fewer=True, **options)
+    if readout != "banzhaf":  # which begins with the ends, and all that lack one task
+        start = 1 + int(include_empty)
         order = surrogate.attribute(readout).mean(1).argsort()
-        spaced = torch.linspace(0, n - 1, min(n, budget - 1)).round().long()
-        masks[1 : 1 + len(spaced)] = leave_one_out(n)[order[spaced]]
+        spaced = torch.linspace(0, n - 1, min(n, budget - start)).round().long()
+        masks[start : start + len(spaced)] = leave_one_out(n)[order[spaced]]
     return masks

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, position
 from ksm_ext.checks import (
+    brief,
     check_finite,
     check_ndim,
     check_positive_int,
@@ -103,6 +104,8 @@ class Mixture:
     std: float
     nearest: int
     distance: float
+
+    __repr__ = brief
 
 
 def top_k(

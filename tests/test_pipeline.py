@@ -139,9 +139,29 @@ def test_some_subsets_are_retrained(tmp_path):
     assert lacking[[0, -1]].tolist() == order[[0, -1]].tolist()  # the most harmful and helpful
 
 
+def test_the_empty_set_is_retrained_where_it_is_asked_for(tmp_path):
+    """Shapley values then sum to F(all) - F(none), the true scores of both."""
+
+    def retrain(mask, seed):
+        return [float(torch.tensor(2.0).log())] if not any(mask) else retrained_loss(mask, seed)
+
+    target = {"new": data((20,), seed=1)[0]}
+    options = {"retrain": retrain, "readout": "shapley", "include_empty": True}
+    result = attribute_tasks(linear(), data(), target, budget=8, **options)
+    sizes = result.retrained.masks.sum(1).tolist()
+    assert sizes[:6] == [4, 0, 3, 3, 3, 3] and len(result.retrained.masks.unique(dim=0)) == 8
+    total = result.retrained.mean[0] - result.retrained.mean[1]
+    torch.testing.assert_close(result.values.sum(0), total.to(result.values), rtol=1e-6, atol=1e-8)
+    few = attribute_tasks(linear(), data(), target, budget=4, **options)
+    assert few.retrained.masks.sum(1).tolist() == [4, 0, 3, 3]
+    without = attribute_tasks(linear(), data(), target, budget=8, retrain=retrained_loss)
+    assert int(without.retrained.masks.sum(1).min()) > 0
+
+
 @pytest.mark.parametrize(
     "error, match, tasks, options",
     [
+        (ValueError, "`include_empty` must be False without", data(), {"include_empty": True}),
         (ValueError, "`tasks` must be three", data()[:2], {"retrain": retrained_loss}),
         (ValueError, "`budget` must be at least 4", data(), {"retrain": max, "budget": 3}),
         (ValueError, "`group` must be None with", data(), {"retrain": max, "group": object()}),

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
@@ -51,6 +51,8 @@ class Influence:
     residuals: Tensor
     num_steps: int
     damping: float
+
+    __repr__ = brief
 
 
 def influence(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss
@@ -52,6 +52,8 @@ class TaskHessian:
     gradient: Tensor
     hessian: Tensor
     residuals: Tensor
+
+    __repr__ = brief
 
 
 def task_hessian(

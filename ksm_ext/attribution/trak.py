@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import counted, message
+from ksm_ext.checks import brief, counted, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
@@ -160,6 +160,8 @@ class TopSamples:
 
     scores: Tensor
     samples: Tensor
+
+    __repr__ = brief
 
 
 def top_samples(

@@ -27,7 +27,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from ksm_ext.atomic_write import checked_path, write_whole
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.identity import differences
 
 FORMAT = "ksm_ext.features.2"
@@ -57,6 +57,8 @@ class Features:
     gradients: Tensor
     unidentified: tuple[str, ...] = ()
     engine: str = ""
+
+    __repr__ = brief
 
     def __len__(self) -> int:
         return len(self.values)

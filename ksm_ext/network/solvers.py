@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import check_finite, check_ndim, check_positive_int, check_real, message
+from ksm_ext.checks import brief, check_finite, check_ndim, check_positive_int, check_real, message
 
 Operator = Callable[[Tensor], Tensor]
 """Symmetric: products (s, p) of the rows of a matrix (s, p)."""
@@ -44,6 +44,8 @@ class Solution:
     residuals: Tensor
     num_steps: int
     converged: Tensor
+
+    __repr__ = brief
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import check_choice, check_positive_int, message
+from ksm_ext.checks import brief, check_choice, check_positive_int, message
 from ksm_ext.network.solvers import Operator
 
 
@@ -55,6 +55,8 @@ class SpectralDensity:
     nodes: Tensor
     weights: Tensor
     dim: int
+
+    __repr__ = brief
 
     def moment(self, order: int) -> float:
         """Mean of λ^order over the p eigenvalues."""

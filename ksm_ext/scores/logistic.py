@@ -30,6 +30,7 @@ from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from ksm_ext import ops
+from ksm_ext.checks import brief
 
 _CURVATURE_BYTES = 2**28  # of one chunk of subsets
 _SAMPLES = 512  # of one block, where not all are taken together
@@ -54,6 +55,8 @@ class LogisticFit:
     objective: Tensor
     decrement: Tensor
     num_products: int
+
+    __repr__ = brief
 
 
 def fit_logistic(

@@ -13,8 +13,9 @@ mean of :math:`e^{\eta}` over what remains unknown of b,
 
 .. math:: h(u) = e^{\eta(u) + x^T C x / 2}, \qquad C = (X^T X / 2 + \tau^{-2})^{-1},
 
-and, below the sizes that were scored, by as much more as was measured on complete tables. Readouts
-have the mean of h over the sizes of the subsets that they compare.
+and, below the sizes that were scored, by as much more as was measured on complete tables; below and
+above by at least what :mod:`.extrapolation` says. Readouts have the mean of h over the sizes of the
+subsets that they compare.
 
 Shapes: m subsets, n tasks, t targets; float64.
 """

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ksm_ext.checks import brief
+
 _ROUNDED = 1e-12  # what a correlation of zero may come to
 
 
@@ -55,6 +57,8 @@ class Tried:
     num_subsets: int
     num_chosen: Tensor
 
+    __repr__ = brief
+
     def rows(self) -> Iterator[Candidate]:
         """The rows, with their rank correlations."""
         labels = [label for each, count in self.predictors for label in [str(each)] * count]
@@ -87,6 +91,8 @@ class CandidateTable:
 
     tried: tuple[Candidate | Tried, ...]
     score_variance: Tensor
+
+    __repr__ = brief
 
     @cached_property
     def rows(self) -> tuple[Candidate, ...]:

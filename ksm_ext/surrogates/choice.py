@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.judgement import Scores, folds_of
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.masks import Masks
@@ -68,6 +69,8 @@ class Choice:
     contest: "Contest"
     candidate: Tensor
     components: bool = False
+
+    __repr__ = brief
 
     @property
     def trial(self) -> Tensor:
@@ -132,6 +135,8 @@ class Chosen:
     shared: Tensor
     by_component: Choice | None
     targets_of_components: Tensor
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,8 +288,10 @@ class Contest:
 
         That a kernel with a small ridge was chosen does not mean that scores are exact: a rough one
         follows noise as well as a smooth one leaves it out. So of every kernel, the largest ridge
-        counts at which left-out subsets are predicted as well, and the variance it stands for. None
-        where noise is known, or no kernel was factored.
+        counts at which left-out subsets are predicted as well, and the variance it stands for. Of
+        targets that share a choice, all together and the one itself: what many noisy ones would
+        bear would be far more than one that is predicted well has residuals for. None where noise
+        is known, or no kernel was factored.
 
         Args:
             choice: What was chosen.
@@ -297,14 +304,13 @@ class Contest:
         if self.scores.noise is not None or not any(factored):
             return None
         each = self._component_losses if choice.components else self._target_losses.mean(2)
-        together = shared[:, None, None] & (not choice.components)
-        losses = torch.where(together, self._shared_losses, each)  # (b, C, q)
-        best = losses.gather(1, choice.candidate[:, None])  # (b, 1, q)
-        spread = (2 / self.scores.values.shape[1]) ** 0.5 * best.clamp_min(0.0)  # ranks have none
-        as_good = (losses <= best + _AS_GOOD * spread) & losses.isfinite()
+        apart = ~shared[:, None, None] | choice.components
+        as_good = self._are_as_good(each, choice.candidate)  # (b, C, q)
+        together = self._shared_losses.expand_as(each)
+        as_good &= apart | self._are_as_good(together, choice.candidate)
         ridges = torch.where(as_good, self.ridges[..., None], 0.0)
         parts = ridges.split([each.judgement.ridges.shape[1] for each in self.judged], 1)
-        found = torch.zeros_like(best)
+        found = torch.zeros_like(each[:, :1])
         for judged, part in zip(
             compress(self.judged, factored), compress(parts, factored), strict=True
         ):
@@ -314,6 +320,12 @@ class Contest:
             noise = trial.ridge_variances(largest, components=choice.components)
             found = found.maximum(noise.amax(1, keepdim=True))
         return found[:, 0]
+
+    def _are_as_good(self, losses: Tensor, candidate: Tensor) -> Tensor:
+        """(b, C, q) bool: losses that are those of ``candidate`` (b, q), but for chance."""
+        best = losses.gather(1, candidate[:, None])
+        spread = (2 / self.scores.values.shape[1]) ** 0.5 * best.clamp_min(0.0)  # ranks have none
+        return (losses <= best + _AS_GOOD * spread) & losses.isfinite()
 
     def _common(
         self, tables: Sequence[Masks], sharing: tuple[Sharing, ...]
@@ -483,6 +495,8 @@ class Model:
     fit_residuals: Tensor
     ridge_variance: Tensor
     sharing: Sharing
+
+    __repr__ = brief
 
     @property
     def num_latent(self) -> int:

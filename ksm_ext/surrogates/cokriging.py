@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import as_tensor
-from ksm_ext.checks import listed, message
+from ksm_ext.checks import brief, listed, message
 from ksm_ext.subsets import leave_one_out
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Choice, Chosen, Contest, Model, Sharing, solve
@@ -154,6 +154,8 @@ class TrendModel(Model):
 
     slopes: Tensor
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True, eq=False)
 class TrendSearch(Search):
@@ -164,6 +166,8 @@ class TrendSearch(Search):
     """
 
     basis: Tensor
+
+    __repr__ = brief
 
     def part(self, rows: Tensor, columns: Tensor) -> "TrendSearch":
         """The same for some subsets and targets."""

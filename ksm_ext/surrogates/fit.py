@@ -38,7 +38,7 @@ from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
 from ksm_ext.surrogates.likelihood import sees_sizes
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.observations import Observations, noise_rows, observe
+from ksm_ext.surrogates.observations import Observations, known_rows, noise_rows, observe
 from ksm_ext.surrogates.options import Criterion, Missing, ShareRidge, Warp
 from ksm_ext.surrogates.parts import Part, fitted_parts, parts_of_many, varying_tasks
 from ksm_ext.surrogates.score_warps import fitted_warps
@@ -220,6 +220,9 @@ def fit_many(
     share_ridge: ShareRidge = "auto",
     center: bool = True,
     solver: Literal["auto", "eigh", "cg"] | ConjugateGradients = "auto",
+    noise_std: ArrayLike | float | None = None,
+    known: ArrayLike | Sequence[int] | None = None,
+    missing: Missing = "error",
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
 ) -> list[Surrogate]:
@@ -228,7 +231,8 @@ def fit_many(
     The answers are those of :func:`ksm_ext.fit_surrogate` on one table after the other, to
     rounding. Small tables are fitted together; those with repeated subsets, constant tasks
     or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
-    one by one, and so is what conjugate gradients solve, and kernels that are learnt.
+    one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables with
+    ``noise_std``, and those with missing scores.
 
     Args:
         masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
@@ -240,6 +244,9 @@ def fit_many(
         share_ridge: Whether the targets of a table share one; tables share nothing.
         center: The same for every table.
         solver: The same for every table.
+        noise_std: Of shape (b, m) or (b, m, t), or else the same for every table.
+        known: (b, m) bool, or else the same rows of every table.
+        missing: The same for every table.
         task_names: n names, of every table.
         target_names: t names, of every table.
 
@@ -283,35 +290,51 @@ def fit_many(
         target_names,
         (n, t),
     )
+    check_choice("missing", missing, get_args(Missing))
+    exact, noise = _of_each(known, b, m), _of_each(noise_std, b, m)
+    flags = torch.stack([known_rows(each, m) for each in exact])[..., None].to(outcomes.device)
     found: list[Surrogate | None] = [None] * b
 
     def fit_together(places: Tensor) -> None:
         tables = outcomes[places].to(torch.float64).reshape(len(places), m, t)
         if subsets.stride(0) == 0:
-            known = [Masks(subsets[0].to(outcomes.device))] * len(places)
+            fitted = [Masks(subsets[0].to(outcomes.device))] * len(places)
         else:
-            known = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
+            fitted = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
         once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
-        for at, parts in parts_of_many(known, tables, search):
-            observed = Observations(known[at], tables[at], once, None, once == 0, 0)
+        for at, parts in parts_of_many(fitted, tables, search):
             i = int(places[at])
+            certain = flags[i].repeat(1, t)
+            observed = Observations(fitted[at], tables[at], once, None, certain, 0)
             found[i] = _assembled(parts, observed, search, names, like=outcomes[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
     check_choice("warp", warp, get_args(Warp))
-    alike = _alike(subsets, outcomes, search) & (warp == "identity")
+    alike = _alike(subsets, outcomes, search) & (warp == "identity" and noise_std is None)
+    if search.all_is_noise:  # then scores that are exact are told from the rest
+        alike &= ~flags.any(1)[:, 0]
     sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
     groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
     chunks = [chunk for group in groups if len(group) for chunk in group.split(step)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fit_together, chunks))  # raises what a thread raised
-    options |= {"warp": warp, **names}
+    options |= {"warp": warp, "missing": missing, **names}
     alone = (
-        fit_surrogate(subsets[i], outcomes[i], **options) if each is None else each
+        fit_surrogate(subsets[i], outcomes[i], noise_std=noise[i], known=exact[i], **options)
+        if each is None
+        else each
         for i, each in enumerate(found)
     )
     kind = ArrayKind.of(scores)
     return [each if each.kind == kind else replace(each, kind=kind) for each in alone]
+
+
+def _of_each(given: Any, b: int, m: int) -> list[Any]:
+    """What is given for each of b tables of m rows: a row of (b, m, ...), or the same for all."""
+    if isinstance(given, (int, float, type(None))):
+        return [given] * b
+    table = as_tensor("noise_std and known", given)
+    return list(table) if table.ndim > 1 and table.shape[:2] == (b, m) else [table] * b
 
 
 def _search(

@@ -19,6 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.correlation import standard_ranks
 
 _RANKED_TARGETS = 32
@@ -48,6 +49,8 @@ class Scores:
     weights: Tensor
     noise: Tensor | None = None
     importance: Tensor | None = None
+
+    __repr__ = brief
 
     def rows(self, rows: Tensor) -> "Scores":
         """The scores of the subsets at ``rows`` (m',), or (F, m') for b F tables, F of each."""
@@ -225,6 +228,8 @@ class Judgement:
     subset_losses: Tensor
     target_losses: Tensor
     component_losses: Tensor | None
+
+    __repr__ = brief
 
     @cached_property
     def losses(self) -> Tensor:

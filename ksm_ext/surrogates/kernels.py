@@ -52,7 +52,7 @@ from torch import Tensor
 
 from ksm_ext import ops
 from ksm_ext.arrays import as_tensor
-from ksm_ext.checks import check_positive_int, check_real, message, shape_text
+from ksm_ext.checks import brief, check_positive_int, check_real, message, shape_text
 from ksm_ext.surrogates.masks import Masks
 
 _MATMUL_ENTRIES = 2**24  # of a Gram matrix of real weights, held at a time: 128 MB
@@ -82,6 +82,8 @@ class Products:
     weights: Tensor
     rates: Tensor
     tilt: float = 0.0
+
+    __repr__ = brief
 
     @property
     def by_task(self) -> bool:

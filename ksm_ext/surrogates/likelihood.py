@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import check_choice
+from ksm_ext.checks import brief, check_choice
 from ksm_ext.surrogates.judgement import Scores
 from ksm_ext.surrogates.kernels import RBF, Exponential
 from ksm_ext.surrogates.masks import Masks
@@ -195,6 +195,8 @@ class Solved:
     precision: Tensor
     log_determinant: Tensor
     degrees: int
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, covariance: Tensor, *, center: bool) -> "Solved":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ksm_ext import ops
 from ksm_ext.arrays import ArrayLike, as_tensor
-from ksm_ext.checks import check_finite, check_ndim, message, shape_text
+from ksm_ext.checks import brief, check_finite, check_ndim, message, shape_text
 
 _ROWS = 8192  # converted to floats at a time
 
@@ -29,6 +29,8 @@ class Masks:
     """
 
     values: Tensor
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, masks: ArrayLike, *, num_tasks: int | None = None) -> "Masks":

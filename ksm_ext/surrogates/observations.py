@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, as_tensor
-from ksm_ext.checks import check_choice, check_finite, message, shape_text
+from ksm_ext.checks import brief, check_choice, check_finite, message, shape_text
 from ksm_ext.evaluation import pooled_runs
 from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.masks import Masks
@@ -52,6 +52,8 @@ class Observations:
     noise: Tensor | None
     known: Tensor
     degrees_of_freedom: int
+
+    __repr__ = brief
 
     def part(self, rows: Tensor, columns: Tensor) -> "Observations":
         """The subsets at ``rows`` and the targets at ``columns``."""
@@ -144,7 +146,7 @@ def observe(
     if outcome.ndim == 1:
         outcome, absent = outcome[:, None], absent[:, None]
     rows, present = outcome.to(torch.float64), ~absent
-    exact = _known_rows(known, len(table)).to(rows.device)
+    exact = known_rows(known, len(table)).to(rows.device)
     noise = None if noise_std is None else noise_rows(noise_std, present)
     kept = present.any(1)  # a run without any score tells nothing
     if not bool(kept.all()):
@@ -179,7 +181,8 @@ def _collapsed(
     return Observations(table[first], scores, counts, std, known, degrees)
 
 
-def _known_rows(known: object, count: int) -> Tensor:
+def known_rows(known: object, count: int) -> Tensor:
+    """(count,) bool of what is given as ``known``, see :func:`observe`."""
     flags = torch.zeros(count, dtype=torch.bool)
     if known is None:
         return flags

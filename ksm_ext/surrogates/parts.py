@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Choice, Contest, Model
 from ksm_ext.surrogates.judgement import Scores
@@ -62,6 +63,8 @@ class Part:
     nugget_share: Tensor
     noise: Tensor | None
     candidates: list[Tried]
+
+    __repr__ = brief
 
     def kernel_terms(self, m: int, place: Tensor) -> Iterator[KernelTerm]:
         """The terms over all m subsets, with latent columns numbered by ``place``."""

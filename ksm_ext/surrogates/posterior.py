@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.krylov import KrylovRidge
 from ksm_ext.surrogates.masks import Masks
@@ -61,6 +62,8 @@ class Functionals:
     on_mean: Tensor | None = None
     answered: Tensor | None = None
 
+    __repr__ = brief
+
     def prior_column(self) -> Tensor:
         """``L k L^T``, (rows, 1)."""
         prior = torch.as_tensor(self.prior, dtype=torch.float64, device=self.of_fitted.device)
@@ -78,6 +81,8 @@ class TrendFunctionals:
 
     of_rows: Tensor
     of_fitted: Tensor
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +104,8 @@ class FittedSubsets:
     excluded: Tensor
     noise: Tensor | None
     all_is_noise: bool
+
+    __repr__ = brief
 
     def predictions(
         self, kernel: Kernel, query: Masks, term: KernelTerm, answered: Tensor

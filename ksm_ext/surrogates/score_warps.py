@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.choice import clearly_better
 from ksm_ext.surrogates.judgement import Scores
@@ -226,6 +226,8 @@ class ScoreWarp:
     targets: tuple[int, ...]
     scores: Tensor
     surrogate: Any
+
+    __repr__ = brief
 
     @cached_property
     def maps(self) -> list[ScoreMap]:

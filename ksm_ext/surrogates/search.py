@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import message
+from ksm_ext.checks import brief, message
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Chosen, Contest, Model, Sharing, clearly_better, solve
 from ksm_ext.surrogates.judgement import Scores, folds_of, near_full
@@ -93,6 +93,8 @@ class Search:
     center: bool
     solver: ConjugateGradients | None
     progress: bool
+
+    __repr__ = brief
 
     @property
     def by_rank(self) -> bool:

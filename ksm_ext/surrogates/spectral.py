@@ -28,6 +28,7 @@ Shapes: K (..., m, m), y (..., m, q), weights (..., m), ridge (..., q) or a numb
 float64. Leading dimensions are a batch: of tables, kernels or folds, factored in one call.
 """
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -138,6 +139,13 @@ class SpectralRidge:
     def loo_variance(self, ridge: Tensor | float) -> Tensor:
         """Variance of leave-one-out residuals in units of the signal variance, (..., m, 1 or q)."""
         return 1.0 / self._precision(ridge)
+
+    def precisions(self, rows: Tensor, ridge: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """P among ``rows`` (k,), (k, k), with the columns (c,) it is for, of ridges (q,)."""
+        levels, index = ridge.unique(return_inverse=True)
+        for number, shifted in enumerate(self._shifted(levels).T):
+            half = self.vectors[rows] / shifted.clamp_min(1e-300).sqrt()
+            yield (index == number).nonzero()[:, 0], half @ half.T
 
     def whitened(self, rows: Tensor, ridge: float) -> Tensor:
         """(rows, rank) whose products with each other are ``rows P rows^T``."""
@@ -272,6 +280,15 @@ class TrendRidge:
     def loo_variance(self, ridge: Tensor | float) -> Tensor:
         """See :meth:`SpectralRidge.loo_variance`, (m, q)."""
         return 1.0 / self._precision(ridge)
+
+    def precisions(self, rows: Tensor, ridge: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :meth:`SpectralRidge.precisions`; each column has its own."""
+        weighted, gram = self._gram(ridge)
+        on_subsets = self.factor.vectors[rows] @ weighted  # (q, rows, k)
+        for columns, precision in self.factor.precisions(rows, ridge):
+            for j in columns.tolist():
+                part = on_subsets[j] @ torch.linalg.solve(gram[j], on_subsets[j].T)
+                yield columns.new_tensor([j]), precision - part
 
     def noise_gain(
         self,

@@ -49,13 +49,12 @@ Built = TypeVar("Built")
 
 
 def write_state(path: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and facts to a file that appears whole or not at all.
+    """Write tensors, none a part of another, and facts to a file that appears whole or not at all.
 
     Raises:
         OSError: If it cannot be written; the message names the path and the cause.
     """
-    # copies: terms may share what they have in common, which the format does not know
-    on_cpu = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     form = WITH_TREND if facts.get("trend") else WITH_WARPS if facts.get("warps") else FORMAT
     metadata = {"format": form, "facts": json.dumps(facts)}
     metadata["checksum"] = checksum(metadata["facts"], on_cpu)

@@ -39,8 +39,9 @@ from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, check_real, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
-from ksm_ext.surrogates.calibration import lowest_sizes, size_factors, size_law
+from ksm_ext.surrogates.calibration import FEWEST, lowest_sizes, size_factors, size_law
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
+from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -568,10 +569,11 @@ class Surrogate:
         """Between what the noise of a single run lies: the least and the largest, (2, t).
 
         Measured on repeats: an interval by chi-square. Given: that number twice. Else nothing tells
-        noise from what is peculiar to subsets: from 0 to what residuals allow. A residual r of a
-        left-out run is its noise and more, so that, with M of them, the noise is below
-        ``sqrt(sum(r^2) / q)`` with probability ``level``, q the quantile of chi-square with M
-        degrees of freedom at ``1 - level``.
+        noise from what is peculiar to subsets: from 0 to what :attr:`loo_residuals` allow, of
+        predictions through a map where there is one. A residual r of a left-out run is its noise
+        and more, so that, with M of them, the noise is below ``sqrt(sum(r^2) / q)`` with
+        probability ``level``, q the quantile of chi-square with M degrees of freedom at ``1 -
+        level``.
 
         Args:
             level: Strictly between 0 and 1.
@@ -582,7 +584,7 @@ class Surrogate:
         level = check_real("level", level)
         if not 0 < level < 1:
             raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
-        ends = self._noise_range(level)
+        ends = self._noise_range(level, self._left_out)
         return self._answer(ends, {"end": ("low", "high")})
 
     @cached_property
@@ -636,13 +638,10 @@ class Surrogate:
                 "intervals are too narrow. Repeat some subsets or pass noise_std=, 0 if there is "
                 "none."
             )
-        n, lowest = self.num_varying, self._lowest_size
-        beyond = float(size_law("shapley", n, 1)[:lowest].sum())
-        if beyond > _FAR and not self.all_is_noise:
+        if self._extrapolates and not self.all_is_noise:
             found.append(
-                f"Hardly any subset has fewer than {lowest} of {n} tasks: predictions of such, and "
-                "Shapley values, are extrapolated. Their intervals are widened, and may be too "
-                "narrow yet."
+                f"{self._extrapolates} are extrapolated. Their intervals are widened, and may be "
+                "too narrow yet."
             )
         return tuple(found)
 
@@ -675,10 +674,11 @@ class Surrogate:
         write_state(path, *self.state())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the surrogate is: tensors by name, and facts that JSON can hold."""
+        """All that the surrogate is: tensors by name, copies of its own, and facts for JSON."""
         tensors = _tensors_of(self, _TENSORS)
-        tensors["masks"] = self.masks.bits if self.masks.binary else self.masks.values
-        tensors["score_variance"] = self.candidates.score_variance
+        masks = self.masks.bits if self.masks.binary else self.masks.values
+        tensors["masks"] = masks.clone()
+        tensors["score_variance"] = self.candidates.score_variance.clone()
         for i, term in enumerate(self.kernel_terms):
             tensors |= _tensors_of(term, _OF_KERNEL, f"kernel.{i}.")
         for i, linear in enumerate(self.linear_terms):
@@ -690,7 +690,7 @@ class Surrogate:
             places = {"tasks": level.tasks, "targets": level.targets}
             levels.append({"surrogate": described, **places})
         if self.trend is not None:
-            tensors["trend.slopes"] = self.trend.slopes
+            tensors["trend.slopes"] = self.trend.slopes.clone()
         warps = []
         for i, warp in enumerate(self.warps):
             parts, described = warp.surrogate.state()
@@ -812,7 +812,7 @@ class Surrogate:
     @cached_property
     def noise_summary(self) -> str:
         """What is known of the noise of a run, in words: :meth:`noise_range` at 95 %."""
-        low, high = self._noise_range(0.95)
+        low, high = self._noise_range(0.95, self._left_out)
         if self._noise_std is None:
             most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
             return f"noise of a run between 0 and {most} at 95 %"
@@ -872,8 +872,8 @@ class Surrogate:
         scattered = ((self.counts > 0) & ~self.known).sum(0).clamp_min(1)
         return self.unit * (runs.sum(0) / scattered).sqrt()
 
-    def _noise_range(self, level: float) -> Tensor:
-        """See :meth:`noise_range`."""
+    def _noise_range(self, level: float, residuals: Tensor) -> Tensor:
+        """See :meth:`noise_range`, of leave-one-out residuals (m, t)."""
         from scipy.special import chdtri  # takes long to import, for this function only
 
         if self._noise_std is not None:
@@ -882,7 +882,7 @@ class Surrogate:
             tails = np.array([(1 - level) / 2, (1 + level) / 2])
             factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
             return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
-        runs = (self.residuals / self.unit).square() * self.counts
+        runs = (residuals / self.unit).square() * self.counts
         judged = ~runs.isnan() & ~self.excluded & ~self.known
         count = judged.sum(0)
         ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
@@ -1077,11 +1077,68 @@ class Surrogate:
         squares = (self.residuals / self.unit).square() / variance
         squares = torch.where(judged, squares, torch.nan)
         factors = size_factors(squares, sizes, self._active.num_tasks)
+        if sizes is not None:
+            factors = self._extrapolated(factors)
         if self.noise is None:
             return factors
         shares = torch.where(judged, (self.noise / self.unit).square() / variance, 0.0)
         share = shares.sum(0) / judged.sum(0).clamp_min(1)
         return factors.maximum(share.clamp_max(1.0))  # noise stays
+
+    def _extrapolated(self, factors: Tensor) -> Tensor:
+        """Factors (n + 1, t), beyond the sizes scored no less than :mod:`.extrapolation` has them.
+
+        Where no kernel predicts, deviations are still a kernel's: so are the residuals of blocks.
+        """
+        n, sizes, scored = self._active.num_tasks, self._active.sizes, self._is_scored
+        by_kernel = self.moved_by(self.kernel_terms)
+        for _ in range(2):  # smaller subsets are larger ones, counted from the full set
+            sizes, factors = n - sizes, factors.flip(0)
+            rows = thinned(sizes)
+            own = sizes[rows]
+            last = last_kept(own)
+            squares = self._squares_of_blocks(rows, own, last)
+            squares = squares / torch.where(by_kernel, factors[own], 1.0)
+            beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
+            largest = torch.where(scored, sizes[:, None], 0).amax(0)
+            factors = extrapolated(factors, largest, beyond.to(factors), squares)
+        return factors
+
+    def _squares_of_blocks(self, rows: Tensor, sizes: Tensor, last: Tensor) -> Tensor:
+        """(B, rows, t) squared residuals of left-out sizes in units of their deviation, or NaN.
+
+        Args:
+            rows: The subsets that are looked at.
+            sizes: Of these, from whichever end.
+            last: (B,) the last size that stays.
+        """
+        scores = torch.where(self._is_scored, self.scores - self.intercept, 0.0)[rows] / self.unit
+        scores = scores if self.rotation is None else scores @ self.rotation
+        residuals, variances = scores.new_zeros(2, len(last), *scores.shape)
+        for term in self.kernel_terms:
+            weights = term.all_weights()[rows]
+            chosen = weights.nonzero()[:, 0]
+            if len(chosen) < FEWEST:
+                continue
+            at, place = rows[chosen], (slice(None), chosen[:, None], term.columns)
+            part = replace(term, rows=None, weights=weights[chosen])
+            plain: Any = part.factored(self._active[at], center=self.center, solver=None)
+            solver = plain
+            if self.trend is not None:
+                solver = TrendRidge(plain, self._trend_at_fitted[:, at][..., term.columns])
+            dual = solver.dual(plain.rotate(scores[place[1:]]), term.ridge)
+            found = left_out(solver, term.ridge, dual, sizes[chosen], last)
+            residuals[place], variances[place] = found[0], found[1] * term.signal_variance
+        if self.rotation is not None:
+            residuals = residuals @ self.rotation.T
+            variances = variances @ self.rotation.square().T
+        judged = self._is_scored[rows] & (variances > 1e-24)
+        return torch.where(judged, residuals.square() / variances, torch.nan)
+
+    @property
+    def _is_scored(self) -> Tensor:
+        """(m, t) bool: scores that are part of the fit."""
+        return (self.counts > 0) & ~self.excluded
 
     @property
     def _taken_as_exact(self) -> Tensor:
@@ -1095,18 +1152,29 @@ class Surrogate:
                 taken if term.most_noise is None else taken.maximum(term.most_noise)
             )
         taken = latent if self.rotation is None else self.rotation.square() @ latent
-        room = self._noise_range(0.95)[1] / self.unit
+        room = self._noise_range(0.95, self.residuals)[1] / self.unit
         return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
     @property
-    def _lowest_size(self) -> int:
-        """The number of tasks that hardly any subset is below; 0 of real weights."""
+    def _extrapolates(self) -> str:
+        """The sizes that were not scored, and which answers are about such; empty if few are."""
         if not self._active.binary:
-            return 0
-        n = self.num_varying
-        counts = self._active.sizes.bincount(minlength=n + 1)
+            return ""
+        n, sizes = self.num_varying, self._active.sizes
+        counts = sizes.bincount(minlength=n + 1)
         counts[[0, n]] = 0
-        return int(lowest_sizes(counts[:, None])) % (n + 1)
+        lowest = int(lowest_sizes(counts[:, None])) % (n + 1)
+        highest = int(sizes[self._is_scored.any(1)].max())
+        law = size_law("shapley", n, 1)
+        few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
+        if not none:
+            fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
+            return f"{fewer}: predictions of such, and Shapley values," if few else ""
+        sizes_said = f"No subset has more than {highest} of {n} tasks"
+        if few:
+            sizes_said = f"Hardly any subset has fewer than {lowest} of {n} tasks, and none more "
+            sizes_said += f"than {highest}"
+        return f"{sizes_said}: predictions of such, leave-one-out effects and Shapley values"
 
     def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
         """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
@@ -1250,9 +1318,9 @@ def _takes_inexact(tensors: dict[str, Tensor]) -> bool:
 
 
 def _tensors_of(part: Any, names: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
-    """The attributes of these names that are not None."""
+    """Copies of the attributes of these names that are not None."""
     found = {prefix + name: getattr(part, _CALLED.get(name, name)) for name in names}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+    return {name: tensor.clone() for name, tensor in found.items() if tensor is not None}
 
 
 def _mapped_back(

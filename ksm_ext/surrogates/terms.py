@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge
 from ksm_ext.surrogates.masks import Masks
@@ -40,6 +41,8 @@ class Factor:
     weights: Tensor | None
     center: bool
     settings: ConjugateGradients | None
+
+    __repr__ = brief
 
     def is_of(
         self,
@@ -108,6 +111,8 @@ class KernelTerm:
     most_noise: Tensor | None = None
     factor: Factor | None = field(default=None, repr=False)
 
+    __repr__ = brief
+
     def select(self, place: Tensor) -> "KernelTerm":
         """The columns with a ``place`` (q,) of at least 0, moved there."""
         kept = place[self.columns] >= 0
@@ -166,6 +171,8 @@ class LinearTerm:
 
     columns: Tensor
     weights: Tensor
+
+    __repr__ = brief
 
     def select(self, place: Tensor) -> "LinearTerm":
         """See :meth:`KernelTerm.select`."""

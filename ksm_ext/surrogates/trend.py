@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -30,6 +32,8 @@ class Level:
     surrogate: Any
     tasks: tuple[int, ...]
     targets: tuple[int, ...]
+
+    __repr__ = brief
 
     def predict(self, masks: Tensor, return_std: bool) -> Any:
         """Estimates of subsets (l, n), (l, t)."""
@@ -86,6 +90,8 @@ class Trend:
     levels: tuple[Level, ...]
     slopes: Tensor
 
+    __repr__ = brief
+
     def ask(self, question: Callable[[Level], Any]) -> "Answers":
         """What the levels answer to a question, with standard deviations if it asks for them."""
         answers = [question(level) for level in self.levels]
@@ -111,6 +117,8 @@ class Answers:
     slopes: Tensor
     values: Tensor
     std: Tensor | None = None
+
+    __repr__ = brief
 
     @property
     def mean(self) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.surrogates.judgement import KEPT_RESIDUALS, Judgement, Scores, judge
 from ksm_ext.surrogates.kernels import Kernel, grams
 from ksm_ext.surrogates.krylov import ConjugateGradients, KrylovRidge, check_solved
@@ -61,6 +62,8 @@ class LatentFit:
     signal: Tensor | None = None
     weights: Tensor | None = None
 
+    __repr__ = brief
+
 
 class Trial(Protocol):
     """A way to predict scores: a kernel, or another predictor, of every table."""
@@ -95,6 +98,8 @@ class Judged:
     judgement: Judgement
     tables: Tensor
     later: Callable[[int], Callable[[], Tensor]] | None = None
+
+    __repr__ = brief
 
     def ranks(self, table: int) -> Tensor | Callable[[], Tensor]:
         """(C,) rank correlations of a table, or what computes them."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import checked_names
-from ksm_ext.checks import check_choice, counted, listed, message
+from ksm_ext.checks import brief, check_choice, counted, listed, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
 from ksm_ext.surrogates.options import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
@@ -73,6 +73,8 @@ class ScoreTable:
     task_names: tuple[str, ...]
     target_names: tuple[str, ...]
     columns: tuple[Column, ...] = ()
+
+    __repr__ = brief
 
     def __str__(self) -> str:
         """Sizes and names in one line."""

@@ -170,6 +170,46 @@ def test_many_fits_are_fits_one_by_one(shape, shared, odd, options, seed):
             close(found.nan_to_num(), expected.nan_to_num(), 1e-6)
 
 
+@holds(
+    seed=SEEDS,
+    noise=st.sampled_from([None, 0.1, "run", "row", "target"]),
+    known=st.sampled_from([None, "rows", "each"]),
+    gaps=st.booleans(),
+    ridge=st.sampled_from(["loo", 0.1]),
+)
+def test_many_fits_know_noise_exact_scores_and_gaps_as_fits_one_by_one(
+    seed, noise, known, gaps, ridge
+):
+    b, m, t = 3, 12, 2
+    masks = subsets.all_subsets(5)[torch.randperm(32, generator=generator(seed))[:m]]
+    scores = masks.double() @ normal(seed, b, 5, t) + 0.3 * normal(seed + 1, b, m, t)
+    if gaps:
+        scores[0, 2, 0] = torch.nan
+    deviations = 0.1 + torch.rand(b, m, t, generator=generator(seed)).double()
+    flags = torch.rand(b, m, generator=generator(seed + 2)) < 0.2
+    of_all = {None: None, 0.1: 0.1, "target": deviations[0, 0], "row": deviations[..., 0]}
+    given = {
+        "noise_std": deviations if noise == "run" else of_all[noise],
+        "known": {None: None, "rows": [1, 4], "each": flags}[known],
+    }
+    options = {"kernel": ["rbf", "linear"], "ridge": ridge, "missing": "drop"}
+    for i, one in enumerate(fit_many(masks, scores, **given, **options)):
+        own = dict(given)
+        if noise in ("run", "row"):
+            own["noise_std"] = given["noise_std"][i]
+        if known == "each":
+            own["known"] = flags[i]
+        alone = fit_surrogate(masks, scores[i], **own, **options)
+        assert one.known.equal(alone.known) and (one.noise is None) is (alone.noise is None)
+        for ask in (
+            lambda s: s.predict(masks, return_std=True),
+            lambda s: s.attribute("shapley", return_std=True),
+            lambda s: (s.loo_residuals.nan_to_num(), s.nugget_share, s.noise_range()),
+        ):
+            for found, expected in zip(ask(one), ask(alone), strict=True):
+                close(found, expected, 1e-6)
+
+
 @holds(seed=SEEDS, m=st.integers(1, 20), n=st.integers(1, 80), weights=st.booleans())
 def test_gram_matrices_of_many_kernels_are_those_of_each(seed, m, n, weights):
     tables = [torch.rand(m, n, generator=generator(seed + i)) < 0.5 for i in range(2)]

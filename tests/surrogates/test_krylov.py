@@ -18,7 +18,7 @@ from ksm_ext import (
     load_surrogate,
     subsets,
 )
-from ksm_ext.surrogates import fit, search
+from ksm_ext.surrogates import extrapolation, fit, search
 from ksm_ext.surrogates.kernels import Kernel
 from ksm_ext.surrogates.krylov import KrylovRidge, Preconditioner, pivoted_cholesky
 from ksm_ext.surrogates.masks import Masks
@@ -260,6 +260,7 @@ def test_no_gram_matrix_is_formed(monkeypatch):
 
     monkeypatch.setattr(Kernel, "gram", counted)
     monkeypatch.setattr(search, "_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(extrapolation, "LOOKED_AT", 100)
     found = fit_surrogate(masks, scores, kernel=RBF(gamma=0.1), share_ridge=True, solver=USUAL)
     found.attribute("shapley", return_std=True)
     assert max(sizes) <= 400 * 64

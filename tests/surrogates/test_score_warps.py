@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import close
 from scipy.integrate import quad
 from scipy.special import logit
-from scipy.stats import norm, rankdata
+from scipy.stats import chi2, norm, rankdata
 
 from ksm_ext import RBF, fit_many, fit_surrogate, load_surrogate, subsets
 from ksm_ext.surrogates.calibration import quantile
@@ -304,6 +304,21 @@ REFUSED = {
     "log": ({"warp": "log"}, "`scores` must be positive for warp='log', got -1 to 2 of target '1'"),
     "logit": ({"warp": "logit"}, r"must be in \[0, 1\] and apart for warp='logit', got -1 to 2 of"),
 }
+
+
+def test_the_line_of_a_surrogate_is_of_predictions_through_the_map():
+    """Error and range of the noise are of the same residuals."""
+    masks = subsets.mixed_sizes(8, 60, seed=0)
+    effects = torch.rand(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = torch.exp(masks.double() @ effects)
+    found = fit_surrogate(masks, scores, warp="log", kernel="linear")
+    squares = found.loo_residuals.square().sum(0)
+    assert not torch.equal(squares, found.residuals.square().sum(0))
+    expected = (squares / chi2.ppf(0.05, 60)).sqrt()
+    torch.testing.assert_close(found.noise_range()[1], expected)
+    line = str(found).split("\n")[0]
+    assert f"between 0 and {expected[0]:.3g}, {expected[1]:.3g} at 95 %" in line
+    assert f"leave-one-out error {float(found.loo_error.mean()):.3f}" in line
 
 
 @pytest.mark.parametrize("options, found", REFUSED.values(), ids=REFUSED)

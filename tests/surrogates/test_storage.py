@@ -130,6 +130,20 @@ def test_equal_surrogates_make_equal_files(tmp_path):
 
 
 @pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
+def test_a_state_is_of_its_own(make):
+    """Whatever is done to its tensors, the surrogate answers as before, and they are apart."""
+    surrogate = make()
+    before = answers(surrogate)
+    tensors, _ = surrogate.state()
+    places = [tensor.data_ptr() for tensor in tensors.values() if tensor.numel()]
+    assert len(set(places)) == len(places)
+    for tensor in tensors.values():
+        tensor.zero_()
+    for old, new in zip(before, answers(surrogate), strict=True):
+        np.testing.assert_array_equal(np.asarray(old), np.asarray(new))
+
+
+@pytest.mark.parametrize("make", SURROGATES.values(), ids=SURROGATES)
 def test_a_state_is_tensors_and_plain_facts(make):
     surrogate = make()
     tensors, facts = surrogate.state()
