@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +47,7 @@ from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factored import FactoredProjector
 from ksm_ext.network.factors import Part, blocks, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
+from ksm_ext.network.hooks import Take
 from ksm_ext.network.outputs import Output
 from ksm_ext.ops.project import Projector
 
@@ -298,13 +301,15 @@ class _Collection:
     def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
         batch = as_batch(batch, self.device)
-        values, parts = self.ladder(self.model, self.output, batch, [*self.weights])
+        common = self.model, self.output, batch, [*self.weights]
         if self.projector is None:
+            values, parts = self.ladder(*common)
             whole = formed(parts, self.weights, len(values)).values()
             features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
         else:
-            features = values.new_zeros(len(values), self.dim, dtype=self.dtype)
-            _project(parts, self.weights, self.projector, features)
+            features = torch.empty(num_rows(batch), self.dim, dtype=self.dtype, device=self.device)
+            begin = partial(_projection, self.weights, self.projector, features)
+            values, _ = self.ladder(*common, begin)
         return values.to(self.dtype), features
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -459,24 +464,22 @@ def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
     return Ladder("hooks", "Pass a Projector, which goes with every engine.")
 
 
-def _project(
-    parts: Mapping[str, Sequence[Part]],
-    weights: Mapping[str, Tensor],
-    projector: AnyProjector,
-    features: Tensor,
-) -> None:
-    """Add the projected gradients of all parameters, one after the other, to features (b, k)."""
-    offset = 0
-    for name, weight in weights.items():
-        if not parts[name]:
-            pass
-        elif isinstance(projector, FactoredProjector):
-            features += projector(parts[name], weight.shape, offset=offset)
-        else:
-            for start, block in blocks(parts[name], BLOCK_BYTES):
-                rows = block.to(weight.dtype).to(features.dtype).flatten(1)
-                projector(rows, offset=offset + start, out=features)
-        offset += weight.numel()
+def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features: Tensor) -> Take:
+    """What adds the projections of parts of gradients to features (b, k), which are zero first."""
+    features.zero_()
+    sizes = [weight.numel() for weight in weights.values()]
+    offsets = dict(zip(weights, accumulate(sizes, initial=0), strict=False))
+
+    def take(name: str, part: Part) -> None:
+        weight, offset = weights[name], offsets[name]
+        if isinstance(projector, FactoredProjector):
+            features.add_(projector([part], weight.shape, offset=offset))
+            return
+        for start, block in blocks([part], BLOCK_BYTES):
+            rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+            projector(rows, offset=offset + start, out=features)
+
+    return take
 
 
 def _check_rows(values: Tensor, features: Tensor, start: int) -> None:
