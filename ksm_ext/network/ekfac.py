@@ -107,7 +107,7 @@ class EKFAC:
 
         def passes() -> Iterator[tuple[int, Parts]]:
             for batches in labelled:
-                yield from operator.per_sample_parts(ladder, batches)
+                yield from operator.per_sample_parts(ladder, batches, by_factors=True)
 
         for _, parts in passes():
             bases = bases or [*_bases(parts, operator, self.max_dim)]

@@ -14,7 +14,7 @@ writes to standard error. All engines agree to rounding.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
-from ksm_ext.network.batches import Batch, each, num_rows
+from ksm_ext.network.batches import Batch, columns, each, num_rows
 from ksm_ext.network.factors import Part, Whole
 from ksm_ext.network.hooks import Proofs, Take, per_sample_parts
 from ksm_ext.network.outputs import Output
@@ -297,12 +298,38 @@ def _hooks(
     take: Take,
     proofs: Proofs | None = None,
 ) -> Tensor:
-    # First derivatives alone may take a CPU's fused attention, which keeps no (T, T) weights.
-    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
-    kernels = [SDPBackend.FLASH_ATTENTION] if on_cpu else []
-    with differentiable(model, names) as weights, sdpa_kernel([*kernels, SDPBackend.MATH]):
+    with differentiable(model, names) as weights, _attention(model):
         buffers = [*model.buffers()]
         return per_sample_parts(partial(output, model), batch, weights, take, buffers, proofs)
+
+
+def _attention(model: nn.Module) -> AbstractContextManager[None]:
+    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights."""
+    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if on_cpu else SDPBackend.MATH)
+
+
+def held_bytes(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> int:
+    """What ``"hooks"`` keep of a batch for its backward pass, without data and parameters."""
+    own = (*model.parameters(), *model.buffers(), *(column for _, column in columns(batch)))
+    known = {x.untyped_storage().data_ptr() for x in own}
+    held: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with (
+        evaluating(model),
+        differentiable(model, names),
+        _attention(model),
+        torch.enable_grad(),
+        saved_tensors_hooks(pack, lambda x: x),
+    ):
+        output(model, batch)
+    return sum(held.values())
 
 
 class _Applied(nn.Module):

@@ -35,7 +35,7 @@ from ksm_ext.checks import check_choice, check_finite, check_positive_int, messa
 from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
 from ksm_ext.network.factors import Part, formed
-from ksm_ext.network.gradients import parameter_names, samples_together
+from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
 
 Weights = dict[str, Tensor]
@@ -218,19 +218,23 @@ class CurvatureOperator(ABC):
             yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
 
     def per_sample_parts(
-        self, ladder: Ladder, batches: Sequence[Batch]
+        self, ladder: Ladder, batches: Sequence[Batch], *, by_factors: bool = False
     ) -> Iterator[tuple[int, dict[str, list[Part]]]]:
         """How many some samples are, and the parts of their losses' gradients by name, in turn.
 
         Args:
             ladder: The engines to take.
             batches: Such as :attr:`batches`, or with other labels.
+            by_factors: Whether gradients are not to be formed of the parts: more samples together.
         """
 
         def output(model: Any, batch: Batch) -> Tensor:
             return self._loss(*outputs_and_labels(model, batch))
 
         size = samples_together(self._weights.values())
+        if by_factors:
+            few = each(itemgetter(slice(2)), batches[0])
+            size = samples_of_pass(self._model, output, few, [*self._weights])
         for batch in batches:
             for start in range(0, num_rows(batch), size):
                 part = each(itemgetter(slice(start, start + size)), batch)

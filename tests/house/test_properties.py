@@ -46,6 +46,7 @@ from ksm_ext.network.engines import evaluating
 from ksm_ext.network.gradients import (
     parameter_names,
     per_sample_gradients,
+    samples_of_pass,
     samples_together,
     usual_projector,
 )
@@ -916,6 +917,7 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
         assert not model.training
     assert model.training
     assert 1 <= samples_together([*model.parameters()]) <= 64
+    assert samples_of_pass(model, log_odds, (x, y), parameter_names(model)) == 64
     assert usual_projector(model, None) is None  # of 31 parameters
     values, gradients = per_sample_gradients(model, log_odds, (x, y))
     close(log_odds(model, (x, y)).detach(), values, 1e-12)
