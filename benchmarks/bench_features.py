@@ -52,6 +52,7 @@ RUNS: dict[str, Callable[[], Any]] = {
     "Projector(4096), as it chooses": collected(Projector(4096), None),
     "FactoredProjector(1024)": collected(FactoredProjector(1024)),
     "FactoredProjector(4096)": collected(FactoredProjector(4096)),
+    "FactoredProjector(4096), as it chooses": collected(FactoredProjector(4096), None),
 }
 PREPARE = """
 import torch

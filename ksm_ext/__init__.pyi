@@ -22,6 +22,7 @@ from .attribution.trak import top_samples as top_samples
 from .attribution.trak import trak as trak
 from .attribution.trak import trak_scores as trak_scores
 from .build_info import build_info as build_info
+from .network.ekfac import EKFAC as EKFAC
 from .network.factored import FactoredProjector as FactoredProjector
 from .network.features import Features as Features
 from .network.features import load_features as load_features

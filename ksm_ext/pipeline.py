@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import brief, check_choice, check_positive_int, counted, message
+from ksm_ext.checks import check_choice, check_positive_int, counted, message
 from ksm_ext.network.distributed import Group
 from ksm_ext.network.gradients import AnyProjector
 from ksm_ext.network.outputs import Output, log_odds
@@ -56,8 +56,6 @@ class TaskAttributions:
     estimator: GradientEstimator
     surrogate: Surrogate
     retrained: RetrainedScores | None = None
-
-    __repr__ = brief
 
     def __str__(self) -> str:
         """One line: sizes, whether there were no more subsets, what was retrained, settings."""

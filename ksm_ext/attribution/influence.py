@@ -85,8 +85,9 @@ def influence(
             as far as ten steps of Lanczos' method tell.
         curvature: :class:`ksm_ext.GaussNewton` or :class:`ksm_ext.Hessian`.
         solver: :class:`ksm_ext.network.solvers.BlockConjugateGradients` or ``LiSSA``, whose
-            residuals say what they achieved; or a function from right-hand sides (s, p) to
-            solutions (s, p), such as an inverse of ``curvlinops``, which knows its damping.
+            residuals say what they achieved; :class:`ksm_ext.EKFAC`, by a Fisher matrix of
+            Kronecker products, whose residuals say how near it is; or a function from right-hand
+            sides (s, p) to solutions (s, p), which knows its damping.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.

@@ -1,5 +1,6 @@
 from . import batches as batches
 from . import distributed as distributed
+from . import ekfac as ekfac
 from . import engines as engines
 from . import factored as factored
 from . import factors as factors

@@ -14,7 +14,7 @@ writes to standard error. All engines agree to rounding.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -22,15 +22,16 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ksm_ext.checks import check_choice, message, shape_text
-from ksm_ext.network.batches import Batch, each, num_rows
+from ksm_ext.network.batches import Batch, columns, each, num_rows
 from ksm_ext.network.factors import Part, Whole
-from ksm_ext.network.hooks import Proofs, per_sample_parts
+from ksm_ext.network.hooks import Proofs, Take, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
@@ -58,20 +59,33 @@ class Ladder:
         check_engine(engine)
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
         self._remedy = remedy
-        self._take: dict[str, Callable[..., Found]] = {
+        self._run: dict[str, Callable[..., Tensor]] = {
             **_ENGINES,
             "hooks": partial(_hooks, proofs={}),
         }
 
     def __call__(
-        self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
+        self,
+        model: nn.Module,
+        output: Output,
+        batch: Batch,
+        names: Sequence[str],
+        begin: Callable[[], Take] | None = None,
     ) -> Found:
         """Values (b,) and parts of gradients (b, ...) by name, by the first engine that can.
+
+        Args:
+            model: The network.
+            output: What is differentiated.
+            batch: b samples.
+            names: Of the parameters.
+            begin: Makes, for each engine that is tried, what takes its parts one after another in
+                place of the answer; with ``"hooks"`` they are held no longer than by that.
 
         Raises:
             RuntimeError: If the only engine cannot.
         """
-        return self._climb_down(model, output, batch, names)[1]
+        return self._climb_down(model, output, batch, names, begin)[1]
 
     def settle(self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> None:
         """Leave out the engines that cannot, by a small batch, if there is a choice."""
@@ -80,13 +94,21 @@ class Ladder:
             self.engines = self.engines[self.engines.index(first) :]
 
     def _climb_down(
-        self, model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
+        self,
+        model: nn.Module,
+        output: Output,
+        batch: Batch,
+        names: Sequence[str],
+        begin: Callable[[], Take] | None = None,
     ) -> tuple[str, Found]:
+        def found(engine: str) -> Found:
+            parts: dict[str, list[Part]] = {name: [] for name in names}
+            keep: Take = lambda name, part: parts[name].append(part)  # noqa: E731
+            take = begin() if begin else keep
+            return self._run[engine](model, output, batch, names, take), parts
+
         with evaluating(model):
-            ways = {
-                engine: partial(self._take[engine], model, output, batch, names)
-                for engine in self.engines
-            }
+            ways = {engine: partial(found, engine) for engine in self.engines}
             if len(ways) > 1:
                 return first_that_can(type(model).__name__, ways)
             ((engine, way),) = ways.items()
@@ -96,7 +118,8 @@ class Ladder:
                 if engine == "backward":
                     raise
                 # An error of the network's or the output's own comes first.
-                _backward(model, output, each(itemgetter(slice(1)), batch), names)
+                one = each(itemgetter(slice(1)), batch)
+                _backward(model, output, one, names, lambda name, part: None)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
                 raise RuntimeError(message("engine", "one that can", text, self._remedy)) from error
 
@@ -146,10 +169,10 @@ def _tell(what: str, reason: str, *others: str) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The network as a function that has derivatives of every kind, and then as it was before.
 
-    In evaluation mode; with the math kernels of attention, without fused recurrent ones, and with
-    embeddings and weight normalisation in parts: others have no batching rule, no second derivative
-    or a wrong one, or a forward derivative that moves the row ``padding_idx``. Rows that
-    ``max_norm`` shortens are put back. Gradients are not recorded.
+    In evaluation mode; with the math kernels of attention (``"hooks"`` chooses its own), without
+    fused recurrent ones, and with embeddings and weight normalisation in parts: others have no
+    batching rule, no second derivative or a wrong one, or a forward derivative that moves the row
+    ``padding_idx``. Rows that ``max_norm`` shortens are put back. Gradients are not recorded.
     """
     flags = {module: module.training for module in model.modules()}
     in_parts = [
@@ -272,11 +295,41 @@ def _hooks(
     output: Output,
     batch: Batch,
     names: Sequence[str],
+    take: Take,
     proofs: Proofs | None = None,
-) -> Found:
-    with differentiable(model, names) as weights:
+) -> Tensor:
+    with differentiable(model, names) as weights, _attention(model):
         buffers = [*model.buffers()]
-        return per_sample_parts(partial(output, model), batch, weights, buffers, proofs)
+        return per_sample_parts(partial(output, model), batch, weights, take, buffers, proofs)
+
+
+def _attention(model: nn.Module) -> AbstractContextManager[None]:
+    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights."""
+    on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if on_cpu else SDPBackend.MATH)
+
+
+def held_bytes(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> int:
+    """What ``"hooks"`` keep of a batch for its backward pass, without data and parameters."""
+    own = (*model.parameters(), *model.buffers(), *(column for _, column in columns(batch)))
+    known = {x.untyped_storage().data_ptr() for x in own}
+    held: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with (
+        evaluating(model),
+        differentiable(model, names),
+        _attention(model),
+        torch.enable_grad(),
+        saved_tensors_hooks(pack, lambda x: x),
+    ):
+        output(model, batch)
+    return sum(held.values())
 
 
 class _Applied(nn.Module):
@@ -314,21 +367,29 @@ def _of_weights(
     return grad_and_value(value), weights
 
 
-def _vmap(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
+def _vmap(
+    model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
+) -> Tensor:
     function, weights = _of_weights(model, output, names)
     gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
-    return values, _whole(gradients)
+    _give_whole(gradients, take)
+    return values
 
 
-def _loop(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
+def _loop(
+    model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
+) -> Tensor:
     function, weights = _of_weights(model, output, names)
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
     pairs = [function(weights, sample) for sample in samples]
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
-    return torch.stack([value for _, value in pairs]), _whole(gradients)
+    _give_whole(gradients, take)
+    return torch.stack([value for _, value in pairs])
 
 
-def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[str]) -> Found:
+def _backward(
+    model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
+) -> Tensor:
     applied = _Applied(model, output)
     values = []
     with differentiable(model, names) as weights, torch.enable_grad():
@@ -343,14 +404,21 @@ def _backward(model: nn.Module, output: Output, batch: Batch, names: Sequence[st
                 zero = torch.zeros_like(weight) if gradient is None else gradient
                 rows[name].append(zero.to_dense() if zero.is_sparse else zero)
     gradients = {name: torch.stack(column) for name, column in rows.items()}
-    return torch.stack(values), _whole(gradients)
+    _give_whole(gradients, take)
+    return torch.stack(values)
 
 
-def _whole(gradients: dict[str, Tensor]) -> dict[str, list[Part]]:
-    return {name: [Whole(gradient)] for name, gradient in gradients.items()}
+def _give_whole(gradients: dict[str, Tensor], take: Take) -> None:
+    for name, gradient in gradients.items():
+        take(name, Whole(gradient))
 
 
-_ENGINES = {"hooks": _hooks, "vmap": _vmap, "loop": _loop, "backward": _backward}
+_ENGINES: dict[str, Callable[..., Tensor]] = {
+    "hooks": _hooks,
+    "vmap": _vmap,
+    "loop": _loop,
+    "backward": _backward,
+}
 _COSTS = {
     "vmap": "holds the activations of every sample's own pass",
     "loop": "takes as many passes as there are samples",

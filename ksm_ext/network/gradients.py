@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,16 +43,18 @@ from ksm_ext.network.batches import (
     sample_checks,
 )
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
-from ksm_ext.network.engines import Ladder
+from ksm_ext.network.engines import Ladder, held_bytes
 from ksm_ext.network.factored import FactoredProjector
 from ksm_ext.network.factors import Part, blocks, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
+from ksm_ext.network.hooks import Take
 from ksm_ext.network.outputs import Output
 from ksm_ext.ops.project import Projector
 
-# Gradients of one chunk, unless batch_size says otherwise. On a CPU they should stay near its
+# Formed gradients of one chunk, unless batch_size is given. On a CPU they should stay near its
 # cache: perceptrons and a small convolutional network take 1.3 to 1.9 times as long beyond (EPYC).
 CPU_BYTES, GPU_BYTES, MAX_CHUNK = 2**25, 2**28, 64
+PASS_BYTES = {"cpu": 2**28, "cuda": 2**31}  # kept for the backward pass of one chunk
 BLOCK_BYTES = 2**23  # of rows of one weight's gradients that are formed together
 
 
@@ -190,9 +194,10 @@ def collect_features(
             decides the features (:mod:`ksm_ext.identity`): for that all data are read and hashed
             first, and five of the rows that are done are computed again, to within rounding. None:
             in memory.
-        batch_size: Samples computed together, whatever the batches of ``data``. None: as many as
-            have 32 MiB of gradients (256 MiB on a GPU), at most 64; at least 8 where they are not
-            formed.
+        batch_size: Samples computed together, whatever the batches of ``data``. None: by memory,
+            at most 64. Where ``"hooks"`` take the network and gradients are projected, as many as
+            keep 256 MiB for the backward pass (2 GiB on a GPU), by the first samples; else as many
+            as have 32 MiB of gradients (256 MiB on a GPU).
         engine: See :func:`per_sample_gradients`.
         progress: Whether to show a progress bar; rank 0 does.
         group: The processes that share the work, see :mod:`.distributed`: each takes whole
@@ -214,16 +219,23 @@ def collect_features(
     store = None if store is None else checked_path("store", store)
     names = parameter_names(model, parameters)
     weights = _named(model, names)
-    if batch_size is None:
-        fewest = 8 if isinstance(projector, FactoredProjector) else 1
-        batch_size = max(fewest, samples_together(weights.values()))
-    batch_size = check_positive_int("batch_size", batch_size)
-    loader = ordered_loader(data, batch_size)
+    if batch_size is not None:
+        batch_size = check_positive_int("batch_size", batch_size)
+    loader = ordered_loader(data, batch_size or samples_together(weights.values()))
     ladder = _ladder(engine, projector)
+    # The engine and the batches are chosen by the first samples, so that all runs choose alike.
+    few = as_batch(next(chunks(loader, min(2, batch_size or 2), 0)), weights[names[0]].device)
+    ladder.settle(model, output, few, names)
+    if batch_size is None:
+        formed_all = projector is None or ladder.engines[0] != "hooks"
+        batch_size = (
+            samples_together(weights.values())
+            if formed_all
+            else samples_of_pass(model, output, few, names)
+        )
     work = _Collection(
         model, weights, loader, output, projector, batch_size, ladder, progress, group
     )
-    work.settle()
     if store is None and place(group)[1] == 1:
         return work.in_memory()
     facts = work.facts()
@@ -258,6 +270,19 @@ def samples_together(weights: Collection[Tensor]) -> int:
     on_cpu = next(iter(weights)).device.type == "cpu"
     budget = CPU_BYTES if on_cpu else GPU_BYTES
     return max(1, min(MAX_CHUNK, budget // sum(weight.nbytes for weight in weights)))
+
+
+def samples_of_pass(model: nn.Module, output: Output, few: Batch, names: Sequence[str]) -> int:
+    """How many samples like these few ``"hooks"`` take together, whose gradients are projected.
+
+    As many as keep 256 MiB for the backward pass (2 GiB on a GPU), and at most 64. With them counts
+    the largest weight that is no matrix, whose gradients are formed.
+    """
+    weights = _named(model, names).values()
+    budget = PASS_BYTES["cpu" if next(iter(weights)).device.type == "cpu" else "cuda"]
+    kernel = max((weight.nbytes for weight in weights if weight.ndim != 2), default=0)
+    each_bytes = held_bytes(model, output, few, names) // num_rows(few) + kernel
+    return max(1, min(MAX_CHUNK, budget // max(each_bytes, 1)))
 
 
 @dataclass(frozen=True)
@@ -296,22 +321,18 @@ class _Collection:
     def device(self) -> torch.device:
         return next(iter(self.weights.values())).device
 
-    def settle(self) -> None:
-        """Choose the engine by the first samples, so that the same ones are told apart alike."""
-        few = next(chunks(self.loader, min(2, self.batch_size), 0))
-        batch = as_batch(few, self.device)
-        self.ladder.settle(self.model, self.output, batch, [*self.weights])
-
     def features_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values (rows,) and features (rows, k)."""
         batch = as_batch(batch, self.device)
-        values, parts = self.ladder(self.model, self.output, batch, [*self.weights])
+        common = self.model, self.output, batch, [*self.weights]
         if self.projector is None:
+            values, parts = self.ladder(*common)
             whole = formed(parts, self.weights, len(values)).values()
             features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
         else:
-            features = values.new_zeros(len(values), self.dim, dtype=self.dtype)
-            _project(parts, self.weights, self.projector, features)
+            features = torch.empty(num_rows(batch), self.dim, dtype=self.dtype, device=self.device)
+            begin = partial(_projection, self.weights, self.projector, features)
+            values, _ = self.ladder(*common, begin)
         return values.to(self.dtype), features
 
     def blocks(self, num_done: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -466,24 +487,22 @@ def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
     return Ladder("hooks", "Pass a Projector, which goes with every engine.")
 
 
-def _project(
-    parts: Mapping[str, Sequence[Part]],
-    weights: Mapping[str, Tensor],
-    projector: AnyProjector,
-    features: Tensor,
-) -> None:
-    """Add the projected gradients of all parameters, one after the other, to features (b, k)."""
-    offset = 0
-    for name, weight in weights.items():
-        if not parts[name]:
-            pass
-        elif isinstance(projector, FactoredProjector):
-            features += projector(parts[name], weight.shape, offset=offset)
-        else:
-            for start, block in blocks(parts[name], BLOCK_BYTES):
-                rows = block.to(weight.dtype).to(features.dtype).flatten(1)
-                projector(rows, offset=offset + start, out=features)
-        offset += weight.numel()
+def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features: Tensor) -> Take:
+    """What adds the projections of parts of gradients to features (b, k), which are zero first."""
+    features.zero_()
+    sizes = [weight.numel() for weight in weights.values()]
+    offsets = dict(zip(weights, accumulate(sizes, initial=0), strict=False))
+
+    def take(name: str, part: Part) -> None:
+        weight, offset = weights[name], offsets[name]
+        if isinstance(projector, FactoredProjector):
+            features.add_(projector([part], weight.shape, offset=offset))
+            return
+        for start, block in blocks([part], BLOCK_BYTES):
+            rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+            projector(rows, offset=offset + start, out=features)
+
+    return take
 
 
 def _check_rows(values: Tensor, features: Tensor, start: int) -> None:

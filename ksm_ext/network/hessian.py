@@ -35,10 +35,10 @@ from tqdm import tqdm
 from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
 from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
-from ksm_ext.network.factors import formed
-from ksm_ext.network.gradients import parameter_names, samples_together
+from ksm_ext.network.factors import Part, formed
+from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.linear_layers import Layer, Pair, hessian_products, lone_layers
-from ksm_ext.network.outputs import LOSSES, Loss, outputs_and_labels
+from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
 
 Weights = dict[str, Tensor]
 Stacks = Mapping[str, Tensor | Pair]
@@ -83,6 +83,7 @@ class CurvatureOperator(ABC):
         dtype: The parameters', and so that of the vectors.
         device: Where they live.
         num_samples: b.
+        batches: The samples, on the device, as passes take them.
         parameter_shapes: Shape of each parameter by name, in the order in which they are flattened.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
@@ -109,6 +110,7 @@ class CurvatureOperator(ABC):
         own = dict(model.named_parameters())
         self._weights: Weights = {name: own[name].detach() for name in names}
         self._model, self._loss, self._progress = model, _loss(loss), progress
+        self._draw = DRAWS[loss] if isinstance(loss, str) else None
         self._engine, self._ladder = engine, Ladder(engine)
         self._forward = True  # whether the network knows forward differentiation
         self._lone: dict[int, dict[str, Layer]] = {}  # by the batch
@@ -128,10 +130,10 @@ class CurvatureOperator(ABC):
         self.batch_size = check_positive_int("batch_size", batch_size)
         loader = ordered_loader(data, self.batch_size)
         # An operator is applied many times: its samples are kept as they will be used.
-        self._batches = [
+        self.batches = [
             as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
         ]
-        self.num_samples = sum(num_rows(batch) for batch in self._batches)
+        self.num_samples = sum(num_rows(batch) for batch in self.batches)
         self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
 
     @abstractmethod
@@ -180,7 +182,7 @@ class CurvatureOperator(ABC):
             return torch.stack(rows).sum(0) / self.num_samples
         names = [*self._weights]
         with self._exact(), differentiable(self._model, names) as weights, torch.enable_grad():
-            for batch in self._batches:
+            for batch in self.batches:
                 loss = self._loss(*outputs_and_labels(self._model, batch)).sum()
                 if loss.requires_grad:
                     loss.backward()
@@ -216,17 +218,52 @@ class CurvatureOperator(ABC):
 
     def _gradients(self) -> Iterator[Tensor]:
         """Some samples' gradients (rows, p) after another's."""
+        for num_samples, parts in self.per_sample_parts(self._ladder, self.batches):
+            found = formed(parts, self._weights, num_samples)
+            yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
+
+    def per_sample_parts(
+        self, ladder: Ladder, batches: Sequence[Batch], *, by_factors: bool = False
+    ) -> Iterator[tuple[int, dict[str, list[Part]]]]:
+        """How many some samples are, and the parts of their losses' gradients by name, in turn.
+
+        Args:
+            ladder: The engines to take.
+            batches: Such as :attr:`batches`, or with other labels.
+            by_factors: Whether gradients are not to be formed of the parts: more samples together.
+        """
 
         def output(model: Any, batch: Batch) -> Tensor:
             return self._loss(*outputs_and_labels(model, batch))
 
         size = samples_together(self._weights.values())
-        for batch in self._batches:
+        if by_factors:
+            few = each(itemgetter(slice(2)), batches[0])
+            size = samples_of_pass(self._model, output, few, [*self._weights])
+        for batch in batches:
             for start in range(0, num_rows(batch), size):
                 part = each(itemgetter(slice(start, start + size)), batch)
-                values, parts = self._ladder(self._model, output, part, [*self._weights])
-                found = formed(parts, self._weights, len(values))
-                yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
+                values, parts = ladder(self._model, output, part, [*self._weights])
+                yield len(values), parts
+
+    def relabelled(self, seed: int) -> list[Batch]:
+        """The batches with labels that are drawn from the model's own distribution.
+
+        It is that of which the loss is a negative log-likelihood: classes by their probabilities,
+        tokens each by those of what stands before it in the data, numbers with a variance of 1/2.
+
+        Raises:
+            ValueError: If the loss is a function of one's own.
+        """
+        if self._draw is None:
+            expected, remedy = "the name of one", "Pass EKFAC(fisher='empirical')."
+            raise ValueError(message("loss", expected, "a function", remedy))
+        generator = torch.Generator().manual_seed(seed)
+        with self._exact():
+            return [
+                with_labels(batch, self._draw(*outputs_and_labels(self._model, batch), generator))
+                for batch in self.batches
+            ]
 
     def _differentiated(
         self, forward: Callable[[], Tensor], **instead: Callable[[], Tensor]
@@ -254,12 +291,7 @@ class CurvatureOperator(ABC):
 
     def unflatten(self, v: Tensor) -> Weights:
         """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
-        sizes = [shape.numel() for shape in self.parameter_shapes.values()]
-        parts = v.split(sizes, dim=-1)
-        return {
-            name: part.reshape(*v.shape[:-1], *shape)
-            for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
-        }
+        return unflatten(v, self.parameter_shapes)
 
     # -- vectors and batches --------------------------------------------------------------------
 
@@ -270,7 +302,7 @@ class CurvatureOperator(ABC):
             for rows in self._in_turn(self._passes(len(out))):
                 # Tangents of another layout than the weights' own would be copied again and again.
                 stacks = [each(torch.Tensor.contiguous, self.unflatten(v[rows])) for v in vectors]
-                for number, batch in enumerate(self._batches):
+                for number, batch in enumerate(self.batches):
                     found = product(batch, *stacks)
                     _add(found, out[rows], weight=1 / self.num_samples, more=number > 0)
         return out
@@ -278,7 +310,7 @@ class CurvatureOperator(ABC):
     def _one_by_one(self, v: Tensor) -> Tensor:
         """Products with rows (s, p), by reverse mode over graphs that the vectors share."""
         out = torch.empty_like(v)
-        for number, batch in enumerate(self._batches):
+        for number, batch in enumerate(self.batches):
             with self._exact(), torch.enable_grad():
                 weights = {n: w.detach().requires_grad_() for n, w in self._weights.items()}
                 product = self._graph_product(batch, weights)
@@ -296,7 +328,7 @@ class CurvatureOperator(ABC):
         with self._exact():
             for rows in self._in_turn(turns):
                 vectors, done = self.unflatten(v[rows]), 0
-                for batch in self._batches:
+                for batch in self.batches:
                     part = values(batch, vectors)
                     out[rows, done : done + part.shape[-1]] = part
                     done += part.shape[-1]
@@ -347,7 +379,7 @@ class CurvatureOperator(ABC):
         handles = [leaf.register_forward_hook(count) for leaf in leaves]
         try:
             with self._exact():
-                outputs_and_labels(self._model, self._batches[0])
+                outputs_and_labels(self._model, self.batches[0])
         finally:
             for handle in handles:
                 handle.remove()
@@ -583,6 +615,15 @@ def _layer_norm(
 def flatten(tensors: Weights) -> Tensor:
     """Tensors by name as one vector (p,)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def unflatten(v: Tensor, shapes: Mapping[str, torch.Size]) -> Weights:
+    """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
+    parts = v.split([shape.numel() for shape in shapes.values()], dim=-1)
+    return {
+        name: part.reshape(*v.shape[:-1], *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 def _vjp(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:

@@ -22,9 +22,9 @@ rows by the data, as a mixture of experts does.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -43,28 +43,36 @@ class Unsupported(Exception):
     """Why gradients of single samples cannot be had from one pass; the text is the reason."""
 
 
-Proofs = dict[Any, list["_Layout | None"]]
-"""What was shown of batches, by the operations and shapes of their forward pass."""
+Proofs = dict[Any, "dict[int, _Layout]"]
+"""What was shown of each use in batches, by the operations and shapes of their forward pass."""
+
+Take = Callable[[str, Part], None]
 
 
 def per_sample_parts(
     function: Callable[[Batch], Tensor],
     batch: Batch,
     weights: Mapping[str, Tensor],
+    take: Take,
     buffers: Sequence[Tensor] = (),
     proofs: Proofs | None = None,
-) -> tuple[Tensor, dict[str, list[Part]]]:
+) -> Tensor:
     """Values of a function on a batch, and the parts of each sample's gradient.
+
+    Parts come as the backward pass goes, which forgets what is behind it: if ``take`` does not keep
+    them, no more is held than by training.
 
     Args:
         function: From a batch to one number for each sample, (b,).
         batch: b samples.
         weights: Parameters by name, which require a gradient; no others do.
+        take: Is given the name of a parameter and one of its parts, whose ``gradient()`` add up to
+            (b, ...), zero without any. They count for nothing where an error follows.
         buffers: Tensors that do not depend on the batch.
         proofs: Those of earlier batches of the same function, which grow by this one's.
 
     Returns:
-        (b,), and by name the parts whose ``gradient()`` add up to (b, ...); zero without any.
+        (b,).
 
     Raises:
         Unsupported: See the module's head.
@@ -74,31 +82,36 @@ def per_sample_parts(
         values = function(batch)
     if values.shape != (b,):
         raise Unsupported(f"the output has shape {tuple(values.shape)} for {b} samples")
-    parts: dict[str, list[Part]] = {name: [] for name in weights}
-    if not values.requires_grad:
-        return values.detach(), parts
-    _check_paths(values, recorder.uses, weights)
-    if not recorder.uses:
-        return values.detach(), parts
-    uses, gradients = recorder.uses, _gradients(values, recorder.uses, torch.ones_like(values))
+    if values.requires_grad:
+        _check_paths(values, recorder.uses.values(), weights)
+    if not values.requires_grad or not recorder.uses:
+        return values.detach()
     proofs, facts = {} if proofs is None else proofs, (b, recorder.steps)
-    layouts = proofs.get(facts)
-    if layouts is None:
+    uses, names = recorder.uses, {id(weight): name for name, weight in weights.items()}
+    proof = None
+    if facts not in proofs:
         _check_alone(function, batch, values.detach(), recorder.rounding**0.5)
-        layouts = _layouts(values, uses, gradients)
-        if recorder.fixed and all(layout is None or layout.sure for layout in layouts):
-            proofs[facts] = layouts
-    names = {id(weight): name for name, weight in weights.items()}
+        proof = _Proof(values, uses, torch.float16 in recorder.dtypes)
     made: dict[int, tuple[Tensor, list[Part]]] = {}  # of parameters, by what was used
-    for use, gradient, layout in zip(uses, gradients, layouts, strict=True):
-        if gradient is not None and layout is not None:
-            for used in use.used:
-                known = names.get(id(used))
-                own = made.setdefault(id(used), (used, []))[1] if known is None else parts[known]
-                own.append(use.rule.part(use, used, gradient, layout))
+
+    def received(number: int, gradient: Tensor) -> None:
+        use = uses.pop(number)
+        if not gradient.numel():
+            return
+        layout = proof.layout(number, use, gradient) if proof else proofs[facts][number]
+        for used in use.used:
+            part = use.rule.part(use, used, gradient, layout)
+            if id(used) in names:
+                take(names[id(used)], part)
+            else:
+                made.setdefault(id(used), (used, []))[1].append(part)
+
+    recorder.backward(values, received)
+    if proof and recorder.fixed and all(layout.sure for layout in proof.layouts.values()):
+        proofs[facts] = proof.layouts
     for name, pulled in _pulled_back([*made.values()], weights).items():
-        parts[name].append(pulled)
-    return values.detach(), parts
+        take(name, pulled)
+    return values.detach()
 
 
 # -- the forward pass -----------------------------------------------------------------------------
@@ -136,13 +149,37 @@ class _Recorder(TorchFunctionMode):
         self, weights: Mapping[str, Tensor], buffers: Sequence[Tensor], num_samples: int
     ) -> None:
         super().__init__()
-        self.uses: list[_Use] = []
+        self.uses: dict[int, _Use] = {}
         self.steps = 0  # a hash of what was done, and of the shapes that came of it
-        self.rounding = 0.0  # the coarsest of what was computed
+        self.dtypes: set[torch.dtype] = set()  # of what was computed
         self.fixed = True  # whether that decides which entries belong to which sample
         self._names = {id(weight): name for name, weight in weights.items()}
         self._constants = {id(tensor): tensor for tensor in buffers}
         self._num_samples = num_samples
+        self._receivers: list[Callable[[int, Tensor], None]] = []
+
+    @property
+    def rounding(self) -> float:
+        """The coarsest of what was computed."""
+        return max((torch.finfo(dtype).eps for dtype in self.dtypes), default=0.0)
+
+    def backward(self, values: Tensor, receive: Callable[[int, Tensor], None]) -> None:
+        """Give the gradient of each use's result by its number, in a pass that leaves no graph.
+
+        A pass to the uses before which there is no other goes through all of them.
+        """
+        edges = [use.edge for use in self.uses.values()]
+        nodes = {edge.node for edge in edges}
+        first = [
+            edge
+            for edge in edges
+            if nodes.isdisjoint(_nodes([node for node, _ in edge.node.next_functions], {}))
+        ]
+        self._receivers.append(receive)
+        try:
+            torch.autograd.grad(values, first, torch.ones_like(values), allow_unused=True)
+        finally:
+            self._receivers.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -171,7 +208,7 @@ class _Recorder(TorchFunctionMode):
         self.steps = hash((self.steps, _name(func), *(tensor.shape for tensor in tensors)))
         for tensor in tensors:
             if tensor.is_floating_point():
-                self.rounding = max(self.rounding, torch.finfo(tensor.dtype).eps)
+                self.dtypes.add(tensor.dtype)
 
     def _keep(self, tensors: Iterator[Tensor]) -> None:
         self._constants.update((id(tensor), tensor) for tensor in tensors)
@@ -183,7 +220,7 @@ class _Recorder(TorchFunctionMode):
             with self:
                 return _opened(func)(*args, **kwargs)
         name = _name(func)
-        if name in _IN_PARTS:
+        if name in _IN_PARTS and not (name == "addmm" and not kwargs):
             with self:
                 return _IN_PARTS[name](*args, **kwargs)
         if name == "scaled_dot_product_attention":  # a bias of positions, or learnt queries
@@ -208,10 +245,11 @@ class _Recorder(TorchFunctionMode):
             raise Unsupported(f"there is no rule for `{name}`{''.join(names[:1])}")
         for number, x in enumerate(results):
             if x.requires_grad:
-                edge = get_gradient_edge(x)
-                self.uses.append(
-                    _Use(function, _RULES[name], recorded, kwargs, used, number, edge, behind)
+                edge, use = get_gradient_edge(x), len(self.uses)
+                self.uses[use] = _Use(
+                    function, _RULES[name], recorded, kwargs, used, number, edge, behind
                 )
+                x.register_hook(partial(_hand_over, self._receivers, use))
         return result
 
 
@@ -348,7 +386,13 @@ _IN_PARTS: dict[str, Callable[..., Tensor]] = {
 # -- the backward passes --------------------------------------------------------------------------
 
 
-def _check_paths(values: Tensor, uses: list[_Use], weights: Mapping[str, Tensor]) -> None:
+def _hand_over(receivers: list[Callable[[int, Tensor], None]], use: int, gradient: Tensor) -> None:
+    """A hook, which knows nothing of the graph that knows the hook: neither would be freed."""
+    for receive in receivers:
+        receive(use, gradient)
+
+
+def _check_paths(values: Tensor, uses: Collection[_Use], weights: Mapping[str, Tensor]) -> None:
     """Raise :class:`Unsupported` unless each path to a parameter leads through one use."""
     names = {id(weight): name for name, weight in weights.items()}
     behind = {use.edge.node: use.behind for use in uses}
@@ -384,30 +428,35 @@ def _check_alone(
             raise Unsupported(f"a sample's output depends on the others: {found}")
 
 
-def _gradients(values: Tensor, uses: list[_Use], weights: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of each use's result, of the weighted sum of values."""
-    edges = [use.edge for use in uses]
-    return torch.autograd.grad(values, edges, weights, retain_graph=True, allow_unused=True)
+class _Proof:
+    """What of each gradient belongs to which sample, by backward passes of other weights.
 
+    Attributes:
+        layouts: By the numbers of the uses that have shown theirs.
+    """
 
-def _layouts(
-    values: Tensor, uses: list[_Use], gradients: Sequence[Tensor | None]
-) -> "list[_Layout | None]":
-    """What of each gradient belongs to which sample, by passes of other weights."""
-    half = any(part is not None and part.dtype == torch.float16 for part in gradients)
-    base = 4 if half else 64  # powers of two that numbers have room for
-    digits, rest = [], torch.arange(len(values), device=values.device)
-    while int(rest[-1]) > 0:
-        digits.append(rest % base)
-        rest = rest // base
-    scaled = [_gradients(values, uses, digit.exp2().to(values)) for digit in digits]
-    by_use = [*zip(*scaled, strict=True)] or [()] * len(uses)
-    return [
-        _Layout.find(use, gradient, its_scaled, digits)
-        if gradient is not None and gradient.numel()
-        else None
-        for use, gradient, its_scaled in zip(uses, gradients, by_use, strict=True)
-    ]
+    def __init__(self, values: Tensor, uses: Mapping[int, _Use], half: bool) -> None:
+        self.layouts: dict[int, _Layout] = {}
+        self._digits: list[Tensor] = []
+        base = 4 if half else 64  # powers of two that numbers have room for
+        rest = torch.arange(len(values), device=values.device)
+        while int(rest[-1]) > 0:
+            self._digits.append(rest % base)
+            rest = rest // base
+        edges = [use.edge for use in uses.values()]
+        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+        passes = [
+            torch.autograd.grad(values, edges, digit.exp2().to(values), **options)
+            for digit in self._digits
+        ]
+        by_use = [*zip(*passes, strict=True)] or [()] * len(uses)
+        self._scaled: dict[int, tuple[Tensor, ...]] = dict(zip(uses, by_use, strict=True))
+
+    def layout(self, number: int, use: _Use, gradient: Tensor) -> "_Layout":
+        """That of a use, by its gradient with weights of one."""
+        scaled = self._scaled.pop(number)
+        self.layouts[number] = _Layout.find(use, gradient, scaled, self._digits)
+        return self.layouts[number]
 
 
 @dataclass(frozen=True, eq=False)
@@ -574,6 +623,14 @@ def _matmul(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
     return Factors(layout.split(x), layout.split(gradient), used.shape, transposed=True)
 
 
+def _addmm_of(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
+    """As :func:`_matmul` with a bias, without what the product alone would take."""
+    bias, x, weight = use.args
+    if used is bias and used is not weight:
+        return _gathered(gradient.to(used.dtype), used, layout)
+    return _matmul(replace(use, args=(x, weight)), used, gradient, layout)
+
+
 def _convolution(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
     x, weight, how = _padded(*use.args, **use.kwargs)
     if x.ndim != weight.ndim or not layout.regular:
@@ -661,6 +718,7 @@ _CHEAP = (
 _RULES = {
     "linear": _Rule(_linear, 1),
     **dict.fromkeys(("matmul", "mm", "bmm"), _Rule(_matmul, 1)),
+    "addmm": _Rule(_addmm_of, 1),
     **dict.fromkeys(("conv1d", "conv2d"), _Rule(_convolution, -1)),
     "embedding": _Rule(_embedding, 1),
     "addcmul": _Rule(_addcmul, 0),

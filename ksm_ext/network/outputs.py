@@ -144,7 +144,35 @@ def _squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs - labels).square().reshape(len(outputs), -1).sum(1)
 
 
+def _drawn_classes(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Like the labels, by the probabilities of the model; labels that are left out stay so."""
+    edges = logits.double().softmax(-1).cumsum(-1)
+    at = _uniform(labels.shape, generator).to(edges)[..., None] * edges[..., -1:]
+    drawn = torch.searchsorted(edges, at, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+    return drawn.to(labels.dtype).where(labels != IGNORED, labels)
+
+
+def _drawn_numbers(outputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Like the labels, normal about the model's numbers with the variance 1/2 of exp(-error)."""
+    normal = torch.special.ndtri(_uniform(outputs.shape, generator).clamp(min=1e-16))
+    return (outputs + normal.to(outputs) / 2**0.5).reshape(labels.shape).to(labels.dtype)
+
+
+def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+def with_labels(batch: Batch, labels: Tensor) -> Batch:
+    """The batch with other labels, laid out as :func:`outputs_and_labels` has them."""
+    if not isinstance(batch, dict):
+        return (*batch[:-1], labels)
+    before = batch["labels"]
+    shifted = labels.shape != before.shape
+    return {**batch, "labels": torch.cat([before[:, :1], labels], 1) if shifted else labels}
+
+
 LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
+DRAWS = {"cross_entropy": _drawn_classes, "squared_error": _drawn_numbers}
 
 
 def _check_labelled(fits: bool, outputs: Tensor, labels: Tensor) -> None:

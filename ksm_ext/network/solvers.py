@@ -93,7 +93,7 @@ class BlockConjugateGradients:
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; the residuals are those of the recurrence."""
-        _check(rhs, damping)
+        check_system(rhs, damping)
         scale = rhs.norm(dim=1)  # (s,)
         x = torch.zeros_like(rhs)
         if not rhs.any():
@@ -145,7 +145,7 @@ class LiSSA:
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; ``RuntimeError`` where the series diverges."""
-        _check(rhs, damping)
+        check_system(rhs, damping)
         length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
         h, residual = rhs.clone(), rhs
         for _ in tqdm(range(self.num_steps), unit=" steps", disable=not progress):
@@ -182,7 +182,7 @@ def as_solver(solver: Solver) -> LinearSolver:
             return solver
         if callable(solver):
             return _Function(solver)
-    names = "BlockConjugateGradients() or LiSSA(scale) of ksm_ext.network.solvers"
+    names = "BlockConjugateGradients(), EKFAC() or LiSSA(scale) of ksm_ext"
     remedy = f"Pass {names}; to project gradients, call ksm_ext.attribution.projected_influence."
     raise TypeError(message("solver", "a solver or a function", repr(solver), remedy))
 
@@ -198,7 +198,8 @@ def _inverse(gram: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _check(rhs: Tensor, damping: float) -> None:
+def check_system(rhs: Tensor, damping: float) -> None:
+    """Raise unless these are right-hand sides (s, p) of a damped system."""
     check_ndim("rhs", rhs, 2, "(s, p): one right-hand side per row")
     if rhs.dtype not in (torch.float32, torch.float64):
         remedy = "Convert it to the operator's dtype."

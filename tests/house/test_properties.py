@@ -24,6 +24,7 @@ from torch import nn
 
 import ksm_ext
 from ksm_ext import (
+    EKFAC,
     Projector,
     collect_features,
     correlation,
@@ -45,10 +46,11 @@ from ksm_ext.network.engines import evaluating
 from ksm_ext.network.gradients import (
     parameter_names,
     per_sample_gradients,
+    samples_of_pass,
     samples_together,
     usual_projector,
 )
-from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients
+from ksm_ext.network.hessian import GaussNewton, Hessian, loss_gradients, unflatten
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
 from ksm_ext.network.spectrum import (
@@ -907,6 +909,46 @@ def data(seed, b):
     return normal(seed, b, 3), torch.randint(3, (b,), generator=generator(seed))
 
 
+BODIES = {
+    "linear": lambda width: nn.Linear(4, width),
+    "convolution": lambda width: nn.Conv2d(1, width, (1, 2), stride=2, padding=1),
+    "groups": lambda width: nn.Sequential(nn.Conv1d(2, 2, 2), nn.Conv1d(2, 2 * width, 1, groups=2)),
+    "words": lambda width: nn.Embedding(7, width),
+}
+INPUTS = {"linear": (3, 4), "convolution": (1, 3, 4), "groups": (2, 5), "words": (5,)}
+
+
+@holds(
+    kind=st.sampled_from([*BODIES]),
+    width=st.integers(1, 4),
+    b=st.integers(1, 6),
+    max_dim=st.sampled_from([1, 4, 100]),
+    damping=st.floats(0.01, 2),
+    seed=SEEDS,
+)
+def test_factored_fisher_matrices_keep_the_trace_and_are_inverted(
+    kind, width, b, max_dim, damping, seed
+):
+    """Of any basis: the mean squared norm of gradients is the sum of the eigenvalues."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(BODIES[kind](width), nn.Tanh(), nn.Flatten())
+    x = torch.randint(7, (b, 5)) if kind == "words" else torch.randn(b, *INPUTS[kind])
+    model = nn.Sequential(body, nn.Linear(body(x).shape[1], 3)).double()
+    x = x if kind == "words" else x.double()
+    operator = GaussNewton(model, (x, torch.randint(3, (b,))))
+    fisher = EKFAC("empirical", max_dim=max_dim).fit(operator)
+    gradients = operator.per_sample_gradients()
+    trace = sum(float(block.eigenvalues.sum()) for block in fisher.blocks)
+    assert trace == pytest.approx(float(gradients.square().sum(1).mean()), rel=1e-9)
+    assert {*unflatten(gradients, fisher.shapes)} == {name for name, _ in model.named_parameters()}
+    u, v = normal(seed, 2, 3, operator.shape[0])
+    close((u * fisher(v)).sum(1), (fisher(u) * v).sum(1), 1e-9)
+    assert ((v * fisher(v)).sum(1) >= -1e-12).all()
+    close(fisher.inverse(fisher(v) + damping * v, damping), v, 1e-9)
+    if max_dim == 1:  # the diagonal of the Fisher matrix itself
+        close(fisher(torch.ones_like(v))[0], gradients.square().mean(0), 1e-9)
+
+
 @holds(b=st.integers(1, 8), seed=SEEDS)
 def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory):
     model, (x, y) = network(seed), data(seed, b)
@@ -915,6 +957,7 @@ def test_gradients_of_samples_do_not_know_their_batch(b, seed, tmp_path_factory)
         assert not model.training
     assert model.training
     assert 1 <= samples_together([*model.parameters()]) <= 64
+    assert samples_of_pass(model, log_odds, (x, y), parameter_names(model)) == 64
     assert usual_projector(model, None) is None  # of 31 parameters
     values, gradients = per_sample_gradients(model, log_odds, (x, y))
     close(log_odds(model, (x, y)).detach(), values, 1e-12)
@@ -1173,6 +1216,7 @@ ELSEWHERE = {  # by the test file that has them
     "attribution/test_trak": ("projection_text", "self_influence", "top_samples", "trak_scores"),
     "house/test_build": ("build_info",),
     "network/test_hessian": ("flatten",),
+    "network/test_solvers": ("check_system",),
     "network/test_spectrum": ("signs",),
     "ops/test_glm_hvp": ("glm_gradient",),
     "report/test_page": ("write_report",),

@@ -1,7 +1,5 @@
 """Projections from both sides against dense matrices in float64, and what they are for."""
 
-from functools import partial
-
 import pytest
 import torch
 from networks import NETWORKS, made
@@ -10,11 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ksm_ext import FactoredProjector, GradientEstimator, Projector, collect_features, trak
 from ksm_ext.network import gradients
-from ksm_ext.network.engines import differentiable, evaluating
+from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factored import _IN, _OUT
 from ksm_ext.network.factors import Factors, Rows, blocks, total
 from ksm_ext.network.gradients import parameter_names, per_sample_gradients
-from ksm_ext.network.hooks import per_sample_parts
 from ksm_ext.network.outputs import log_odds
 
 f64 = torch.float64
@@ -79,8 +76,8 @@ def test_features_are_those_of_formed_gradients_by_dense_matrices(name, projecto
 def test_inner_products_are_unbiased(name, kind):
     """Over seeds, within five standard errors of inner products of whole gradients."""
     model, batch = made(name)
-    with evaluating(model), differentiable(model, parameter_names(model)) as weights:
-        _, parts = per_sample_parts(partial(log_odds, model), batch, weights)
+    _, parts = Ladder("hooks")(model, log_odds, batch, parameter_names(model))
+    weights = dict(model.named_parameters())
     whole = torch.cat([total(own).flatten(1) for own in parts.values()], 1)
     exact = whole @ whole.T
     draws = []

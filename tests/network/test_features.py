@@ -88,9 +88,9 @@ def test_a_complete_store_computes_five_samples_and_takes_no_lock(tmp_path, monk
     (tmp_path / "lock").unlink()
     before, computed = contents(tmp_path), []
 
-    def counted(ladder, model, output, batch, names):
+    def counted(ladder, model, output, batch, names, begin=None):
         computed.append(batch)
-        return call(ladder, model, output, batch, names)
+        return call(ladder, model, output, batch, names, begin)
 
     call = Ladder.__call__
     monkeypatch.setattr(Ladder, "__call__", counted)

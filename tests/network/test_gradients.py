@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, TensorDataset
 
+from ksm_ext import Projector
 from ksm_ext.attribution.influence import influence
+from ksm_ext.network import engines, gradients
 from ksm_ext.network.gradients import collect_features, parameter_names, per_sample_gradients
 from ksm_ext.network.outputs import (
     cross_entropy,
@@ -512,3 +514,33 @@ def test_low_rank_adapters(transformers):
     )
     expected = named_loop(model, log_odds, batch, names)
     near((features.values, features.gradients), expected)
+
+
+def test_batches_are_chosen_by_what_a_pass_keeps(monkeypatch):
+    """The outputs of a deep network by hand: tanh keeps what it gives, a layer what it is given."""
+    width, depth = 50, 4
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(width, 3))
+    x, y = torch.randn(40, width), torch.randint(3, (40,))
+    names = [name for name, _ in model.named_parameters()]
+    logits = (torch.randn(2, 3), y[:2])
+    of_output = engines.held_bytes(nn.Linear(3, 3), log_odds, logits, ["weight"])
+    held = engines.held_bytes(model, log_odds, (x[:2], y[:2]), names)
+    assert held == of_output + 2 * depth * width * 4
+    seen = []
+    call = engines.Ladder.__call__
+
+    def spied(ladder, model, output, batch, *others):
+        seen.append(len(batch[1]))
+        return call(ladder, model, output, batch, *others)
+
+    monkeypatch.setattr(engines.Ladder, "__call__", spied)
+    each = held // 2 + 4 * width  # and the largest bias
+    for budget, size in ((each, 1), (10 * each + 1, 10), (1, 1), (10**9, 40)):
+        seen.clear()
+        monkeypatch.setattr(gradients, "PASS_BYTES", {"cpu": budget})
+        features = collect_features(model, (x, y), log_odds, Projector(8))
+        assert max(seen) == size
+    torch.testing.assert_close(
+        features.gradients, collect_features(model, (x, y), log_odds, Projector(8)).gradients
+    )

@@ -1,10 +1,13 @@
 """What gradients from whole batches rest on: uses that are found, layouts, and proofs that fail."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import FusedLinear
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ksm_ext.network.engines import differentiable
 from ksm_ext.network.factors import Factors, total
@@ -207,7 +210,35 @@ def test_what_cannot_be_shown_is_said(model, reason):
 
 def parts_of(model, function, batch):
     with differentiable(model, [name for name, _ in model.named_parameters()]) as weights:
-        return per_sample_parts(function, batch, weights)
+        parts = {name: [] for name in weights}
+        values = per_sample_parts(
+            function, batch, weights, lambda name, part: parts[name].append(part)
+        )
+    return values, parts
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_was_taken_is_forgotten_as_the_pass_goes(known):
+    """Activations and gradients of layers behind, also of a batch that is proved first."""
+    layers = [layer for _ in range(12) for layer in (nn.Linear(4, 4), nn.Tanh())]
+    model, batch = nn.Sequential(*layers), (torch.randn(5, 4), torch.randint(4, (5,)))
+    taken, alive = [], []
+
+    def take(name, part):
+        alive.append(sum(not storage.expired() for storage in taken))
+        if isinstance(part, Factors):
+            of_part = part.activations, part.gradients
+            taken.extend(StorageWeakRef(x.untyped_storage()) for x in of_part)
+
+    proofs = {}
+    with differentiable(model, [name for name, _ in model.named_parameters()]) as weights:
+        for _ in range(1 + known):
+            taken.clear()
+            alive.clear()
+            per_sample_parts(partial(log_odds, model), batch, weights, take, (), proofs)
+    assert len(alive) == 24 and len(taken) == 24 and len(proofs) == 1
+    assert max(alive) <= 6
+    assert all(storage.expired() for storage in taken[:-4])
 
 
 def test_a_linear_layer_hands_over_its_factors():
@@ -265,7 +296,10 @@ def test_layers(layer, shape):
 
 OPERATIONS = {
     "matmul": lambda x, w: x @ w,
-    "addmm": lambda x, w: torch.addmm(w[0], x, w, beta=0.5, alpha=2.0),
+    "addmm": lambda x, w: torch.addmm(w[0], x, w),
+    "addmm with factors": lambda x, w: torch.addmm(w[0], x, w, beta=0.5, alpha=2.0),
+    "addmm to data": lambda x, w: torch.addmm(x, x + w[0], w),
+    "addmm of one row": lambda x, w: torch.addmm(w[:1], x, w),
     "bmm of experts": lambda x, w: torch.bmm(x.expand(2, -1, -1), torch.stack([w, 2 * w])).sum(0),
     "of a transpose": lambda x, w: F.linear(x, w.T),
     "of a slice": lambda x, w: F.linear(x[:, :2], w[:, :2]) + w[1],

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ksm_ext import ConjugateGradients
-from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver
+from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver, check_system
 
 
 def definite(p, condition=1e3, seed=0):
@@ -112,7 +112,7 @@ def test_a_function_is_a_solver():
 
 @pytest.mark.parametrize("solver", ["cg", "projected", None, LiSSA, ConjugateGradients()], ids=str)
 def test_what_is_no_solver_is_told_what_to_pass(solver):
-    remedy = r"Pass BlockConjugateGradients\(\) or LiSSA\(scale\) of ksm_ext\.network\.solvers"
+    remedy = r"Pass BlockConjugateGradients\(\), EKFAC\(\) or LiSSA\(scale\) of ksm_ext"
     with pytest.raises(TypeError, match=f"`solver` must be a solver or a function.*{remedy}"):
         as_solver(solver)
 
@@ -124,6 +124,8 @@ def test_bad_input():
         BlockConjugateGradients().solve(lambda v: v, torch.full((1, 3), torch.inf))
     with pytest.raises(ValueError, match="`damping` must be non-negative, got -1"):
         BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3), damping=-1.0)
+    with pytest.raises(ValueError, match="`damping` must be non-negative, got nan"):
+        check_system(torch.ones(1, 3), float("nan"))
     with pytest.raises(TypeError, match="`rhs` must be float32 or float64"):
         BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="`scale` must be positive"):
