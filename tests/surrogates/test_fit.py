@@ -470,15 +470,6 @@ def test_tables_that_do_not_fit_are_refused(masks, scores, found):
         fit_many(masks, scores)
 
 
-def test_many_fits_refuse_estimates_in_words():
-    masks, scores = torch.eye(4), torch.randn(2, 4)
-    match = r"^`estimates` must be None for many tables, got tuple\. Fit one table at a time by fit"
-    with pytest.raises(ValueError, match=match):
-        fit_many(masks, scores, estimates=(masks, scores[0]))
-    with pytest.raises(ValueError, match=r"^`missing` must be one of 'error', 'drop', got"):
-        fit_many(masks, scores, missing="none")
-
-
 @pytest.mark.parametrize(
     "masks, scores, options, found",
     [
