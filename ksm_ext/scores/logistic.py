@@ -177,16 +177,12 @@ class _Problem:
     def precondition_at(self, weights: Tensor) -> None:
         """Take the inverse Hessian of all tasks at ``weights`` (1, k) as preconditioner."""
         right = torch.sigmoid(self.margins + self.features @ weights[0])
-        k = self.features.shape[1]
-        hessian = self.features.new_zeros(k, k)
         curvature = right * (1 - right)
         if self.sample_weights is None:
             curvature /= max(len(self.features), 1)
         else:
             curvature *= self.sample_weights / self.sample_weights.sum()
-        ops.gram_update(hessian, self.features, curvature)
-        hessian.diagonal().add_(self.ridge)
-        factor = torch.linalg.cholesky(hessian.double())
+        factor = _factor(self.features, curvature, self.ridge)
         self.inverse = torch.cholesky_inverse(factor).to(self.features)
 
     def evaluate(self, masks: Tensor, weights: Tensor) -> ops.GlmGradient:
@@ -249,7 +245,7 @@ class _Quadratic:
         if sample_weights is not None:
             self.features = sample_weights.sqrt().to(features)[:, None] * features
             self.totals = task_sums(sample_weights.to(features), task_offsets)
-        factor = self._factor(self.features, self.totals)
+        factor = _factor(self.features, None, ridge, self.totals.sum())
         eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         # The root, and not the inverse, stays positive where it is rounded.
         self.root = torch.linalg.solve_triangular(factor, eye, upper=False)
@@ -282,18 +278,24 @@ class _Quadratic:
     def solved_alone(self, mask: Tensor, right: Tensor) -> Tensor:
         """The solution (k,) of one subset (n,), in float64."""
         inside = mask.repeat_interleave(self.task_offsets.diff()).to(right.device)
-        factor = self._factor(self.features[inside], self.totals[mask.to(right.device)])
+        total = self.totals[mask.to(right.device)].sum()
+        factor = _factor(self.features[inside], None, self.ridge, total)
         return torch.cholesky_solve(right.double()[:, None], factor)[:, 0].to(right)
 
-    def _factor(self, features: Tensor, totals: Tensor) -> Tensor:
-        """Cholesky factor (k, k) of the matrix of some samples, in float64 a block at a time."""
-        k = features.shape[1]
-        matrix = torch.zeros(k, k, dtype=torch.float64, device=features.device)
-        for block in features.split(_SAMPLES):
-            ops.gram_update(matrix, block.double())
-        matrix /= totals.double().sum()
-        matrix.diagonal().add_(self.ridge)
-        return torch.linalg.cholesky(matrix)
+
+def _factor(
+    features: Tensor, curvature: Tensor | None, ridge: float, total: Tensor | float = 1.0
+) -> Tensor:
+    """Cholesky factor (k, k) of ``features^T curvature features / total + ridge``, in float64."""
+    k = features.shape[1]
+    matrix = torch.zeros(k, k, dtype=torch.float64, device=features.device)
+    for start in range(0, len(features), _SAMPLES):  # without a copy of all samples
+        rows = slice(start, start + _SAMPLES)
+        bent = None if curvature is None else curvature[rows].double()
+        ops.gram_update(matrix, features[rows].double(), bent)
+    matrix /= total
+    matrix.diagonal().add_(ridge)
+    return torch.linalg.cholesky(matrix)
 
 
 def _minimise(

@@ -1213,6 +1213,7 @@ MODULES = (
 )
 ELSEWHERE = {  # by the test file that has them
     "attribution/test_task_hessian": ("task_hessian",),
+    "scores/test_logistic": ("fit_logistic", "task_sums", "unit_steps"),
     "attribution/test_trak": ("projection_text", "self_influence", "top_samples", "trak_scores"),
     "house/test_build": ("build_info",),
     "network/test_hessian": ("flatten",),

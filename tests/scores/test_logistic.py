@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ksm_ext.scores.logistic import fit_logistic, unit_steps
+from ksm_ext.scores.logistic import fit_logistic, task_sums, unit_steps
 
 OFFSETS = torch.tensor([0, 7, 7, 19, 30, 41])  # the second task is empty
 
@@ -142,6 +142,8 @@ def test_unit_steps_are_dense_solutions(dtype, ridge, max_steps, monkeypatch):
     weights = torch.rand(41, generator=generator, dtype=torch.float64)
     weights[3] = 0.0
     task = torch.repeat_interleave(OFFSETS.diff())
+    of_tasks = torch.zeros(5).double().index_add(0, task, weights)
+    torch.testing.assert_close(task_sums(weights, OFFSETS), of_tasks)
     for given in (None, weights):
         data = features.to(dtype), OFFSETS, masks, right.to(dtype), ridge
         found = unit_steps(*data, sample_weights=given)
