@@ -291,7 +291,7 @@ def fit_many(
         (n, t),
     )
     check_choice("missing", missing, get_args(Missing))
-    exact, noise = _of_each(known, b, m), _of_each(noise_std, b, m)
+    exact, noise = _of_each("known", known, b, m), _of_each("noise_std", noise_std, b, m)
     flags = torch.stack([known_rows(each, m) for each in exact])[..., None].to(outcomes.device)
     found: list[Surrogate | None] = [None] * b
 
@@ -329,11 +329,11 @@ def fit_many(
     return [each if each.kind == kind else replace(each, kind=kind) for each in alone]
 
 
-def _of_each(given: Any, b: int, m: int) -> list[Any]:
+def _of_each(name: str, given: Any, b: int, m: int) -> list[Any]:
     """What is given for each of b tables of m rows: a row of (b, m, ...), or the same for all."""
     if isinstance(given, (int, float, type(None))):
         return [given] * b
-    table = as_tensor("noise_std and known", given)
+    table = as_tensor(name, given)
     return list(table) if table.ndim > 1 and table.shape[:2] == (b, m) else [table] * b
 
 

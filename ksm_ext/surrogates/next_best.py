@@ -22,6 +22,9 @@ subsets that they compare, and once all of these are scored, no other tells more
 noise are taken as fitted: what a wrong kernel misses is not in its variance. Fit again after every
 few scores.
 
+Estimates beside the scores have coefficients that a further score tells of, too; their surrogates
+are taken as they are.
+
 Shapes: n tasks, m fitted subsets, c candidates, k chosen, r answers (n attributions); float64.
 
 References: *Cohn, Ghahramani & Jordan 1996, arXiv:cs/9603104* (choice by variance); *Fedorov 1972,
@@ -40,8 +43,9 @@ from ksm_ext.checks import check_choice, check_positive_int, message
 from ksm_ext.subsets import Question, design, distinct_rows, mixed_sizes
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.posterior import FittedSubsets, Functionals
+from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import functionals
+from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.surrogates.terms import KernelTerm
 
@@ -81,14 +85,11 @@ def next_best(
         (k, n) bool on the CPU, the one that tells most first.
 
     Raises:
-        ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights or was
-            fitted with estimates, or there are fewer than ``num_subsets`` candidates.
+        ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights, or
+            there are fewer than ``num_subsets`` candidates.
     """
     check_choice("readout", readout, get_args(Question))
     num_subsets = check_positive_int("num_subsets", num_subsets)
-    if surrogate.trend is not None:
-        remedy = "Fit the scores alone and ask that one, or draw by ksm_ext.subsets.design."
-        raise ValueError(message("surrogate", "one without estimates", "one with them", remedy))
     if not surrogate.masks.binary:
         remedy = "Draw mixtures by ksm_ext.subsets.dirichlet."
         raise ValueError(message("surrogate", "one of 0/1 masks", "one of mixtures", remedy))
@@ -208,7 +209,9 @@ def _posteriors(
     m, taken = len(active), _taken(surrogate, len(pool))
     excluded = torch.cat([surrogate.excluded.any(1), taken.new_zeros(len(pool)).bool()])
     fitted = FittedSubsets(every, surrogate.center, excluded, excluded, None, True)
-    asked = _asked(every, readout, fitted, seed)
+    query = _query(every.num_tasks, seed).to(active.device)
+    asked = _asked(every, readout, fitted, query)
+    trend = None if surrogate.trend is None else _trend(surrogate, readout, pool, query)
     for term in surrogate.kernel_terms:
         rows = torch.arange(m, device=active.device) if term.rows is None else term.rows
         longer = replace(term, dual=term.dual.new_zeros(len(every), 0), rows=rows, factor=None)
@@ -222,27 +225,63 @@ def _posteriors(
         shift, seen = gram[:, rows] @ share, gram[:, rows] - mean  # scores less the mean score
         prior = gram[:, m:] - shift - shift[:, None] + share @ mean
         factor = term.factored(Masks(active), center=surrogate.center, solver=surrogate.solver)
-        for ridge, nugget, weight in _ridges(term, weights):
+        beside, of_trend = None, torch.zeros(0)
+        if trend is not None:
+            assert isinstance(factor, SpectralRidge)
+            beside = TrendRidge(factor, trend.of_fitted[:, rows][..., term.columns])
+            means = beside.basis_mean
+            of_answers = fitted.of_trend(trend, longer, answers, observed, on_mean, means)
+            of_pool = trend.of_fitted[:, m:][..., term.columns] - means[:, None]
+            of_trend = torch.cat([of_answers, of_pool.transpose(0, 1)])  # (r + c, L, q_g)
+        for columns, ridge, nugget, weight in _ridges(term, weights, trend is not None):
             of_mean = ridge / total * float(surrogate.center)  # the mean score's own variance
             both = of_scores + nugget * peculiar
-            whitened = factor.whitened(torch.cat([both[:, rows], seen]), ridge)
+            together = torch.cat([both[:, rows], seen])
+            whitened = factor.whitened(together, ridge)
             known, own = whitened[: len(both)], whitened[len(both) :]
             cross = both[:, m:] - (both[:, rows] @ share)[:, None] - known @ own.T
+            joint = prior + of_mean - own @ own.T
             if on_mean is not None:
                 cross = cross + on_mean * of_mean
-            yield _Posterior(weight, cross, prior + of_mean - own @ own.T, ridge)
+            if beside is not None:
+                slopes = beside.columns(columns).slopes_in(together, ridge, of_trend[..., columns])
+                cross = cross + slopes[: len(both)] @ slopes[len(both) :].T
+                joint = joint + slopes[len(both) :] @ slopes[len(both) :].T
+            yield _Posterior(weight, cross, joint, ridge)
+
+
+def _query(num_tasks: int, seed: int) -> Tensor:
+    """(l, n) subsets whose predictions stand for those of all."""
+    return mixed_sizes(num_tasks, _QUERIES, range(num_tasks + 1), seed=seed, allow_fewer=True)
+
+
+def _trend(
+    surrogate: Surrogate, readout: Question, pool: Tensor, query: Tensor
+) -> TrendFunctionals:
+    """The estimates at the fitted subsets and the candidates, and the answers about them."""
+    assert surrogate.trend is not None
+    fitted, varying = surrogate.masks.values, surrogate.varying
+    every = torch.cat([fitted, pool.to(fitted.device)])
+    at_every = surrogate.trend.ask(lambda level: level.predict(every, False)).values
+    if readout == "prediction":
+        asked = fitted[:1].repeat(len(query), 1)
+        asked[:, varying] = query
+        answers = surrogate.trend.ask(lambda level: level.predict(asked, False)).values
+    else:
+        answers = surrogate.trend.ask(lambda level: level.attribute(readout, False)).values
+        answers = answers[:, varying]
+    return TrendFunctionals(answers, at_every)
 
 
 def _asked(
-    every: Masks, readout: Question, fitted: FittedSubsets, seed: int
+    every: Masks, readout: Question, fitted: FittedSubsets, drawn: Tensor
 ) -> Callable[[Kernel, KernelTerm], Functionals]:
     """The answers as functionals of a kernel, on all subsets: the fitted and the candidates."""
     n = every.num_tasks
     if readout != "prediction":
         tasks = torch.arange(n, device=every.values.device)[:, None]
         return lambda kernel, term: Functionals(0.0, functionals(every, kernel, readout, tasks))
-    drawn = mixed_sizes(n, _QUERIES, range(n + 1), seed=seed, allow_fewer=True)
-    query = Masks(drawn.to(every.values.device))
+    query = Masks(drawn)
 
     def predictions(kernel: Kernel, term: KernelTerm) -> Functionals:
         if isinstance(kernel, Identity):  # of the smooth part
@@ -259,15 +298,20 @@ def _taken(surrogate: Surrogate, num_candidates: int) -> Tensor:
     return torch.cat([taken.any(1), of_candidates.expand(num_candidates)]).to(torch.float64)
 
 
-def _ridges(term: KernelTerm, weights: Tensor) -> Iterator[tuple[float, float, float]]:
-    """Each ridge of a term, what of it is peculiar to subsets, and how much its columns count."""
+def _ridges(
+    term: KernelTerm, weights: Tensor, apart: bool
+) -> Iterator[tuple[Tensor, float, float, float]]:
+    """Columns of each ridge, or each ``apart``; the ridge, what of it is peculiar; their weight."""
     nugget = term.ridge * (1.0 if term.nugget_share is None else term.nugget_share)
-    pairs, index = torch.stack([term.ridge, nugget]).unique(dim=1, return_inverse=True)
+    pairs, index = torch.stack([term.ridge, nugget]), torch.arange(len(nugget)).to(term.columns)
+    if not apart:
+        pairs, index = pairs.unique(dim=1, return_inverse=True)
     counted = weights[term.columns] * term.signal_variance
     totals = counted.new_zeros(pairs.shape[1]).index_add_(0, index, counted)
-    for (ridge, peculiar), weight in zip(pairs.T.tolist(), totals.tolist(), strict=True):
+    each = zip(pairs.T.tolist(), totals.tolist(), strict=True)
+    for number, ((ridge, peculiar), weight) in enumerate(each):
         if weight > 0:
-            yield ridge, peculiar, weight
+            yield (index == number).nonzero()[:, 0], ridge, peculiar, weight
 
 
 # -- choice -------------------------------------------------------------------------------------

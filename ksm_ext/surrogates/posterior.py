@@ -163,7 +163,7 @@ class FittedSubsets:
         if trend is not None:
             assert isinstance(factor, SpectralRidge)
             solver = TrendRidge(factor, trend.of_fitted[:, fitted][..., term.columns])
-            of_trend = (self._of_trend(trend, term, smooth, observed, on_mean, solver.basis_mean),)
+            of_trend = (self.of_trend(trend, term, smooth, observed, on_mean, solver.basis_mean),)
         left = self.excluded & (all_weights == 0)  # these scores are certain
         everywhere = observed.prior_column() - observed.of_fitted[:, left].square().sum(1, True)
         taken = torch.ones_like(own[:, :1]) if observed.answered is None else observed.answered
@@ -222,7 +222,7 @@ class FittedSubsets:
         missed = torch.where(missed > 1e-6, missed, 0.0) * (level > 0)
         return missed * noise if bool(missed.any()) else None
 
-    def _of_trend(
+    def of_trend(
         self,
         trend: TrendFunctionals,
         term: KernelTerm,

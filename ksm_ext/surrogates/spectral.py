@@ -281,6 +281,16 @@ class TrendRidge:
         """See :meth:`SpectralRidge.loo_variance`, (m, q)."""
         return 1.0 / self._precision(ridge)
 
+    def slopes_in(self, rows: Tensor, ridge: float, of_basis: Tensor) -> Tensor:
+        """(rows, k) whose products are what the coefficients add to the covariance of functionals.
+
+        Of a single column; ``rows`` and ``of_basis`` as in :meth:`explained`.
+        """
+        weighted, gram = self._gram(ridge)
+        left = of_basis[..., 0] @ self._back[0] - rows @ self.factor.vectors @ weighted[0]
+        root = torch.linalg.cholesky(gram[0])
+        return torch.linalg.solve_triangular(root, left.T, upper=False).T
+
     def precisions(self, rows: Tensor, ridge: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """See :meth:`SpectralRidge.precisions`; each column has its own."""
         weighted, gram = self._gram(ridge)

@@ -14,7 +14,6 @@ from ksm_ext import (
     Size,
     fit_surrogate,
     load_surrogate,
-    next_best,
     retrain_scores,
 )
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
@@ -425,12 +424,6 @@ def test_effects_of_tasks_that_vary_among_estimates_only_are_uncertain_with_othe
         own = own * term.signal_variance[j] * surrogate.unit[j] ** 2
         of_level = surrogate.trend.slopes[0, j] ** 2 * below[..., j]
         close(joint[..., j], own + of_level, 1e-7)
-
-
-def test_what_to_score_next_is_not_said_with_estimates():
-    form = r"^`surrogate` must be one without estimates, got one with them\. Fit the scores alone"
-    with pytest.raises(ValueError, match=form):
-        next_best(fitted()[0], 3)
 
 
 # -- everything that scores may be --------------------------------------------------------------

@@ -6,6 +6,7 @@ from math import comb
 
 import pandas as pd
 import pytest
+import reference
 import torch
 
 from ksm_ext import ANOVA2, RBF, Exponential, fit_surrogate, next_best
@@ -143,6 +144,50 @@ def test_gains_are_what_conditioning_on_one_more_score_takes_away(name, readout)
     true = [brute_gain(surrogate, readout, int(row), counted) for row in rows_of(pool)]
     true = torch.tensor(true, dtype=torch.float64)
     torch.testing.assert_close(found, true, rtol=1e-8, atol=1e-8 * float(true.max()))
+
+
+def of_estimates(**options):
+    """Two targets with estimates of all subsets beside their scores, each with its own slope."""
+    estimates = EVERY, TABLE[:, [2, 0]] + 0.5 * NOISE[:, :2]
+    table = scores(MASKS)[:, :2]
+    return fit_surrogate(MASKS, table, estimates=estimates, share_ridge=False, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_std": 0.2}, {"center": False}], ids=str)
+@pytest.mark.parametrize("readout", [*READOUTS, "prediction"])
+def test_gains_beside_estimates_are_those_of_dense_kriging(readout, options):
+    surrogate = of_estimates(kernel=RBF(0.2), **options)
+    pool, counted = left_of(surrogate), _target_weights(surrogate, None)
+    found = sum(p.gains() for p in _posteriors(surrogate, pool, readout, counted, 0))
+    fitted, weights = rows_of(surrogate.masks.values), weights_of(readout)
+    (level,) = surrogate.trend.levels
+    estimates, expected = level.predict(EVERY, False), torch.zeros(len(pool)).double()
+    for term in surrogate.kernel_terms:
+        gram = term.kernel.gram(Masks(EVERY))
+        for place, column in enumerate(term.columns.tolist()):
+            basis = torch.stack([torch.ones(32).double(), estimates[:, column]], 1)
+            basis = basis if surrogate.center else basis[:, 1:]
+            ridge = float(term.ridge[place])
+            share = 1.0 if term.nugget_share is None else float(term.nugget_share[place])
+            nugget = 0.0 if readout == "prediction" else ridge * share  # of the smooth part
+
+            def variance(rows):
+                about = gram, rows, torch.zeros(len(rows)).double(), basis, ridge, nugget  # noqa: B023
+                return torch.einsum("ri,ij,rj->", weights, reference.kriging(*about)[1], weights)
+
+            now = variance(fitted)
+            for number, new in enumerate(rows_of(pool)):
+                gain = now - variance(torch.cat([fitted, new[None]]))
+                expected[number] += counted[column] * term.signal_variance[place] * gain
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8 * float(expected.max()))
+
+
+def test_subsets_are_chosen_beside_estimates():
+    surrogate = of_estimates()
+    chosen = next_best(surrogate, 3, "shapley")
+    assert chosen.shape == (3, 5) and len(chosen.unique(dim=0)) == 3
+    seen = rows_of(surrogate.masks.values).tolist()
+    assert not set(rows_of(chosen).tolist()) & set(seen)
 
 
 def variance_with(surrogate, masks, readout):
