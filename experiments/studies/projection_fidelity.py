@@ -6,6 +6,7 @@ A small transformer is trained on bytes of Python's standard library. For each q
 windows are ranked by the inner product of its gradient with theirs, and by TRAK's score with a
 ridge of a hundredth of the mean squared norm; shown is Spearman's correlation with the ranks by
 whole gradients, the mean over queries and seeds of the projection, and the least of the seeds.
+The width exceeds √k, or matrices would be formed and both projections be one.
 """
 
 import argparse
@@ -55,7 +56,9 @@ def trained(width: int, steps: int, generator: torch.Generator) -> nn.Module:
 
 def scores(gradients: Tensor) -> dict[str, Tensor]:
     """Scores (queries, b) of the first b rows for the others, whose gradients are the last."""
-    gram = gradients.double() @ gradients.double().T
+    gram = sum(
+        (part.double() @ part.double().T for part in gradients.split(2**17, 1)), torch.zeros(())
+    )
     own, others = gram[:-QUERIES, :-QUERIES], gram[-QUERIES:, :-QUERIES]
     ridge = own.diagonal().mean() / 100 * torch.eye(len(own)).to(own)
     return {"inner products": others, "TRAK": torch.linalg.solve(own + ridge, others.T).T}
@@ -63,9 +66,9 @@ def scores(gradients: Tensor) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=384)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--dims", type=int, nargs="+", default=[1024, 4096, 16384])
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
