@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ksm_ext.checks import check_choice, check_positive_int, check_real, message
+from ksm_ext.checks import brief, check_choice, check_positive_int, check_real, message
 from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
@@ -193,6 +193,8 @@ class KroneckerBlock:
     rows: Tensor | None
     columns: Tensor | None
     eigenvalues: Tensor
+
+    __repr__ = brief
 
     def rotated(self, x: Tensor) -> Tensor:
         """UᵀxV, of matrices (s, rows, columns)."""

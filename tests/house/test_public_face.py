@@ -26,7 +26,8 @@ RESULTS = [
     and inspect.isclass(each)
     and each.__module__ == module.__name__
     and name[0] != "_"
-    and name not in ("Surrogate", "RetrainedScores")  # sentences of their own
+    and "__str__" not in vars(each)  # a sentence of its own
+    and name != "RetrainedScores"  # likewise
     and module.__name__ != "ksm_ext.network.factors"  # parts of gradients, which nobody is given
     and "Tensor" in str([field.type for field in dataclasses.fields(each)])
 ]
