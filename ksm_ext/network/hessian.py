@@ -46,10 +46,10 @@ Stacks = Mapping[str, Tensor | Pair]
 Product = Callable[[list[Tensor]], Sequence[Tensor]]
 """From a vector, as one tensor for each parameter, to its product."""
 
-# Tangents of parameters and activations of a pass, on a CPU and on a GPU, unless vectors_per_pass
-# says otherwise. A vector that alone takes more than the caches is multiplied alone: with others,
-# page faults of fresh memory would cost more than the overhead that they share.
-BYTES_OF_PASS = {"cpu": 2**27, "cuda": 2**28}
+# Tangents of parameters and activations of a pass, unless vectors_per_pass says otherwise. A vector
+# that alone takes more than the caches is multiplied alone: with others, page faults of fresh
+# memory would cost more than the overhead that they share.
+BYTES_OF_PASS = 2**28
 BYTES_ALONE = {"cpu": 2**23, "cuda": 2**26}
 MAX_SAMPLES = 1024  # of a pass, unless batch_size says otherwise
 
@@ -72,8 +72,8 @@ class CurvatureOperator(ABC):
         batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
         vectors_per_pass: Vectors multiplied together, each of which takes about the memory of a
             gradient. 1: one by one, by differentiating the gradient's own graph, which all of them
-            share. None: as many as have 128 MiB of parameters and layers' outputs together (256
-            on a GPU), and one by one if each has more than 8 MiB (64 on a GPU).
+            share. None: as many as have 256 MiB of parameters and layers' outputs together, and one
+            by one if each has more than 8 MiB (64 on a GPU).
         engine: How gradients of single samples are taken, see :mod:`.engines`. ``"auto"`` has
             slopes along vectors by forward differentiation, where the network knows that.
         progress: Whether to show a bar over passes.
@@ -300,8 +300,8 @@ class CurvatureOperator(ABC):
         out = torch.empty_like(vectors[0])
         with self._exact():
             for rows in self._in_turn(self._passes(len(out))):
-                # Tangents of another layout than the weights' own would be copied again and again.
-                stacks = [each(torch.Tensor.contiguous, self.unflatten(v[rows])) for v in vectors]
+                # Rows as a tensor of their own, which starts where its memory does: see _in_a_row.
+                stacks = [self.unflatten(torch.from_dlpack(v[rows])) for v in vectors]
                 for number, batch in enumerate(self.batches):
                     found = product(batch, *stacks)
                     _add(found, out[rows], weight=1 / self.num_samples, more=number > 0)
@@ -344,6 +344,13 @@ class CurvatureOperator(ABC):
         """From weights to the sum of the losses, ()."""
         return lambda weights: self._losses(batch)(weights).sum()
 
+    def _in_a_row(self) -> Weights:
+        """The weights as parts of one vector, as tangents are.
+
+        Forward differentiation copies tangents that lie otherwise in their memory than weights do.
+        """
+        return self.unflatten(flatten(self._weights))
+
     def _outputs(self, batch: Batch, weights: Weights) -> tuple[Tensor, Tensor]:
         """Outputs (b, C) or (b, T, C), and labels."""
         return outputs_and_labels(
@@ -383,9 +390,9 @@ class CurvatureOperator(ABC):
         finally:
             for handle in handles:
                 handle.remove()
-        budget = "cpu" if self.device.type == "cpu" else "cuda"
+        alone = BYTES_ALONE["cpu" if self.device.type == "cpu" else "cuda"]
         each_bytes = sum(sizes) * torch.empty(0, dtype=self.dtype).element_size()
-        return 1 if each_bytes > BYTES_ALONE[budget] else int(BYTES_OF_PASS[budget] // each_bytes)
+        return 1 if each_bytes > alone else int(BYTES_OF_PASS // each_bytes)
 
     def _passes(self, num_vectors: int) -> list[slice]:
         """Vectors of each pass, as many in one as in another."""
@@ -404,10 +411,10 @@ class Hessian(CurvatureOperator):
     """
 
     def _products(self, batch: Batch, vectors: Weights) -> Stacks:
-        total = self._total(batch)
+        total, weights = self._total(batch), self._in_a_row()
         if id(batch) not in self._lone:
-            self._lone[id(batch)] = lone_layers(total, self._weights)
-        return hessian_products(total, self._weights, vectors, self._lone[id(batch)])
+            self._lone[id(batch)] = lone_layers(total, weights)
+        return hessian_products(total, weights, vectors, self._lone[id(batch)])
 
     def _graph_product(self, batch: Batch, weights: Weights) -> Product:
         """The derivative of a vector's product with the gradient."""
@@ -502,13 +509,12 @@ class GaussNewton(CurvatureOperator):
     """
 
     def _products(self, batch: Batch, vectors: Weights) -> Weights:
-        result: Any = vjp(
-            lambda weights: self._outputs(batch, weights), self._weights, has_aux=True
-        )
+        weights = self._in_a_row()
+        result: Any = vjp(lambda weights: self._outputs(batch, weights), weights, has_aux=True)
         outputs, transposed, labels = result
 
         def product(vector: Weights) -> Weights:
-            change = self._change(batch, vector)
+            change = jvp(lambda w: self._outputs(batch, w)[0], (weights,), (vector,))[1]
             return transposed(self._loss_hessian(outputs, labels, change))[0]
 
         return vmap(product)(vectors)
@@ -550,11 +556,6 @@ class GaussNewton(CurvatureOperator):
             return _vjp(slope, {"outputs": at}, change)[0]
 
         return outputs, change, curved
-
-    def _change(self, batch: Batch, vector: Weights) -> Tensor:
-        """The Jacobian of the outputs times a vector: like the outputs."""
-        outputs = lambda weights: self._outputs(batch, weights)[0]  # noqa: E731
-        return jvp(outputs, (self._weights,), (vector,))[1]
 
     def _loss_hessian(self, outputs: Tensor, labels: Tensor, change: Tensor) -> Tensor:
         """The Hessian of the loss by the outputs, times a change of them: like the outputs."""
