@@ -42,7 +42,7 @@ from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, wit
 
 Weights = dict[str, Tensor]
 Stacks = Mapping[str, Tensor | Pair]
-"""By parameter, as many products as there are vectors: (s, *shape), or rows that make them."""
+"""By parameter, products with s vectors: ``(s, *shape)``, or rows that make them."""
 Product = Callable[[list[Tensor]], Sequence[Tensor]]
 """From a vector, as one tensor for each parameter, to its product."""
 

@@ -84,11 +84,11 @@ def hessian_products(
     Args:
         total: From weights to a number.
         weights: By name.
-        vectors: Stacks (s, *shape) by name.
+        vectors: Stacks ``(s, *shape)`` by name.
         lone: What :func:`lone_layers` found.
 
     Returns:
-        Stacks (s, *shape) by name, or pairs of rows for the weights in ``lone``.
+        Stacks ``(s, *shape)`` by name, or pairs of rows for the weights in ``lone``.
     """
     some = next(iter(weights.values()))
     zeros = {name: some.new_zeros(layer.shape) for name, layer in lone.items()}
