@@ -111,7 +111,8 @@ class FineTuning(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_int("rank", self.rank)
+        for name in ("rank", "num_subsets", "subset_seeds", "loo_seeds"):
+            check_positive_int(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
