@@ -91,7 +91,7 @@ def answer(run: Run, methods: Methods, names: Iterable[str]) -> dict[str, tuple[
         problem = problem_of(run)
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs")
         for name, result, seconds in parallel(
-            joblib.delayed(_timed)(name, methods[name], problem) for name in missing
+            joblib.delayed(timed)(name, methods[name], problem) for name in missing
         ):
             tensors = {k: x for k, x in vars(result).items() if x is not None}
             write_tensors(paths[name], tensors, settings, seconds=str(seconds))
@@ -104,7 +104,7 @@ def answer(run: Run, methods: Methods, names: Iterable[str]) -> dict[str, tuple[
     }
 
 
-def _timed(name: str, method: Method, problem: Problem) -> tuple[str, Answer, float]:
+def timed(name: str, method: Method, problem: Problem) -> tuple[str, Answer, float]:
     """What one method says, and its seconds on one thread."""
     start = perf_counter()
     with one_thread():

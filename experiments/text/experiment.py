@@ -18,9 +18,11 @@ from experiments import comparison
 from experiments.common import write_json
 from experiments.experiment import Command, Run
 from experiments.runner import Program
+from experiments.settings import Training
 from experiments.text.data import Corpus, corpus
 from experiments.text.drawing import shares_of, windows_of
 from experiments.text.families import draw, family_test, nearest, of_different_domains
+from experiments.text.fine_tuning import fine_tune
 from experiments.text.methods import TEXT_METHODS
 from experiments.text.mixtures import compare_mixtures, train_mixtures
 from experiments.text.model import ByteGPT
@@ -53,14 +55,20 @@ class Text(TrainedExperiment):
 
     def train_mixture(self, variant: str, shares: Tensor, seed: int) -> Iterator[nn.Module]:
         """Train on a mixture with shares (n,), and yield the network at each checkpoint."""
-        texts, length = self.data().texts, self.settings.data.length
         settings, generator = self.settings.variant(variant), torch.Generator().manual_seed(seed)
+        return self.train_from(self.initial_model(seed), shares, settings, generator)
+
+    def train_from(
+        self, network: nn.Module, shares: Tensor, settings: Training, generator: torch.Generator
+    ) -> Iterator[nn.Module]:
+        """Train a network further on a mixture."""
+        texts, length = self.data().texts, self.settings.data.length
 
         def batch() -> tuple[Tensor, Tensor]:
             drawn, _ = windows_of(texts, shares, settings.batch_size, length, generator)
             return drawn[:, :-1], drawn[:, 1:]
 
-        return train_on(self.initial_model(seed), batch, settings, generator)
+        return train_on(network, batch, settings, generator)
 
     def score(self, network: nn.Module) -> Tensor:
         """(t,) float64: bits per byte of each domain's held-out text."""
@@ -137,6 +145,7 @@ COMMANDS: dict[str, Command] = {
     **{name: SHARED[name] for name in ("datamodels", "influence", "trak", "kernel-surrogate")},
     "train-mixtures": train_mixtures,
     "mixtures": compare_mixtures,
+    "fine-tune": fine_tune,
     "figures": figures,
 }
 PROGRAM = Program(

@@ -74,8 +74,12 @@ def nearest(effects: Tensor, names: Sequence[str], count: int = 8) -> dict[str, 
 
 def of_different_domains(effects: Tensor, attributions: Tensor) -> float | None:
     """Correlation of effects and attributions over pairs of different domains."""
-    others = ~torch.eye(len(effects), dtype=torch.bool)
-    table = torch.stack([effects[others], attributions.to(effects)[others]])
+    return over_pairs(effects, attributions, ~torch.eye(len(effects), dtype=torch.bool))
+
+
+def over_pairs(effects: Tensor, attributions: Tensor, pairs: Tensor) -> float | None:
+    """Correlation over the ``pairs`` (n, n) bool; ``None`` where one of both is constant."""
+    table = torch.stack([effects[pairs], attributions.to(effects)[pairs]])
     varies = bool((table.std(1) > 1e-12).all())
     return float(torch.corrcoef(table)[0, 1]) if varies else None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from experiments.settings import Methods, Section, TrainedSettings, Training, Truth
-from ksm_ext.checks import message
+from ksm_ext.checks import check_positive_int, message
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,45 @@ class Mixtures(Section):
 
 
 @dataclass(frozen=True)
+class FineTuning(Section):
+    """Low-rank adapters of the networks trained on all domains, and what they are trained on.
+
+    Attributes:
+        rank: Of the change of each linear layer's weight, r.
+        alpha: The change is scaled by alpha / r.
+        learning_rate: The highest; steps are as those of a training otherwise, without decay of
+            weights.
+        num_steps: Steps of a fine-tuning, a tenth of them until the learning rate is reached.
+        num_subsets: How many of the truth's subsets are fine-tuned on, at most.
+        subset_seeds: Fine-tunings on each.
+        loo_seeds: Fine-tunings without each domain, on each alone, and on all.
+    """
+
+    rank: int = 4
+    alpha: float = 8.0
+    learning_rate: float = 3e-3
+    num_steps: int = 100
+    num_subsets: int = 60
+    subset_seeds: int = 1
+    loo_seeds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "num_subsets", "subset_seeds", "loo_seeds"):
+            check_positive_int(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
 class TextSettings(TrainedSettings):
     """All that a score depends on, and what is made of it.
 
     Attributes:
         mixtures: The second question.
+        fine_tuning: The first question once more.
     """
 
     mixtures: Mixtures = field(default_factory=Mixtures)
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
 
 
 SMALL = TextSettings(
@@ -120,6 +151,7 @@ PAPER = replace(
     truth=replace(SMALL.truth, num_subsets=120, subset_seeds=3, loo_seeds=6),
     methods=replace(SMALL.methods, num_models=3, proj_dim=4096),
     mixtures=Mixtures(num_random=120, random_seeds=2, chosen_seeds=8),
+    fine_tuning=FineTuning(rank=8, alpha=16.0, num_steps=1_000, num_subsets=120, loo_seeds=6),
 )
 SMOKE = replace(
     SMALL,
@@ -137,5 +169,6 @@ SMOKE = replace(
     ),
     methods=replace(SMALL.methods, proj_dim=128, num_steps=4, num_estimated=20, num_calibrated=4),
     mixtures=Mixtures(num_random=8, chosen_seeds=3),
+    fine_tuning=FineTuning(rank=2, alpha=4.0, num_steps=60, loo_seeds=2),
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "smoke": SMOKE}

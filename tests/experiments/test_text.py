@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -13,9 +14,10 @@ import torch
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from experiments import table
+from experiments import comparison, table
 from experiments.experiment import Run
 from experiments.methods import Problem
 from experiments.runner import main
@@ -26,9 +28,18 @@ from experiments.text.data import corpus, shared_lines
 from experiments.text.drawing import shares_of, windows_of
 from experiments.text.experiment import PROGRAM, Text
 from experiments.text.families import family_test, nearest, of_different_domains, relations
+from experiments.text.fine_tuning import (
+    adapted,
+    agreement,
+    bases,
+    fine_tune,
+    fine_tuned,
+    sizes,
+    training_of,
+)
 from experiments.text.methods import TEXT_METHODS, own_share
 from experiments.text.mixtures import WAYS, choose, difference, observed, regmix, trained_on
-from experiments.text.settings import PRESETS, Data, Mixtures
+from experiments.text.settings import PRESETS, Data, FineTuning, Mixtures
 from ksm_ext.scores.retraining import _run
 
 SHARED = "a line that all languages have in common"
@@ -53,6 +64,8 @@ TINY = (
     "methods.num_estimated=10",
     "mixtures.num_random=6",
     "mixtures.chosen_seeds=2",
+    "fine_tuning.learning_rate=0.02",
+    "fine_tuning.num_steps=40",
 )
 
 
@@ -146,6 +159,8 @@ def test_what_is_missing_is_said(folder, tmp_path):
         Data(base_share=0.0)
     with pytest.raises(ValueError, match="`chosen_seeds` must be 2 or more, got 1"):
         Mixtures(chosen_seeds=1)
+    with pytest.raises(ValueError, match="`rank` must be at least 1, got 0"):
+        FineTuning(rank=0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "page").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(ValueError, match="`data` must be text in UTF-8"):
@@ -348,6 +363,170 @@ def test_pairs_of_different_domains():
     assert of_different_domains(effects, torch.eye(5)) is None
 
 
+# -- fine-tuning --------------------------------------------------------------------------------
+
+
+def linear_layers(network):
+    return {
+        name: part for name, part in network.named_modules() if isinstance(part, torch.nn.Linear)
+    }
+
+
+def test_adapters_start_as_the_network_and_change_weights_by_their_product(settings):
+    network, data = Text(settings).initial_model(0), corpus(settings.data)
+    copy = adapted(network, 3, 6.0, torch.Generator().manual_seed(0))
+    layers = linear_layers(copy)
+    assert layers.keys() == linear_layers(network).keys() and len(layers) == 5
+    with torch.no_grad():
+        assert torch.equal(copy(data.inputs), network(data.inputs))
+        for name, layer in linear_layers(network).items():
+            (change,) = layers[name].parametrizations.weight
+            rows, columns = layer.weight.shape
+            assert change.up.shape == (rows, 3) and change.down.shape == (3, columns)
+            change.up.copy_(torch.randn(rows, 3))
+            layer.weight += 2 * change.up @ change.down  # alpha / r is 2
+        found, wanted = copy(data.inputs), network(data.inputs)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_only_adapters_have_gradients(settings):
+    network, data = Text(settings).initial_model(0), corpus(settings.data)
+    copy = adapted(network, 2, 4.0, torch.Generator().manual_seed(0))
+    for layer in linear_layers(copy).values():
+        torch.nn.init.normal_(layer.parametrizations.weight[0].up)
+    copy(data.inputs).square().sum().backward()
+    with_one = {name for name, weight in copy.named_parameters() if weight.grad is not None}
+    assert with_one == {name for name in copy.state_dict() if name.endswith((".up", ".down"))}
+    assert len(with_one) == 10
+    assert all(weight.requires_grad for weight in network.parameters())  # it stays as it was
+
+
+@pytest.mark.parametrize("training", ["perturbation=sam", "weight_decay=0.9", "optimizer=sgd"])
+def test_fine_tuning_changes_nothing_but_by_adapters(settings, training):
+    experiment = Text(load_settings(settings, None, [f"training.{training}"]))
+    network = experiment.initial_model(0)
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    tuned = fine_tuned(experiment, network, torch.ones(5, dtype=torch.bool), 1).cpu()
+    after = tuned.state_dict()
+    for name, weight in before.items():
+        assert torch.equal(network.state_dict()[name], weight)
+        layer, _, kind = name.rpartition(".")
+        inside = name if name in after else f"{layer}.parametrizations.{kind}.original"
+        assert torch.equal(after[inside], weight)
+    for name, layer in linear_layers(tuned).items():
+        change = (layer.weight - before[f"{name}.weight"]).double()
+        values = torch.linalg.svdvals(change.detach())
+        assert float(values[1]) > 0 and float(values[2]) < 1e-4 * float(values[0])  # rank 2
+
+
+def test_a_fine_tuning_is_its_seeds_and_its_domains(settings):
+    experiment = Text(settings)
+    network, masks = experiment.initial_model(0), torch.eye(5, dtype=torch.bool)
+
+    def score(mask, seed):
+        return experiment.score(fine_tuned(experiment, network, mask, seed))
+
+    first = score(masks[0], 0)
+    assert torch.equal(first, score(masks[0], 0))
+    assert not torch.equal(first, score(masks[0], 1)) and not torch.equal(first, score(masks[1], 0))
+    training = training_of(settings)
+    assert training.stops() == [40] and training.learning_rate == 0.02
+    assert training.batch_size == settings.training.batch_size
+    assert settings.training.weight_decay > 0 and training.weight_decay == 0
+
+
+def test_fine_tuned_effects_are_those_of_the_networks(finished):
+    told = json.loads((finished.output / "fine_tune.json").read_text())
+    experiment, networks = finished.experiment, bases(finished)
+    everything, seeds = torch.ones(5, dtype=torch.bool), range(2)
+
+    def mean_score(mask):
+        runs = [
+            fine_tuned(experiment, networks[seed % len(networks)], mask, seed) for seed in seeds
+        ]
+        return torch.stack([experiment.score(run) for run in runs]).mean(0)
+
+    without, alone = everything.clone(), torch.zeros(5, dtype=torch.bool)
+    without[3], alone[3] = False, True
+    before = torch.stack([experiment.score(networks[seed % len(networks)]) for seed in seeds])
+    effects = {name: torch.tensor(x).double() for name, x in told["effects"].items()}
+    wanted = mean_score(everything) - mean_score(without)
+    assert torch.allclose(effects["left out"][3], wanted, atol=1e-12)
+    assert torch.allclose(effects["added"][3], mean_score(alone) - before.mean(0), atol=1e-12)
+    loo = comparison.results_of(finished).loo.mean(0)
+    assert torch.allclose(effects["from scratch"], loo, atol=1e-12)
+
+
+def test_families_are_found_by_fine_tuning(finished):
+    """The made-up languages: those of one family share most letters."""
+    told = json.loads((finished.output / "fine_tune.json").read_text())
+    family = torch.tensor(["a" in LETTERS[name] for name in told["domains"]])
+    same, own = family[:, None] == family, torch.eye(5, dtype=torch.bool)
+    for name in ("left out", "added", "kernel surrogate"):
+        effects = torch.tensor(told["effects"][name])
+        assert float(effects[same & ~own].mean()) < float(effects[~same].mean()) - 0.1
+        if name != "kernel surrogate":  # of few subsets
+            assert torch.equal(effects.argmin(0), torch.arange(5))  # most of all itself
+
+
+def test_agreement_and_sizes_of_effects():
+    generator = torch.Generator().manual_seed(0)
+    runs = torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)
+    own, others = np.eye(4, dtype=bool), ~np.eye(4, dtype=bool)
+    a, b = runs[0].numpy(), runs[1].numpy()
+    found = agreement(runs[0], runs[1])
+    for pairs, value in zip((own | others, own, others), found.values(), strict=True):
+        assert value == pytest.approx(np.corrcoef(a[pairs], b[pairs])[0, 1])
+    mean, table_of = runs.mean(0).numpy(), runs.numpy()
+    pairs = [
+        np.corrcoef(table_of[i][others], table_of[j][others])[0, 1]
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert sizes(runs) == pytest.approx(
+        {
+            "on itself, mean": mean[own].mean(),
+            "on others, mean size": np.abs(mean[others]).mean(),
+            "on others, noise of a seed": table_of[:, others].var(0, ddof=1).mean() ** 0.5,
+            "a seed with another": np.mean(pairs),
+        }
+    )
+    assert len(sizes(runs[:1])) == 2
+
+
+def test_fine_tuning_goes_on_where_it_was(finished, tmp_path, monkeypatch):
+    again = Run(finished.experiment, tmp_path / "run")
+    shutil.copytree(finished.output, again.output)
+    told = (again.output / "fine_tune.json").read_text()
+    with closing(sqlite3.connect(again.output / "scores-fine-tuned.sqlite")) as database, database:
+        condition = "WHERE seed = 0 AND subset LIKE '0%'"
+        lost = set(database.execute(f"SELECT subset, seed FROM runs {condition}"))
+        database.execute(f"DELETE FROM runs {condition}")
+    (again.output / "fine_tune.json").unlink()
+    trained = []
+
+    def spy(train, subset, seed, caller):
+        trained.append((subset, seed))
+        return _run(train, subset, seed, caller)
+
+    monkeypatch.setattr("ksm_ext.scores.retraining._run", spy)
+    monkeypatch.setattr(table, "NUM_RESAMPLES", 20)
+    with joblib.parallel_config("sequential"):
+        fine_tune(again)
+    assert len(lost) >= 5 and len(trained) == len(lost) and set(trained) == lost
+    assert scores_in(again.output, "fine-tuned") == scores_in(finished.output, "fine-tuned")
+    assert (again.output / "fine_tune.json").read_text() == told
+
+
+def test_fine_tunings_of_another_network_are_refused(finished, tmp_path):
+    again = Run(finished.experiment, tmp_path / "run", on_change="keep")
+    shutil.copytree(finished.output, again.output)
+    (path,) = (again.output / "models").glob("*seed0*")
+    weights = load_file(path)
+    save_file({name: weight + 1e-3 for name, weight in weights.items()}, path)
+    with pytest.raises(ValueError, match="networks"):
+        fine_tune(again)
+
+
 # -- a run --------------------------------------------------------------------------------------
 
 
@@ -357,7 +536,14 @@ def test_everything_is_written(finished):
     assert {row["name"] for row in rows} == set(TEXT_METHODS)
     told = json.loads((folder / "mixtures.json").read_text())
     assert set(told) == set(choose(finished))
-    for name in ("domains.png", "domains.json", "mixtures.md", "table.md", "config.json"):
+    for name in (
+        "domains.png",
+        "domains.json",
+        "fine_tune.md",
+        "mixtures.md",
+        "table.md",
+        "config.json",
+    ):
         assert (folder / name).stat().st_size > 100
     truth = finished.settings.truth
     subsets = truth.num_subsets + finished.settings.methods.num_calibrated
