@@ -70,7 +70,7 @@ class Mixtures(Section):
         rate: By how much DoReMi's weights follow the excess losses in a step.
     """
 
-    num_random: int = 40
+    num_random: int = 24
     random_seeds: int = 1
     strength: tuple[float, ...] = (1.0, 10.0)
     low: float = 0.3
@@ -105,7 +105,7 @@ class FineTuning(Section):
     alpha: float = 8.0
     learning_rate: float = 3e-3
     num_steps: int = 100
-    num_subsets: int = 60
+    num_subsets: int = 48
     subset_seeds: int = 1
     loo_seeds: int = 3
 
@@ -140,7 +140,7 @@ SMALL = TextSettings(
         num_warmup=20,
         checkpoints=(0.5, 1.0),
     ),
-    Truth(num_subsets=60, subset_size=None, inclusion=0.7, subset_seeds=2, loo_seeds=3),
+    Truth(num_subsets=48, subset_size=None, inclusion=0.7, subset_seeds=1, loo_seeds=3),
     Methods(num_models=2, proj_dim=1024, num_steps=12, num_calibrated=12, estimate_solver="step"),
 )
 PAPER = replace(
