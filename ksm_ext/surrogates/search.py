@@ -67,6 +67,11 @@ _LASSO_PROBE = 32
 _LASSO_PROBED_TO = 2e-2  # of the largest weight
 _LASSO_SUBSETS = 20_000  # its path holds 20 residuals of each target that is probed
 _SHARED_FROM = 5  # subsets from which folds can judge ways of sharing
+_FACTORED_AGAIN = 1024
+"""Subsets up to which kernels are factored again where rank correlations are asked for.
+
+Sorting what every ridge leaves out takes longer than that.
+"""
 
 Fits = list[tuple[Model, Tensor]]
 """Models, each with the numbers of the targets it is for."""
@@ -182,7 +187,8 @@ class Search:
         """All kernels, judged on everything."""
         with tqdm(total=len(kernels[0]), desc="kernels", unit="", disable=not self.progress) as bar:
             if self.solver is None:
-                options: dict[str, Any] = {"components": components, "ranked": True}
+                ranked = len(tables[0]) > _FACTORED_AGAIN
+                options: dict[str, Any] = {"components": components, "ranked": ranked}
                 options["ridge"] = self.ridge
                 each = judged_kernels(kernels, tables, scores, **options)
             else:
@@ -246,9 +252,7 @@ class Search:
         judged = scores.targets(scores.spaced_targets(_SCREEN_TARGETS)).rows(sample)
         if not len(judged.varying):
             return kernels, []  # the sample saw nothing happen: judge all on everything
-        trials = list(
-            judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge, ranked=True)
-        )
+        trials = list(judged_kernels([kernels], [masks[sample]], judged, ridge=self.ridge))
         contest = Contest(trials, judged)
         each = contest.subset_losses[0].split(contest.sizes)  # (R, m) of every kernel
         best = torch.stack([losses[losses.mean(1).argmin()] for losses in each])  # (K, m)

@@ -281,7 +281,7 @@ def judged_factor(
         judging, of_judging = factor.in_single_precision(), rotated.to(torch.float32)
     at_once = max(1, _TOGETHER // (ridges[..., 0].numel() * m * t))
     answers = (judging.at_ridges(of_judging, part) for part in ridges.split(at_once, -1))
-    keeps = ranked and b == 1 and ridges.numel() * m * t <= KEPT_RESIDUALS
+    keeps = b == 1 and ridges.numel() * m * t <= KEPT_RESIDUALS
     kept: list[Tensor] = []
 
     def residuals() -> Iterator[tuple[Tensor, Tensor]]:

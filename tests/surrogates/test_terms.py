@@ -71,6 +71,7 @@ def test_one_kernel_is_factored_once(m, factored, tmp_path):
 def test_nothing_is_factored_after_a_fit(m, options, factored, tmp_path):
     masks, scores = problem(m)
     surrogate = fit_surrogate(masks, scores, **options)
+    assert len(surrogate.candidates)  # whose rank correlations may need them once more
     fitted = factored.count(len(masks))
     assert fitted >= 1
     ask(surrogate, tmp_path)
