@@ -33,7 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ksm_ext.checks import brief, check_choice, check_positive_int, check_real, message
+from ksm_ext.checks import (
+    brief,
+    check_choice,
+    check_positive_int,
+    check_real,
+    message,
+    shape_text,
+)
 from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
@@ -257,7 +264,7 @@ class FactoredFisher:
 
         def divided(x: Tensor, eigenvalues: Tensor) -> Tensor:
             damped = eigenvalues + (damping + self.layer_damping * eigenvalues.mean())
-            if not bool((damped > 0).all()):
+            if not bool((damped > torch.finfo(damped.dtype).eps * eigenvalues.max()).all()):
                 found, remedy = str(damping), "Pass a small positive number."
                 raise ValueError(message("damping", "positive", found, remedy))
             return x / damped
@@ -279,6 +286,10 @@ class FactoredFisher:
 
     def _each(self, v: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A function of rotated matrices (s, rows, columns) and the eigenvalues, turned back."""
+        p = sum(shape.numel() for shape in self.shapes.values())
+        if v.shape[1] != p:
+            remedy = "Fit EKFAC() to the network whose systems these are."
+            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
         stacks, found = unflatten(v, self.shapes), {}
         for block in self.blocks:
             x = function(block.rotated(block.layout.matrix(stacks)), block.eigenvalues)

@@ -113,6 +113,7 @@ class CurvatureOperator(ABC):
         self._draw = DRAWS[loss] if isinstance(loss, str) else None
         self._engine, self._ladder = engine, Ladder(engine)
         self._forward = True  # whether the network knows forward differentiation
+        self._proved: set[str] = set()  # what that was shown to be right for
         self._lone: dict[int, dict[str, Layer]] = {}  # by the batch
         if vectors_per_pass is not None:
             vectors_per_pass = check_positive_int("vectors_per_pass", vectors_per_pass)
@@ -154,7 +155,12 @@ class CurvatureOperator(ABC):
         alone = partial(self._one_by_one, rows)
         if self.vectors_per_pass == 1 or len(rows) == 1:
             return alone().reshape(v.shape)
-        together = partial(self._together, self._products, rows)
+
+        def together() -> Tensor:
+            found = self._together(self._products, rows)
+            self._prove("products", found[0], lambda: self._one_by_one(rows[:1])[0])
+            return found
+
         return self._differentiated(together, reverse=alone).reshape(v.shape)
 
     def __matmul__(self, x: Tensor) -> Tensor:
@@ -209,7 +215,13 @@ class CurvatureOperator(ABC):
 
         if self._engine != "auto":
             return products()
-        forward = partial(self._by_sample, slopes, rows, self._passes(len(rows)))
+
+        def forward() -> Tensor:
+            found = self._by_sample(slopes, rows, self._passes(len(rows)))
+            mean, size = found[0].mean(), found[0].abs().mean()
+            self._prove("slopes", mean, lambda: self.gradient() @ rows[0], size)
+            return found
+
         return self._differentiated(forward, gradients=products)
 
     def per_sample_gradients(self) -> Tensor:
@@ -273,6 +285,25 @@ class CurvatureOperator(ABC):
         way, found = first_that_can(f"Curvature of {type(self._model).__name__}", ways)
         self._forward = way == "forward"
         return found
+
+    def _prove(
+        self, what: str, found: Tensor, expected: Callable[[], Tensor], size: Tensor | None = None
+    ) -> None:
+        """Once, that forward differentiation finds what the backward passes do.
+
+        Tangents go through what a network does under ``torch.no_grad`` or to ``.data``, where it
+        stops gradients.
+        """
+        if what in self._proved:
+            return
+        right = expected()
+        scale = right.norm() if size is None else size
+        rounding = max(4 * torch.finfo(self.dtype).eps ** 0.5, 1e-3)  # float32 within float64, too
+        if not bool((found - right).norm() <= rounding * scale):
+            form, remedy = "one that stops tangents where it stops gradients", "Use detach()."
+            raise RuntimeError(message("model", form, "another, as by no_grad", remedy))
+        if bool(scale > 0):
+            self._proved.add(what)
 
     def per_sample_quadratic(self, v: Tensor) -> Tensor:
         r"""Curvature of each sample's own loss along each vector, :math:`v^\top H_i v`.

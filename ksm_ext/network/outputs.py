@@ -155,7 +155,7 @@ def _drawn_classes(logits: Tensor, labels: Tensor, generator: torch.Generator) -
 def _drawn_numbers(outputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """Like the labels, normal about the model's numbers with the variance 1/2 of exp(-error)."""
     normal = torch.special.ndtri(_uniform(outputs.shape, generator).clamp(min=1e-16))
-    return (outputs + normal.to(outputs) / 2**0.5).reshape(labels.shape).to(labels.dtype)
+    return (outputs + normal.to(outputs) / 2**0.5).reshape(labels.shape)
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:

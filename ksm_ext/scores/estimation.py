@@ -519,6 +519,9 @@ class _Correction(NamedTuple):
         return self.intercept + self.slope * estimate
 
 
+_ROUNDING = 1e-12  # of squares: estimates that differ by less are of one subset, in float32
+
+
 # Least squares of true scores (m, t) by estimates (m, t).
 def _nothing(estimate: Tensor, true: Tensor) -> _Correction:
     return _Correction(
@@ -541,8 +544,9 @@ def _factor(estimate: Tensor, true: Tensor) -> _Correction:
 def _affine(estimate: Tensor, true: Tensor) -> _Correction:
     centred = estimate - estimate.mean(0)
     power, product = centred.square().sum(0), (centred * true).sum(0)
-    slope = torch.where(power > 0, product / power, 0.0).clamp_min(0)
-    return _Correction(true.mean(0) - slope * estimate.mean(0), slope, product < 0)
+    varies = power > _ROUNDING * estimate.square().sum(0)
+    slope = torch.where(varies, product / power, 0.0).clamp_min(0)
+    return _Correction(true.mean(0) - slope * estimate.mean(0), slope, (product < 0) & varies)
 
 
 _CORRECTIONS = {"none": _nothing, "shift": _shift, "factor": _factor, "affine": _affine}

@@ -293,3 +293,24 @@ def test_bad_input():
     network, batch = made("nn.GRU")
     with pytest.raises(RuntimeError, match=r"'hooks', which cannot .*BlockConjugateGradients"):
         EKFAC().fit(GaussNewton(network, batch))
+
+
+def test_numbers_are_drawn_as_numbers_and_singular_systems_are_refused():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).double()
+    x, y = torch.randn(6, 5).double(), torch.randint(3, (6,))
+    traces = [
+        sum(float(block.eigenvalues.sum()) for block in EKFAC(draws=20).fit(operator).blocks)
+        for operator in (
+            GaussNewton(network, (x, labels), "squared_error") for labels in (y, y.double())
+        )
+    ]
+    assert traces[0] == pytest.approx(traces[1], rel=1e-9)
+    network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    fisher = EKFAC().fit(GaussNewton(network, (x, y)))
+    p = sum(weight.numel() for weight in network.parameters())
+    for damping in (0.0, 1e-300):
+        with pytest.raises(ValueError, match=r"^`damping` must be positive, got"):
+            fisher.inverse(torch.ones(1, p).double(), damping)
+    with pytest.raises(ValueError, match=r"^`v` must be of shape \(s, 66\), got shape \(2, 5\)"):
+        fisher(torch.ones(2, 5).double())

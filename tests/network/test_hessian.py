@@ -354,3 +354,37 @@ def test_bad_input():
     model[0].float()
     with pytest.raises(TypeError, match="of parameters of one dtype"):
         Hessian(model, batch)
+
+
+class StopsGradients(nn.Module):
+    """A scale that gradients do not go through, by one of the ways to say so."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.inside, self.outside, self.way = nn.Linear(4, 6), nn.Linear(6, 3), way
+
+    def forward(self, x):
+        hidden = torch.tanh(self.inside(x))
+        if self.way == "no_grad":
+            with torch.no_grad():
+                scale = hidden.square().mean(1, keepdim=True)
+        else:
+            scale = (
+                (hidden.data if self.way == "data" else hidden.detach()).square().mean(1)[:, None]
+            )
+        return self.outside(hidden / (1 + scale))
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+@pytest.mark.parametrize("way", ["no_grad", "data", "detach"])
+def test_tangents_do_not_go_where_gradients_stop(way, kind):
+    torch.manual_seed(0)
+    network = StopsGradients(way).double()
+    data = torch.randn(8, 4).double(), torch.randint(3, (8,))
+    operator = kind(network, data)
+    v = torch.randn(3, operator.shape[0]).double()
+    expected = kind(network, data, vectors_per_pass=1)(v)
+    torch.testing.assert_close(operator(v), expected, rtol=1e-10, atol=1e-12)
+    slopes = kind(network, data).per_sample_slopes(v)
+    expected = v @ operator.per_sample_gradients().T
+    torch.testing.assert_close(slopes, expected, rtol=1e-10, atol=1e-12)

@@ -384,6 +384,15 @@ def test_calibration_never_reverses_an_order():
     assert alike.held == () and "held" not in str(alike)
 
 
+def test_calibration_makes_no_slope_of_rounding():
+    masks = torch.tensor([[1, 1, 0, 1]]).bool().expand(6, -1)
+    truth = torch.rand(6, 2, generator=torch.Generator().manual_seed(2)).double()
+    fitted = estimator().fit().calibrate(masks, truth)
+    calibration = fitted.calibration
+    assert float(calibration.slope.max()) < 1e3 and calibration.held == ()
+    assert float(fitted.predict(MASKS).abs().max()) < 1e3
+
+
 def test_calibration_leaves_what_is_right():
     truth = estimator().fit().predict(MASKS)
     fitted = estimator().fit().calibrate(MASKS[:6], truth[:6], ridges=[0.1])
