@@ -228,6 +228,10 @@ def _oriented(table: Any, dims: Sequence[str], called: dict[str, Any]) -> Any:
     return table.transpose(*order)
 
 
+def _is_of_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and {isinstance(v, Tensor) for v in value} == {True}
+
+
 def as_tensor(name: str, value: ArrayLike) -> Tensor:
     """Convert any accepted kind to a tensor, sharing memory where that is possible.
 
@@ -241,7 +245,7 @@ def as_tensor(name: str, value: ArrayLike) -> Tensor:
     """
     if isinstance(value, Tensor):
         return _plain_tensor(name, value)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+    if _is_of_tensors(value):
         parts = [_plain_tensor(name, part).cpu() for part in value]
         if len({part.shape for part in parts}) > 1:
             raise TypeError(_ragged(name, value))
@@ -343,7 +347,7 @@ class ArrayKind:
 
     Attributes:
         name: ``"torch"``, ``"numpy"``, ``"pandas"``, ``"polars"`` or ``"xarray"``; lists are
-            answered by NumPy arrays.
+            answered by NumPy arrays, and lists of tensors by tensors.
         device: Where the caller's tensor lived; CPU for the other kinds.
     """
 
@@ -353,8 +357,9 @@ class ArrayKind:
     @classmethod
     def of(cls, value: ArrayLike) -> "ArrayKind":
         """The kind of ``value``."""
-        if isinstance(value, Tensor):
-            return cls("torch", value.device)
+        first = value[0] if _is_of_tensors(value) else value
+        if isinstance(first, Tensor):
+            return cls("torch", first.device)
         return cls(table_library(value) or "numpy", torch.device("cpu"))
 
     def restore(self, tensor: Tensor, axes: Mapping[str, Sequence[Any] | None]) -> Any:

@@ -37,10 +37,9 @@ from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ord
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
 from ksm_ext.network.factors import Part, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
-from ksm_ext.network.linear_layers import Layer, Pair, hessian_products, lone_layers
+from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
 
-Weights = dict[str, Tensor]
 Stacks = Mapping[str, Tensor | Pair]
 """By parameter, products with s vectors: ``(s, *shape)``, or rows that make them."""
 Product = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -677,20 +676,16 @@ def _add(stacks: Stacks, out: Tensor, *, weight: float, more: bool) -> None:
     """
     start = 0
     for stack in stacks.values():
-        if isinstance(stack, tuple):
-            left, right = stack
-            shape = left.shape[2], right.shape[2]
-            place = out[:, start : start + math.prod(shape)].unflatten(1, shape)
-            place.baddbmm_(left.mT, right, beta=float(more), alpha=weight)
-            start += math.prod(shape)
-            continue
-        rows = stack.flatten(1)
-        place = out[:, start : start + rows.shape[1]]
-        if more:
-            place.add_(rows, alpha=weight)
+        left, right = stack if isinstance(stack, tuple) else (None, stack)
+        shape = right.shape[1:] if left is None else (left.shape[2], right.shape[2])
+        place = out[:, start : start + math.prod(shape)]
+        start += math.prod(shape)
+        if left is not None:
+            place.unflatten(1, shape).baddbmm_(left.mT, right, beta=float(more), alpha=weight)
+        elif more:
+            place.add_(right.flatten(1), alpha=weight)
         else:
-            torch.mul(rows, weight, out=place)
-        start += rows.shape[1]
+            torch.mul(right.flatten(1), weight, out=place)
 
 
 def _loss(loss: str | Loss) -> Loss:

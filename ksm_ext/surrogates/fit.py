@@ -263,7 +263,6 @@ def fit_many(
         >>> [fitted.attribute("loo").round(1).tolist() for fitted in fit_many(masks, scores)]
         [[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    masks, scores = _of_tensors(masks), _of_tensors(scores)
     masks, scores = aligned(
         {
             "masks": (masks, *_DIMS["task"][-getattr(masks, "ndim", 3) :]),
@@ -328,13 +327,6 @@ def fit_many(
     )
     kind = ArrayKind.of(scores)
     return [each if each.kind == kind else replace(each, kind=kind) for each in alone]
-
-
-def _of_tensors(tables: Any) -> Any:
-    """A list of tensors of one shape as a tensor, so that answers are tensors; others as given."""
-    if not isinstance(tables, (list, tuple)) or not all(isinstance(x, Tensor) for x in tables):
-        return tables
-    return torch.stack([*tables]) if len({(x.shape, x.device) for x in tables}) == 1 else tables
 
 
 def _of_each(name: str, given: Any, b: int, m: int) -> list[Any]:

@@ -1167,14 +1167,12 @@ class Surrogate:
         highest = int(sizes[self._is_scored.any(1)].max())
         law = size_law("shapley", n, 1)
         few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
+        fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
         if not none:
-            fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
             return f"{fewer}: predictions of such, and Shapley values," if few else ""
-        sizes_said = f"No subset has more than {highest} of {n} tasks"
-        if few:
-            sizes_said = f"Hardly any subset has fewer than {lowest} of {n} tasks, and none more "
-            sizes_said += f"than {highest}"
-        return f"{sizes_said}: predictions of such, leave-one-out effects and Shapley values"
+        more = f"No subset has more than {highest} of {n} tasks"
+        said = f"{fewer}, and none more than {highest}" if few else more
+        return f"{said}: predictions of such, leave-one-out effects and Shapley values"
 
     def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
         """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.

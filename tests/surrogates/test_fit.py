@@ -296,6 +296,16 @@ def test_rank_correlations_asked_for_later_are_those_computed_at_once(tmp_path, 
     assert chosen.rank_correlation == pytest.approx(peer, abs=1e-9)
 
 
+def test_lists_of_tensors_are_answered_by_tensors():
+    masks, scores = (torch.as_tensor(table) for table in problem(t=2))
+    for fitted in fit_many([masks, masks], [scores, scores]):
+        answer = fitted.attribute("shapley")
+        assert isinstance(answer, torch.Tensor)
+        expected = fit_surrogate(masks, scores).attribute("shapley")
+        torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-12)
+    assert isinstance(fit_surrogate([*masks], [*scores]).attribute("loo"), torch.Tensor)
+
+
 def test_one_of_many_keeps_nothing_of_the_others():
     tables = [problem(t=2) for _ in range(40)]
     many = fit_many(torch.stack([m for m, _ in tables]), torch.stack([s for _, s in tables]))
