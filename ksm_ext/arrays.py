@@ -79,9 +79,13 @@ def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str,
     """``count`` names as text, all different.
 
     Raises:
-        ValueError: If there are more or fewer, or one stands twice.
+        ValueError: If there are more or fewer, one stands twice, or no file could hold it.
     """
     given = tuple(str(name) for name in names)
+    for name in given:
+        if re.search("[\ud800-\udfff]", name):
+            expected = "text that UTF-8 can write"
+            raise ValueError(message(argument, expected, ascii(name), "Choose another name."))
     twice = [name for name, times in Counter(given).items() if times > 1]
     if twice or len(given) != count:
         found = f"{twice[0]!r} more than once" if twice else str(len(given))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: With the path and the cause; nothing is left behind and an old file stays.
     """
+    check_place(path)
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -38,6 +40,17 @@ def write_whole(path: Path, content: bytes) -> None:
         remedy = "Free some space or choose another path; nothing was changed."
         text = message("path", "writable", f"{path}: {error.strerror}", remedy)
         raise OSError(error.errno, text) from error
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raise ``FileNotFoundError`` if the folder of ``path`` is not there, whatever would be in it.
+
+    For long work to ask before it begins.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        remedy = f"Make the folder (`mkdir -p {shlex.quote(str(folder))}`), or choose another path."
+        raise FileNotFoundError(message("path", "in a folder that exists", str(path), remedy))
 
 
 def checked_path(name: str, path: Any) -> Path:

@@ -131,8 +131,9 @@ def select(args: Namespace) -> int:
         "cost": costs[tasks].tolist(),
         "spent": costs[tasks].cumsum(0).tolist(),
     }
-    if chosen.path:  # none where all subsets were compared
-        columns["score"] = list(chosen.path)
+    firsts = torch.zeros(len(tasks), n, dtype=torch.bool)
+    firsts[:, tasks] = torch.ones(len(tasks), len(tasks)).tril().bool()
+    columns["score"] = predict(firsts).mean(1).tolist()
     show_table(columns, args.output, args.format)
     say(
         f"{len(tasks)} of {n} tasks for {float(costs[tasks].sum()):g} of {args.budget:g}: "
@@ -143,6 +144,10 @@ def select(args: Namespace) -> int:
 
 def _select_mixture(surrogate: Surrogate, args: Namespace) -> int:
     """Find the shares of the best predicted score."""
+    if surrogate.masks.binary:
+        remedy = "Tasks that are in or out are chosen by `--budget`, without `--mixture`."
+        found = "0 or 1"
+        raise ValueError(message("masks", "shares of mixtures for `--mixture`", found, remedy))
     targets = _targets_to_select(surrogate, args.target)
     center, scale = _units(surrogate, targets)
     weights = torch.zeros(len(surrogate.target_names), dtype=torch.float64)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ksm_ext.atomic_write import write_whole
+from ksm_ext.atomic_write import check_place, write_whole
+from ksm_ext.checks import check_choice
 from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"
@@ -24,6 +25,23 @@ def say(text: str, *, quiet: bool = False) -> None:
 def on_a_terminal() -> bool:
     """Whether a progress bar has somewhere to be drawn; in a log, lines have to do."""
     return sys.stderr.isatty()
+
+
+def check_output(target: str, form: str | None, formats: Sequence[str]) -> None:
+    """Raise before any work is done, if ``target`` is a file that could not be written.
+
+    Args:
+        target: A file, or ``"-"``.
+        form: The format that was asked for; ``None`` goes by the ending.
+        formats: Which endings there are; none where it does not matter.
+    """
+    if target == STANDARD:
+        return
+    check_place(target)
+    if form is None and formats:
+        ending = Path(target).suffix.lower().lstrip(".")
+        remedy = "Choose another ending, or name the format (`--format`)."
+        check_choice("the ending of the output", ending, formats, remedy)
 
 
 def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | None) -> None:

@@ -18,7 +18,8 @@ from argparse import (
     _SubParsersAction,
 )
 from collections.abc import Sequence
-from typing import Any, TypeAlias, get_args
+from difflib import get_close_matches
+from typing import Any, NoReturn, TypeAlias, get_args
 
 import ksm_ext
 from ksm_ext.surrogates.options import Criterion, Missing, Readout, Warp
@@ -43,7 +44,15 @@ How to cite: Zhang, Duan & Zhang, ICLR 2026, arXiv:2602.03783.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``ksm`` with the arguments of the process, or with these; answers the exit code."""
-    args = _parser().parse_args(arguments)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller: as if it led to /dev/null
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
+    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    args = parser.parse_args(arguments)
     try:
         status = _run(args)
         sys.stdout.flush()
@@ -58,11 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         from ksm_ext.cli.output import say
 
-        say(f"ksm: error: {getattr(error, 'strerror', None) or error}")
+        text = str(getattr(error, "strerror", None) or error)
+        if asked := re.search(r"tried to allocate (\d+) bytes", text):
+            text = f"there is no memory for {int(asked[1]) / 1e9:,.0f} GB at once: ask for less."
+        say(f"ksm: error: {text}")
         return 2 if isinstance(error, (ValueError, TypeError, FileNotFoundError)) else 1
 
 
 def _run(args: Namespace) -> int:
+    if hasattr(args, "output"):
+        from ksm_ext.cli.output import check_output
+
+        check_output(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
     if args.command == "design":
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
@@ -77,8 +93,33 @@ def _run(args: Namespace) -> int:
 # -- arguments ----------------------------------------------------------------------------------
 
 
+class _Parser(ArgumentParser):
+    """Options are spelled out, and a misspelled one is answered by the nearest that there are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As of argparse, but a command itself refuses what it does not know."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and ``message``, and say which option or choice may have been meant."""
+        choices = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        unknown = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
+        near: list[str] = []
+        if choices is not None:
+            near = get_close_matches(choices[1], re.findall(r"[^\s,']+", choices[2]), 1)
+        elif unknown is not None:
+            near = get_close_matches(unknown[1], self._option_string_actions, 1)
+        super().error(message + "".join(f". Did you mean {name}?" for name in near))
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="ksm",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -93,7 +134,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-Kinds: TypeAlias = "_SubParsersAction[ArgumentParser]"
+Kinds: TypeAlias = "_SubParsersAction[_Parser]"
 
 
 def _command(kinds: Kinds, name: str, summary: str, details: str) -> ArgumentParser:
@@ -425,12 +466,12 @@ def _add_columns(parser: ArgumentParser) -> None:
 
 
 def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
+    formats = (*get_args(Format), *others)
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: -")
     parser.add_argument(
-        "--format",
-        choices=(*get_args(Format), *others),
-        help="default: the ending of FILE; CSV in a pipe",
+        "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
     )
+    parser.set_defaults(formats=[form for form in formats if form != "table"])
 
 
 def _count(text: str) -> int:

@@ -108,8 +108,9 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
     n = surrogate.num_varying
     sizes = surrogate.masks.values[:, surrogate.varying].sum(1).cpu()
     low, first, third, high = sizes.double().quantile(torch.tensor([0, 0.25, 0.75, 1.0]).double())
-    scored = f"They have {low:.0f} to {high:.0f} of {counted(n, 'task')}, half of them {first:.0f} "
-    scored += f"to {third:.0f}."
+    tasks = counted(n, "task") + " that vary" * (n < surrogate.masks.num_tasks)
+    scored = f"They have {low:.0f} to {high:.0f} of {tasks}, half of them {first:.0f} to "
+    scored += f"{third:.0f}."
     full, lacking = bool((sizes == n).any()), int((sizes == n - 1).sum())
     observed = full and lacking == n
     if observed:
@@ -118,7 +119,8 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
         verdict = "Leave-one-out effects compare subsets that were scored."
         if not observed:
             verdict = f"{lacking:,} of the {n:,} subsets that lack one task were scored, and the "
-            verdict += f"full set was{'' if full else ' not'}: the other effects are predicted."
+            verdict += f"full set was{'' if full else ' not'}: "
+            verdict += f"{'the other' if full and lacking else 'all'} effects are predicted."
         return Suitability(scored, verdict, observed)
     few = _few(sizes, n, readout)
     if not few or (readout == "shapley" and observed and int((sizes == 1).sum()) == n):

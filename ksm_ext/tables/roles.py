@@ -8,8 +8,9 @@ No role is guessed. In this order, a column
 3. is a **task**, unless tasks are named, if every cell is 0 or 1, and no word of its name is one of
    scores or of runs (:data:`SCORES`, :data:`RUNS`: accuracy, solved, seed, id, …). Truth values are
    0 and 1: true and false, yes and no, y and n, t and f, on and off, in and out, x and nothing.
-   With ``weights``, in a table without scores, it may be any number; there, shares of mixtures
-   (numbers from 0 whose rows have one sum, to 2 %) are tasks without that.
+   Shares of mixtures are tasks too: what is left beside names of scores, runs and costs, if these
+   are numbers from 0 whose rows have one sum, to 2 %. With ``weights``, in a table without scores,
+   a task may be any number.
 4. is a **target**, unless targets are named, if it holds numbers, and its name is one of scores and
    not of runs and their cost (:data:`RUNS`, :data:`COSTS`: lr, hours, rank, …). The name need not
    be one of scores where the table holds nothing else, nor where one column of fractions is all
@@ -72,17 +73,14 @@ COSTS = _set(
 )
 """Words of what a run took, was set to, or is uncertain by."""
 
-_TRUTH = {
-    **dict.fromkeys(("1", "true", "t", "yes", "y", "on", "in"), 1.0),
-    **dict.fromkeys(("0", "false", "f", "no", "n", "off", "out"), 0.0),
-    **dict.fromkeys(("", "na", "nan", "none", "null"), np.nan),
-}
+_TRUTH = (
+    *(("1", "0"), ("true", "false"), ("t", "f"), ("yes", "no"), ("y", "n"), ("on", "off")),
+    ("in", "out"),
+)
+_EMPTY = ("", "na", "nan", "none", "null")
 SHARES = "shares of one sum"
 """Why the columns of a table of mixtures are tasks."""
 
-_NAME_WEIGHTS = (
-    " Counts and shares of tasks are weights: add `--weights`, and name all tasks, by `--tasks`."
-)
 _SHOWN = 12
 
 
@@ -151,13 +149,20 @@ def name_columns(
 def truth_values(column: np.ndarray) -> np.ndarray:
     """Text as numbers, where it says true or false everywhere; NaN where a cell is empty.
 
-    A column of ``x`` and empty cells has 1 and 0.
+    A column of ``x`` and empty cells has 1 and 0. One that says it in two ways, such as ``yes``
+    among 0 and 1, stays text: what it means is in doubt.
     """
     if column.ndim != 1 or not is_text(column):
         return column
     cells = [str(cell).strip().lower() for cell in column]
-    truth = {"x": 1.0, "": 0.0} if set(cells) == {"x", ""} else _TRUTH
-    return np.array([truth[c] for c in cells]) if truth.keys() >= set(cells) else column
+    found = set(cells)
+    if found == {"x", ""}:
+        return np.array([float(cell == "x") for cell in cells])
+    for true, false in _TRUTH:
+        if {true, false, *_EMPTY} >= found:
+            values = {true: 1.0, false: 0.0}
+            return np.array([values.get(cell, np.nan) for cell in cells])
+    return column
 
 
 def assign_roles(
@@ -186,8 +191,9 @@ def assign_roles(
     given = {n: _known_role(n, cells, named, open_roles, sure) for n, cells in columns.items()}
     found = {name: column for name, column in given.items() if column is not None}
     rest = {name: cells for name, cells in columns.items() if name not in found}
-    if may == ("task",) and _are_shares(rest):
-        found |= {name: Column(name, "task", SHARES) for name in rest}
+    mixed = rest if may == ("task",) else {n: c for n, c in rest.items() if not _is_named_other(n)}
+    if "task" in open_roles and _are_shares(mixed):
+        found |= {name: Column(name, "task", SHARES) for name in mixed}
     elif may == ("task",) and weights:
         heavy = [name for name, cells in rest.items() if _is_weight(name, cells)]
         found |= {name: Column(name, "task", "weights") for name in heavy}
@@ -204,9 +210,10 @@ def assign_roles(
             found[fractions[0]] = Column(fractions[0], "target", why)
             roles.add("target")
     if len(may) == 2 and "task" not in roles:
-        raise _no_tasks(columns, where, doubtful)
+        raise _no_tasks(columns, where, doubtful, weights)
     if doubtful:
-        raise _doubt(columns, where, doubtful, found, open_roles, alone=len(may) == 1)
+        alone = len(may) == 1
+        raise _doubt(columns, where, doubtful, found, open_roles, alone=alone, weights=weights)
     for role in may:
         if role not in roles:
             what = "tasks" if role == "task" else "scores"
@@ -220,7 +227,8 @@ def assign_roles(
 def _are_shares(columns: Columns) -> bool:
     """Whether the columns are parts of mixtures: numbers from 0 whose rows have one sum, to 2 %."""
     tables = list(columns.values())
-    if len(tables) < 2 or any(cells.ndim != 1 or is_text(cells) for cells in tables):
+    alike = len({cells.shape for cells in tables}) == 1
+    if len(tables) < 2 or not alike or not all(map(_is_numeric, tables)):
         return False
     values = np.stack([cells.astype(np.float64) for cells in tables], axis=1)
     if not np.isfinite(values).all() or (values < 0).any() or np.isin(values, (0, 1)).all():
@@ -254,7 +262,7 @@ def _unmistakable(
             return Column(name, "task", _constant(cells) or content)
         if content == "0, 1 or empty":
             check_filled(name, cells, where)
-    if "target" in open_roles and words & SCORES and re.match(r"text such as '[-+.]?\d", content):
+    if "target" in open_roles and words & SCORES and _has_numerals(cells):
         check_numeric(name, cells, where)  # a score in other numerals, whose advice it has
     if "target" in open_roles and _is_numeric(cells) and not words & (RUNS | COSTS):
         if alone and content != "empty":
@@ -289,14 +297,27 @@ def _is_numeric(cells: np.ndarray) -> bool:
     return cells.ndim == 1 and not is_text(cells)
 
 
+def _says_otherwise(cells: np.ndarray) -> bool:
+    """Whether some cells of text are 0 or 1."""
+    return not _is_numeric(cells) and any(str(cell).strip() in ("0", "1") for cell in cells.flat)
+
+
+def _has_numerals(cells: np.ndarray) -> bool:
+    return not _is_numeric(cells) and any(re.match(r"[-+.]?\d", str(cell)) for cell in cells.flat)
+
+
 def _constant(cells: np.ndarray) -> str:
     same = _is_numeric(cells) and len(cells) > 0 and (cells == cells[0]).all()
     return f"constant: always {cells[0]:g}" if same else ""
 
 
+def _is_named_other(name: str) -> bool:
+    """Whether a name is that of a score, of a run or of its cost."""
+    return bool(words_of(name) & (SCORES | RUNS | COSTS))
+
+
 def _is_weight(name: str, cells: np.ndarray) -> bool:
-    clean = not words_of(name) & (SCORES | RUNS | COSTS)
-    return clean and _content(cells).startswith(("whole numbers", "fractions"))
+    return not _is_named_other(name) and _content(cells).startswith(("whole numbers", "fractions"))
 
 
 def _is_score_by_content(name: str, cells: np.ndarray) -> bool:
@@ -306,7 +327,9 @@ def _is_score_by_content(name: str, cells: np.ndarray) -> bool:
 def _content(cells: np.ndarray) -> str:
     """What the cells of a column are, for decisions and for messages."""
     if not _is_numeric(cells):
-        first = next((cell for cell in cells.flat if str(cell)), "")
+        written = [cell for cell in cells.flat if str(cell)]
+        odd = (cell for cell in written if not re.fullmatch(r"[-+]?[\d.]+", str(cell)))
+        first = next(odd, written[0] if written else "")
         what = "lists" if cells.ndim > 1 or isinstance(first, list) else "text"
         return f"{what} such as {str(first)[:40]!r}"
     given = cells[~np.isnan(cells)] if cells.dtype.kind == "f" else cells
@@ -355,6 +378,7 @@ def _doubt(
     open_roles: Sequence[Role],
     *,
     alone: bool,
+    weights: bool,
 ) -> ValueError:
     """The columns whose role is in doubt, and the options that settle it."""
     seen = []
@@ -368,15 +392,17 @@ def _doubt(
     more = [name for name in doubtful if "target" in open_roles and _may_be_score(name, columns)]
     shares = [name for name in doubtful if "task" in open_roles and _is_weight(name, columns[name])]
     left = [n for n in doubtful if n not in more and not (alone and n in shares)]
-    options = ["--weights"] if alone and shares else []
+    options = ["--weights"] if alone and shares and not weights else []
     options += [_option("targets", [*scores, *more])] if more else []
     options += [_option("ignore", left)] if left else []
     others = "or name columns otherwise (`--tasks`, `--targets`, `--ignore`)"
     remedy = f"Add `{' '.join(options)}`, {others}."
     if "task" in open_roles and any(_content(columns[name]).startswith("0") for name in doubtful):
         remedy += " Where one is a task, name all tasks."
+    if "task" in open_roles and any(_says_otherwise(columns[name]) for name in doubtful):
+        remedy += " A task says 0 or 1 in every row, or yes or no, but not both."
     if shares and not alone:
-        remedy += _NAME_WEIGHTS
+        remedy += _name_weights(weights)
     expected = " or ".join(f"{role}s" for role in open_roles) + " beyond doubt, or named"
     return ValueError(message(f"the columns of {where}", expected, listed(seen, _SHOWN), remedy))
 
@@ -387,13 +413,21 @@ def _may_be_score(name: str, columns: Columns) -> bool:
     return (by_name and not words & (RUNS | COSTS)) or _is_score_by_content(name, cells)
 
 
-def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str]) -> ValueError:
+def _name_weights(given: bool) -> str:
+    """The advice for tables in which tasks are no masks; ``given``: ``--weights`` is there."""
+    add = "" if given else "add `--weights`, and "
+    return f" Counts and shares of tasks are weights: {add}name all tasks, by `--tasks`."
+
+
+def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str], weights: bool) -> ValueError:
     remedy = "Name them (`--tasks`), or the file of the masks (`--masks`)."
     remedy = f"{one_column_per_task(columns, doubtful)} {remedy}".lstrip()
     if any(_is_weight(name, columns[name]) for name in doubtful):
-        remedy += _NAME_WEIGHTS
-    expected = "a table with a column per task that is 0 or 1"
-    found = "no tasks" if any(cells.size for cells in columns.values()) else "no rows"
+        remedy += _name_weights(weights)
+    expected, found = "a table with a column per task that is 0 or 1", "no tasks"
+    if not any(cells.size for cells in columns.values()):
+        expected, found = "a table with a row per scored subset below its header", "no rows"
+        remedy = "Add the rows, or name another file."
     return ValueError(message(where, expected, found, remedy))
 
 

@@ -18,7 +18,6 @@ What a column is for is said by its name, or is beyond doubt, by the rule of
 Shapes: masks (m, n), scores (m, t); float64, or bool for masks of 0 and 1.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +79,9 @@ class ScoreTable:
         """Sizes and names in one line."""
         tasks, targets = (listed(names, 4) for names in (self.task_names, self.target_names))
         m, n, t = len(self.masks), len(self.task_names), len(self.target_names)
-        subsets = f"{counted(m, 'subset')} of {counted(n, 'task')} ({tasks})"
+        distinct = len(torch.unique(self.masks, dim=0))
+        runs = f"{counted(m, 'run')} of " if distinct < m else ""
+        subsets = f"{runs}{counted(distinct, 'subset')} of {counted(n, 'task')} ({tasks})"
         return f"{subsets}, {counted(t, 'target')} ({targets})"
 
     def role_table(self) -> str:
@@ -275,10 +276,8 @@ def _assembled(
         remedy = "Give both one row per subset in the same order, or a column that joins them."
         expected = f"of {len(score_rows)} rows like the scores"
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
-    for name in (*masks, *scores):
-        if re.search("[\ud800-\udfff]", name):
-            remedy = "Rename the column."
-            raise ValueError(message("names", "text that UTF-8 can write", ascii(name), remedy))
+    for names in (masks, scores):
+        checked_names("names", names, len(names))
     report += [column for columns in roles for column in columns]
     numbers = torch.from_numpy(mask_rows), torch.from_numpy(score_rows)
     return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report))

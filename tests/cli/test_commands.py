@@ -188,7 +188,7 @@ def test_mixtures_have_no_budget_and_masks_no_mixture(there, capsys):
     assert main(["select", "m", "--budget", "2", "--minimize", "--target", "one loss"]) == 2
     assert "of mixtures add `--mixture`" in capsys.readouterr().err
     assert main(["select", "s", "--mixture", "--minimize", "--target", "loss"]) == 2
-    assert "`surrogate` must be fitted to mixtures" in capsys.readouterr().err
+    assert "`masks` must be shares of mixtures" in capsys.readouterr().err
 
 
 def test_attributions_of_mixtures_have_intervals(there, capsys):
@@ -212,6 +212,10 @@ def test_select_is_under_budget(there, capsys):
         text = capsys.readouterr()
         found = table(text.out)
         assert tuple(map(TASKS.index, found["task"])) == true.tasks
+        firsts = torch.zeros(len(found), 5)
+        for row, task in enumerate(true.tasks):
+            firsts[row:, task] = 1
+        np.testing.assert_allclose(found["score"], fitted.predict(firsts)[:, 0], rtol=1e-10)
         assert found["spent"].iloc[-1] <= 6 and f"predicted score {true.score:.4g}" in text.err
 
 

@@ -82,6 +82,9 @@ def test_names_between_commas():
         ("attribute scores.csv", "`path` must be a saved surrogate"),
         ("attribute s --target los", "`target` must be one of 'loss', 'accuracy', got 'los'"),
         ("attribute s -o x.xlsx", "`the ending of the output` must be one of"),
+        ("design --num-tasks 5 --num-subsets 3 -o x.xlsx", "'csv', 'json', 'parquet', 'npz'"),
+        ("fit scores.csv -o none/x", "`path` must be in a folder that exists, got none/x"),
+        ("report s -o none/x", "`path` must be in a folder that exists, got none/x"),
         ("select s --budget 2 --maximize", "`target` must be one of loss, accuracy, got none"),
         ("select s --budget -1 --maximize --target loss", "`budget` must be non-negative"),
         ("report s -o r.html --target los", "`target` must be one of 'loss', 'accuracy'"),
@@ -106,6 +109,53 @@ def test_bad_arguments_are_2(call, capsys):
     with pytest.raises(SystemExit) as ended:
         main(call.split())
     assert ended.value.code == 2 and "usage: ksm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("atribute s", "Did you mean attribute?"),
+        ("attribute s --readout sharply", "Did you mean shapley?"),
+        ("attribute s --redout shapley", "Did you mean --readout?"),
+        ("attribute s --for csv", "Did you mean --format?"),
+        ("attribute s --read shapley", "unrecognized arguments: --read shapley"),
+        ("attribute s --zzz", "unrecognized arguments: --zzz\n"),
+    ],
+)
+def test_a_misspelled_word_is_answered_by_the_nearest_and_nothing_is_abbreviated(
+    call, said, there, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        main(call.split())
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_without_a_command_there_is_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    text = capsys.readouterr()
+    assert ended.value.code == 2 and text.out == "" and "ksm fit scores.csv" in text.err
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(there, monkeypatch):
+    fit = Mock()
+    monkeypatch.setattr("ksm_ext.cli.commands.fit_surrogate", fit)
+    assert main(["fit", "scores.csv", "-o", "none/x"]) == 2
+    fit.assert_not_called()
+
+
+def test_a_design_that_no_memory_holds_is_1(capsys):
+    call = ["design", "--num-tasks", "9000000", "--num-subsets", "900000000"]
+    assert main(call) == 1
+    assert "no memory for 8,100,000 GB at once: ask for less" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_standard_streams_may_be_closed(stream, there, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, stream, None)
+        assert main(["attribute", "s"]) == 0
+        getattr(sys, stream).close()
 
 
 def test_failures_are_1_and_interrupts_130(there, monkeypatch, capsys):

@@ -74,7 +74,8 @@ def test_a_design_is_called_by_its_sizes():
     sizes = masks[:, :8].sum(1).double()
     found = suitability(fitted_to(masks), "shapley")
     low, first, third, high = (float(sizes.quantile(at)) for at in (0, 0.25, 0.75, 1))
-    text = f"They have {low:.0f} to {high:.0f} of 8 tasks, half of them {first:.0f} to {third:.0f}."
+    text = f"They have {low:.0f} to {high:.0f} of 8 tasks that vary, half of them {first:.0f} to "
+    text += f"{third:.0f}."
     assert found.scored == text
     lacking = int((sizes == 7).sum())
     loo = suitability(fitted_to(masks), "loo")
@@ -90,3 +91,18 @@ def test_few_tasks_suit_every_question(n):
     for readout in SUITED:
         masks = masks if n > 1 else torch.tensor([[0], [1], [1]]).bool()
         assert suitability(fitted_to(masks), readout).suits
+
+
+def test_what_is_predicted_is_said_and_constant_tasks_are_not_counted():
+    """All effects, unless the full set was scored; of the tasks that vary."""
+    masks = torch.cat([mixed_sizes(6, 20, seed=0), torch.ones(20, 1).bool()], dim=1)
+    masks = masks[masks[:, :6].sum(1) < 5]
+    scores = masks.double().sum(1, keepdim=True)
+    found = suitability(fit_surrogate(masks, scores), "loo")
+    assert "of 6 tasks that vary," in found.scored
+    assert found.verdict.endswith("the full set was not: all effects are predicted.")
+    lone = torch.ones(2, 7).bool()
+    lone[1, 0] = False
+    whole = torch.cat([masks, lone])
+    found = suitability(fit_surrogate(whole, whole.double().sum(1, keepdim=True)), "loo")
+    assert found.verdict.endswith("the full set was: the other effects are predicted.")

@@ -158,6 +158,46 @@ def test_leftover_columns_are_refused_beside_named_targets(more, found, read):
     assert read(table(**more), targets="loss", ignore=name).task_names == ("wiki", "code", "noise")
 
 
+def test_truth_values_of_two_kinds_are_in_doubt(read):
+    """What yes means among 0 and 1, nobody knows."""
+    frame = table().astype({"noise": object})
+    frame.loc[7, "noise"] = "yes"
+    with pytest.raises(ValueError, match=r"'noise' .text such as 'yes'.* A task says 0 or 1 in ev"):
+        read(frame)
+    frame["noise"] = ["yes" if bit else "No" for bit in bits(3)]
+    assert read(frame).masks[:, 2].tolist() == bits(3).astype(bool).tolist()
+
+
+def test_mixtures_beside_their_scores_need_no_option(read):
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), ROWS)
+    frame = pd.DataFrame(shares, columns=["wiki", "code", "noise"])
+    frame = frame.assign(loss=fractions(1), seconds=fractions(2))
+    with pytest.raises(ValueError, match="got 'seconds'"):
+        read(frame)
+    found = read(frame, ignore="seconds")
+    assert found.task_names == ("wiki", "code", "noise") and found.target_names == ("loss",)
+    np.testing.assert_allclose(found.masks, shares, rtol=1e-12)
+
+
+def test_a_table_without_rows_asks_for_rows(read):
+    with pytest.raises(ValueError, match=r"must be a table with a row per .* got no rows. Add the"):
+        read(table().iloc[:0])
+
+
+def test_weights_are_not_advised_where_they_are_given(read):
+    counts = pd.DataFrame({"wiki": 2 * bits(1) + 1, "code": 3 * bits(2) + 1, "loss": fractions(1)})
+    for there in (False, True):
+        with pytest.raises(ValueError, match="name all tasks, by `--tasks`") as caught:
+            read(counts, weights=there)
+        assert ("add `--weights`" in str(caught.value)) is not there
+
+
+def test_runs_of_one_subset_are_counted_apart(read):
+    frame = pd.concat([table(), table()])
+    distinct = len(table()[["wiki", "code", "noise"]].drop_duplicates())
+    assert str(read(frame)).startswith(f"{2 * ROWS} runs of {distinct} subsets of 3 tasks")
+
+
 def test_a_blank_in_the_column_of_a_task_is_named(read):
     frame = table().astype({"noise": object})
     frame.loc[7, "noise"] = None
