@@ -18,6 +18,27 @@ def limits(x: Tensor, y: Tensor) -> tuple[float, float]:
     return min(float(x.min()), float(y.min())), max(float(x.max()), float(y.max()))
 
 
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers between two ends, about ``count``: multiples of 1, 2 or 5 times a power of 10.
+
+    None where the ends are equal.
+    """
+    if not high > low:
+        return []
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = min((power * f for f in (1, 2, 5, 10)), key=lambda s: abs((high - low) / s - count))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def shortened(name: str, length: int) -> str:
+    """A name of at most so many characters: long ones lose their middle, since ends tell apart."""
+    if len(name) <= length:
+        return name
+    start = length // 2
+    return f"{name[:start]}…{name[len(name) - (length - start - 1) :]}"
+
+
 def full_colour(values: Tensor, drawn: Tensor) -> float:
     """The magnitude that has the full colour: the largest of those drawn, or 1 for zeros alone."""
     return (float(values[drawn].abs().max()) if bool(drawn.any()) else 0.0) or 1.0

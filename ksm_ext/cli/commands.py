@@ -28,7 +28,7 @@ from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import read_document
-from ksm_ext.tables.roles import BETTER_HIGH, BETTER_LOW, words_of
+from ksm_ext.tables.roles import better_high
 from ksm_ext.tables.scores import ScoreTable, read_scores
 
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
@@ -190,7 +190,8 @@ def report(args: Namespace) -> int:
             part="test",
         )
         held_out = (table.masks, table.scores)
-    shown = {"title": args.title, "readout": args.readout, "target": args.target}
+    shown: dict[str, Any] = {"title": args.title, "readout": args.readout, "target": args.target}
+    shown["maximize"] = dict.fromkeys(args.maximize, True) | dict.fromkeys(args.minimize, False)
     _write(args.output, lambda path: write_report(surrogate, path, held_out=held_out, **shown))
     if args.output != STANDARD:
         say(f"Wrote {args.output}: open it in a browser.")
@@ -299,9 +300,7 @@ def _targets_to_select(surrogate: Surrogate, names: Sequence[str]) -> list[int]:
         expected = f"one of {', '.join(surrogate.target_names[:8])}"
         remedy = "Name it; several that all get better the same way may be named one by one."
         raise ValueError(message("target", expected, "all of them" if names else "none", remedy))
-    low, high = (
-        [name for name in names if words_of(name) & words] for words in (BETTER_LOW, BETTER_HIGH)
-    )
+    high, low = ([name for name in names if better_high(name) is way] for way in (True, False))
     if low and high:
         remedy = "Select for one of them, or fit the negative of the other."
         found = f"{low[0]!r} and {high[0]!r}"

@@ -395,6 +395,9 @@ examples:
   ksm report surrogate.safetensors -o report.html
   ksm report surrogate.safetensors --readout shapley --title "Which data help?" -o report.html
   ksm report surrogate.safetensors --held-out new_scores.csv -o report.html
+  ksm report surrogate.safetensors --minimize perplexity --maximize bleu -o report.html
+
+Which way a score gets better is guessed from words of its name, and said, unless given.
 """,
     )
     _add_surrogate(parser)
@@ -402,6 +405,9 @@ examples:
     add = parser.add_argument
     add("--title", default="Task attribution")
     add("--target", metavar="NAME", help="show this one only")
+    for way, what in (("maximize", "more"), ("minimize", "less")):
+        help_text = f"targets of which {what} is better"
+        add(f"--{way}", type=_names, action="extend", default=[], metavar="NAME,…", help=help_text)
     add("--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict")
     _add_tables(parser, "the held-out scores")
     add("-o", "--output", required=True, metavar="FILE", help="the HTML page")

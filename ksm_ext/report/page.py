@@ -1,46 +1,50 @@
 r"""A fitted surrogate as one HTML page: no network, readable without scripts, in light and dark.
 
-What was fitted and how well, attributions with 95 % intervals, the interactions whose intervals
-exclude zero, predictions of subsets left out, the Walsh spectrum, and what more subsets would buy.
-What was not measured is not shown: a target that is not predicted has neither rank correlation nor
-interactions, a linear surrogate has no interactions. The words are in ``page.html.j2``; what is
-filled in there, and escaped, since names are the user's, is computed here.
+The answer comes first: which tasks help and harm each target, clear of zero or not, and how far to
+trust that. Then a map of tasks and targets, and a section for each target: attributions with 95 %
+intervals, the interactions whose intervals exclude zero, predictions of subsets left out. How it
+was fitted comes last. One colour is good everywhere. What was not measured is not shown: a target
+that is not predicted has neither rank correlation nor interactions, a linear surrogate none of
+these.
+The words are in ``page.html.j2``; what is filled in there, and escaped, since names are the user's,
+is computed here and in :mod:`.answers` and :mod:`.sections`.
 
-Shapes: attributions (n, t), interactions (n, n, t), scores (m, t); a section per target shown.
+Shapes: attributions (n, t), scores (m, t); a section per target.
 """
 
 import math
+from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor
 
+import ksm_ext
 from ksm_ext.arrays import ArrayLike, aligned, as_tensor, position
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
-from ksm_ext.drawing import decimals, fixed, largest
-from ksm_ext.evaluation import lds, residual_error
-from ksm_ext.report.svg import heat_map, number, scatter, spectrum
-from ksm_ext.surrogates.calibration import quantile
+from ksm_ext.drawing import largest, shortened
+from ksm_ext.report.answers import Direction, directions
+from ksm_ext.report.sections import Attributions, Predictions, cap, sections
+from ksm_ext.report.svg import curve, number, task_map
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
+from ksm_ext.surrogates.learning_curve import learning_curve
 from ksm_ext.surrogates.more_subsets import more_subsets
-from ksm_ext.surrogates.quality import Quality, has_interactions, qualities, suitability
+from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
 
-_MAX_TARGETS, _MAX_ROWS, _MAX_KERNELS, _MAX_PAIRS = 6, 200, 12, 10
-_MAX_CELLS = 40  # tasks on a side of the map of interactions
-_MAX_INTERACTIONS = 2**24  # n^2 t that are computed for it
-_MAX_VARIANCES = 2**24  # pairs times subsets, of their intervals
-_ROUNDING = 1e-9  # of the scores: an interaction below it is none, however narrow its interval
-_MEANING = {
-    "loo": "the full set of tasks against all but this one",
-    "shapley": "the effect of adding the task, averaged over all orders of the tasks",
-    "banzhaf": "the effect of adding the task, averaged over all subsets of the others",
-}
-_NO_STRUCTURE = {"text": "", "map": "", "pairs": None, "spectrum": ""}
+_MAX_KERNELS = 12
+_MAX_MAP = 40  # tasks and targets on the sides of their map
+_MAX_NAME = 48  # characters of a name in text and tables; its whole is its tooltip
+_MAX_WIDELY = 3  # tasks named that help or hurt most targets
+_MAX_SORTED = 2**20  # attributions that the page's script sorts and finds
 _SHARING = {
     "shared": "one ridge for all targets",
     "target": "a ridge for every target",
@@ -56,13 +60,15 @@ def write_report(
     readout: str = "loo",
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
+    maximize: bool | Mapping[str, bool] | None = None,
 ) -> None:
     """Write a page about a fitted surrogate; it appears whole or not at all.
 
-    Six targets at most are shown, evenly spaced, unless ``target`` names one. All tasks can be
-    sorted and searched; the 200 of the largest attributions are there without scripts. Interactions
-    are shown where their intervals exclude zero; their map has the 40 tasks of the strongest at
-    most. The page says what it leaves out.
+    All targets are there, the first unfolded, unless ``target`` names one. Up to 2^20 attributions
+    can be sorted, searched and saved as CSV or JSON; the 20 largest of each target are there
+    without scripts. Interactions are shown where their intervals exclude zero, in a map of the 40
+    tasks of the strongest at most; the first 40 targets are drawn. The page says what it leaves
+    out.
 
     Args:
         surrogate: What :func:`ksm_ext.fit_surrogate` returned.
@@ -72,23 +78,35 @@ def write_report(
         held_out: Masks (l, n) and scores (l, t) of subsets the surrogate was not fitted to; drawn
             instead of the leave-one-out predictions.
         target: Name or number of the only target shown.
+        maximize: Whether more is better, of all targets or by name. What is not said is guessed
+            from words of the name, such as loss or accuracy, and the page says so.
 
     Raises:
-        ValueError: If ``readout`` or ``target`` is unknown, or ``held_out`` has other shapes.
+        ValueError: If ``readout`` or a target is unknown, or ``held_out`` has other shapes.
+        TypeError: If ``maximize`` is none of these.
         OSError: If the file cannot be written.
     """
     check_choice("readout", readout, READOUTS)
-    t = len(surrogate.target_names)
-    if target is None:
-        shown = torch.linspace(0, t - 1, min(t, _MAX_TARGETS)).round().long().tolist()
-    else:
+    ways = directions(surrogate.target_names, maximize)
+    shown = list(range(len(ways)))
+    if target is not None:
         shown = [position("target", target, surrogate.target_names)]
     predictions = _predictions(surrogate, held_out)
     surrogate = surrogate.with_tensor_answers()
     quality = qualities(surrogate)
-    targets = _targets(surrogate, readout, shown, quality, predictions, held_out is not None)
-    fitted = _fit(surrogate, readout, any(each.predicts for each in quality))
-    page = _filled({"title": title, "targets": targets, **fitted})
+    found = Attributions.of(surrogate, readout)
+    targets = sections(surrogate, found, shown, ways, quality, predictions)
+    predicts = [each.predicts for each in quality]
+    page = _filled(
+        {
+            "title": title,
+            "targets": targets,
+            "map": _map(surrogate, found, shown, ways, predicts),
+            "widely": _widely(surrogate, found, shown, ways),
+            "data": _data(surrogate, found, targets),
+            **_fit(surrogate, readout, any(predicts)),
+        }
+    )
     write_whole(Path(path), page.encode())
 
 
@@ -103,6 +121,7 @@ def _filled(facts: dict[str, Any]) -> str:
     )
     pages.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     pages.filters |= {
+        "short": lambda name: shortened(name, _MAX_NAME),
         "number": number,
         "sorted_by": lambda value: f"{value:.12g}" if math.isfinite(value) else "-Infinity",
     }
@@ -121,7 +140,7 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
             "subsets": f"{len(surrogate.masks):,}",
             "tasks": f"{surrogate.masks.num_tasks:,}",
             "targets" if len(error) > 1 else "target": f"{len(error):,}",
-            "variance explained*": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
+            "of the variance explained": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
         },
         "kernels": surrogate.predictors or "mean only",
         "notes": surrogate.warp_notes,
@@ -130,13 +149,15 @@ def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
         "noise": surrogate.noise_summary,
         "num_targets": len(error),
         "num_subsets": len(surrogate.masks),
-        "tasks": surrogate.task_names,
         "binary": surrogate.masks.binary,
         "candidates": _candidates(surrogate),
         "predicts": predicts,
         "advice": more_subsets(surrogate, readout) if able else None,
         "design": suitability(surrogate, readout) if surrogate.masks.binary else None,
+        "curve": _curve(surrogate) if predicts else "",
         "readout": readout,
+        "version": ksm_ext.__version__,
+        "torch": torch.__version__,
         "smooth": surrogate.noise is None and bool(surrogate.nugget_share.any()),
     }
 
@@ -155,113 +176,127 @@ def _candidates(surrogate: Surrogate) -> dict[str, Any]:
             rank = math.nan  # that of a mean, -1 by construction
         numbers = (row.ridge, row.error, rank)
         rows.append({"kernel": name, "numbers": numbers, "num_subsets": row.num_subsets})
-    caption = f"Kernels compared, each at its best ridge; ✓ in use. {_cap(len(rows), len(ranked))}"
+    caption = f"Kernels compared, each at its best ridge; ✓ in use. {cap(len(rows), len(ranked))}"
     return {"caption": caption, "rows": rows}
 
 
-def _cap(shown: int, total: int) -> str:
-    return f"Shown: {shown} of {total:,}." if shown < total else ""
+def _curve(surrogate: Surrogate) -> Markup:
+    """The learning curve, with the noise of a run where that is known."""
+    points = learning_curve(surrogate)
+    if len(points) < 2:
+        return Markup()
+    least = 0.0
+    if surrogate.noise_std is not None:
+        variances = surrogate.scores.cpu().var(0)
+        least = float((surrogate.noise_std.cpu().square() / variances).nanmean())
+    sizes, errors = zip(*points, strict=True)
+    return curve(sizes, errors, least)
 
 
-# -- targets ------------------------------------------------------------------------------------
+# -- tasks and targets --------------------------------------------------------------------------
 
 
-def _targets(
+def _map(
     surrogate: Surrogate,
-    readout: str,
+    found: Attributions,
     shown: list[int],
-    quality: list[Quality],
-    predictions: tuple[Tensor, Tensor],
-    held_out: bool,
+    ways: list[Direction],
+    predicts: list[bool],
+) -> Markup:
+    """Which tasks are good and bad for which targets, like beside like; nothing for one target."""
+    kept = torch.tensor([j for j in shown if predicts[j]][:_MAX_MAP])
+    clear = found.clear[:, kept] if len(kept) else torch.zeros(0, 0, dtype=torch.bool)
+    if len(kept) < 2 or not clear.any():
+        return Markup()
+    signs = torch.tensor([ways[j].sign for j in kept.tolist()], dtype=torch.float64)
+    spread = surrogate.scores.cpu().nan_to_num().std(0)[kept].clamp_min(1e-300)
+    good = signs * found.values[:, kept].cpu() / spread
+    strength = (good.abs() * clear).amax(1)
+    rows = largest(strength, min(_MAX_MAP, int((strength > 0).sum())))
+    rows = rows[_alike((good * clear)[rows].numpy())]
+    columns = _alike((good * clear)[rows].T.numpy())
+    targets = [surrogate.target_names[j] for j in kept[columns].tolist()]
+    unknown = [ways[j].maximize is None for j in kept.tolist()]
+    caption = "Attributions over the standard deviation of each target. Blue: good, orange: bad"
+    caption += " (raises and lowers, where which is better is not known)" * any(unknown)
+    caption += "; empty: the 95 % interval includes zero. Those alike are side by side. "
+    caption += f"{cap(len(rows), len(good)).replace('.', ' tasks.')} "
+    caption += cap(len(kept), len(shown)).replace(".", " targets.")
+    tasks = [surrogate.task_names[i] for i in rows.tolist()]
+    grid = (rows[:, None], columns)
+    return task_map(good[grid], clear[grid], tasks, targets, caption.strip())
+
+
+def _widely(
+    surrogate: Surrogate, found: Attributions, shown: list[int], ways: list[Direction]
 ) -> list[dict[str, Any]]:
-    answer = surrogate.attribute(readout, return_std=surrogate.has_intervals)
-    values, std = answer if surrogate.has_intervals else (answer, None)
-    structure = _Structure(surrogate, readout)
-    sections = []
-    for j in shown:
-        good, bars = quality[j], None
-        if not good.mean_only and (good.predicts or std is not None):
-            deviations = None if std is None else std[:, j]
-            bars = _attributions(surrogate, readout, values[:, j], deviations)
-        true, predicted = (scores[:, j] for scores in predictions)
-        sections.append(
-            {
-                "anchor": f"target-{j}",
-                "name": surrogate.target_names[j],
-                "error": float(surrogate.loo_error[j]),
-                "warning": "" if good.predicts else f"{str(good).capitalize()}.",
-                "attributions": bars,
-                "structure": structure.of(j) if good.predicts else _NO_STRUCTURE,
-                "scatter": _scatter(true, predicted, good, held_out),
-            }
-        )
-    return sections
+    """Tasks that are clearly good, and clearly bad, for more than half of the targets.
+
+    Of targets of which it is known which way is better.
+    """
+    known = [j for j in shown if ways[j].maximize is not None]
+    if found.half is None or len(known) < 2:
+        return []
+    signs = torch.tensor([ways[j].sign for j in known], dtype=torch.float64)
+    good, clear = signs * found.values[:, known], found.clear[:, known]
+    sides = []
+    for style, word, side in (("good", "help", 1), ("bad", "hurt", -1)):
+        counts = (clear & (side * good > 0)).sum(1)
+        order = counts.argsort(descending=True, stable=True)[:_MAX_WIDELY].tolist()
+        tasks = [
+            (surrogate.task_names[i], int(counts[i])) for i in order if 2 * counts[i] > len(known)
+        ]
+        sides.append({"style": style, "word": word, "tasks": tasks, "of": len(known)})
+    return sides
 
 
-class _Structure:
-    """How tasks act together: interactions (n, n, t) and the Walsh spectrum (r, t), of masks."""
-
-    def __init__(self, surrogate: Surrogate, readout: str) -> None:
-        n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
-        self.names = surrogate.task_names
-        self.able = has_interactions(surrogate)
-        self.pairs = self.half = self.spectrum = None
-        if n < 2 or not surrogate.masks.binary:
-            return
-        self.spectrum = surrogate.walsh_spectrum(min(6, surrogate.num_varying))
-        few = n * n * t <= _MAX_INTERACTIONS and n * n * len(surrogate.masks) <= _MAX_VARIANCES
-        if few and any(self.able) and surrogate.has_intervals:
-            self.pairs, std = surrogate.interactions(readout, return_std=True)
-            self.half = quantile(0.95) * std + _ROUNDING * surrogate.unit.cpu()
-
-    def of(self, j: int) -> dict[str, Any]:
-        """The spectrum of one target, and its clear interactions as a map and a table, or why not.
-
-        A linear surrogate's spectrum is left out too: it is one bar by the surrogate's form.
-        """
-        if self.spectrum is None:
-            return _NO_STRUCTURE
-        if not self.able[j]:
-            return _NO_STRUCTURE | {"text": "A linear surrogate has no interactions."}
-        found = _NO_STRUCTURE | {"spectrum": spectrum(self.spectrum[:, j].tolist())}
-        if self.pairs is None or self.half is None:
-            text = "Interactions are left out: their intervals were not computed."
-            return found | {"text": text}
-        pairs, half = self.pairs[:, :, j], self.half[:, :, j]
-        clear = pairs.abs() > half
-        if not clear.any():
-            text = "No interaction is clear of zero: every 95 % interval includes it."
-            return found | {"text": text}
-        strength = (pairs.abs() * clear).amax(1)
-        shown = largest(strength, min(_MAX_CELLS, int((strength > 0).sum()))).sort().values
-        names, grid = [self.names[i] for i in shown.tolist()], (shown[:, None], shown)
-        drawing = heat_map(pairs[grid], clear[grid], names, len(self.names))
-        return found | {"map": drawing, "pairs": self._strongest(pairs, half, clear)}
-
-    def _strongest(self, pairs: Tensor, half: Tensor, clear: Tensor) -> dict[str, Any]:
-        """A table of the strongest clear pairs, which says what the map shows to the eye."""
-        first, second = clear.triu(1).nonzero(as_tuple=True)
-        values, half = pairs[first, second], half[first, second]
-        digits = _decimals(float(values.abs().max()))
-        rows = []
-        for at in largest(values, _MAX_PAIRS).tolist():
-            ends = [float(values[at] + side * half[at]) for side in (0, -1, 1)]
-            names = self.names[int(first[at])], self.names[int(second[at])]
-            rows.append({"names": names, "numbers": [(end, fixed(end, digits)) for end in ends]})
-        caption = (
-            f"Strongest interactions. {len(values):,} of {math.comb(len(pairs), 2):,} have a 95 % "
-            f"interval that excludes zero. {_cap(len(rows), len(values))}"
-        )
-        return {"caption": caption, "rows": rows}
+def _alike(rows: np.ndarray) -> Tensor:
+    """An order of rows in which those that are alike are neighbours: leaves of average linkage."""
+    if len(rows) < 3:
+        return torch.arange(len(rows))
+    return torch.from_numpy(leaves_list(linkage(rows, "average", optimal_ordering=True))).long()
 
 
-def _predictions(
-    surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None
-) -> tuple[Tensor, Tensor]:
-    """(l, t) true scores, NaN where missing, and the predictions that did not see them."""
+def _data(
+    surrogate: Surrogate, found: Attributions, targets: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What the script sorts, finds and saves, (t, n): None for too many.
+
+    Values are float32, half-widths 65,535ths of the largest of their target.
+    """
+    kept = [each["number"] for each in targets]
+    if len(kept) * len(found.values) > _MAX_SORTED:
+        return None
+    return {
+        "tasks": surrogate.task_names,
+        "targets": [each["name"] for each in targets],
+        "readout": found.readout,
+        "values": _packed(found.values[:, kept].T, "<f4"),
+        "halves": None if found.half is None else _packed(_fractions(found, kept), "<u2"),
+    }
+
+
+def _fractions(found: Attributions, kept: list[int]) -> Tensor:
+    half = torch.as_tensor(found.half)[:, kept].T
+    return (half / half.amax(1, keepdim=True).clamp_min(1e-300) * 65535).round()
+
+
+def _packed(numbers: Tensor, kind: str) -> str:
+    """Numbers in base64, of which JSON would take three times as much."""
+    return b64encode(numbers.cpu().numpy().astype(kind).tobytes()).decode()
+
+
+# -- predictions --------------------------------------------------------------------------------
+
+
+def _predictions(surrogate: Surrogate, held_out: tuple[ArrayLike, ArrayLike] | None) -> Predictions:
+    """Of the subsets fitted, each left out, or of others."""
+    binary = surrogate.masks.binary
     if held_out is None:
         scores = surrogate.scores.cpu()
-        return scores, scores - surrogate.with_tensor_answers().loo_residuals
+        predicted = scores - surrogate.with_tensor_answers().loo_residuals.cpu()
+        sizes = surrogate.masks.values[:, surrogate.varying].sum(1).cpu() if binary else None
+        return Predictions(scores, predicted, sizes, False)
     masks, scores = aligned(
         {
             "held_out[0]": (held_out[0], "subset", "task"),
@@ -279,84 +314,5 @@ def _predictions(
         remedy = "Give masks (l, n) and scores (l, t)."
         raise ValueError(message("held_out", expected, shape_text(true), remedy))
     check_finite("held_out", true)
-    return true, predicted
-
-
-def _scatter(true: Tensor, predicted: Tensor, quality: Quality, held_out: bool) -> str:
-    """Predictions (l,) of one target over its true scores, with what they are worth."""
-    seen = ~true.isnan()  # of leave-one-out predictions: a missing score has none
-    true, predicted = true[seen], predicted[seen]
-    if bool((true == true[0]).all()):
-        numbers = "all true scores are equal"
-    else:
-        error = float(residual_error(true, predicted)[0])
-        numbers = f"squared error {number(error, 2)} of the variance"
-        # Held-out predictions may be far off and yet in the right order.
-        if quality.predicts or (held_out and not quality.mean_only):
-            numbers = f"Spearman {number(float(lds(true, predicted)[0]), 2)}, {numbers}"
-        else:
-            numbers += ", no better than the mean"
-    return scatter(true, predicted, "held-out" if held_out else quality.how, numbers)
-
-
-def _attributions(
-    surrogate: Surrogate, readout: str, values: Tensor, std: Tensor | None
-) -> dict[str, Any]:
-    """The largest attributions as rows, and all of them as data that the script sorts and finds."""
-    order = largest(values, _MAX_ROWS)
-    if len(order) == len(values):
-        order = values.argsort(descending=True, stable=True)
-    half = torch.zeros_like(values) if std is None else quantile(0.95) * std
-    left, right = min(0.0, float((values - half).min())), max(0.0, float((values + half).max()))
-    if left == right:
-        left, right = -1.0, 1.0
-    digits = _decimals(max(right, -left))
-    rows = []
-    for i in order.tolist():
-        value, width = float(values[i]), float(half[i])
-        ends = () if std is None else (value - width, value + width)
-        row = {"name": surrogate.task_names[i], **_bar(value, width, left, right)}
-        rows.append(row | {"numbers": [fixed(v, digits) for v in (value, *ends)]})
-    caption = f"Attributions ({readout}): {_MEANING[readout]}, in units of the score. "
-    if not surrogate.masks.binary:
-        caption = "Attributions (loo): the mean weights against the same without this task. "
-    if std is None:
-        caption += "There are no intervals: which differ from zero is not known. "
-    else:
-        caption += "Low and high end the 95 % interval; pale: it includes zero. "
-    return {
-        "caption": caption + _cap(len(order), len(values)),
-        "columns": ["task", "size", "value", *(["low", "high"] if std is not None else [])],
-        "style": "attributions" + " certain" * (std is None),
-        "zero": _place(0.0, left, right),
-        "rows": rows,
-        "data": {
-            "values": _rounded(values),
-            "halves": None if std is None else _rounded(half),
-            "left": left,
-            "right": right,
-            "decimals": digits,
-        },
-    }
-
-
-def _decimals(largest: float) -> int:
-    return min(9, decimals(largest, 3))
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{value:.7g}") for value in values.tolist()]
-
-
-def _place(value: float, left: float, right: float) -> float:
-    """Where a value lies between the ends of all bars, in percent of their width."""
-    return 2 + 96 * (value - left) / (right - left)
-
-
-def _bar(value: float, half: float, left: float, right: float) -> dict[str, Any]:
-    """The style of a cell: a bar from zero, and where it and its interval begin and how far go."""
-    sign = "up" if value >= 0 else "down"
-    unsure = " unsure" if half > 0 and abs(value) <= half else ""
-    start, end = (_place(v, left, right) for v in (min(0.0, value), max(0.0, value)))
-    low, high = (_place(v, left, right) for v in (value - half, value + half))
-    return {"style": sign + unsure, "places": (start, end - start, low, high - low)}
+    sizes = as_tensor("held_out", masks).cpu()[:, surrogate.varying.cpu()].sum(1)
+    return Predictions(true, predicted, sizes if binary else None, True)

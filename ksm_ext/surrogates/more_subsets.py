@@ -25,8 +25,8 @@ from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.surrogate import Surrogate
 
-_MAX_SUBSETS = 1024  # or twice the fitted ones: the largest Gram matrix factored for this
-_MAX_PRODUCTS = 2**34  # n m^2, the cost of the variances of n tasks
+_MAX_SUBSETS = 512  # or twice the fitted ones: the largest Gram matrix factored for this
+_MAX_PRODUCTS = 2**31  # n m^2, the cost of the variances of n tasks
 _STEPS_PER_DOUBLING = 8  # of the bisection: the answer is within a tenth of itself
 
 
@@ -38,7 +38,7 @@ class MoreSubsets:
         num_more: Subsets to score besides those fitted; None where no number would do.
         factor: What mean intervals would be multiplied by.
         computed: Whether the number follows from the posterior variance; otherwise it is
-            extrapolated as a power of m.
+            extrapolated: precisions are taken to grow evenly with m.
     """
 
     num_more: int | None
@@ -62,8 +62,9 @@ def more_subsets(
         seed: Seed of the new subsets.
 
     Returns:
-        The number, rounded up to about a tenth of itself. Beyond 1,024 subsets, or twice the fitted
-        ones, it is extrapolated by the rate seen up to there, or by ``1 / sqrt(m)``.
+        The number, rounded up to about a tenth of itself. Beyond 512 subsets, or twice the fitted
+        ones, it is extrapolated by the rate seen up to there; where more than 512 were fitted, by
+        that between half of them and all, or of 512 of them.
 
     Raises:
         ValueError: If ``factor`` is not between 0 and 1, the surrogate has no intervals, or it was
@@ -80,7 +81,13 @@ def more_subsets(
     masks, m = surrogate.masks.values, len(surrogate.masks)
     limit = max(_MAX_SUBSETS, 2 * m)
     if m > _MAX_SUBSETS or masks.shape[1] * limit**2 > _MAX_PRODUCTS:
-        return MoreSubsets(math.ceil(m * (factor**-2 - 1)), factor, False)
+        kept = torch.randperm(m, generator=torch.Generator().manual_seed(seed))[:_MAX_SUBSETS]
+        half, whole = (
+            _mean_std(surrogate, Masks(masks[kept[:count].sort().values]), readout)
+            for count in (len(kept) // 2, len(kept))
+        )
+        share = len(kept) // 2 / len(kept)
+        return _extrapolated(m, share * m, m, float((whole / half).mean()), factor)
     varying = (masks != masks[0]).any(0)  # the others have no effect, and stay constant
     more = masks[:1].repeat(limit - m, 1)
     more[:, varying] = similar_subsets(masks[:, varying], limit - m, seed=seed)
@@ -93,15 +100,26 @@ def more_subsets(
     low, high = 0, max(1, m // _STEPS_PER_DOUBLING)
     while (reached := ratio(high)) > factor:
         if high == limit - m:
-            exponent = -math.log(min(reached, 1.0)) / math.log(limit / m)
-            if exponent < 0.1:  # it is 0.5 for independent noise
-                return MoreSubsets(None, factor, False)
-            return MoreSubsets(math.ceil(m * (factor ** (-1 / exponent) - 1)), factor, False)
+            return _extrapolated(m, m, limit, reached, factor)
         low, high = high, min(2 * high, limit - m)
     while high - low > max(1, high // _STEPS_PER_DOUBLING):
         middle = (low + high) // 2
         low, high = (low, middle) if ratio(middle) <= factor else (middle, high)
     return MoreSubsets(high, factor, True)
+
+
+def _extrapolated(m: int, start: float, end: float, reached: float, factor: float) -> MoreSubsets:
+    """From mean intervals that ``end`` subsets multiply by ``reached`` since ``start``.
+
+    Precisions, the inverses of variances, are taken to grow by the same amount with every subset,
+    as those of independent weights do.
+    """
+    reached = min(reached, 1.0)
+    if -math.log(reached) / math.log(end / start) < 0.1:  # it is 0.5 for independent noise
+        return MoreSubsets(None, factor, False)
+    growth = (reached**-2 - 1) / (end - start)  # per subset, in units of the precision at start
+    now = 1 + growth * (m - start)
+    return MoreSubsets(math.ceil(now * (factor**-2 - 1) / growth), factor, False)
 
 
 def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:

@@ -352,6 +352,12 @@ def words_of(name: str) -> set[str]:
     return {word for word in words if len(word) > 1 or word == name.lower()}
 
 
+def better_high(name: str) -> bool | None:
+    """Whether more of a score is better, by the words of its name; None where they do not say."""
+    high, low = (bool(words_of(name) & words) for words in (BETTER_HIGH, BETTER_LOW))
+    return high if high != low else None
+
+
 # -- what is in doubt ---------------------------------------------------------------------------
 
 

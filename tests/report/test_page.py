@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -75,7 +76,15 @@ def noise(m=80, seed=0):
 
 def data_of(html):
     """What the script reads, of each target."""
-    return [json.loads(text) for text in re.findall(r'class="data">(.*?)</script>', html)]
+    about = [json.loads(text) for text in re.findall(r'class="data">(.*?)</script>', html)]
+    whole = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
+    n = len(whole["tasks"])
+    values = np.frombuffer(b64decode(whole["values"]), "<f4").reshape(-1, n)
+    halves = np.frombuffer(b64decode(whole["halves"] or ""), "<u2").reshape(-1, n) / 65535
+    return [
+        {**each, "values": value, "halves": half * each["widest"]}
+        for each, value, half in zip(about, values, halves, strict=True)
+    ]
 
 
 def minus(text):
@@ -101,11 +110,13 @@ def test_numbers_and_intervals_are_those_of_the_surrogate(tmp_path):
     values, std = surrogate.attribute("shapley", return_std=True)
     for j, data in enumerate(data_of(html)):
         np.testing.assert_allclose(data["values"], values[:, j], rtol=1e-6)
-        np.testing.assert_allclose(data["halves"], quantile(0.95) * std[:, j], rtol=1e-6)
+        half = quantile(0.95) * std[:, j]
+        np.testing.assert_allclose(data["halves"], half, atol=float(half.max()) / 65535)
         value, half = values[:, j].max(), quantile(0.95) * std[values[:, j].argmax(), j]
         ends = (value, value - half, value + half)
         assert cells_of(html)[6 * j][1:] == [minus(f"{end:.{data['decimals']}f}") for end in ends]
-    assert page.tags.count("figure") == 6  # scatter, spectrum, heat map of two targets
+    # scatter, errors, spectrum and heat map of two targets; their map
+    assert page.tags.count("figure") == 9
     num_more = more_subsets(surrogate, "shapley").num_more
     assert f"{num_more} more subsets" in page.text and f"({40 + num_more} instead of 40)" in html
 
@@ -163,10 +174,10 @@ def test_names_are_escaped(tmp_path):
     names = [EVIL, *"bcdef"]
     surrogate = fit_surrogate(masks, scores, task_names=names, target_names=["</section>", EVIL])
     html, page = page_of(surrogate, tmp_path, title=EVIL)
-    assert page.tags.count("script") == 4  # names, the script, and the data of two targets
+    assert page.tags.count("script") == 4  # the data, the script, and what two targets add
     assert "<script>alert" not in html
     assert EVIL in page.texts
-    assert json.loads(re.search(r'id="tasks">(.*?)</script>', html)[1]) == names
+    assert json.loads(re.search(r'id="data">(.*?)</script>', html)[1])["tasks"] == names
 
 
 @pytest.mark.parametrize("kernel", ["lasso", "least_squares"])
@@ -189,9 +200,11 @@ def test_many_targets_and_tasks_are_capped_and_the_page_says_so(tmp_path):
     masks, scores = problem(n=250, m=60, t=500)
     surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=10.0)
     html, page = page_of(surrogate, tmp_path)
-    assert "Shown: 6 of 500 targets." in page.text
-    assert "Shown: 200 of 250." in page.text and len(data_of(html)[0]["values"]) == 250
+    assert html.count('class="target"') == 500 and html.count('name="target" open') == 1
+    assert page.tags.count("figure") == 1 + 2 * 40  # a map, and the first 40 are drawn
+    assert "Shown: 20 of 250." in page.text and len(data_of(html)[0]["values"]) == 250
     assert "heat map" not in page.text.lower()  # 31 million interactions
+    assert len(html) < 4_000_000
 
 
 def test_the_map_of_many_tasks_shows_those_that_interact_most(tmp_path):
@@ -214,7 +227,7 @@ def test_a_linear_surrogate_claims_no_interactions(tmp_path, kernel):
     _, page = page_of(fit_surrogate(*problem(t=1), kernel=kernel), tmp_path)
     assert page.text.count("interactions.") == 1
     assert "A linear surrogate has no interactions." in page.text
-    assert page.tags.count("figure") == 1  # the predictions
+    assert page.tags.count("figure") == 2  # predictions and errors
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -357,8 +370,9 @@ def test_missing_scores_are_not_drawn(tmp_path):
     present = ~holes[:, 1].isnan()
     alone = fit_surrogate(masks[present], holes[present][:, 1:], target_names=["1"])
     drawn, expected = (page_of(each, tmp_path, target="1")[0] for each in (surrogate, alone))
-    dots = re.compile("<circle[^>]*>")
-    assert len(dots.findall(drawn)) == int(present.sum())
+    dots = re.compile('<path class="dots" d="([^"]*)"')
+    first, _ = dots.findall(drawn)
+    assert first.count("h0") == int(present.sum())
     assert dots.findall(drawn) == dots.findall(expected)
     assert cells_of(drawn) == cells_of(expected) and "nan" not in drawn
 
@@ -415,7 +429,7 @@ def test_held_out_scores_are_checked_and_drawn(tmp_path):
 # -- in a browser -------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PROBE = """
+PROBE = r"""
 <script>
 addEventListener("load", () => {
   const errors = window.probeErrors;
@@ -439,14 +453,26 @@ addEventListener("load", () => {
   found.more = table.tBodies[0].rows.length;
   found.milliseconds = performance.now() - start;
   found.status = document.querySelector(".tools output").textContent;
+  const real = URL.createObjectURL;
+  let saved = null;
+  URL.createObjectURL = (blob) => { saved = blob; return real(blob); };
+  const [csv] = document.querySelectorAll(".tools .save");
+  csv.click();
+  const [, png] = document.querySelectorAll("figcaption .save");
   heads[2].querySelector("button").focus();
   found.outline = getComputedStyle(document.activeElement).outlineStyle;
   found.overflow = document.documentElement.scrollWidth - innerWidth;
   found.paper = getComputedStyle(document.body).backgroundColor;
-  const answer = document.createElement("pre");
-  answer.id = "probe";
-  answer.textContent = JSON.stringify(found);
-  document.body.append(answer);
+  const links = HTMLAnchorElement.prototype.click;
+  HTMLAnchorElement.prototype.click = async function () {
+    const lines = (await saved.text()).trim().split("\n");
+    found.csv = [lines[0], lines.length, this.href.slice(5, 14)];
+    const answer = document.createElement("pre");
+    answer.id = "probe";
+    answer.textContent = JSON.stringify(found);
+    document.body.append(answer);
+  };
+  png.click();
 });
 </script>
 """
@@ -484,15 +510,16 @@ def test_in_a_browser(width, dark, tmp_path):
     decimals = data_of(html)[0]["decimals"]
     value = surrogate.attribute("loo")
     ordered = [minus(f"{x:.{decimals}f}") for x in value.sort().values]
-    assert found["errors"] == [] and len(found["first"]) == 200
-    largest = value.abs().sort(descending=True).values[:200]
+    assert found["errors"] == [] and len(found["first"]) == 20
+    largest = value.abs().sort(descending=True).values[:20]
     shown = [abs(float(text.replace("\N{MINUS SIGN}", "-"))) for text in found["first"]]
     np.testing.assert_allclose(shown, largest, atol=0.6 * 10.0**-decimals)
     down, up, alphabet = found["sorts"]
     assert down == ["descending", ordered[:-4:-1]] and up == ["ascending", ordered[:3]]
     assert alphabet[0] == "ascending"
     assert found["search"] == [names[299], *names[2990:]]
-    assert found["more"] == 400 and found["status"] == "Shown: 400 of 3,000"
+    assert found["more"] == 40 and found["status"] == "Shown: 40 of 3,000"
+    assert found["csv"] == ["task,value,low,high", 3001, "image/png"]
     assert found["outline"] != "none"
     assert found["overflow"] <= 0, "the page scrolls sideways"
     assert found["paper"] == ("rgb(20, 23, 27)" if dark else "rgb(251, 251, 249)")
