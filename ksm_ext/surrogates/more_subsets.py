@@ -26,6 +26,7 @@ from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.surrogate import Surrogate
 
 _MAX_SUBSETS = 512  # or twice the fitted ones: the largest Gram matrix factored for this
+_MAX_RATE = 256  # subsets from which the rate is taken where more are fitted
 _MAX_PRODUCTS = 2**31  # n m^2, the cost of the variances of n tasks
 _STEPS_PER_DOUBLING = 8  # of the bisection: the answer is within a tenth of itself
 
@@ -64,7 +65,7 @@ def more_subsets(
     Returns:
         The number, rounded up to about a tenth of itself. Beyond 512 subsets, or twice the fitted
         ones, it is extrapolated by the rate seen up to there; where more than 512 were fitted, by
-        that between half of them and all, or of 512 of them.
+        that between half of them and all, or of 256 of them.
 
     Raises:
         ValueError: If ``factor`` is not between 0 and 1, the surrogate has no intervals, or it was
@@ -81,7 +82,7 @@ def more_subsets(
     masks, m = surrogate.masks.values, len(surrogate.masks)
     limit = max(_MAX_SUBSETS, 2 * m)
     if m > _MAX_SUBSETS or masks.shape[1] * limit**2 > _MAX_PRODUCTS:
-        kept = torch.randperm(m, generator=torch.Generator().manual_seed(seed))[:_MAX_SUBSETS]
+        kept = torch.randperm(m, generator=torch.Generator().manual_seed(seed))[:_MAX_RATE]
         half, whole = (
             _mean_std(surrogate, Masks(masks[kept[:count].sort().values]), readout)
             for count in (len(kept) // 2, len(kept))

@@ -95,18 +95,19 @@ def _energy(
     overlap = sum(dual * _overlap_coefficient(kernel, masks, order) for kernel, dual in mixtures)
     assert isinstance(decay, Tensor) and isinstance(overlap, Tensor)  # (m, t) both
     identity = torch.arange(n + 1, dtype=torch.float64, device=device)
-    energy = torch.zeros_like(decay[0])
+    table = _krawtchouk(order, identity, torch.full_like(identity, n))  # by symmetric difference
+    product = ops.mask_gram_matmul(masks.bits, None, n, decay.contiguous(), hamming_table=table)
+    energy = (decay * product).sum(0)
+    if decays_only or not bool(overlap.any()):
+        return energy
     sizes = masks.sizes.to(torch.float64)
     for start in range(0, len(masks), _ROWS):
         rows = slice(start, start + _ROWS)
         bits = masks.bits[rows].contiguous()
         o = ops.mask_gram(bits, masks.bits, n, overlap_table=identity)  # (rows, m)
-        h = sizes[rows, None] + sizes - 2 * o
-        energy += (decay[rows] * (_krawtchouk(order, h, torch.full_like(h, n)) @ decay)).sum(0)
-        if not decays_only and bool(overlap.any()):
-            cross = _krawtchouk(order, sizes - o, sizes.expand_as(o))
-            energy += 2 * (decay[rows] * (cross @ overlap)).sum(0)
-            energy += (overlap[rows] * (_binomial(o, order) @ overlap)).sum(0)
+        cross = _krawtchouk(order, sizes - o, sizes.expand_as(o))
+        energy += 2 * (decay[rows] * (cross @ overlap)).sum(0)
+        energy += (overlap[rows] * (_binomial(o, order) @ overlap)).sum(0)
     return energy
 
 
