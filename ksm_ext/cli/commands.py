@@ -27,7 +27,8 @@ from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
-from ksm_ext.tables.files import read_document
+from ksm_ext.tables.files import read_document, read_json, write_columns
+from ksm_ext.tables.layouts import read_results
 from ksm_ext.tables.roles import better_high
 from ksm_ext.tables.scores import ScoreTable, read_scores
 
@@ -61,6 +62,40 @@ def fit(args: Namespace) -> int:
     saved = f"Saved to {args.output} after {perf_counter() - start:.1f} s."
     say(f"{_quality(surrogate)}\n{saved}", quiet=args.quiet)
     return 0
+
+
+def import_scores(args: Namespace) -> int:
+    """Write masks and scores of any table that is read as one of a column per task and score."""
+    args.quiet = False
+    if len(args.scores) == 1 and not _is_results(args.scores[0]):
+        args.scores = args.scores[0]
+        table = _score_table(args)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "results.json")
+            results = {name: cells.tolist() for name, cells in read_results(args.scores).items()}
+            write_columns(results, path, "json")
+            if args.masks is None:
+                show_table(results, args.output, args.format)
+                say("Scores alone: add `--masks` with a column `run` to join them.")
+                return 0
+            args.scores = path
+            table = _score_table(args)
+    targets = [f"score {n}" if n in table.task_names else n for n in table.target_names]
+    names = [*table.task_names, *targets]
+    masks = table.masks if table.masks.is_floating_point() else table.masks.int()
+    cells = [*masks.T.tolist(), *table.scores.T.tolist()]
+    say(f"{table.role_table()}\n{table}.")
+    show_table(dict(zip(names, cells, strict=True)), args.output, args.format)
+    return 0
+
+
+def _is_results(source: str) -> bool:
+    """Whether a file holds the results of one run."""
+    if not source.endswith(".json"):
+        return False
+    document = read_json(source)
+    return isinstance(document, dict) and bool({"log_history", "results"} & document.keys())
 
 
 def attribute(args: Namespace) -> int:
@@ -230,6 +265,8 @@ def _score_table(args: Namespace) -> ScoreTable:
         weights=args.weights,
         key=args.key,
         num_tasks=args.num_tasks,
+        subset=args.subset,
+        long=args.long,
         missing=args.missing,
     )
     if table.masks.dtype == torch.bool:
@@ -260,6 +297,8 @@ def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
             targets=table.target_names,
             weights=args.weights,
             num_tasks=args.num_tasks,
+            subset=args.subset,
+            long=args.long,
             missing=args.missing,
         )
         say(f"Fitting {cheap} of estimates.", quiet=args.quiet)

@@ -18,7 +18,7 @@ PACKAGES = (
 )
 EXTRAS = (
     ("matplotlib", "ksm_ext[plot]", "figures: ksm_ext.plotting"),
-    ("pyarrow", "ksm_ext[parquet]", "Parquet tables on the command line"),
+    ("pyarrow", "ksm_ext[tables]", "Parquet, Feather and Excel tables on the command line"),
     ("pandas", "pandas", "tables in and out of Python: data frames go in and come back"),
     ("dask", "dask[distributed]", "retraining on a cluster: retrain_scores"),
     ("transformers", "transformers", "gradients of language models"),

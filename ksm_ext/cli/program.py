@@ -86,7 +86,7 @@ def _run(args: Namespace) -> int:
     else:
         from ksm_ext.cli import commands
 
-        run = getattr(commands, args.command)
+        run = getattr(commands, {"import": "import_scores"}.get(args.command, args.command))
     return run(args)
 
 
@@ -129,7 +129,15 @@ def _parser() -> ArgumentParser:
     kinds = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for add in (_add_design, _add_fit, _add_attribute, _add_select, _add_report, _add_doctor):
+    for add in (
+        _add_design,
+        _add_import,
+        _add_fit,
+        _add_attribute,
+        _add_select,
+        _add_report,
+        _add_doctor,
+    ):
         add(kinds)
     return parser
 
@@ -218,6 +226,33 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     _add_output(parser, ("npz", "table"))
 
 
+def _add_import(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "import",
+        "make one table of tasks and scores of what other tools wrote",
+        """\
+examples:
+  ksm import trials.csv -o scores.csv
+  ksm import runs.csv --subset datasets --targets loss -o scores.csv
+  ksm import runs.csv --long run,dataset --targets loss -o scores.csv
+  ksm import runs/*/trainer_state.json --masks masks.csv --key run -o scores.csv
+
+Known are the tables of Optuna, MLflow, scikit-learn, Ray Tune and Weights & Biases, whose runs
+count where they ended well; files of one run's results (trainer_state.json of HuggingFace, results
+of lm-evaluation-harness), a row each; games that shapiq saved. ksm fit reads the same tables. What
+became what is printed.
+""",
+    )
+    parser.add_argument(
+        "scores", metavar="FILE", nargs="+", help="a table, or a file of results per run"
+    )
+    _add_tables(parser, "FILE")
+    _add_columns(parser)
+    _add_missing(parser)
+    _add_output(parser, ("table",))
+
+
 def _add_fit(kinds: Kinds) -> None:
     parser = _command(
         kinds,
@@ -298,7 +333,11 @@ def _add_model(parser: ArgumentParser) -> None:
         help="standard deviation of a single run by its seed, 0 for none (default: measured on "
         "repeated subsets, else unknown)",
     )
-    add(
+    _add_missing(parser)
+
+
+def _add_missing(parser: ArgumentParser) -> None:
+    parser.add_argument(
         "--missing",
         choices=get_args(Missing),
         default="error",
@@ -464,6 +503,8 @@ def _add_columns(parser: ArgumentParser) -> None:
     add("--targets", help="the score columns; default: those named like scores", **_SEVERAL)
     add("--weights", action="store_true", help="masks may be shares of a mixture, or counts")
     add("--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers")
+    add("--subset", metavar="NAME", help="a column of lists of task names, or of bit strings")
+    add("--long", type=_names, metavar="RUN,TASK", help="where each task of a run has a row")
     add(
         "--merge-duplicates",
         action="store_true",

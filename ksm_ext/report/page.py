@@ -34,7 +34,7 @@ from ksm_ext.report.answers import Direction, directions
 from ksm_ext.report.sections import Attributions, Predictions, cap, sections
 from ksm_ext.report.svg import curve, number, task_map
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
-from ksm_ext.surrogates.learning_curve import learning_curve
+from ksm_ext.surrogates.learning_curve import learning_curve, variances_of
 from ksm_ext.surrogates.more_subsets import more_subsets
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
@@ -187,8 +187,8 @@ def _curve(surrogate: Surrogate) -> Markup:
         return Markup()
     least = 0.0
     if surrogate.noise_std is not None:
-        variances = surrogate.scores.cpu().var(0)
-        least = float((surrogate.noise_std.cpu().square() / variances).nanmean())
+        noise = surrogate.noise_std.cpu().square()
+        least = float((noise / variances_of(surrogate.scores.cpu())).mean())
     sizes, errors = zip(*points, strict=True)
     return curve(sizes, errors, least)
 
@@ -209,8 +209,8 @@ def _map(
     if len(kept) < 2 or not clear.any():
         return Markup()
     signs = torch.tensor([ways[j].sign for j in kept.tolist()], dtype=torch.float64)
-    spread = surrogate.scores.cpu().nan_to_num().std(0)[kept].clamp_min(1e-300)
-    good = signs * found.values[:, kept].cpu() / spread
+    spread = variances_of(surrogate.scores.cpu()).sqrt()
+    good = signs * found.values[:, kept] / spread[kept]
     strength = (good.abs() * clear).amax(1)
     rows = largest(strength, min(_MAX_MAP, int((strength > 0).sum())))
     rows = rows[_alike((good * clear)[rows].numpy())]

@@ -12,6 +12,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from ksm_ext.checks import brief
 from ksm_ext.drawing import decimals, fixed, largest
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.answers import Direction, answer
@@ -48,6 +49,8 @@ class Attributions:
     half: Tensor | None
     readout: str
 
+    __repr__ = brief
+
     @classmethod
     def of(cls, surrogate: Surrogate, readout: str) -> "Attributions":
         """Those of a surrogate that answers tensors."""
@@ -78,6 +81,8 @@ class Predictions:
     predicted: Tensor
     sizes: Tensor | None
     held_out: bool
+
+    __repr__ = brief
 
 
 def sections(

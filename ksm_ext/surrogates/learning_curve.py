@@ -46,11 +46,11 @@ def learning_curve(surrogate: Surrogate, *, seed: int = 0) -> list[tuple[int, fl
             continue
         fitted = fit_surrogate(masks[given], scores[given], kernel=kernels, missing="drop")
         errors = (fitted.predict(masks[rest]) - scores[rest]).square()
-        points.append((size, float((errors.nanmean(0) / _variances(scores)).mean())))
+        points.append((size, float((errors.nanmean(0) / variances_of(scores)).mean())))
     return [*points, (m, float(surrogate.loo_error.mean()))]
 
 
-def _variances(scores: torch.Tensor) -> torch.Tensor:
-    """(t,) variances of the scores that are there; 1 for a target that does not vary."""
+def variances_of(scores: torch.Tensor) -> torch.Tensor:
+    """(t,) variances of the scores (m, t) that are there; 1 for a target that does not vary."""
     found = (scores - scores.nanmean(0)).square().nanmean(0)
     return torch.where(found > 0, found, torch.ones_like(found))

@@ -1,9 +1,13 @@
-"""Tables in files and pipes: CSV, Parquet, JSON and NPZ in, CSV, Parquet and JSON out.
+"""Tables in files and pipes: CSV, JSON, NPZ, Parquet, Feather and Excel in; CSV, JSON, Parquet out.
 
-What a file holds is told by its first bytes, not by its name, so that pipes need no hint. Nothing
-is unpickled. A table is its columns by name, in their order; numbers are float64, an empty cell is
-NaN, and a column that holds anything but numbers stays as text. Blanks at the ends of names and
-cells of CSV are no part of them, since many write ``a, b``; those of the other formats are.
+What a file holds is told by its first bytes, not by its name, so that pipes need no hint; so is
+how it is packed (gzip, bzip2, xz, zstd). Parquet, Feather and zstd are read by pyarrow, Excel by
+pandas. Nothing is unpickled. A table is its columns by name, in their order; numbers are float64,
+an empty cell is NaN, and a column that holds anything but numbers stays as text. Blanks at the ends
+of names and cells of CSV are no part of them, since many write ``a, b``; those of the other formats
+are. Text that is not UTF-8 is read as Windows-1252 (Latin-1), or as UTF-16 where it begins so. In
+CSV between semicolons or tabs, a column of numbers with commas has decimal commas, unless all of
+these could be thousands.
 
 A packed file may unpack to :data:`MAX_BYTES` at most, whatever it says of itself; other files take
 up to 20 times their size.
@@ -15,7 +19,9 @@ table is read. A terminal would obey control characters: :func:`printable` spell
 Shapes: every column (m,).
 """
 
+import bz2
 import csv
+import gzip
 import io
 import json
 import lzma
@@ -24,7 +30,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, get_args
@@ -45,12 +51,18 @@ _EMPTY = ("", "na", "nan", "none", "null")
 _DELIMITERS = ",;\t"
 _FORMULA = re.compile("'*[=+\\-@\t\r]")  # what a spreadsheet runs, apostrophes before it or not
 _FOREIGN = {
-    b"\x1f\x8b": "gzip",
     b"\x80": "a pickle",
-    b"\x93NUMPY": "a single array (.npy)",
     b"\x89HDF": "HDF5",
     b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
 }
+_PACKED: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda file: _pyarrow("zstd").CompressedInputStream(file, "zstd"),
+}
+_DECIMAL = re.compile(r"[-+]?\d*(,\d+)?([eE][-+]?\d+)?")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+")
 # What NumPy and zipfile raise at members that are cut short, encrypted, packed in other ways, or
 # whose headers are no headers.
 _NO_ARRAY = (
@@ -63,49 +75,70 @@ def read_document(source: str | Path, members: Collection[str] = ()) -> Columns 
     """Read whatever a file or standard input (``"-"``) holds.
 
     Args:
-        source: CSV with a header row (comma, semicolon or tab), Parquet, JSON (records, lists by
-            name, or pandas' ``orient="split"``), JSON lines or NPZ.
+        source: CSV with a header row (comma, semicolon or tab), JSON (records, lists by name, or
+            any ``orient`` of pandas but ``"values"``), JSON lines, NPZ, a single array (NPY),
+            Parquet, Feather or Excel; packed or not.
         members: Names of arrays: where an NPZ has any of them, the others are not unpacked.
 
     Returns:
         Arrays by name: of a table (CSV, Parquet, JSON records) its columns (m,); of NPZ and of a
         JSON object its arrays, whatever their dimensions. A JSON list that holds no records is
-        returned as it is.
+        returned as it is, and so are the rows of a single array.
 
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be read.
         ValueError: If it is none of these, empty, unpacks to more than :data:`MAX_BYTES`, or its
             rows differ in length.
-        RuntimeError: If it is Parquet and ``pyarrow`` is not installed.
+        RuntimeError: If ``pyarrow`` or ``pandas`` is needed and not installed.
     """
     name = source_name(source)
     try:
         with _open(source) as file:
-            start = file.read(8)
-            file.seek(0)
-            if start.startswith(b"PAR1"):
-                return _read_parquet(file, name)
-            if start.startswith(b"PK\x03\x04"):
-                return _read_npz(file, name, members)
-            content = file.read()
+            return _read_open(_unpacked(file, name), name, members)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
         text = message(name, "readable", str(error.strerror), "Mind its permissions.")
         raise OSError(error.errno, text) from error
+
+
+def _read_open(file: BinaryIO, name: str, members: Collection[str]) -> Columns | list[Any]:
+    start = file.read(8)
+    file.seek(0)
+    if start.startswith(b"PAR1"):
+        return _read_parquet(file, name)
+    if start.startswith(b"ARROW1"):
+        return _read_feather(file, name)
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip(file, name, members)
+    if start.startswith(b"\x93NUMPY"):
+        return _read_single_array(file, name)
+    content = file.read()
     for magic, kind in _FOREIGN.items():
         if content.startswith(magic):
             raise _unreadable(name, kind)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _unreadable(name, str(error)) from error
+    text = _decoded(content, name)
     if not text.strip():
         raise _unreadable(name, "nothing in it")
     if text.lstrip()[0] in "[{":
         return _read_json(text, name)
     return _read_csv(text, name)
+
+
+def read_json(path: str | Path) -> Any:
+    """The document of a JSON file as it is.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON.
+    """
+    with _open(path) as file:
+        text = _decoded(_unpacked(file, str(path)).read(), str(path))
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(str(path), f"JSON that ends or breaks off at {error}") from error
 
 
 def source_name(source: str | Path) -> str:
@@ -170,9 +203,40 @@ def _open(source: str | Path) -> BinaryIO:
     return path.open("rb")
 
 
+def _unpacked(file: BinaryIO, name: str) -> BinaryIO:
+    """The file, or what a packed one holds, at most :data:`MAX_BYTES`."""
+    start = file.read(8)
+    file.seek(0)
+    for magic, opened in _PACKED.items():
+        if start.startswith(magic):
+            try:
+                content = opened(file).read(MAX_BYTES + 1)
+            except (*_NO_ARRAY, lzma.LZMAError) as error:
+                raise _unreadable(name, f"packed with {error or type(error).__name__}") from error
+            _check_size(name, len(content))
+            return io.BytesIO(content)
+    return file
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """Text in UTF-8 or, where it is none, UTF-16 with its mark, or Windows-1252."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings: tuple[str, ...] = ("utf-16",)
+    elif b"\0" in content:
+        encodings = ("utf-8-sig",)  # no text in any encoding of eight bits
+    else:
+        encodings = ("utf-8-sig", "cp1252", "latin-1")
+    for encoding in encodings:
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError as error:
+            failure = error
+    raise _unreadable(name, str(failure)) from failure
+
+
 def _unreadable(name: str, found: str) -> ValueError:
     remedy = "Export the table again as one of these."
-    expected = "CSV in UTF-8 with a header row, Parquet, JSON or NPZ"
+    expected = "CSV with a header row, JSON, NPZ, Parquet, Feather or Excel"
     return ValueError(message(name, expected, found, remedy))
 
 
@@ -211,19 +275,36 @@ def _read_csv(text: str, name: str) -> Columns:
             expected = f"{len(header)} cells wide like its header"
             raise ValueError(message(name, expected, f"{len(row)} in row {number}", remedy))
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    return {key: _numbers(column) for key, column in zip(header, cells, strict=True)}
+    commas = delimiter != ","
+    return {key: _numbers(column, commas) for key, column in zip(header, cells, strict=True)}
 
 
-def _numbers(cells: Sequence[str]) -> np.ndarray:
-    """Text as float64 where every cell is a number or empty."""
+def _numbers(cells: Sequence[str], commas: bool) -> np.ndarray:
+    """Text as float64 where every cell is a number or empty; ``commas`` may be decimal ones."""
     stripped = [cell.strip() for cell in cells]
     numerals = ["nan" if cell.lower() in _EMPTY else cell for cell in stripped]
-    if not any("_" in cell for cell in numerals):  # to Python, 1_2 is 12
+    if commas and _have_decimal_commas(numerals):
+        numerals = [cell.replace(",", ".") for cell in numerals]
+    if not any("_" in cell for cell in numerals) and not _are_bits(stripped):  # 1_2 is 12 to Python
         try:
             return np.array(numerals, dtype=np.float64)
         except ValueError:
             pass
     return _objects([_unquoted(cell) for cell in stripped])
+
+
+def _have_decimal_commas(cells: Sequence[str]) -> bool:
+    """Whether all cells are numbers, some with a comma that cannot be one of thousands."""
+    given = [cell for cell in cells if cell != "nan"]
+    with_comma = [cell for cell in given if "," in cell]
+    decimal = any(not _THOUSANDS.fullmatch(cell) for cell in with_comma)
+    return decimal and all(_DECIMAL.fullmatch(cell) for cell in given)
+
+
+def _are_bits(cells: Sequence[str]) -> bool:
+    """Whether cells are strings of bits, of which one begins with a 0 that a number would lose."""
+    leading = any(len(cell) > 1 and cell.startswith("0") for cell in cells)
+    return leading and all(re.fullmatch("[01]+", cell) for cell in cells)
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
@@ -242,9 +323,15 @@ def _read_json(text: str, name: str) -> Columns | list[Any]:
         if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
             header, rows = document["columns"], document["data"]
             return _json_records(_split_rows(header, rows, name), name)
+        if {"schema", "data"} == document.keys():  # pandas' "table"
+            return _json_records(list(document["data"]), name)
+        if document.get("data_type") == "game" and isinstance(document.get("data"), dict):
+            return _saved_game(document, name)
         kinds = {type(value) for value in document.values()}
         if list in kinds:
             return {key: _array(value) for key, value in document.items()}
+        if kinds == {dict}:
+            return _json_records(_of_objects(document, name), name)
         if dict in kinds:
             raise _no_records(f"what {name} holds", "objects by name")
         document = [document]  # one line of JSON lines
@@ -266,6 +353,42 @@ def _parsed_json(text: str) -> Any:
         except json.JSONDecodeError:
             pass  # what is wrong with the whole says more
         raise
+
+
+def _saved_game(document: dict[str, Any], name: str) -> Columns:
+    """A game that shapiq saved: values by the numbers of players, between commas."""
+    try:
+        n = int(document["metadata"]["n_players"])
+        keys = ("" if key == "Empty" else key for key in document["data"])
+        members = [[int(player) for player in key.split(",") if key] for key in keys]
+        coalitions = np.zeros((len(members), n))
+        for row, players in zip(coalitions, members, strict=True):
+            row[players] = 1
+        values = np.array([*document["data"].values()], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
+        raise _unreadable(name, f"a game of shapiq with {error!r}") from error
+    found = {"coalitions": coalitions, "values": values}
+    if players := document["metadata"].get("player_names"):
+        found["task_names"] = _objects(players)
+    return found
+
+
+def _of_objects(document: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Records of pandas' ``orient="columns"`` (by column and row) or ``"index"`` (by row).
+
+    Rows of the first are numbered, or are the same labels in every column.
+    """
+    labels = {tuple(cells) for cells in document.values()}
+    if len(labels) > 1:
+        raise _no_records(f"what {name} holds", "objects of different names")
+    rows, names = list(document), list(labels.pop())
+    numbered = all(label.isdigit() for label in rows)
+    if all(label.isdigit() for label in names) and not numbered:
+        rows, names = names, rows
+        return [{key: document[key][row] for key in names} for row in rows]
+    if not numbered:
+        raise _no_records(f"what {name} holds", "objects by name of objects by name")
+    return [document[row] for row in rows]
 
 
 def _no_records(what: str, found: str) -> ValueError:
@@ -311,6 +434,55 @@ def _array(values: Any) -> np.ndarray:
     return _objects(values)
 
 
+def _read_zip(file: BinaryIO, name: str, members: Collection[str]) -> Columns:
+    """NPZ or Excel, which are both zip archives."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            excel = "xl/workbook.xml" in archive.namelist()
+            size = sum(info.file_size for info in archive.infolist())
+    except _NO_ARRAY as error:
+        raise _unreadable(name, f"a zip archive with {error or type(error).__name__}") from error
+    file.seek(0)
+    if not excel:
+        return _read_npz(file, name, members)
+    _check_size(name, size)
+    try:
+        import pandas
+
+        frame = pandas.read_excel(file)
+    except ImportError as error:
+        remedy = 'pip install "ksm_ext[tables]", or save it as CSV.'
+        expected = "readable through pandas and openpyxl"
+        found = f"no {error.name or 'openpyxl'}"
+        raise RuntimeError(message("Excel", expected, found, remedy)) from error
+    except (*_NO_ARRAY, AttributeError) as error:
+        raise _unreadable(name, f"Excel with {error}") from error
+    header = [str(label).strip() for label in frame.columns]
+    _check_header(header, name)
+    cells = (frame.iloc[:, j].tolist() for j in range(len(header)))
+    return {key: _from_sheet(column) for key, column in zip(header, cells, strict=True)}
+
+
+def _from_sheet(cells: list[Any]) -> np.ndarray:
+    """A column of a sheet: numbers, or text in which an empty cell is empty."""
+    if all(isinstance(cell, (int, float)) for cell in cells):
+        return np.array(cells, dtype=np.float64)
+    return _numbers(["" if cell != cell or cell is None else str(cell) for cell in cells], False)
+
+
+def _read_single_array(file: BinaryIO, name: str) -> list[Any]:
+    """The rows of an array that stands alone (.npy)."""
+    try:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        array = _array_of(file, size, name)
+    except _NO_ARRAY as error:
+        raise _unreadable(name, f"an array (.npy) with {error or type(error).__name__}") from error
+    if array.ndim not in (1, 2):
+        raise _unreadable(name, f"an array (.npy) of {array.ndim} dimensions")
+    return list(array)
+
+
 def _read_npz(file: BinaryIO, name: str, members: Collection[str]) -> Columns:
     try:
         with zipfile.ZipFile(file) as archive:
@@ -326,37 +498,42 @@ def _read_npz(file: BinaryIO, name: str, members: Collection[str]) -> Columns:
     except _NO_ARRAY as error:
         raise _unreadable(name, f"NPZ with {error or type(error).__name__}") from error
     if not found:
-        raise _unreadable(name, "a zip archive without arrays, such as .xlsx and .pt are")
+        raise _unreadable(name, "a zip archive without arrays, such as .pt is")
     _check_size(name, size)
     return columns
 
 
 def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array of which the file holds as many bytes as its header says."""
+    with archive.open(info) as member:
+        return _array_of(member, info.file_size, info.filename)
+
+
+def _array_of(member: Any, size: int, name: str) -> np.ndarray:
+    """An array of which a file holds as many bytes as its header says."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        shape, by_columns, dtype = readers[version](member)
-        if dtype.hasobject:
-            raise zipfile.BadZipFile("Object arrays cannot be loaded")
-        left = info.file_size - member.tell()
-        counts = all(type(size) is int and size >= 0 for size in shape)
-        if not counts or math.prod(shape) * dtype.itemsize != left:
-            raise zipfile.BadZipFile(f"{left:,} bytes for shape {shape} in {info.filename}")
-        array = np.frombuffer(member.read(), dtype)
+    version = np.lib.format.read_magic(member)
+    shape, by_columns, dtype = readers[version](member)
+    if dtype.hasobject:
+        raise zipfile.BadZipFile("Object arrays cannot be loaded")
+    left = size - member.tell()
+    counts = all(type(side) is int and side >= 0 for side in shape)
+    if not counts or math.prod(shape) * dtype.itemsize != left:
+        raise zipfile.BadZipFile(f"{left:,} bytes for shape {shape} in {name}")
+    array = np.frombuffer(member.read(), dtype)
     return array.reshape(shape, order="F" if by_columns else "C")
 
 
-def _pyarrow() -> Any:
+def _pyarrow(kind: str = "Parquet") -> Any:
     try:
+        import pyarrow.feather
         import pyarrow.parquet
     except ImportError as error:
         found = "pyarrow is not installed"
-        remedy = 'pip install "ksm_ext[parquet]", or use CSV.'
-        raise RuntimeError(message("Parquet", "readable through pyarrow", found, remedy)) from error
+        remedy = 'pip install "ksm_ext[tables]", or use CSV.'
+        raise RuntimeError(message(kind, "readable through pyarrow", found, remedy)) from error
     return pyarrow
 
 
@@ -382,6 +559,17 @@ def _read_parquet(file: BinaryIO, name: str) -> Columns:
         }
     except unreadable as error:
         raise _unreadable(name, f"Parquet with {error}") from error
+
+
+def _read_feather(file: BinaryIO, name: str) -> Columns:
+    pyarrow = _pyarrow("Feather")
+    try:
+        table = pyarrow.feather.read_table(file)
+        _check_size(name, table.nbytes)
+        _check_header(table.column_names, name)
+        return {key: _from_arrow(table.column(key)) for key in table.column_names}
+    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+        raise _unreadable(name, f"Feather with {error}") from error
 
 
 def _from_arrow(column: Any) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Scores of subsets from files: which columns are tasks, which are targets, and what they say.
 
-Three layouts of a table are read (:mod:`.files` says in which files), and those in which
+Several layouts of a table are read (:mod:`.files` says in which files), and those in which
 scores were published with the paper:
 
 * one table: a column per task that is 0 or 1, and a column per target;
 * two tables: masks (or mixture weights) and scores, joined by a column that both have, else row by
   row;
+* tables of experiment trackers, columns of lists of tasks, and long tables: :mod:`.layouts`;
 * arrays ``masks`` (m, n) and ``scores`` (m,) or (m, t), with ``task_names`` and ``target_names``
   where there are names, in NPZ or a JSON object;
 * published: ``train_w`` and ``train_subset_scores`` (and ``test_``) in a JSON object; a JSON list
@@ -32,6 +33,7 @@ from ksm_ext.checks import brief, check_choice, counted, listed, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
 from ksm_ext.surrogates.options import Missing
 from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
+from ksm_ext.tables.layouts import from_long, from_tracker, split_subsets
 from ksm_ext.tables.roles import (
     SHARES,
     Column,
@@ -65,6 +67,7 @@ class ScoreTable:
         task_names: n names.
         target_names: t names.
         columns: What every column was taken for and why, the masks' file first.
+        notes: What became of the table of a tracker.
     """
 
     masks: Tensor
@@ -72,6 +75,7 @@ class ScoreTable:
     task_names: tuple[str, ...]
     target_names: tuple[str, ...]
     columns: tuple[Column, ...] = ()
+    notes: tuple[str, ...] = ()
 
     __repr__ = brief
 
@@ -85,8 +89,8 @@ class ScoreTable:
         return f"{subsets}, {counted(t, 'target')} ({targets})"
 
     def role_table(self) -> str:
-        """The columns by role and reason, a line for each."""
-        return role_table(self.columns)
+        """The columns by role and reason, a line for each, after what became of a tracker's."""
+        return "\n".join([*self.notes, role_table(self.columns)])
 
     def merged(self) -> "ScoreTable":
         """The same with tasks that are in or out together made one, under their first name.
@@ -108,6 +112,8 @@ def read_scores(
     weights: bool = False,
     key: str | None = None,
     num_tasks: int | None = None,
+    subset: str | None = None,
+    long: Sequence[str] | None = None,
     part: Part = "train",
     missing: Missing = "error",
 ) -> ScoreTable:
@@ -126,6 +132,8 @@ def read_scores(
         key: The column that joins two tables. Without it, the one that both have; of several, the
             one that has the same values, each once, in both.
         num_tasks: n, where subsets are lists of task numbers; by default the largest number + 1.
+        subset: The column whose cells are lists of task names, or bit strings.
+        long: The columns that name the run and the task, where each task of a run has a row.
         part: Which rows of a published table that has ``train_`` and ``test_`` rows.
         missing: Whether empty cells of scores are an error, or NaN: ``"drop"``, as of
             :func:`ksm_ext.fit_surrogate`.
@@ -149,7 +157,10 @@ def read_scores(
     given: dict[Role, Names] = {"task": tasks, "target": targets, "ignored": ignore}
     patterns = {role: (n,) if isinstance(n, str) else n for role, n in given.items()}
     check_choice("missing", missing, get_args(Missing))
-    return _assembled(_tables(scores, masks, part, num_tasks), patterns, weights, key, missing)
+    reshape = _Reshape(subset, None if long is None else _two_names(long))
+    return _assembled(
+        _tables(scores, masks, part, num_tasks, reshape), patterns, weights, key, missing
+    )
 
 
 def read_masks(source: str | Path, tasks: Sequence[str]) -> Tensor:
@@ -168,7 +179,7 @@ def read_masks(source: str | Path, tasks: Sequence[str]) -> Tensor:
         OSError: If it cannot be read.
         ValueError: If it has no column of a task, or other numbers than 0 and 1.
     """
-    table = _table(_read(source, "train"), source_name(source), "masks", len(tasks))
+    table = _table(_read(source, "train"), source_name(source), "masks", len(tasks), _Reshape())
     columns, names = table.columns, [str(number) for number in range(len(tasks))]
     if len(columns) == len(tasks) and list(columns) == names:  # an array, which has no names
         columns = dict(zip(tasks, columns.values(), strict=True))
@@ -217,12 +228,17 @@ def read_index_lists(source: str | Path) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Table:
-    """Columns, what messages call them, what they may be, and why they surely are."""
+    """Columns, what messages call them, what they may be, and why they surely are.
+
+    ``scores`` are scores beyond doubt; ``note`` says what became of a tracker's table.
+    """
 
     columns: Columns
     where: str
     may: tuple[Role, ...]
     sure: str = ""
+    scores: tuple[str, ...] = ()
+    note: str = ""
 
     def numbers(
         self, roles: list[Column], named: Mapping[str, Role], role: Role, missing: Missing = "error"
@@ -256,6 +272,8 @@ def _assembled(
     for table in tables:
         known = {role: parts for role, parts in patterns.items() if role in (*table.may, "ignored")}
         others = [name for other in tables if other is not table for name in other.columns]
+        if table.scores and not patterns["target"]:
+            known["target"] = [name for name in table.scores if name not in patterns["ignored"]]
         named.append(name_columns(table.columns, known, table.where, others))
     report: list[Column] = []
     if key is not None or len(tables) == 2:
@@ -278,9 +296,17 @@ def _assembled(
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for names in (masks, scores):
         checked_names("names", names, len(names))
-    report += [column for columns in roles for column in columns]
+    sure = {name for table in tables for name in table.scores}
+    report += [
+        replace(column, reason="a score there")
+        if column.reason == "named" and column.name in sure and not patterns["target"]
+        else column
+        for columns in roles
+        for column in columns
+    ]
     numbers = torch.from_numpy(mask_rows), torch.from_numpy(score_rows)
-    return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report))
+    notes = tuple(table.note for table in tables if table.note)
+    return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report), notes)
 
 
 def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:
@@ -387,34 +413,66 @@ def _shown(value: Any) -> str:
 # -- arrays and published layouts ---------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Reshape:
+    """Which columns hold lists of tasks, or name the run and the task of each row."""
+
+    subset: str | None = None
+    long: tuple[str, str] | None = None
+
+    def table(self, columns: Columns, where: str, may: tuple[Role, ...]) -> _Table:
+        """A table by its columns, whatever tool wrote it."""
+        columns, scores, note = from_tracker(columns, where)
+        if "task" in may and self.long is not None:
+            columns = from_long(columns, *self.long, where)
+        if "task" in may and self.subset is not None:
+            columns = split_subsets(columns, self.subset, where)
+        columns = {name: truth_values(cells) for name, cells in columns.items()}
+        known = tuple(scores) if "target" in may else ()
+        return _Table(columns, where, may, scores=known, note=note)
+
+
+def _two_names(long: Sequence[str]) -> tuple[str, str]:
+    if isinstance(long, str) or len(long) != 2:
+        remedy = 'Such as long=("run", "task"), `--long run,task`.'
+        raise ValueError(message("long", "the columns of the run and the task", repr(long), remedy))
+    return long[0], long[1]
+
+
 def _tables(
-    scores: str | Path, masks: str | Path | None, part: Part, num_tasks: int | None
+    scores: str | Path,
+    masks: str | Path | None,
+    part: Part,
+    num_tasks: int | None,
+    reshape: _Reshape,
 ) -> list[_Table]:
     """One table of tasks and targets, or the masks and the scores."""
     document, where = _read(scores, part), source_name(scores)
     if masks is not None:
-        pool = _table(_read(masks, part), source_name(masks), "masks", num_tasks)
-        return [pool, _table(document, where, "scores")]
+        pool = _table(_read(masks, part), source_name(masks), "masks", num_tasks, reshape)
+        return [pool, _table(document, where, "scores", None, reshape)]
     if isinstance(document, list):
         found, remedy = "a list of rows", "Name the file of the masks too (`--masks`)."
         raise ValueError(message(where, "a table of tasks and scores", found, remedy))
     if "masks" not in document:
-        columns = {name: truth_values(cells) for name, cells in document.items()}
-        return [_Table(columns, where, ("task", "target"))]
+        return [reshape.table(document, where, ("task", "target"))]
     if "scores" not in document:
         expected = "an array of scores beside that of masks"
         remedy = "Add one, or name the file of the scores as SCORES and this as `--masks`."
         raise ValueError(message(where, expected, "none", remedy))
-    return [_table(document, where, what, num_tasks) for what in ("masks", "scores")]
+    return [_table(document, where, what, num_tasks, reshape) for what in ("masks", "scores")]
 
 
 def _read(source: str | Path, part: Part) -> Columns | list[Any]:
     """What a file holds; of an NPZ with arrays, only these. Published names become our own."""
     published = {f"{part}_w": "masks", f"{part}_subset_scores": "scores"}
-    arrays = (*published, *published.values(), "task_names", "target_names")
+    published |= {"coalitions": "masks"}  # shapiq's games, whose values are scores
+    arrays = (*published, *published.values(), "values", "task_names", "target_names")
     document = read_document(source, arrays)
     if isinstance(document, list):
         return document
+    if "coalitions" in document:
+        published["values"] = "scores"
     own = {theirs: ours for theirs, ours in published.items() if ours not in document}
     return {own.get(name, name): cells for name, cells in document.items()}
 
@@ -423,7 +481,8 @@ def _table(
     document: Columns | list[Any],
     where: str,
     what: Literal["masks", "scores"],
-    num_tasks: int | None = None,
+    num_tasks: int | None,
+    reshape: _Reshape,
 ) -> _Table:
     """A document of masks or of scores as columns."""
     role: Role = "task" if what == "masks" else "target"
@@ -437,8 +496,7 @@ def _table(
         array, why = document[what], f"the array of {what}"
         names = document.get(f"{role}_names")
     else:
-        columns = {name: truth_values(cells) for name, cells in document.items()}
-        return _Table(columns, where, (role,))
+        return reshape.table(document, where, (role,))
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or is_text(array):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "ksm_ext"
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
 LATE = {
     "matplotlib": {"plotting"},
-    "pandas": {"arrays", "candidates"},
+    "pandas": {"arrays", "candidates", "files"},
     "polars": {"arrays"},
     "xarray": {"arrays"},
     "joblib": {"retraining"},

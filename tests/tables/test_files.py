@@ -1,11 +1,13 @@
 """Tables in files: every format gives the same numbers, and what is damaged says so."""
 
+import bz2
 import csv
 import decimal
 import gzip
 import importlib.util
 import io
 import json
+import lzma
 import pickle
 import re
 import sys
@@ -50,7 +52,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x").write_bytes(b"PAR1")
-    with pytest.raises(RuntimeError, match=r'pip install "ksm_ext\[parquet\]"'):
+    with pytest.raises(RuntimeError, match=r'pip install "ksm_ext\[tables\]"'):
         read_document(tmp_path / "x")
 
 
@@ -108,9 +110,11 @@ def scored(shape, numbers, kind="<f8", **more):
 
 FOREIGN = {
     "nothing": (b"", "nothing in it"),
-    "UTF-16": (b"\xff\xfe\x00", "utf-8"),
+    "half of UTF-16": (b"\xff\xfe\x00", "utf-16"),
+    "zeros": (b"a,loss\n\xff\x00,1\n", "utf-8"),
     "half a document": (b'{"masks": [[1, 0]', "JSON that ends or breaks off"),
-    "half an archive": (b"PK\x03\x04 no archive", "NPZ with"),
+    "half an archive": (b"PK\x03\x04 no archive", "a zip archive with"),
+    "damaged Feather": (b"ARROW1 and nothing else", "got Feather with"),
     "damaged Parquet": (b"PAR1 and nothing else PAR1", "got Parquet with"),
     "a name twice": (b"a,a\n1,2\n", "got 'a'"),
     "a short row": (b"a,b\n1,2\n3\n", "got 1 in row 3"),
@@ -126,13 +130,17 @@ FOREIGN = {
     "deep JSON": (b"[" * 200_000, "JSON that"),
     "JSON within JSON": (b'{"masks": [[1, [2]], [0, 1]], "scores": [1, 2]}', "no numbers"),
     "columns of different lengths": (b'{"a": [1, 0], "b": [1], "loss": [1, 2]}', "got 1 rows"),
-    "objects by name": (b'{"a": {"0": 1}, "loss": {"0": 1}}', "objects by name"),
+    "objects by name": (b'{"a": {"x": 1}, "loss": {"x": 1}}', "objects by name"),
     "split rows that do not fit": (b'{"columns": ["a"], "data": [[1, 2]]}', "rows that do not fit"),
     "a lone surrogate": (b'[{"\\ud800": 1, "loss": 0.5}]', "text that UTF-8 can write"),
     "a header alone": (b"a,b,loss\n", "no rows"),
-    "gzip": (gzip.compress(b"a,loss\n1,2\n"), "got gzip"),
+    "half of gzip": (gzip.compress(b"a,loss\n1,2\n")[:20], "packed with"),
+    "half of xz": (lzma.compress(b"a,loss\n1,2\n")[:20], "packed with"),
     "a pickle": (pickle.dumps({"a": 1}), "got a pickle"),
-    "one array": (npy("(2,)", [1, 2]), "got a single array (.npy)"),
+    "one array": (npy("(2,)", [1, 2]), "got a list of rows"),
+    "an array of three dimensions": (npy("(1, 1, 1)", [1]), "(.npy) of 3 dimensions"),
+    "an array of 2^40 numbers": (npy("(1099511627776,)", [1]), "8 bytes for shape (10995116"),
+    "damaged Excel": (zipped(**{"xl/workbook.xml": "<xml/>"}), "Excel with"),
     "a spreadsheet": (zipped(sheet="<xml/>"), "a zip archive without arrays"),
     "NPZ of 2^40 numbers": (scored("(1099511627776,)", [1, 2]), "16 bytes for shape (10995116"),
     "NPZ of True numbers": (scored("(True,)", [1]), "8 bytes for shape (True,)"),
@@ -153,8 +161,9 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_files_are_named(kind, tmp_path):
-    if "Parquet" in kind:
-        pytest.importorskip("pyarrow")
+    for word, package in (("Parquet", "pyarrow"), ("Feather", "pyarrow"), ("Excel", "openpyxl")):
+        if word in kind:
+            pytest.importorskip(package)
     content, found = FOREIGN[kind]
     path = tmp_path / "scores"
     path.write_bytes(content)
@@ -162,6 +171,87 @@ def test_foreign_files_are_named(kind, tmp_path):
         read_scores(path)
     assert found in str(caught.value)
     assert str(path) in str(caught.value) or kind in ("a lone surrogate", "fewer scores")
+
+
+TABLE = pd.DataFrame({"wiki": [1, 0, 1], "größe": [0, 1, 1], "loss": [0.5, 1.25, -2.0]})
+CSV = TABLE.to_csv(index=False)
+
+
+def the_table(path):
+    found = read_document(path)
+    assert list(found) == list(TABLE)
+    for name, cells in found.items():
+        np.testing.assert_array_equal(cells, TABLE[name].to_numpy(dtype=float))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, "zstd"])
+def test_packed_files_are_unpacked(pack, tmp_path, monkeypatch):
+    if pack == "zstd":
+        pack = pytest.importorskip("pyarrow").Codec("zstd").compress
+    (tmp_path / "x").write_bytes(pack(CSV.encode()))
+    the_table(tmp_path / "x")
+    (tmp_path / "x").write_bytes(pack(b"a,loss\n" + b"1,2\n" * 1000))
+    monkeypatch.setattr("ksm_ext.tables.files.MAX_BYTES", 500)
+    with pytest.raises(ValueError, match="must be at most 500 bytes, got 501"):
+        read_document(tmp_path / "x")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "latin-1", "utf-16"])
+def test_text_in_the_encodings_of_spreadsheets(encoding, tmp_path):
+    (tmp_path / "x").write_bytes(CSV.encode(encoding))
+    the_table(tmp_path / "x")
+
+
+@pytest.mark.parametrize("orient", ["records", "split", "columns", "index", "table"])
+def test_every_orient_of_pandas(orient, tmp_path):
+    TABLE.to_json(tmp_path / "x", orient=orient)
+    found = read_document(tmp_path / "x")
+    if orient == "table":
+        assert found.pop("index").tolist() == [0, 1, 2]
+    for name, cells in found.items():
+        np.testing.assert_array_equal(cells, TABLE[name].to_numpy(dtype=float))
+    assert list(found) == list(TABLE)
+
+
+def test_sheets_and_feather(tmp_path):
+    pytest.importorskip("pyarrow")
+    TABLE.to_feather(tmp_path / "x")
+    the_table(tmp_path / "x")
+    pytest.importorskip("openpyxl")
+    TABLE.to_excel(tmp_path / "x.xlsx", index=False)
+    the_table(tmp_path / "x.xlsx")
+    mixed = TABLE.assign(note=["a", None, "3"], empty=[None, 1.5, None])
+    mixed.to_excel(tmp_path / "x.xlsx", index=False)
+    found = read_document(tmp_path / "x.xlsx")
+    assert found["note"].tolist() == ["a", "", "3"]
+    np.testing.assert_array_equal(found["empty"], [np.nan, 1.5, np.nan])
+
+
+def test_pairs_of_arrays(tmp_path):
+    np.save(tmp_path / "masks.npy", MASKS.numpy())
+    np.save(tmp_path / "margins.npy", np.asfortranarray(SCORES.numpy()))
+    table = read_scores(tmp_path / "margins.npy", tmp_path / "masks.npy")
+    assert table.masks.equal(MASKS) and table.scores.equal(SCORES)
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["0,5", "1,25", "-2"], [0.5, 1.25, -2.0]),
+        (["1e-3", "0,25", ""], [1e-3, 0.25, np.nan]),
+        (["1,234", "1,5", "2"], [1.234, 1.5, 2.0]),
+        (["1,234", "5,678", "2"], None),  # or thousands
+        (["1,5", "1.5", "2"], None),
+    ],
+)
+def test_decimal_commas(cells, numbers, tmp_path):
+    rows = "\n".join(f"{bit};{cell}" for bit, cell in zip((1, 0, 1), cells, strict=True))
+    (tmp_path / "x").write_text(f"wiki;loss\n{rows}\n")
+    found = read_document(tmp_path / "x")["loss"]
+    if numbers is None:
+        assert found.tolist() == cells
+    else:
+        np.testing.assert_array_equal(found, numbers)
 
 
 def test_npz_of_other_byte_orders_and_bytes_for_names(tmp_path):
