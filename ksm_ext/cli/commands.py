@@ -4,8 +4,8 @@ Each takes the parsed arguments and returns the exit status. Names of tasks and 
 the tables and go with every result.
 """
 
-import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from ksm_ext.arrays import position
 from ksm_ext.checks import message
-from ksm_ext.cli.output import STANDARD, on_a_terminal, say, show_table, write_bytes
+from ksm_ext.cli.output import (
+    STANDARD,
+    on_a_terminal,
+    read_surrogate,
+    say,
+    show_table,
+    write_bytes,
+)
+from ksm_ext.correlation import spearman
 from ksm_ext.drawing import largest
 from ksm_ext.report.page import write_report
 from ksm_ext.selection import best_mixture, exact, under_budget
@@ -26,7 +34,7 @@ from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.quality import qualities, suitability
-from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
+from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.tables.files import read_document, read_json, write_columns
 from ksm_ext.tables.layouts import read_results
 from ksm_ext.tables.roles import better_high
@@ -42,10 +50,18 @@ def fit(args: Namespace) -> int:
     table = _score_table(args)
     say(f"{table.role_table()}\nFitting {table}.", quiet=args.quiet)
     start = perf_counter()
-    surrogate = fit_surrogate(
+    progress = on_a_terminal() and not args.quiet
+    surrogate = _fitted(args, table, estimates=_estimates(args, table), progress=progress)
+    _write(args.output, surrogate.save)
+    saved = f"Saved to {args.output} after {perf_counter() - start:.1f} s."
+    say(f"{_quality(surrogate)}\n{saved}", quiet=args.quiet)
+    return 0
+
+
+def _fitted(args: Namespace, table: ScoreTable, **options: Any) -> Surrogate:
+    return fit_surrogate(
         table.masks,
         table.scores,
-        estimates=_estimates(args, table),
         kernel=_kernels(args.kernel),
         ridge=args.ridge,
         criterion=args.criterion,
@@ -56,12 +72,79 @@ def fit(args: Namespace) -> int:
         missing=args.missing,
         task_names=table.task_names,
         target_names=table.target_names,
-        progress=on_a_terminal() and not args.quiet,
+        **options,
     )
-    _write(args.output, surrogate.save)
-    saved = f"Saved to {args.output} after {perf_counter() - start:.1f} s."
-    say(f"{_quality(surrogate)}\n{saved}", quiet=args.quiet)
+
+
+def watch(args: Namespace) -> int:
+    """Fit again and write the report anew whenever a table or a store of runs has changed."""
+    seen: tuple[int, int] | str | None = "nothing"
+    args.quiet = True
+    while True:
+        state = _state(args.scores)
+        if state != seen:
+            seen = state
+            try:
+                table = _score_table(args)
+                surrogate = _fitted(args, table)
+                shown = {"title": args.title, "readout": args.readout, "maximize": _maximize(args)}
+                write_report(surrogate, args.output, **shown)
+                say(f"{len(table.masks):,} runs. {str(surrogate).splitlines()[0]}")
+                if args.until is not None and len(table.masks) >= args.until:
+                    return 0
+            except (ValueError, FileNotFoundError) as error:  # few runs, or a row half written
+                say(f"Not yet: {error}")
+        time.sleep(args.every)
+
+
+def _state(source: str) -> tuple[int, int] | None:
+    """What tells that a file has changed; None while it is not there."""
+    path = Path(source)
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+
+
+def compare(args: Namespace) -> int:
+    """Write the attributions of two surrogates side by side, and how far they agree."""
+    one, other = (read_surrogate(s).with_tensor_answers() for s in (args.surrogate, args.other))
+    tasks = [name for name in one.task_names if name in other.task_names]
+    targets = [name for name in one.target_names if name in other.target_names]
+    if len(tasks) < 2 or not targets:
+        expected = "surrogates that share tasks (two at least) and targets"
+        found = f"{len(tasks)} and {len(targets)}"
+        raise ValueError(message("surrogates", expected, found, "Fit them with the same names."))
+    (first, first_std), (second, second_std) = (
+        _of_shared(each, args.readout, tasks, targets) for each in (one, other)
+    )
+    difference = second - first
+    half = quantile(0.95) * (first_std.square() + second_std.square()).sqrt()
+    order = torch.stack([_order(difference[:, j], "size")[: args.top] for j in range(len(targets))])
+    at = order.flatten(), torch.arange(len(targets)).repeat_interleave(order.shape[1])
+    columns: dict[str, Any] = {"task": [tasks[i] for i in at[0]]}
+    columns["target"] = [targets[j] for j in at[1]]
+    numbers = {"one": first, "other": second, "difference": difference}
+    numbers |= {"low": difference - half, "high": difference + half}
+    columns |= {name: table[at].tolist() for name, table in numbers.items()}
+    show_table(columns, args.output, args.format)
+    ranks = spearman(first, second).tolist()
+    clear = (difference.abs() > half).sum(0).tolist()
+    for name, rank, count in zip(targets, ranks, clear, strict=True):
+        text = f"{name}: Spearman correlation {rank:.3f} over {len(tasks):,} tasks; "
+        say(f"{text}{count:,} differences are clear of zero.")
     return 0
+
+
+def _of_shared(
+    surrogate: Surrogate, readout: str, tasks: Sequence[str], targets: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Attributions and their standard deviations of some tasks and targets, by name."""
+    rows = [surrogate.task_names.index(name) for name in tasks]
+    columns = [surrogate.target_names.index(name) for name in targets]
+    values, std = _answers(surrogate.attribute, readout, surrogate.has_intervals)
+    return values[rows][:, columns], std[rows][:, columns]
+
+
+def _maximize(args: Namespace) -> dict[str, bool]:
+    return dict.fromkeys(args.maximize, True) | dict.fromkeys(args.minimize, False)
 
 
 def import_scores(args: Namespace) -> int:
@@ -100,7 +183,7 @@ def _is_results(source: str) -> bool:
 
 def attribute(args: Namespace) -> int:
     """Write attributions, or interactions, with their intervals."""
-    surrogate = _read_surrogate(args.surrogate).with_tensor_answers()
+    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
@@ -139,7 +222,7 @@ def attribute(args: Namespace) -> int:
 
 def select(args: Namespace) -> int:
     """Choose the tasks of the best predicted score within a budget."""
-    surrogate = _read_surrogate(args.surrogate).with_tensor_answers()
+    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
     if args.mixture:
         return _select_mixture(surrogate, args)
     if not surrogate.masks.binary:
@@ -210,7 +293,7 @@ def _select_mixture(surrogate: Surrogate, args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """Write the report of a surrogate as one HTML page."""
-    surrogate = _read_surrogate(args.surrogate)
+    surrogate = read_surrogate(args.surrogate)
     held_out = None
     if args.held_out is not None:
         table = read_scores(
@@ -226,20 +309,11 @@ def report(args: Namespace) -> int:
         )
         held_out = (table.masks, table.scores)
     shown: dict[str, Any] = {"title": args.title, "readout": args.readout, "target": args.target}
-    shown["maximize"] = dict.fromkeys(args.maximize, True) | dict.fromkeys(args.minimize, False)
+    shown["maximize"] = _maximize(args)
     _write(args.output, lambda path: write_report(surrogate, path, held_out=held_out, **shown))
     if args.output != STANDARD:
         say(f"Wrote {args.output}: open it in a browser.")
     return 0
-
-
-def _read_surrogate(source: str) -> Surrogate:
-    if source != STANDARD:
-        return load_surrogate(source)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "standard input"
-        path.write_bytes(sys.stdin.buffer.read())
-        return load_surrogate(path)
 
 
 def _write(target: str, write: Callable[[str | Path], None]) -> None:
@@ -285,7 +359,7 @@ def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
     found = []
     for source in args.estimates:
         if _is_safetensors(source):
-            found.append(_read_surrogate(source))
+            found.append(read_surrogate(source))
             continue
         names: dict[str, Any] = {
             "task_names": table.task_names,

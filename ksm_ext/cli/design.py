@@ -1,4 +1,4 @@
-"""``ksm design``: draw the subsets to score."""
+"""``ksm design`` and ``ksm next``: draw the subsets to score."""
 
 import io
 from argparse import Namespace
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from ksm_ext import subsets
 from ksm_ext.checks import message
-from ksm_ext.cli.output import STANDARD, say, show_table, write_bytes
+from ksm_ext.cli.output import STANDARD, read_surrogate, say, show_table, write_bytes
 from ksm_ext.surrogates.next_best import next_best
-from ksm_ext.surrogates.surrogate import load_surrogate
 from ksm_ext.tables.scores import read_masks
 
 
 def draw(args: Namespace) -> int:
     """Draw the subsets to score, one row each."""
-    if args.surrogate is not None:
+    if args.command == "next":
         names, masks = _next(args)
     else:
         numbers = args.tasks is None
@@ -55,12 +54,8 @@ def _task_names(source: str) -> list[str]:
 
 def _next(args: Namespace) -> tuple[list[str], Tensor]:
     """The tasks of a surrogate, and what tells most besides the subsets that it was fitted to."""
-    if args.question is None or args.known is not None or args.include_empty:
-        expected = "given with --for, and without --known and --include-empty"
-        remedy = "It knows what was scored; say what will be asked, such as --for shapley."
-        raise ValueError(message("surrogate", expected, "other options", remedy))
-    surrogate = load_surrogate(args.surrogate)
-    masks = next_best(surrogate, _num_subsets(args), args.question, seed=args.seed)
+    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    masks = next_best(surrogate, args.num_subsets, args.question, seed=args.seed)
     return list(surrogate.task_names), masks
 
 

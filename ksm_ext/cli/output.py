@@ -4,12 +4,14 @@ On a screen, names are spelled by :func:`ksm_ext.tables.files.printable`.
 """
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ksm_ext.atomic_write import check_place, write_whole
 from ksm_ext.checks import check_choice
+from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"
@@ -57,6 +59,16 @@ def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | No
         sys.stdout.write(_aligned(columns))
     else:
         write_columns(columns, target, form)
+
+
+def read_surrogate(source: str) -> Surrogate:
+    """What ``ksm fit`` saved, in a file or standard input."""
+    if source != STANDARD:
+        return load_surrogate(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard input"
+        path.write_bytes(sys.stdin.buffer.read())
+        return load_surrogate(path)
 
 
 def write_bytes(content: bytes, target: str) -> None:

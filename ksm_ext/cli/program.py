@@ -79,7 +79,7 @@ def _run(args: Namespace) -> int:
         from ksm_ext.cli.output import check_output
 
         check_output(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
-    if args.command == "design":
+    if args.command in ("design", "next"):
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
         from ksm_ext.cli.doctor import doctor as run
@@ -129,15 +129,8 @@ def _parser() -> ArgumentParser:
     kinds = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for add in (
-        _add_design,
-        _add_import,
-        _add_fit,
-        _add_attribute,
-        _add_select,
-        _add_report,
-        _add_doctor,
-    ):
+    first = (_add_design, _add_import, _add_fit, _add_attribute, _add_select, _add_report)
+    for add in (*first, _add_next, _add_compare, _add_watch, _add_doctor):
         add(kinds)
     return parser
 
@@ -165,7 +158,6 @@ examples:
   ksm design --num-tasks 20 --num-subsets 200 --for shapley -o masks.csv
   ksm design --tasks names.txt --num-subsets 40 --for loo --known scores.csv -o more.csv
   ksm design --tasks names.txt --num-subsets 200 --design paired --seed 1 -o masks.csv
-  ksm design --surrogate surrogate.safetensors --num-subsets 10 --for shapley -o more.csv
   ksm design --num-tasks 20 --design leave-one-out --include-full
   ksm design --num-tasks 17 --num-subsets 64 --design dirichlet -o mixtures.csv
 
@@ -175,11 +167,6 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--num-tasks", type=_count, metavar="N", help="tasks named 0, 1, …")
     which.add_argument("--tasks", metavar="FILE", help="names of the tasks, one a line")
-    which.add_argument(
-        "--surrogate",
-        metavar="FILE",
-        help="of the scores so far: chooses what would tell most besides (with --for)",
-    )
     add = parser.add_argument
     add("--num-subsets", type=_count, metavar="M")
     kind = parser.add_mutually_exclusive_group()
@@ -222,6 +209,33 @@ Score a model trained on each row's tasks, then: ksm fit scores.csv --masks mask
     )
     add("--minimum", type=float, default=0.0, metavar="X", help="smaller shares are 0 (dirichlet)")
     add("--maximum", type=float, default=1.0, metavar="X", help="of a share (dirichlet)")
+    add("--seed", type=int, default=0, help="default 0")
+    _add_output(parser, ("npz", "table"))
+
+
+def _add_next(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "next",
+        "choose the subsets to score next, those that tell most besides what was scored",
+        """\
+examples:
+  ksm next surrogate.safetensors --for shapley -o more.csv
+  ksm next surrogate.safetensors --for loo --num-subsets 20 -o more.csv
+
+Score them, add them to the table, and fit it again.
+""",
+    )
+    add = parser.add_argument
+    _add_surrogate(parser)
+    add(
+        "--for",
+        dest="question",
+        choices=(*get_args(Readout), "prediction"),
+        default="loo",
+        help="what will be asked (default loo)",
+    )
+    add("--num-subsets", type=_count, default=10, metavar="M", help="default 10")
     add("--seed", type=int, default=0, help="default 0")
     _add_output(parser, ("npz", "table"))
 
@@ -442,14 +456,67 @@ Which way a score gets better is guessed from words of its name, and said, unles
     _add_surrogate(parser)
     _add_readout(parser)
     add = parser.add_argument
-    add("--title", default="Task attribution")
     add("--target", metavar="NAME", help="show this one only")
+    add("--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict")
+    _add_tables(parser, "the held-out scores")
+    _add_page(parser)
+
+
+def _add_page(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--title", default="Task attribution")
     for way, what in (("maximize", "more"), ("minimize", "less")):
         help_text = f"targets of which {what} is better"
         add(f"--{way}", type=_names, action="extend", default=[], metavar="NAME,…", help=help_text)
-    add("--held-out", metavar="SCORES", help="scored subsets that were not fitted, to predict")
-    _add_tables(parser, "the held-out scores")
     add("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+
+
+def _add_compare(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "compare",
+        "compare the attributions of two surrogates",
+        """\
+examples:
+  ksm compare before.safetensors after.safetensors
+  ksm compare small_model.safetensors large_model.safetensors --readout shapley --top 10
+
+A row per task and target that both have: the value of each, their difference and its 95 % interval,
+as of two independent fits, the largest difference first. Rank correlations of the values, and how
+many differences are clear of zero, are said.
+""",
+    )
+    add = parser.add_argument
+    _add_surrogate(parser)
+    add("other", metavar="OTHER", help="another of these")
+    _add_readout(parser)
+    add("--top", type=_count, metavar="K", help="the first K of each target")
+    _add_output(parser, ("table",))
+
+
+def _add_watch(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "watch",
+        "fit again and write the report anew while runs arrive",
+        """\
+examples:
+  ksm watch scores.csv -o report.html
+  ksm watch runs.sqlite --every 60 --until 200 -o report.html
+
+SCORES is a table that grows, or what retrain_scores keeps. Whenever it has changed, a line says how
+many runs there are and how well they are predicted. Ctrl-C ends it.
+""",
+    )
+    add = parser.add_argument
+    add("scores", metavar="SCORES", help="a table, or the store of retrain_scores")
+    _add_tables(parser, "SCORES")
+    _add_columns(parser)
+    _add_model(parser)
+    _add_readout(parser)
+    add("--every", type=float, default=10.0, metavar="SECONDS", help="between looks (default 10)")
+    add("--until", type=_count, metavar="M", help="end with so many runs")
+    _add_page(parser)
 
 
 def _add_doctor(kinds: Kinds) -> None:

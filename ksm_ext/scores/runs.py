@@ -8,11 +8,13 @@ it, which belongs to it until the next opening.
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from os import PathLike
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -218,6 +220,42 @@ class RunStore:
     def _no_store(self, error: Exception) -> str:
         remedy = "Choose another path, or delete the file to start over."
         return message("store", "a store of runs", f"{self.path} ({error})", remedy)
+
+
+def read_runs(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The finished runs of a store, while a process may be adding to it.
+
+    Args:
+        content: The bytes of its file, in whatever state they were copied.
+        name: What messages call it.
+
+    Returns:
+        Masks (m, n) bool and scores (m, t), a row for each run.
+
+    Raises:
+        ValueError: If it is no store, or was copied between two states of it.
+        OSError: If it cannot be copied to be opened.
+    """
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "runs")
+        with open(path, "wb") as file:
+            file.write(content)
+        try:
+            with closing(sqlite3.connect(path)) as database:
+                facts = _facts(dict(database.execute("SELECT name, value FROM metadata")))
+                rows = database.execute(
+                    "SELECT subset, seed, scores, checksum FROM runs"
+                ).fetchall()
+            scores = [np.frombuffer(row[2], "<f8") for row in rows]
+            whole = all(row[3] == _checksum(*row[:3]) for row in rows)
+            if not whole or len({len(row) for row in scores}) > 1:
+                raise sqlite3.DatabaseError("a run has damaged scores")
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            remedy = "Name what retrain_scores keeps; if it is being written, read it again."
+            raise ValueError(message(name, "a store of runs", str(error), remedy)) from error
+    n = facts["num_tasks"]
+    masks = np.array([[bit == "1" for bit in row[0]] for row in rows], dtype=bool).reshape(-1, n)
+    return masks, np.array(scores).reshape(len(rows), -1)
 
 
 def _facts(metadata: Mapping[Any, Any]) -> dict[str, Any]:

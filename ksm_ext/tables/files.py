@@ -1,13 +1,13 @@
 """Tables in files and pipes: CSV, JSON, NPZ, Parquet, Feather and Excel in; CSV, JSON, Parquet out.
 
 What a file holds is told by its first bytes, not by its name, so that pipes need no hint; so is
-how it is packed (gzip, bzip2, xz, zstd). Parquet, Feather and zstd are read by pyarrow, Excel by
-pandas. Nothing is unpickled. A table is its columns by name, in their order; numbers are float64,
-an empty cell is NaN, and a column that holds anything but numbers stays as text. Blanks at the ends
-of names and cells of CSV are no part of them, since many write ``a, b``; those of the other formats
-are. Text that is not UTF-8 is read as Windows-1252 (Latin-1), or as UTF-16 where it begins so. In
-CSV between semicolons or tabs, a column of numbers with commas has decimal commas, unless all of
-these could be thousands.
+how it is packed (gzip, bzip2, xz, zstd). The runs that ``retrain_scores`` keeps are read, too.
+Parquet, Feather and zstd are read by pyarrow, Excel by pandas. Nothing is unpickled. A table is its
+columns by name, in their order; numbers are float64, an empty cell is NaN, and a column that holds
+anything but numbers stays as text. Blanks at the ends of names and cells of CSV are no part of
+them, since many write ``a, b``; those of the other formats are. Text that is not UTF-8 is read as
+Windows-1252 (Latin-1), or as UTF-16 where it begins so. In CSV between semicolons or tabs, a column
+of numbers with commas has decimal commas, unless all of these could be thousands.
 
 A packed file may unpack to :data:`MAX_BYTES` at most, whatever it says of itself; other files take
 up to 20 times their size.
@@ -39,6 +39,7 @@ import numpy as np
 
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, message
+from ksm_ext.scores.runs import read_runs
 from ksm_ext.tables import Format
 
 Columns = dict[str, np.ndarray]
@@ -114,6 +115,9 @@ def _read_open(file: BinaryIO, name: str, members: Collection[str]) -> Columns |
         return _read_zip(file, name, members)
     if start.startswith(b"\x93NUMPY"):
         return _read_single_array(file, name)
+    if start.startswith(b"SQLite f"):
+        masks, scores = read_runs(file.read(), name)
+        return {"masks": masks, "scores": scores}
     content = file.read()
     for magic, kind in _FOREIGN.items():
         if content.startswith(magic):

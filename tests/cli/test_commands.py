@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sweep import MASKS, TASKS, frame, scores, surrogate, table
 
+import ksm_ext
 from ksm_ext import RBF, fit_surrogate, load_surrogate, selection, subsets
 from ksm_ext.cli import main
+from ksm_ext.scores.runs import RunStore
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.quality import suitability
+from ksm_ext.tables.scores import read_scores
 
 
 def test_fit_is_fit_surrogate_with_the_names_of_the_table(there, capsys):
@@ -320,3 +324,85 @@ def test_a_map_a_criterion_and_learnt_decays_are_those_of_python(there, capsys):
     torch.testing.assert_close(mine.predict(MASKS)[:, 0], true.predict(MASKS), rtol=1e-5, atol=1e-6)
     assert main([*call, "--warp", "logit", "--ignore", "loss"]) == 2
     assert "`scores` must be in [0, 1] and apart for warp='logit'" in capsys.readouterr().err
+
+
+# -- comparing and watching ---------------------------------------------------------------------
+
+
+def test_compare_is_the_difference_of_attributions(there, capsys):
+    """Beside another surrogate of more tasks in another order."""
+    masks = subsets.mixed_sizes(6, 40, seed=1)
+    other = fit_surrogate(
+        masks,
+        masks.double() @ torch.tensor([0.0, 1.0, 0.0, -0.5, 0.3, -1.0]).double(),
+        task_names=["extra", *TASKS[::-1]],
+        target_names=["loss"],
+    )
+    other.save("other")
+    assert main(["compare", "s", "other", "--readout", "shapley"]) == 0
+    text = capsys.readouterr()
+    found = table(text.out)
+    assert set(found["task"]) == set(TASKS) and set(found["target"]) == {"loss"}
+    (a, a_std), (b, b_std) = (
+        each.attribute("shapley", return_std=True) for each in (surrogate(), other)
+    )
+    for row in found.itertuples():
+        i, j = TASKS.index(row.task), other.task_names.index(row.task)
+        difference = float(b[j] - a[i, 0])
+        half = quantile(0.95) * float((a_std[i, 0] ** 2 + b_std[j] ** 2).sqrt())
+        assert row.difference == pytest.approx(difference, rel=1e-8)
+        assert (row.low, row.high) == pytest.approx((difference - half, difference + half))
+    assert found["difference"].abs().is_monotonic_decreasing
+    rank = spearmanr(found["one"], found["other"]).statistic
+    assert f"loss: Spearman correlation {rank:.3f} over 5 tasks" in text.err
+    clear = int(((found["low"] > 0) | (found["high"] < 0)).sum())
+    assert f"{clear} differences are clear of zero" in text.err
+
+
+def test_surrogates_of_other_tasks_are_not_compared(there, capsys):
+    masks = subsets.mixed_sizes(5, 24, seed=0)
+    fit_surrogate(masks, masks.sum(1).double()).save("other")
+    assert main(["compare", "s", "other"]) == 2
+    assert "must be surrogates that share tasks (two at least)" in capsys.readouterr().err
+
+
+def test_watch_fits_again_as_runs_arrive(there, monkeypatch, capsys):
+    """From no file over a few rows to enough; a look that finds nothing new does nothing."""
+    Path("scores.csv").unlink()
+    arrivals = iter([None, 3, 3, 12, 24])
+
+    def arrive(seconds):
+        assert seconds == 0.5
+        if (count := next(arrivals)) is not None and count != arrive.count:
+            frame().head(count).to_csv("scores.csv", index=False)
+            arrive.count = count
+
+    arrive.count = 0
+    monkeypatch.setattr("ksm_ext.cli.commands.time.sleep", arrive)
+    call = ["watch", "scores.csv", "--kernel", "linear", "--every", "0.5", "--until", "24"]
+    assert main([*call, "-o", "page.html"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Not yet: `path` must be a file")
+    assert [line.split()[0] for line in lines if " runs. " in line][-2:] == ["12", "24"]
+    assert "<b>noise</b>" in Path("page.html").read_text()
+
+
+def test_the_store_of_retrained_scores_is_a_table(there, capsys):
+    """Also while the process that fills it has it open."""
+    masks = subsets.mixed_sizes(5, 12, seed=0)
+
+    def train(subset, seed):
+        return [float(subset.sum()) + 0.1 * seed, -float(subset.sum())]
+
+    retrained = ksm_ext.retrain_scores(train, masks, seeds=(0, 1), store="runs")
+    with RunStore("runs", 5):
+        found = read_scores("runs")
+    assert len(found.masks) == 24 and found.scores.shape == (24, 2)
+    both = sorted(map(tuple, torch.cat([found.masks, found.scores], 1).tolist()))
+    rows, values = retrained.runs()
+    assert both == sorted(map(tuple, torch.cat([rows.double(), values], 1).tolist()))
+    content = bytearray(Path("runs").read_bytes())
+    content[content.index(values.numpy()[0, 0].tobytes())] ^= 1
+    Path("runs").write_bytes(content)
+    with pytest.raises(ValueError, match="must be a store of runs, got a run has damaged scores"):
+        read_scores("runs")

@@ -142,16 +142,10 @@ def test_what_a_design_for_a_question_refuses(call, text, there, capsys):
 
 
 def test_what_tells_most_is_next_best(there):
-    call = ["design", "--surrogate", "s", "--num-subsets", "3", "--seed", "2"]
+    call = ["next", "s", "--num-subsets", "3", "--seed", "2"]
     for question in ("loo", "prediction"):
         assert main([*call, "--for", question, "-o", "next.npz"]) == 0
         found = np.load("next.npz")
         assert found["task_names"].tolist() == TASKS
         expected = next_best(surrogate(), 3, question, seed=2)
         assert torch.tensor(found["masks"]).equal(expected)
-
-
-@pytest.mark.parametrize("more", ["", "--for loo --known m.csv", "--for loo --include-empty"])
-def test_what_tells_most_is_asked_for_by_a_question_alone(more, there, capsys):
-    assert main(["design", "--surrogate", "s", "--num-subsets", "3", *more.split()]) == 2
-    assert "`surrogate` must be given with --for, and without --known" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from ksm_ext.cli import main
 from ksm_ext.cli.program import _names
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("design", "fit", "attribute", "select", "report", "doctor")
+COMMANDS = ("design", "import", "fit", "attribute", "select", "report", "next", "compare", "watch")
+COMMANDS += ("doctor",)
 
 
 def readme_commands():
