@@ -111,7 +111,7 @@ def sections(
         bars, said = None, None
         if not good.mean_only and (good.predicts or attributions.half is not None):
             bars = _bars(surrogate, attributions, j, directions[j])
-            said = _answer(surrogate, attributions, j, directions[j])
+            said = answer_of(surrogate, attributions, j, directions[j])
         about = structure.of(j, directions[j], cells if drawn else 0) if good.predicts else None
         found.append(
             {
@@ -133,9 +133,10 @@ def sections(
 # -- attributions -------------------------------------------------------------------------------
 
 
-def _answer(
+def answer_of(
     surrogate: Surrogate, found: Attributions, j: int, direction: Direction
 ) -> dict[str, Any]:
+    """What is said of a target first; see :func:`ksm_ext.report.answers.answer`."""
     half = None if found.half is None else found.half[:, j]
     digits = digits_of(found, j)
     return answer(found.values[:, j], half, surrogate.task_names, direction, digits)

@@ -79,6 +79,32 @@ class _Axes:
         return _figure(caption, 366, 344, alt, self.shapes)
 
 
+def bars(values: Tensor, half: Tensor | None, names: Sequence[str], sign: int) -> Markup:
+    """Attributions (k,) as bars with their 95 % intervals; pale where these include zero.
+
+    ``sign`` is 1 where positive is good, else -1.
+    """
+    width = torch.zeros_like(values) if half is None else half
+    low, high = min(0.0, float((values - width).min())), max(0.0, float((values + width).max()))
+    margin = 14 + 6.8 * max(map(len, names))
+    step, unit = 20.0, 300 / ((high - low) or 1.0)
+    zero, bottom = margin - low * unit, step * len(names) + 4
+    shapes = Markup(f'<path class="axis" d="M{zero:.1f} 0V{bottom:.1f}"/>')
+    for row, (value, w, name) in enumerate(
+        zip(values.tolist(), width.tolist(), names, strict=True)
+    ):
+        y, x = row * step + 4, zero + min(0.0, value) * unit
+        style = ("good" if sign * value >= 0 else "bad") + " unsure" * (0 < abs(value) <= w)
+        size = f'width="{abs(value) * unit:.1f}" height="14"'
+        shapes += Markup(f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" {size}/>')
+        if half is not None:
+            ends = f"M{zero + (value - w) * unit:.1f} {y + 7:.1f}h{2 * w * unit:.1f}"
+            shapes += Markup(f'<path class="axis" d="{ends}"/>')
+        shapes += _text(margin - 8, y + 11, name, "end")
+        shapes += _text(margin + 312, y + 11, number(value), "start")
+    return _figure("", margin + 370, bottom, "Attributions as bars", shapes)
+
+
 def scatter(x: Tensor, y: Tensor, kind: str, numbers: str, most: int) -> Markup:
     """Predicted scores y (l,) over true scores x (l,); nothing where all are equal.
 

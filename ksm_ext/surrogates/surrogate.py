@@ -809,6 +809,12 @@ class Surrogate:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: what helps and hurts a few targets, in words and bars."""
+        from ksm_ext.report.notebook import card  # which draws surrogates
+
+        return card(self)
+
     @cached_property
     def noise_summary(self) -> str:
         """What is known of the noise of a run, in words: :meth:`noise_range` at 95 %."""

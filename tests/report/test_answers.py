@@ -202,3 +202,34 @@ def test_intervals_are_as_wide_as_the_surrogates(tmp_path):
     ends = [f"{float(end):.2f}" for end in (value[5, 0] - half, value[5, 0] + half)]
     html = page_of(surrogate, tmp_path, readout="banzhaf")
     assert f"toxic {float(value[5, 0]):.2f} ({ends[0]} to {ends[1]})" in words_of(html)
+
+
+# -- in a notebook ------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_what_helps_and_hurts():
+    surrogate = fitted()
+    html = surrogate._repr_html_()
+    assert len(html) < 20_000 and "<script" not in html
+    assert str(surrogate).splitlines()[0] in words_of(html).replace("&lt;", "<")
+    assert "loss: leave-one-out effects, lower is better, guessed from the name; " in words_of(html)
+    loss = html[html.index("<b>loss</b>") : html.index("<b>accuracy</b>")]
+    styles = re.findall(r'<rect class="(\w+)', loss)
+    tasks = [text for text in re.findall(r'text-anchor="end">([^<]*)<', loss) if text in NAMES]
+    found = dict(zip(tasks, styles, strict=True))
+    assert (found["wiki"], found["toxic"]) == ("good", "bad")
+
+
+def test_names_are_escaped_in_a_notebook():
+    masks = mixed_sizes(6, 40, seed=0)
+    evil = "<script>alert(1)</script>"
+    names = [evil, *NAMES[1:]]
+    surrogate = fit_surrogate(
+        masks, masks.double() @ EFFECTS, task_names=names, target_names=[evil]
+    )
+    assert "<script>" not in surrogate._repr_html_()
+
+
+def test_a_notebook_shows_text_where_attributions_would_take_long(monkeypatch):
+    monkeypatch.setattr("ksm_ext.report.notebook._MAX_WORK", 0)
+    assert "<svg" not in fitted()._repr_html_()
