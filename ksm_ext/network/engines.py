@@ -290,6 +290,14 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
             weight.grad = gradient
 
 
+def used_beside(value: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights by which a value has a slope that was computed with others in place."""
+    if not value.requires_grad:
+        return []
+    slopes = torch.autograd.grad(value.sum(), [*weights.values()], allow_unused=True)
+    return [name for name, slope in zip(weights, slopes, strict=True) if slope is not None]
+
+
 def _hooks(
     model: nn.Module,
     output: Output,
@@ -350,11 +358,15 @@ class _Applied(nn.Module):
 
 
 def _of_weights(
-    model: nn.Module, output: Output, names: Sequence[str]
+    model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
 ) -> tuple[
     Callable[[dict[str, Tensor], Batch], tuple[dict[str, Tensor], Tensor]], dict[str, Tensor]
 ]:
-    """A function of weights and a sample to gradients and value, and the weights."""
+    """A function of weights and a sample to gradients and value, and the weights.
+
+    Raises:
+        RuntimeError: If weights are used that no others can be put in place of.
+    """
     applied = _Applied(model, output)
     own = dict(applied.named_parameters())
     weights = {name: own[f"model.{name}"].detach() for name in names}
@@ -364,13 +376,17 @@ def _of_weights(
         one = each(itemgetter(None), sample)
         return functional_call(applied, named, (one,))
 
+    first = each(itemgetter(0), batch)
+    with differentiable(model, names) as own_weights, torch.enable_grad():
+        if beside := used_beside(value(weights, first), own_weights):
+            raise RuntimeError(f"`{beside[0]}` is used beside the model's own modules")
     return grad_and_value(value), weights
 
 
 def _vmap(
     model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
 ) -> Tensor:
-    function, weights = _of_weights(model, output, names)
+    function, weights = _of_weights(model, output, batch, names)
     gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
     _give_whole(gradients, take)
     return values
@@ -379,7 +395,7 @@ def _vmap(
 def _loop(
     model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
 ) -> Tensor:
-    function, weights = _of_weights(model, output, names)
+    function, weights = _of_weights(model, output, batch, names)
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
     pairs = [function(weights, sample) for sample in samples]
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}

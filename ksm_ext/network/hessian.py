@@ -32,9 +32,17 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
+from ksm_ext.checks import (
+    check_choice,
+    check_finite,
+    check_positive_int,
+    listed,
+    message,
+    shape_text,
+)
+from ksm_ext.identity import Checksum, changed, checksums
 from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
-from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
+from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
 from ksm_ext.network.factors import Part, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
@@ -61,11 +69,13 @@ class CurvatureOperator(ABC):
     in the parameters' dtype: float64 parameters give them to 1e-12.
 
     Args:
-        model: The network; used in evaluation mode and left as it was. Its parameters are read
-            when the operator is made.
+        model: The network; used in evaluation mode and left as it was. The operator is that of
+            the parameters which the model has when it is made: a product after they, or buffers
+            such as running means, have changed is an error.
         data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
             in the labels; or dicts with ``labels``, see :mod:`.outputs`. Kept on the device.
-        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,),
+            of these two alone: the curvature of a weight decay is its strength as damping.
         parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
             The others are constants.
         batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
@@ -88,9 +98,10 @@ class CurvatureOperator(ABC):
         vectors_per_pass: Vectors multiplied together.
 
     Raises:
-        ValueError: If data or labels do not fit the model; in products, if a function ``loss`` does
-            not give one number for each sample.
+        ValueError: If data or labels do not fit the model, or a function ``loss`` uses parameters
+            itself; in products, if it does not give one number for each sample.
         TypeError: If ``data`` is no data set, or parameters differ in dtype.
+        RuntimeError: In products, if the model has changed.
     """
 
     def __init__(
@@ -134,7 +145,9 @@ class CurvatureOperator(ABC):
             as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
         ]
         self.num_samples = sum(num_rows(batch) for batch in self.batches)
+        self._check_functions(loss if callable(loss) else LOSSES[loss])
         self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
+        self._checksums = self.checksums()
 
     @abstractmethod
     def _products(self, batch: Batch, vectors: Weights) -> Stacks:
@@ -182,6 +195,7 @@ class CurvatureOperator(ABC):
 
     def gradient(self) -> Tensor:
         """(p,): the gradient of the mean loss."""
+        self._check_unchanged()
         if self._engine != "auto":
             rows = [part.sum(0) for part in self._gradients()]
             return torch.stack(rows).sum(0) / self.num_samples
@@ -243,6 +257,7 @@ class CurvatureOperator(ABC):
             batches: Such as :attr:`batches`, or with other labels.
             by_factors: Whether gradients are not to be formed of the parts: more samples together.
         """
+        self._check_unchanged()
 
         def output(model: Any, batch: Batch) -> Tensor:
             return self._loss(*outputs_and_labels(model, batch))
@@ -269,6 +284,7 @@ class CurvatureOperator(ABC):
         if self._draw is None:
             expected, remedy = "the name of one", "Pass EKFAC(fisher='empirical')."
             raise ValueError(message("loss", expected, "a function", remedy))
+        self._check_unchanged()
         generator = torch.Generator().manual_seed(seed)
         with self._exact():
             return [
@@ -298,6 +314,9 @@ class CurvatureOperator(ABC):
         right = expected()
         scale = right.norm() if size is None else size
         rounding = max(4 * torch.finfo(self.dtype).eps ** 0.5, 1e-3)  # float32 within float64, too
+        if torch.is_autocast_enabled(self.device.type):
+            coarse = torch.get_autocast_dtype(self.device.type)
+            rounding = max(16 * torch.finfo(coarse).eps, rounding)
         if not bool((found - right).norm() <= rounding * scale):
             form, remedy = "one that stops tangents where it stops gradients", "Use detach()."
             raise RuntimeError(message("model", form, "another, as by no_grad", remedy))
@@ -398,7 +417,36 @@ class CurvatureOperator(ABC):
             expected = f"{self.dtype} on {self.device} like the parameters"
             raise TypeError(message("v", expected, f"{v.dtype} on {v.device}", "Convert it."))
         check_finite("v", v, "Look for a division by zero before this product.")
+        self._check_unchanged()
         return v.detach().reshape(-1, p)
+
+    def checksums(self) -> dict[str, Checksum]:
+        """Of all that decides the model's outputs, as it is now; see :mod:`ksm_ext.identity`."""
+        buffers = ((n, x) for n, x in self._model.named_buffers() if x.is_floating_point())
+        return checksums([*self._model.named_parameters(), *buffers])
+
+    def _check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` if the model is no longer the one that the operator is of."""
+        if names := changed(self._checksums, self.checksums()):
+            expected = "as it was when the operator was made"
+            found = f"another `{listed(names, 3)}`"
+            raise RuntimeError(message("model", expected, found, "Make a new operator."))
+
+    def _check_functions(self, loss: Callable[..., Any]) -> None:
+        """Raise ``ValueError`` if weights have a part in the losses that products would not see."""
+        few = each(itemgetter(slice(2)), self.batches[0])
+        names = [*self._weights]
+        with self._exact(), differentiable(self._model, names) as own, torch.enable_grad():
+            outputs, labels = self._outputs(few, self._weights)
+            if beside := used_beside(outputs, own):
+                expected = "one that uses its parameters where they are registered"
+                found = f"one that uses `{beside[0]}` elsewhere"
+                raise ValueError(message("model", expected, found, "Read it in `forward`."))
+            beside = used_beside(torch.as_tensor(loss(outputs, labels)), own)
+        if beside:
+            expected = "a function of outputs and labels alone"
+            remedy = "Leave a weight decay out, and pass its strength as damping."
+            raise ValueError(message("loss", expected, f"one that uses `{beside[0]}`", remedy))
 
     def _exact(self) -> AbstractContextManager[None]:
         """No dropout, and operations with derivatives of any order."""
@@ -615,8 +663,9 @@ def loss_gradients(
     """
     gradients = []
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    options |= {"engine": engine, "vectors_per_pass": 1}  # of which there are none
     for data in datasets:
-        operator = Hessian(model, data, loss, engine=engine, **options)
+        operator = Hessian(model, data, loss, **options)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
 
