@@ -29,7 +29,13 @@ from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
-from ksm_ext.network.solvers import BlockConjugateGradients, Operator, Solver, as_solver
+from ksm_ext.network.solvers import (
+    BlockConjugateGradients,
+    Operator,
+    Solver,
+    as_solver,
+    without_autocast,
+)
 from ksm_ext.network.spectrum import lanczos, signs
 
 SOLVER = BlockConjugateGradients(tolerance=1e-4)
@@ -227,13 +233,14 @@ def projected_influence(
         return found.gradients, -(1 - right)[:, None] * found.gradients, right * (1 - right)
 
     phi, slopes, weight = features(ConcatDataset(datasets))
-    matrix = phi.T @ (weight[:, None] * phi) / len(phi)
-    damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
-    matrix.diagonal().add_(damping)
     of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
     means = torch.stack([features(data)[1].mean(0) for data in named.values()])
-    factor = torch.linalg.cholesky(matrix)
-    values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
+    with without_autocast():
+        matrix = phi.T @ (weight[:, None] * phi) / len(phi)
+        damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
+        matrix.diagonal().add_(damping)
+        factor = torch.linalg.cholesky(matrix)
+        values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
     return Influence(values, torch.zeros_like(values[0]), 0, damping)
 
 

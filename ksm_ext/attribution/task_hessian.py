@@ -34,7 +34,7 @@ from ksm_ext.checks import brief, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss
-from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
+from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver, inner_products
 
 SOLVER = BlockConjugateGradients(tolerance=1e-6, max_steps=200)
 
@@ -115,20 +115,22 @@ def task_hessian(
     rhs = -torch.cat([of_tasks, of_targets])
     solution = solve(whole, rhs, damping=ridge, progress=progress)
     moves, adjoints = solution.x[:n], solution.x[n:]  # W_a (n, p), lambda (t, p)
-    second = torch.stack([query(moves) @ moves.T for query in queries])  # (t, n, n)
+    second = torch.stack([inner_products(query(moves), moves) for query in queries])  # (t, n, n)
     for a, data in enumerate(datasets):
         share = len(data) / b
-        cross = share * Hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
+        cross = share * inner_products(Hessian(model, data, loss, **options)(adjoints), moves)
         second[:, a] += cross
         second[:, :, a] += cross
     if interactions:
         second += _third(whole, moves, adjoints)
         second = (second + second.transpose(1, 2)) / 2  # rounding alone
     else:
-        own = second.diagonal(dim1=1, dim2=2) + (whole.third(moves, moves) @ adjoints.T).T
+        own = (
+            second.diagonal(dim1=1, dim2=2) + inner_products(whole.third(moves, moves), adjoints).T
+        )
         second = torch.full_like(second, math.nan)
         second.diagonal(dim1=1, dim2=2).copy_(own)
-    return TaskHessian(moves @ of_targets.T, second, solution.residuals)
+    return TaskHessian(inner_products(moves, of_targets), second, solution.residuals)
 
 
 def _third(whole: Hessian, moves: Tensor, adjoints: Tensor) -> Tensor:
@@ -137,8 +139,8 @@ def _third(whole: Hessian, moves: Tensor, adjoints: Tensor) -> Tensor:
     if 2 * t <= n + 1:
         pairs = torch.cartesian_prod(torch.arange(t), torch.arange(n))
         third = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
-        return (third @ moves.T).reshape(t, n, n)
+        return inner_products(third, moves).reshape(t, n, n)
     rows, columns = torch.triu_indices(n, n)
     upper = moves.new_zeros(t, n, n)
-    upper[:, rows, columns] = (whole.third(moves[rows], moves[columns]) @ adjoints.T).T
+    upper[:, rows, columns] = inner_products(whole.third(moves[rows], moves[columns]), adjoints).T
     return upper + upper.triu(1).transpose(1, 2)

@@ -23,6 +23,7 @@ from ksm_ext.checks import check_real, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import loss_gradients
 from ksm_ext.network.outputs import Loss
+from ksm_ext.network.solvers import inner_products
 
 
 def tracin(
@@ -74,7 +75,7 @@ def tracin(
     total = torch.zeros(())
     for network, rate in zip(networks, rates, strict=True):
         of_tasks, of_targets = _gradients(network, datasets, named, loss, **options)
-        total = total.to(of_tasks) - rate / num_samples * (of_tasks @ of_targets.T)
+        total = total.to(of_tasks) - rate / num_samples * inner_products(of_tasks, of_targets)
     return total
 
 
@@ -101,7 +102,7 @@ def gradient_cosine(
     }
     of_tasks, of_targets = _gradients(model, tasks, targets, loss, **options)
     lengths = of_tasks.norm(dim=1)[:, None] * of_targets.norm(dim=1)
-    return torch.where(lengths > 0, -(of_tasks @ of_targets.T) / lengths, 0.0)
+    return torch.where(lengths > 0, -inner_products(of_tasks, of_targets) / lengths, 0.0)
 
 
 def _gradients(

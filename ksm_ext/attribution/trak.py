@@ -37,6 +37,7 @@ from ksm_ext.network.gradients import (
     usual_projector,
 )
 from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import without_autocast
 
 _BLOCK_BYTES = 2**26  # of scores at once
 
@@ -130,10 +131,12 @@ def trak(
         of_queries = (-_steps(query)).split([len(data) for data in queries])
         means = torch.stack([part.mean(0) for part in of_queries])  # (t, k)
         factor = _factor(train, relative_ridge, group)
-        answers.append(by_task @ torch.cholesky_solve(means.T, factor))
+        with without_autocast():
+            answers.append(by_task @ torch.cholesky_solve(means.T, factor))
     return Trak(torch.stack(answers).mean(0), projector, relative_ridge)
 
 
+@without_autocast()
 def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0.0) -> Tensor:
     """The original scores of one network: how much each sample raises each query's log-odds.
 
@@ -164,6 +167,7 @@ class TopSamples:
     __repr__ = brief
 
 
+@without_autocast()
 def top_samples(
     train: Features,
     queries: Features,
@@ -205,6 +209,7 @@ def top_samples(
     return TopSamples(sign * best, numbers)
 
 
+@without_autocast()
 def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
     r"""What each training sample does to itself; large where a label may be wrong.
 
@@ -231,6 +236,7 @@ def _steps(features: Features) -> Tensor:
     return (1 - features.values.sigmoid())[:, None] * features.gradients
 
 
+@without_autocast()
 def _factor(train: Features, relative_ridge: float, group: Group = None) -> Tensor:
     """Cholesky factor (k, k) of the Gram matrix with its ridge."""
     if not relative_ridge >= 0:

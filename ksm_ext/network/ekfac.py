@@ -45,7 +45,7 @@ from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
 from ksm_ext.network.hessian import CurvatureOperator, unflatten
-from ksm_ext.network.solvers import Operator, Solution, check_system
+from ksm_ext.network.solvers import Operator, Solution, check_system, without_autocast
 
 Parts = Mapping[str, Sequence[Part]]
 _REMEDY = "Pass BlockConjugateGradients() as the solver, which takes every network."
@@ -87,6 +87,7 @@ class EKFAC:
             found, remedy = str(self.layer_damping), "0.1 is usual."
             raise ValueError(message("layer_damping", "at least 0", found, remedy))
 
+    @without_autocast()
     def fit(self, operator: Operator) -> "FactoredFisher":
         """The factors of the model, data, loss and parameters that an operator is of.
 
@@ -284,6 +285,7 @@ class FactoredFisher:
         residuals = (rhs - operator(x) - damping * x).norm(dim=1) / length
         return Solution(x, residuals, 1, residuals <= 1e-6)
 
+    @without_autocast()
     def _each(self, v: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A function of rotated matrices (s, rows, columns) and the eigenvalues, turned back."""
         p = sum(shape.numel() for shape in self.shapes.values())

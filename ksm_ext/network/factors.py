@@ -44,7 +44,8 @@ class Factors:
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
         """What the rows and the columns come from."""
-        sides = self.gradients, self.activations
+        kind = torch.promote_types(self.gradients.dtype, self.activations.dtype)  # see Patches
+        sides = self.gradients.to(kind), self.activations.to(kind)
         return sides[::-1] if self.transposed else sides
 
 
@@ -67,7 +68,11 @@ class Patches:
     def gradient(self) -> Tensor:
         """(b, ...): by one convolution that has the samples as groups."""
         b, (out, *rest) = len(self.inputs), self.shape
-        x, g = (side.transpose(0, 1).flatten(1, 2) for side in (self.inputs, self.gradients))
+        kind = torch.promote_types(
+            self.inputs.dtype, self.gradients.dtype
+        )  # they differ by autocast
+        sides = (side.to(kind).transpose(0, 1) for side in (self.inputs, self.gradients))
+        x, g = (side.flatten(1, 2) for side in sides)
         how = {**self.how, "groups": b * self.how["groups"]}
         of_weight = conv1d_weight if len(rest) == 2 else conv2d_weight
         return of_weight(x, (b * out, *rest), g, **how).reshape(b, *self.shape)

@@ -18,7 +18,7 @@ References: *Pearlmutter 1994*; *Schraudolph 2002*.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
@@ -47,6 +47,7 @@ from ksm_ext.network.factors import Part, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
+from ksm_ext.network.solvers import without_autocast
 
 Stacks = Mapping[str, Tensor | Pair]
 """By parameter, products with s vectors: ``(s, *shape)``, or rows that make them."""
@@ -122,6 +123,8 @@ class CurvatureOperator(ABC):
         self._model, self._loss, self._progress = model, _loss(loss), progress
         self._draw = DRAWS[loss] if isinstance(loss, str) else None
         self._engine, self._ladder = engine, Ladder(engine)
+        kind = self._weights[names[0]].device.type
+        self._autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self._forward = True  # whether the network knows forward differentiation
         self._proved: set[str] = set()  # what that was shown to be right for
         self._lone: dict[int, dict[str, Layer]] = {}  # by the batch
@@ -211,6 +214,7 @@ class CurvatureOperator(ABC):
             }
         return flatten(parts).detach() / self.num_samples
 
+    @without_autocast()
     def per_sample_slopes(self, v: Tensor) -> Tensor:
         """Slope of each sample's loss along each vector, ``v . grad loss_i``: (s, p) -> (s, b).
 
@@ -269,7 +273,8 @@ class CurvatureOperator(ABC):
         for batch in batches:
             for start in range(0, num_rows(batch), size):
                 part = each(itemgetter(slice(start, start + size)), batch)
-                values, parts = ladder(self._model, output, part, [*self._weights])
+                with self._precision():
+                    values, parts = ladder(self._model, output, part, [*self._weights])
                 yield len(values), parts
 
     def relabelled(self, seed: int) -> list[Batch]:
@@ -314,9 +319,8 @@ class CurvatureOperator(ABC):
         right = expected()
         scale = right.norm() if size is None else size
         rounding = max(4 * torch.finfo(self.dtype).eps ** 0.5, 1e-3)  # float32 within float64, too
-        if torch.is_autocast_enabled(self.device.type):
-            coarse = torch.get_autocast_dtype(self.device.type)
-            rounding = max(16 * torch.finfo(coarse).eps, rounding)
+        if self._autocast is not None:
+            rounding = max(16 * torch.finfo(self._autocast).eps, rounding)
         if not bool((found - right).norm() <= rounding * scale):
             form, remedy = "one that stops tangents where it stops gradients", "Use detach()."
             raise RuntimeError(message("model", form, "another, as by no_grad", remedy))
@@ -448,9 +452,16 @@ class CurvatureOperator(ABC):
             remedy = "Leave a weight decay out, and pass its strength as damping."
             raise ValueError(message("loss", expected, f"one that uses `{beside[0]}`", remedy))
 
-    def _exact(self) -> AbstractContextManager[None]:
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Autocast as it was when the operator was made, whatever the solver around it needs."""
+        on = self._autocast is not None
+        return torch.autocast(self.device.type, self._autocast, enabled=on)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
         """No dropout, and operations with derivatives of any order."""
-        return evaluating(self._model)
+        with self._precision(), evaluating(self._model):
+            yield
 
     def _vectors_within_budget(self) -> int:
         """As many as have tangents of all parameters and outputs of layers within the budget."""

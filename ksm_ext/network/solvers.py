@@ -13,7 +13,8 @@ References: *Dubrulle 2001, Retooling the method of block conjugate gradients*; 
 Hazan 2017, arXiv:1602.03943* (LiSSA).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -27,6 +28,19 @@ Operator = Callable[[Tensor], Tensor]
 """Symmetric: products (s, p) of the rows of a matrix (s, p)."""
 
 _LARGEST = "Pass the largest eigenvalue of the damped operator."
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Linear algebra in the dtypes of its tensors; autocast is for the networks that made them."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+@without_autocast()
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Of rows (s, p) with others (r, p): (s, r)."""
+    return rows @ others.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +103,7 @@ class BlockConjugateGradients:
             found, remedy = str(self.tolerance), "1e-4 is enough for most uses."
             raise ValueError(message("tolerance", "at least 0", found, remedy))
 
+    @without_autocast()
     def solve(
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:
@@ -141,6 +156,7 @@ class LiSSA:
         if not check_real("scale", self.scale) > 0:
             raise ValueError(message("scale", "positive", str(self.scale), _LARGEST))
 
+    @without_autocast()
     def solve(
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:

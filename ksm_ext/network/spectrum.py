@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import brief, check_choice, check_positive_int, message
-from ksm_ext.network.solvers import Operator
+from ksm_ext.network.solvers import Operator, without_autocast
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def hutchinson_trace(
     return _mean((probes * operator(probes)).sum(1), num_probes)
 
 
+@without_autocast()
 def hutch_pp_trace(
     operator: Operator, dim: int | None = None, *, num_products: int = 32, seed: int = 0
 ) -> TraceEstimate:
@@ -150,6 +151,7 @@ def per_sample_traces(
     return forms.mean(0), forms.std(0) / math.sqrt(num_probes)
 
 
+@without_autocast()
 def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tridiagonal matrices of an operator, from each of s starts, one block of products per step.
 

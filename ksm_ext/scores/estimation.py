@@ -66,6 +66,7 @@ from ksm_ext.network.gradients import (
     usual_projector,
 )
 from ksm_ext.network.outputs import Output, log_odds
+from ksm_ext.network.solvers import without_autocast
 from ksm_ext.scores.logistic import fit_logistic, task_sums, unit_steps
 from ksm_ext.subsets import as_masks
 
@@ -376,6 +377,7 @@ class GradientEstimator:
             raise ValueError(message("masks", expected, shape_text(tensor), remedy))
         return tensor.cpu()
 
+    @without_autocast()
     def _estimate(self, masks: Tensor, ridge: float | None) -> Tensor:
         """Uncorrected scores (m, t), averaged over models; each rank takes some subsets."""
         rows = shard(len(masks), self._group)
@@ -429,6 +431,7 @@ class GradientEstimator:
         slopes = (self._weights().to(slopes.device) * slopes)[:, None]
         return task_gram(gradients, self._task_offsets, slopes, self._group)[..., 0]
 
+    @without_autocast()
     def _usual_ridge(self, features: Features) -> float:
         """A share of the largest curvature of the loss, for the step too.
 
