@@ -5,6 +5,7 @@ Every message reads ```<name>` must be <expected>, got <found>. <what to do>.``
 numerics and environment.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -108,6 +109,37 @@ def check_real(
     except OverflowError as error:
         found = "one beyond the range of a float"
         raise ValueError(message(name, expected, found, remedy)) from error
+
+
+def check_positive(
+    name: str,
+    value: object,
+    remedy: str,
+    *,
+    zero: bool = False,
+) -> float:
+    """``value`` as Python's own float, finite and above zero, or ``zero`` where that is fine."""
+    expected = "non-negative" if zero else "positive"
+    number = check_real(name, value, f"a {expected} number", remedy)
+    if not math.isfinite(number):
+        expected = "finite"
+    elif number > 0 or (zero and number == 0):
+        return number
+    raise ValueError(message(name, expected, str(number), remedy))
+
+
+def check_seed(name: str, value: object) -> int:
+    """``value`` as Python's own integer of 64 bits, as PyTorch's generators take it."""
+    number = check_positive_int(name, value, minimum=-(2**63))
+    if number >= 2**63:
+        raise ValueError(message(name, "an int64", str(number), "Choose a smaller one."))
+    return number
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(message(name, "a tensor", type(value).__name__, "Convert it to one."))
 
 
 def _item(value: object) -> object:

@@ -31,7 +31,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, columns, each, num_rows
 from ksm_ext.network.factors import Part, Whole
-from ksm_ext.network.hooks import Proofs, Take, per_sample_parts
+from ksm_ext.network.hooks import Proofs, Take, Unsupported, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
@@ -50,15 +50,22 @@ class Ladder:
     Args:
         engine: ``"auto"`` for all of them, or the only one.
         remedy: What to do where the only one cannot.
+        argument: By which it was chosen.
 
     Attributes:
         engines: Those that are left.
     """
 
-    def __init__(self, engine: str = "auto", remedy: str = "Pass engine='auto'.") -> None:
+    def __init__(
+        self,
+        engine: str = "auto",
+        remedy: str = "Pass engine='auto'.",
+        *,
+        argument: str = "engine",
+    ) -> None:
         check_engine(engine)
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
-        self._remedy = remedy
+        self._remedy, self._argument = remedy, argument
         self._run: dict[str, Callable[..., Tensor]] = {
             **_ENGINES,
             "hooks": partial(_hooks, proofs={}),
@@ -121,7 +128,9 @@ class Ladder:
                 one = each(itemgetter(slice(1)), batch)
                 _backward(model, output, one, names, lambda name, part: None)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
-                raise RuntimeError(message("engine", "one that can", text, self._remedy)) from error
+                raise RuntimeError(
+                    message(self._argument, "one that can", text, self._remedy)
+                ) from error
 
 
 def check_engine(engine: object) -> None:
@@ -365,7 +374,7 @@ def _of_weights(
     """A function of weights and a sample to gradients and value, and the weights.
 
     Raises:
-        RuntimeError: If weights are used that no others can be put in place of.
+        Unsupported: If weights are used that no others can be put in place of.
     """
     applied = _Applied(model, output)
     own = dict(applied.named_parameters())
@@ -379,7 +388,7 @@ def _of_weights(
     first = each(itemgetter(0), batch)
     with differentiable(model, names) as own_weights, torch.enable_grad():
         if beside := used_beside(value(weights, first), own_weights):
-            raise RuntimeError(f"`{beside[0]}` is used beside the model's own modules")
+            raise Unsupported(f"`{beside[0]}` is used beside the model's own modules")
     return grad_and_value(value), weights
 
 

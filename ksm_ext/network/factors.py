@@ -34,7 +34,7 @@ class Factors:
     def gradient(self) -> Tensor:
         """(b, ...)."""
         left, right = self.sides
-        return (left.mT @ right).reshape(-1, *self.shape)
+        return (left.mT @ right).reshape(len(left), *self.shape)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(b, ..., stop - start, columns), of a matrix."""
@@ -125,6 +125,11 @@ def total(parts: Iterable[Part]) -> Tensor:
     return added(part.gradient() for part in parts)
 
 
+def flat(x: Tensor) -> Tensor:
+    """(b, ...) as (b, p), also where there is no other dimension, or one of no numbers."""
+    return x.reshape(len(x), x.shape[1:].numel())
+
+
 def added(tensors: Iterable[Tensor]) -> Tensor:
     """Their sum; one alone is not copied."""
     return reduce(torch.add, tensors)
@@ -141,7 +146,7 @@ def blocks(parts: Sequence[Part], num_bytes: int) -> Iterator[tuple[int, Tensor]
         yield 0, total(parts)
         return
     one, (num_rows, num_columns) = of_rows[0].gradients, of_rows[0].shape
-    size = max(1, num_bytes // (len(one) * num_columns * one.itemsize))
+    size = max(1, num_bytes // max(1, len(one) * num_columns * one.itemsize))
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         yield start * num_columns, added(part.rows(start, stop) for part in of_rows)

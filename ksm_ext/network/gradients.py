@@ -45,7 +45,7 @@ from ksm_ext.network.batches import (
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
 from ksm_ext.network.engines import Ladder, held_bytes
 from ksm_ext.network.factored import FactoredProjector
-from ksm_ext.network.factors import Part, blocks, formed
+from ksm_ext.network.factors import Part, blocks, flat, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.hooks import Take
 from ksm_ext.network.outputs import Output
@@ -328,7 +328,7 @@ class _Collection:
         if self.projector is None:
             values, parts = self.ladder(*common)
             whole = formed(parts, self.weights, len(values)).values()
-            features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
+            features = torch.cat([flat(block).to(self.dtype) for block in whole], dim=1)
         else:
             features = torch.empty(num_rows(batch), self.dim, dtype=self.dtype, device=self.device)
             begin = partial(_projection, self.weights, self.projector, features)
@@ -484,7 +484,8 @@ def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
     if not isinstance(projector, FactoredProjector):
         return Ladder(engine)
     check_choice("engine", engine, ("auto", "hooks"), "A Projector goes with every engine.")
-    return Ladder("hooks", "Pass a Projector, which goes with every engine.")
+    remedy = "Pass a Projector, which goes with every engine."
+    return Ladder("hooks", remedy, argument="projector")
 
 
 def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features: Tensor) -> Take:
@@ -499,7 +500,7 @@ def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features
             features.add_(projector([part], weight.shape, offset=offset))
             return
         for start, block in blocks([part], BLOCK_BYTES):
-            rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+            rows = flat(block.to(weight.dtype).to(features.dtype))
             projector(rows, offset=offset + start, out=features)
 
     return take

@@ -36,6 +36,7 @@ from ksm_ext.checks import (
     check_choice,
     check_finite,
     check_positive_int,
+    check_tensor,
     listed,
     message,
     shape_text,
@@ -43,7 +44,7 @@ from ksm_ext.checks import (
 from ksm_ext.identity import Checksum, changed, checksums
 from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
-from ksm_ext.network.factors import Part, formed
+from ksm_ext.network.factors import Part, flat, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
@@ -180,6 +181,7 @@ class CurvatureOperator(ABC):
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
+        check_tensor("x", x)
         return self(x.T).T if x.ndim == 2 else self(x)
 
     def linear_operator(self) -> Any:
@@ -249,7 +251,7 @@ class CurvatureOperator(ABC):
         """Some samples' gradients (rows, p) after another's."""
         for num_samples, parts in self.per_sample_parts(self._ladder, self.batches):
             found = formed(parts, self._weights, num_samples)
-            yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
+            yield torch.cat([flat(gradient) for gradient in found.values()], dim=1)
 
     def per_sample_parts(
         self, ladder: Ladder, batches: Sequence[Batch], *, by_factors: bool = False
@@ -412,17 +414,10 @@ class CurvatureOperator(ABC):
 
     # -- arguments ------------------------------------------------------------------------------
 
-    def _checked(self, v: Tensor) -> Tensor:
-        p = self.shape[0]
-        if v.ndim not in (1, 2) or v.shape[-1] != p:
-            remedy = "Flatten the parameters in the order of `parameter_shapes`."
-            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
-        if v.dtype != self.dtype or v.device != self.device:
-            expected = f"{self.dtype} on {self.device} like the parameters"
-            raise TypeError(message("v", expected, f"{v.dtype} on {v.device}", "Convert it."))
-        check_finite("v", v, "Look for a division by zero before this product.")
+    def _checked(self, v: Tensor, name: str = "v") -> Tensor:
+        rows = checked_vectors(name, v, self.shape[0], self.dtype, self.device)
         self._check_unchanged()
-        return v.detach().reshape(-1, p)
+        return rows
 
     def checksums(self) -> dict[str, Checksum]:
         """Of all that decides the model's outputs, as it is now; see :mod:`ksm_ext.identity`."""
@@ -519,8 +514,6 @@ class Hessian(CurvatureOperator):
         counts = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
         with torch.enable_grad():
             bent = self._bent(batch, self._weights, counts.requires_grad_(), vector, vector)
-        if not bent.requires_grad:
-            return torch.zeros_like(counts)
         return _vjp(bent, {"counts": counts}, None)[0]
 
     def _bent(
@@ -537,8 +530,7 @@ class Hessian(CurvatureOperator):
             weights = {name: w + step * vector[name] for name, w in weights.items()}
         total = (counts * self._losses(batch)(weights)).sum()
         for step in steps:
-            if total.requires_grad:
-                (total,) = _vjp(total, {"step": step}, None, create_graph=True)
+            (total,) = _vjp(total, {"step": step}, None, create_graph=True)
         return total
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
@@ -567,7 +559,10 @@ class Hessian(CurvatureOperator):
         def products(batch: Batch, *stacks: Weights) -> Weights:
             return vmap(partial(product, batch))(*stacks)
 
-        pairs = self._checked(u), self._checked(v)
+        pairs = self._checked(u, "u"), self._checked(v)
+        if len(pairs[0]) != len(pairs[1]):
+            expected = f"of shape {tuple(pairs[0].shape)} like `u`"
+            raise ValueError(message("v", expected, shape_text(pairs[1]), "Pair the rows."))
         with _LayerNormInParts():
             ways = {
                 "vmap": partial(self._together, products, *pairs),
@@ -584,8 +579,7 @@ class Hessian(CurvatureOperator):
             weights = {name: w.detach().requires_grad_() for name, w in self._weights.items()}
             with torch.enable_grad():
                 bent = self._bent(batch, weights, 1.0, *along)
-            zero = [torch.zeros_like(w) for w in self._weights.values()]
-            rows.append(_vjp(bent, weights, None) if bent.requires_grad else zero)
+            rows.append(_vjp(bent, weights, None))
         return dict(zip(self._weights, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
@@ -637,6 +631,8 @@ class GaussNewton(CurvatureOperator):
 
         def change(vector: list[Tensor]) -> Tensor:
             chosen = [vector[i] for i in dependent]
+            if not chosen:
+                return torch.zeros_like(given)
             return torch.autograd.grad(parts, given, chosen, retain_graph=True)[0]
 
         def curved(change: Tensor) -> Tensor:
@@ -703,6 +699,26 @@ def _layer_norm(
     return scaled if bias is None else scaled + bias
 
 
+def checked_vectors(
+    name: str, v: Tensor, p: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Rows (s, p), of those or of one (p,), as the parameters' dtype and device are.
+
+    Raises:
+        ValueError: If the shape is another one, or a number is not finite.
+        TypeError: If it is no tensor, or one of another dtype or device.
+    """
+    check_tensor(name, v)
+    if v.ndim not in (1, 2) or v.shape[-1] != p:
+        remedy = "Flatten the parameters in the order of their model."
+        raise ValueError(message(name, f"of shape (s, {p})", shape_text(v), remedy))
+    if v.dtype != dtype or v.device != device:
+        expected = f"{dtype} on {device} like the parameters"
+        raise TypeError(message(name, expected, f"{v.dtype} on {v.device}", "Convert it."))
+    check_finite(name, v, "Look for a division by zero before this product.")
+    return v.detach().reshape(-1, p)
+
+
 def flatten(tensors: Weights) -> Tensor:
     """Tensors by name as one vector (p,)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
@@ -712,13 +728,15 @@ def unflatten(v: Tensor, shapes: Mapping[str, torch.Size]) -> Weights:
     """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
     parts = v.split([shape.numel() for shape in shapes.values()], dim=-1)
     return {
-        name: part.reshape(*v.shape[:-1], *shape)
+        name: part.reshape(v.shape[:-1] + shape)
         for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
 
 
 def _vjp(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
     """The transposed Jacobian of ``outputs`` by the weights times v, through a graph that stays."""
+    if isinstance(outputs, Tensor) and not outputs.requires_grad:  # they depend on none
+        return [torch.zeros_like(weight) for weight in weights.values()]
     return torch.autograd.grad(
         outputs,
         [*weights.values()],
@@ -743,9 +761,9 @@ def _add(stacks: Stacks, out: Tensor, *, weight: float, more: bool) -> None:
         if left is not None:
             place.unflatten(1, shape).baddbmm_(left.mT, right, beta=float(more), alpha=weight)
         elif more:
-            place.add_(right.flatten(1), alpha=weight)
+            place.add_(flat(right), alpha=weight)
         else:
-            torch.mul(right.flatten(1), weight, out=place)
+            torch.mul(flat(right), weight, out=place)
 
 
 def _loss(loss: str | Loss) -> Loss:

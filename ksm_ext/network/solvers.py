@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import brief, check_finite, check_ndim, check_positive_int, check_real, message
+from ksm_ext.checks import (
+    brief,
+    check_finite,
+    check_ndim,
+    check_positive,
+    check_positive_int,
+    check_tensor,
+    message,
+)
 
 Operator = Callable[[Tensor], Tensor]
 """Symmetric: products (s, p) of the rows of a matrix (s, p)."""
@@ -99,9 +107,7 @@ class BlockConjugateGradients:
 
     def __post_init__(self) -> None:
         check_positive_int("max_steps", self.max_steps)
-        if not check_real("tolerance", self.tolerance) >= 0:
-            found, remedy = str(self.tolerance), "1e-4 is enough for most uses."
-            raise ValueError(message("tolerance", "at least 0", found, remedy))
+        check_positive("tolerance", self.tolerance, "1e-4 is enough for most uses.", zero=True)
 
     @without_autocast()
     def solve(
@@ -153,8 +159,7 @@ class LiSSA:
 
     def __post_init__(self) -> None:
         check_positive_int("num_steps", self.num_steps)
-        if not check_real("scale", self.scale) > 0:
-            raise ValueError(message("scale", "positive", str(self.scale), _LARGEST))
+        check_positive("scale", self.scale, _LARGEST)
 
     @without_autocast()
     def solve(
@@ -216,11 +221,10 @@ def _inverse(gram: Tensor) -> Tensor:
 
 def check_system(rhs: Tensor, damping: float) -> None:
     """Raise unless these are right-hand sides (s, p) of a damped system."""
+    check_tensor("rhs", rhs)
     check_ndim("rhs", rhs, 2, "(s, p): one right-hand side per row")
     if rhs.dtype not in (torch.float32, torch.float64):
         remedy = "Convert it to the operator's dtype."
         raise TypeError(message("rhs", "float32 or float64", str(rhs.dtype), remedy))
     check_finite("rhs", rhs, "Find out where it became so.")
-    if not damping >= 0:
-        remedy = "Pass a small positive number."
-        raise ValueError(message("damping", "non-negative", str(damping), remedy))
+    check_positive("damping", damping, "Pass a small positive number.", zero=True)

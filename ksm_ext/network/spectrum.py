@@ -23,7 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import brief, check_choice, check_positive_int, message
+from ksm_ext.checks import (
+    brief,
+    check_choice,
+    check_positive,
+    check_positive_int,
+    check_seed,
+    message,
+)
 from ksm_ext.network.solvers import Operator, without_autocast
 
 
@@ -68,8 +75,7 @@ class SpectralDensity:
 
     def density(self, grid: Tensor, width: float) -> Tensor:
         """The density at ``grid`` (g,), smoothed by a Gaussian of standard deviation ``width``."""
-        if not width > 0:
-            raise ValueError(message("width", "positive", str(width), "Such as 1 % of the range."))
+        width = check_positive("width", width, "Such as 1 % of the range.")
         nodes, weights = self.nodes.flatten(), self.weights.flatten() / len(self.weights)
         distance = (grid.to(nodes)[:, None] - nodes) / width
         bells = torch.exp(-distance.square() / 2) / (width * math.sqrt(2 * math.pi))
@@ -296,7 +302,7 @@ def _signs(
     num_probes: int, dim: int, seed: int, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Row i from the generator's i-th draw: more probes begin with the same ones."""
-    seed = check_positive_int("seed", seed, minimum=-(2**63))
+    seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, (dim,), generator=generator) for _ in range(num_probes)]
     return (2 * torch.stack(rows) - 1).to(device, dtype)

@@ -474,6 +474,7 @@ def _checked_weights(
     """(b,) float64, the largest 1: of n numbers, n arrays (b_i,) or all samples, or by name."""
     name = "sample_weights"
     if isinstance(sample_weights, Mapping):
+        checked_names(name, sample_weights, len(sample_weights))
         given = {str(task): weights for task, weights in sample_weights.items()}
         if given.keys() != set(task_names):
             odd = min(given.keys() ^ set(task_names))
@@ -495,7 +496,8 @@ def _checked_weights(
         expected = f"{len(sizes)} numbers or arrays, of as many as the tasks have samples"
         shapes = listed([shape_text(part) for part in parts], 3)
         remedy = "Give one weight to each task, or to each of its samples."
-        raise ValueError(message(name, expected, f"{len(parts)} of {shapes}", remedy))
+        found = f"{len(parts)} of {shapes}" if parts else "none"
+        raise ValueError(message(name, expected, found, remedy))
     pairs = zip(parts, sizes, strict=True)
     weights = torch.cat([part.cpu().double().expand(size) for part, size in pairs])
     check_finite(name, weights, "Give samples that are not to count a weight of 0.")

@@ -4,12 +4,14 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.modular_arithmetic.model import Transformer
+from ksm_ext import FactoredProjector, Projector, collect_features
 from ksm_ext.network.ekfac import EKFAC
 from ksm_ext.network.hessian import GaussNewton, Hessian, flatten, loss_gradients
+from ksm_ext.network.outputs import log_odds
 
 
 def mlp(seed=0):
@@ -403,6 +405,85 @@ def test_weights_have_no_part_in_losses_that_products_would_not_see(kind):
     v = torch.randn(2, plain.shape[0]).double()
     torch.testing.assert_close(constant(v), plain(v))
     torch.testing.assert_close(constant.gradient(), plain.gradient())
+
+
+class Odd(nn.Module):
+    """Parameters of no dimensions, and some of no numbers, beside usual ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(1.5))
+        self.none, self.to_none = (nn.Parameter(torch.zeros(s)) for s in ((3, 0), (0, 3)))
+        self.rows, self.table = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.zeros(5, 0))
+
+    def forward(self, x):
+        hidden = self.layer(x) * self.scale
+        nothing = self.rows.sum() + linear(hidden, self.to_none).sum(1, keepdim=True)
+        return torch.tanh(hidden) + linear(x[:, :0], self.none) + nothing
+
+
+def test_parameters_of_no_dimensions_and_of_no_numbers():
+    torch.manual_seed(0)
+    model, batch = Odd().double(), (torch.randn(6, 4).double(), torch.randint(3, (6,)))
+    operator = Hessian(model, batch)
+    matrix = dense(model, batch)
+    eye = torch.eye(len(matrix)).double()
+    for kind in (Hessian, GaussNewton):
+        operator = kind(model, batch)
+        whole = operator(eye)
+        expected = matrix if kind is Hessian else kind(model, batch, vectors_per_pass=1)(eye)
+        torch.testing.assert_close(whole, expected)
+        torch.testing.assert_close(operator(eye[0]), whole[0])
+        slopes = operator.per_sample_gradients().T
+        torch.testing.assert_close(operator.per_sample_slopes(eye), slopes)
+        fisher = EKFAC("empirical").fit(operator)
+        v = torch.randn(2, len(eye)).double()
+        torch.testing.assert_close(fisher.inverse(fisher(v) + 0.1 * v, 0.1), v)
+    expected = None
+    for engine in ("hooks", "vmap", "loop", "backward"):
+        for projector in (None, Projector(8)):
+            features = collect_features(model, batch, log_odds, projector, engine=engine)
+            assert len(features.gradients) == 6
+        expected = features.gradients if expected is None else expected
+        torch.testing.assert_close(features.gradients, expected)
+    collect_features(model, batch, log_odds, FactoredProjector(4))
+
+
+CONSTANT = {
+    "a constant": lambda outputs, labels: torch.zeros(len(outputs)).double(),
+    "labels": lambda outputs, labels: labels.double(),
+    "detached": lambda outputs, labels: outputs.detach().sum(1),
+    "linear": lambda outputs, labels: outputs.sum(1),
+}
+
+
+@pytest.mark.parametrize("loss", CONSTANT.values(), ids=CONSTANT)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_loss_that_does_not_curve_or_does_not_depend_on_outputs(kind, loss):
+    model, batch = mlp()
+    operator = kind(model, batch, loss)
+    v = torch.randn(3, operator.shape[0]).double()
+    flat = loss is not CONSTANT["linear"]
+    for found in (operator(v), operator(v[0]), operator.per_sample_quadratic(v)):
+        assert not found.any() or (not flat and kind is Hessian)
+    for found in (operator.gradient(), operator.per_sample_slopes(v)):
+        assert found.any() != flat
+
+
+def test_vectors_that_are_none():
+    model, batch = mlp()
+    operator = Hessian(model, batch)
+    v = torch.randn(2, operator.shape[0]).double()
+    for wrong in ([1.0], None, "v", 2, v.numpy(), v.tolist()):
+        for ask in (operator, operator.per_sample_slopes, operator.per_sample_quadratic):
+            with pytest.raises(TypeError, match=r"^`v` must be a tensor, got "):
+                ask(wrong)
+        with pytest.raises(TypeError, match=r"^`x` must be a tensor, got "):
+            operator @ wrong
+        with pytest.raises(TypeError, match=r"^`u` must be a tensor, got "):
+            operator.third(wrong, v)
+    with pytest.raises(ValueError, match=r"^`v` must be of shape \(2, 43\) like `u`"):
+        operator.third(v, v[:1])
 
 
 def test_bad_input():
