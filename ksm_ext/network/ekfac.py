@@ -47,7 +47,13 @@ from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
 from ksm_ext.network.hessian import CurvatureOperator, checked_vectors, unflatten
-from ksm_ext.network.solvers import Operator, Solution, check_system, without_autocast
+from ksm_ext.network.solvers import (
+    Operator,
+    Solution,
+    check_operator,
+    check_system,
+    without_autocast,
+)
 
 Parts = Mapping[str, Sequence[Part]]
 _REMEDY = "Pass BlockConjugateGradients() as the solver, which takes every network."
@@ -290,6 +296,7 @@ class FactoredFisher:
             ValueError: If the operator is one of another network, or of other parameters.
         """
         check_system(rhs, damping)
+        check_operator(operator)
         self._check_network(operator)
         x = self.inverse(rhs, damping)
         length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)

@@ -15,11 +15,13 @@ Shapes: p parameters flattened one after the other in the model's order, vectors
 References: *Pearlmutter 1994*; *Schraudolph 2002*.
 """
 
+import importlib
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -35,14 +37,24 @@ from tqdm import tqdm
 from ksm_ext.checks import (
     check_choice,
     check_finite,
+    check_function,
     check_positive_int,
+    check_seed,
     check_tensor,
     listed,
     message,
     shape_text,
 )
 from ksm_ext.identity import Checksum, changed, checksums
-from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
+from ksm_ext.network.batches import (
+    Batch,
+    as_batch,
+    checked_datasets,
+    chunks,
+    each,
+    num_rows,
+    ordered_loader,
+)
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
 from ksm_ext.network.factors import Part, flat, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
@@ -291,6 +303,7 @@ class CurvatureOperator(ABC):
         if self._draw is None:
             expected, remedy = "the name of one", "Pass EKFAC(fisher='empirical')."
             raise ValueError(message("loss", expected, "a function", remedy))
+        seed = check_seed("seed", seed)
         self._check_unchanged()
         generator = torch.Generator().manual_seed(seed)
         with self._exact():
@@ -303,6 +316,7 @@ class CurvatureOperator(ABC):
         self, forward: Callable[[], Tensor], **instead: Callable[[], Tensor]
     ) -> Tensor:
         """By forward differentiation, or by another way where the network does not know that."""
+        _load_forward_rules()
         ways = {"forward": forward, **instead} if self._forward else instead
         way, found = first_that_can(f"Curvature of {type(self._model).__name__}", ways)
         self._forward = way == "forward"
@@ -346,6 +360,11 @@ class CurvatureOperator(ABC):
 
     def unflatten(self, v: Tensor) -> Weights:
         """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
+        check_tensor("v", v)
+        if v.shape[-1:] != self.shape[1:]:
+            remedy = "Flatten the parameters in the order of their model."
+            expected = f"of {self.shape[0]} last entries"
+            raise ValueError(message("v", expected, shape_text(v), remedy))
         return unflatten(v, self.parameter_shapes)
 
     # -- vectors and batches --------------------------------------------------------------------
@@ -656,6 +675,7 @@ def loss_gradients(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    progress: bool = False,
 ) -> Tensor:
     """Gradients of the summed loss of each data set: (n, p).
 
@@ -667,11 +687,13 @@ def loss_gradients(
         batch_size: Samples of a pass.
         engine: ``"auto"`` for one backward pass of all samples together; another takes those of
             single samples, see :mod:`.engines`.
+        progress: Whether to show a bar over data sets.
     """
     gradients = []
+    datasets = checked_datasets("datasets", datasets)
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
     options |= {"engine": engine, "vectors_per_pass": 1}  # of which there are none
-    for data in datasets:
+    for data in tqdm(datasets, unit=" gradients", disable=not progress):
         operator = Hessian(model, data, loss, **options)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
@@ -697,6 +719,17 @@ def _layer_norm(
     normal = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
     scaled = normal if weight is None else normal * weight
     return scaled if bias is None else scaled + bias
+
+
+@cache
+def _load_forward_rules() -> None:
+    """Those of PyTorch that it compiles when they are first asked for.
+
+    That is deprecated, and PyTorch warns of itself, which is no news to who asks for a product.
+    """
+    with warnings.catch_warnings(), suppress(ImportError):
+        warnings.filterwarnings("ignore", "`torch.jit")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def checked_vectors(
@@ -770,6 +803,8 @@ def _loss(loss: str | Loss) -> Loss:
     if isinstance(loss, str):
         check_choice("loss", loss, tuple(LOSSES), "Or pass a function (outputs, labels) -> (b,).")
         return LOSSES[loss]
+    remedy = "The names 'cross_entropy' and 'squared_error' are losses, too."
+    check_function("loss", loss, ("outputs", "labels"), remedy)
 
     def of_samples(outputs: Tensor, labels: Tensor) -> Tensor:
         losses = loss(outputs, labels)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ksm_ext.checks import (
     brief,
     check_finite,
+    check_function,
     check_ndim,
     check_positive,
     check_positive_int,
@@ -115,6 +116,7 @@ class BlockConjugateGradients:
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; the residuals are those of the recurrence."""
         check_system(rhs, damping)
+        check_operator(operator)
         scale = rhs.norm(dim=1)  # (s,)
         x = torch.zeros_like(rhs)
         if not rhs.any():
@@ -167,6 +169,7 @@ class LiSSA:
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; ``RuntimeError`` where the series diverges."""
         check_system(rhs, damping)
+        check_operator(operator)
         length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
         h, residual = rhs.clone(), rhs
         for _ in tqdm(range(self.num_steps), unit=" steps", disable=not progress):
@@ -217,6 +220,12 @@ def _inverse(gram: Tensor) -> Tensor:
         remedy = "Raise `damping`, or take the Gauss-Newton matrix in place of the Hessian."
         raise RuntimeError(message("operator", "positive definite with its damping", found, remedy))
     return torch.cholesky_inverse(factor)
+
+
+def check_operator(operator: object) -> None:
+    """Raise ``TypeError`` unless it multiplies vectors."""
+    remedy = "Pass such as ksm_ext.Hessian, or a function."
+    check_function("operator", operator, ("v",), remedy, "(s, p)")
 
 
 def check_system(rhs: Tensor, damping: float) -> None:

@@ -36,7 +36,6 @@ Shapes: n tasks of b samples together, features (b, k), masks (m, n), scores (m,
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,10 +44,12 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
+from ksm_ext.atomic_write import checked_path
 from ksm_ext.checks import (
     check_choice,
     check_finite,
-    check_real,
+    check_positive,
+    check_several,
     counted,
     listed,
     message,
@@ -60,6 +61,9 @@ from ksm_ext.network.engines import check_engine
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import (
     AnyProjector,
+    check_networks,
+    check_output,
+    check_projector,
     collect_features,
     parameter_names,
     projection_text,
@@ -184,13 +188,13 @@ class GradientEstimator:
                 ``sample_weights`` do not fit the tasks, are negative or all 0, or ``task_names``
                 are not n different ones.
         """
-        self._models = [models] if isinstance(models, nn.Module) else list(models)
-        if not self._models:
-            raise ValueError(message("models", "one network or more", "none", "Train one."))
+        self._models = check_networks("models", models)
         self._task_data, named = task_datasets(tasks, targets)
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
         check_engine(engine)
+        check_output(output)
+        check_projector(projector)
         self.ridge = None if ridge is None else _check_ridge(ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
@@ -200,7 +204,7 @@ class GradientEstimator:
         self.calibration: Calibration | None = None
         self._target_data = [*named.values()]
         self._output, self._loss, self._solver = output, loss, solver
-        self._store = None if store is None else Path(store)
+        self._store = None if store is None else checked_path("store", store)
         self._batch_size, self._engine, self._progress = batch_size, engine, progress
         self._group = group
         self._names = parameter_names(self._models[0], parameters)
@@ -341,8 +345,7 @@ class GradientEstimator:
         unit = torch.where(near, size.where(size > 0, 1.0), true.abs())
         best = None
         errors = {}
-        for ridge in ridges:
-            ridge = _check_ridge(ridge)
+        for ridge in map(_check_ridge, check_several("ridges", ridges, "numbers")):
             estimate = self._estimate(tensor, ridge)
             for name, correct in _CORRECTIONS.items():
                 left_out = [
@@ -461,11 +464,7 @@ class GradientEstimator:
 
 
 def _check_ridge(ridge: object) -> float:
-    remedy = "The problem has no minimum without a penalty."
-    number = check_real("ridge", ridge, "a positive number", remedy)
-    if not number > 0:
-        raise ValueError(message("ridge", "positive", str(number), remedy))
-    return number
+    return check_positive("ridge", ridge, "The problem has no minimum without a penalty.")
 
 
 def _checked_weights(

@@ -196,8 +196,8 @@ def test_influence_by_ekfac_is_near_that_of_the_whole_matrix():
     expected = -operator.per_sample_gradients() @ torch.linalg.solve(matrix, queries.T) / 60
     of_samples = sample_influence(model, data, targets["one"], damping=0.05, solver=factored)
     torch.testing.assert_close(of_samples.values, expected)
-    hessian = task_hessian(model, tasks, targets, ridge=0.5, solver=EKFAC(draws=20))
-    near = task_hessian(model, tasks, targets, ridge=0.5)
+    hessian = task_hessian(model, tasks, targets, damping=0.5, solver=EKFAC(draws=20))
+    near = task_hessian(model, tasks, targets, damping=0.5)
     assert float(pearson(hessian.gradient.T, near.gradient.T).min()) > 0.9
 
 
