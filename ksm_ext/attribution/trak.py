@@ -192,7 +192,7 @@ def top_samples(
         ValueError: If ``count`` is not between 1 and b.
     """
     _check_features("train", train)
-    if not 1 <= check_positive_int("count", count) <= len(train):
+    if not 1 <= check_positive_int("count", count, minimum=0) <= len(train):
         expected = f"between 1 and {len(train)}, the training samples"
         raise ValueError(message("count", expected, str(count), "Ask for fewer."))
     _check_features("queries", queries)

@@ -367,15 +367,11 @@ class _Applied(nn.Module):
 
 
 def _of_weights(
-    model: nn.Module, output: Output, batch: Batch, names: Sequence[str]
+    model: nn.Module, output: Output, names: Sequence[str]
 ) -> tuple[
     Callable[[dict[str, Tensor], Batch], tuple[dict[str, Tensor], Tensor]], dict[str, Tensor]
 ]:
-    """A function of weights and a sample to gradients and value, and the weights.
-
-    Raises:
-        Unsupported: If weights are used that no others can be put in place of.
-    """
+    """A function of weights and a sample to gradients and value, and the weights."""
     applied = _Applied(model, output)
     own = dict(applied.named_parameters())
     weights = {name: own[f"model.{name}"].detach() for name in names}
@@ -385,31 +381,38 @@ def _of_weights(
         one = each(itemgetter(None), sample)
         return functional_call(applied, named, (one,))
 
-    first = each(itemgetter(0), batch)
-    with differentiable(model, names) as own_weights, torch.enable_grad():
-        if beside := used_beside(value(weights, first), own_weights):
-            raise Unsupported(f"`{beside[0]}` is used beside the model's own modules")
     return grad_and_value(value), weights
 
 
 def _vmap(
     model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
 ) -> Tensor:
-    function, weights = _of_weights(model, output, batch, names)
-    gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
+    function, weights = _of_weights(model, output, names)
+    with differentiable(model, names) as own, torch.enable_grad():
+        gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
+        _check_beside(values, own)
     _give_whole(gradients, take)
-    return values
+    return values.detach()
 
 
 def _loop(
     model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
 ) -> Tensor:
-    function, weights = _of_weights(model, output, batch, names)
+    function, weights = _of_weights(model, output, names)
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
-    pairs = [function(weights, sample) for sample in samples]
+    with differentiable(model, names) as own, torch.enable_grad():
+        pairs = [function(weights, sample) for sample in samples]
+        values = torch.stack([value for _, value in pairs])
+        _check_beside(values, own)
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
     _give_whole(gradients, take)
-    return torch.stack([value for _, value in pairs])
+    return values.detach()
+
+
+def _check_beside(values: Tensor, own: Mapping[str, Tensor]) -> None:
+    """Raise :class:`Unsupported` if weights are used that no others can be put in place of."""
+    if beside := used_beside(values, own):
+        raise Unsupported(f"`{beside[0]}` is used beside the model's own modules")
 
 
 def _backward(
@@ -435,7 +438,7 @@ def _backward(
 
 def _give_whole(gradients: dict[str, Tensor], take: Take) -> None:
     for name, gradient in gradients.items():
-        take(name, Whole(gradient))
+        take(name, Whole(gradient.detach()))
 
 
 _ENGINES: dict[str, Callable[..., Tensor]] = {
