@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.modular_arithmetic.model import Transformer
 from ksm_ext import FactoredProjector, Projector, collect_features
 from ksm_ext.network.ekfac import EKFAC
-from ksm_ext.network.hessian import GaussNewton, Hessian, flatten, loss_gradients
+from ksm_ext.network.hessian import GaussNewton, Hessian, checked_vectors, flatten, loss_gradients
 from ksm_ext.network.outputs import log_odds
 
 
@@ -468,6 +470,18 @@ def test_a_loss_that_does_not_curve_or_does_not_depend_on_outputs(kind, loss):
         assert not found.any() or (not flat and kind is Hessian)
     for found in (operator.gradient(), operator.per_sample_slopes(v)):
         assert found.any() != flat
+
+
+def test_vectors_are_rows_of_one_dtype_and_device():
+    v = torch.randn(2, 4)
+    of = partial(checked_vectors, "w", p=4, dtype=torch.float32, device=v.device)
+    assert torch.equal(of(v=v), v) and torch.equal(of(v=v[0]), v[:1])
+    assert not of(v=v.requires_grad_()).requires_grad
+    for wrong in (v[:, :3], v[None], v[0, 0], v * torch.inf):
+        with pytest.raises(ValueError, match=r"^`w` must be "):
+            of(v=wrong)
+    with pytest.raises(TypeError, match=r"^`w` must be torch\.float32 on cpu like the parameters"):
+        of(v=v.double())
 
 
 def test_vectors_that_are_none():

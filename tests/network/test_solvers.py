@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from ksm_ext import ConjugateGradients
-from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver, check_system
+from ksm_ext.network.solvers import (
+    BlockConjugateGradients,
+    LiSSA,
+    as_solver,
+    check_system,
+    inner_products,
+    without_autocast,
+)
 
 
 def definite(p, condition=1e3, seed=0):
@@ -136,3 +143,14 @@ def test_bad_input():
         BlockConjugateGradients(max_steps=0)
     with pytest.raises(ValueError, match="`tolerance` must be finite, got nan"):
         BlockConjugateGradients(tolerance=float("nan"))
+
+
+def test_linear_algebra_is_not_rounded_by_autocast():
+    rows, others = torch.randn(3, 50), torch.randn(2, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (rows @ others.T).dtype == torch.bfloat16
+        found = inner_products(rows, others)
+        with without_autocast():
+            assert torch.equal(rows @ others.T, found)
+        assert (rows @ others.T).dtype == torch.bfloat16
+    assert torch.equal(found, rows @ others.T)

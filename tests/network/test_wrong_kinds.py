@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -25,9 +26,16 @@ from ksm_ext.attribution.task_hessian import task_hessian
 from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import self_influence, top_samples, trak, trak_scores
 from ksm_ext.network.batches import ordered_loader
-from ksm_ext.network.gradients import parameter_names, per_sample_gradients
+from ksm_ext.network.gradients import (
+    check_networks,
+    check_output,
+    check_projector,
+    parameter_names,
+    per_sample_gradients,
+)
 from ksm_ext.network.hessian import loss_gradients
 from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import check_operator
 from ksm_ext.network.spectrum import (
     hutch_pp_trace,
     hutchinson_trace,
@@ -53,6 +61,10 @@ DENSITY = spectral_density(DIAGONAL, 9, num_steps=4)
 
 CALLS = {
     "parameter_names": (parameter_names, {"model": MODEL}),
+    "check_networks": (partial(check_networks, "models"), {"models": MODEL}),
+    "check_output": (check_output, {"output": log_odds}),
+    "check_projector": (check_projector, {"projector": Projector(4)}),
+    "check_operator": (check_operator, {"operator": OPERATOR}),
     "per_sample_gradients": (
         per_sample_gradients,
         {"model": MODEL, "output": log_odds, "batch": DATA},
