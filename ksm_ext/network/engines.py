@@ -321,7 +321,10 @@ def _hooks(
 
 
 def _attention(model: nn.Module) -> AbstractContextManager[None]:
-    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights."""
+    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights.
+
+    Those of a GPU are not taken: nobody has compared them with the math kernels here.
+    """
     on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if on_cpu else SDPBackend.MATH)
 

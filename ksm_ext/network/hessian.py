@@ -460,7 +460,8 @@ class CurvatureOperator(ABC):
                 expected = "one that uses its parameters where they are registered"
                 found = f"one that uses `{beside[0]}` elsewhere"
                 raise ValueError(message("model", expected, found, "Read it in `forward`."))
-            beside = used_beside(torch.as_tensor(loss(outputs, labels)), own)
+            losses = loss(outputs, labels)
+            beside = used_beside(losses, own) if isinstance(losses, Tensor) else []
         if beside:
             expected = "a function of outputs and labels alone"
             remedy = "Leave a weight decay out, and pass its strength as damping."
@@ -808,8 +809,10 @@ def _loss(loss: str | Loss) -> Loss:
 
     def of_samples(outputs: Tensor, labels: Tensor) -> Tensor:
         losses = loss(outputs, labels)
-        if losses.shape != outputs.shape[:1]:
-            found = f"{shape_text(losses)} for {len(outputs)} samples"
+        is_tensor = isinstance(losses, Tensor)
+        if not is_tensor or losses.shape != outputs.shape[:1]:
+            what = shape_text(losses) if is_tensor else type(losses).__name__
+            found = f"{what} for {len(outputs)} samples"
             remedy = "Return one number for each sample, such as by reduction='none'."
             raise ValueError(message("loss", "a function (outputs, labels) -> (b,)", found, remedy))
         return losses

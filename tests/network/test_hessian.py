@@ -484,6 +484,13 @@ def test_vectors_are_rows_of_one_dtype_and_device():
         of(v=v.double())
 
 
+def test_a_loss_that_is_no_tensor():
+    model, batch = mlp()
+    operator = Hessian(model, batch, lambda outputs, labels: outputs.sum(1).tolist())
+    with pytest.raises(ValueError, match=r"^`loss` must be a function .*, got list for 11 samples"):
+        operator.gradient()
+
+
 def test_vectors_that_are_none():
     model, batch = mlp()
     operator = Hessian(model, batch)
