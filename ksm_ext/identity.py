@@ -43,6 +43,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ksm_ext.checks import brief
+
 _PLAIN = (type(None), bool, int, float, str)
 _ATOMS = (
     *(*_PLAIN, complex, bytes, type(...), type(NotImplemented)),
@@ -89,6 +91,8 @@ class Checksum:
     kind: tuple[torch.Size, torch.dtype, torch.device]
     rows: Tensor
     columns: Tensor
+
+    __repr__ = brief
 
     def same(self, other: "Checksum") -> bool:
         """Whether nothing tells the two apart."""
