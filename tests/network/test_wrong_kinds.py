@@ -118,7 +118,14 @@ CALLS = {
     "predict": (FITTED.predict, {"masks": MASKS}),
     "calibrate": (FITTED.calibrate, {"masks": MASKS, "true_scores": torch.rand(4)}),
 }
-FLAGS = {"progress", "largest", "interactions", "hadamard", "by_factors"}  # of any truth value
+FLAGS = {
+    "check",
+    "progress",
+    "largest",
+    "interactions",
+    "hadamard",
+    "by_factors",
+}  # of any truth value
 SET_ELSEWHERE = {"device", "group"}  # PyTorch's own
 WRONG = ["wrong", None, 2, [], 1e400, math.nan]
 OWN = re.compile(r"^`(\w+)` must be .*, got .*\. .*[.?]$", re.DOTALL)
