@@ -257,7 +257,7 @@ def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
         model,
         problem.tasks,
         problem.targets,
-        ridge=shifted(methods.hessian_ridge, model, problem),
+        damping=shifted(methods.hessian_ridge, model, problem),
         interactions=False,
         solver=BlockConjugateGradients(tolerance=1e-3, max_steps=methods.num_steps),
     )

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import message
+from ksm_ext.checks import check_several, message
 
 ArrayLike = Any
 """A tensor, NumPy array, nested list, pandas or polars Series or DataFrame, xarray DataArray."""
@@ -81,7 +81,7 @@ def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str,
     Raises:
         ValueError: If there are more or fewer, one stands twice, or no file could hold it.
     """
-    given = tuple(str(name) for name in names)
+    given = tuple(map(str, check_several(argument, names, "names")))
     for name in given:
         if re.search("[\ud800-\udfff]", name):
             expected = "text that UTF-8 can write"

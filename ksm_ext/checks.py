@@ -5,6 +5,8 @@ Every message reads ```<name>` must be <expected>, got <found>. <what to do>.``
 numerics and environment.
 """
 
+import inspect
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -108,6 +110,67 @@ def check_real(
     except OverflowError as error:
         found = "one beyond the range of a float"
         raise ValueError(message(name, expected, found, remedy)) from error
+
+
+def check_positive(
+    name: str,
+    value: object,
+    remedy: str,
+    *,
+    zero: bool = False,
+) -> float:
+    """``value`` as Python's own float, finite and above zero, or ``zero`` where that is fine."""
+    expected = "non-negative" if zero else "positive"
+    number = check_real(name, value, f"a {expected} number", remedy)
+    if not math.isfinite(number):
+        expected = "finite"
+    elif number > 0 or (zero and number == 0):
+        return number
+    raise ValueError(message(name, expected, str(number), remedy))
+
+
+def check_seed(name: str, value: object) -> int:
+    """``value`` as Python's own integer of 64 bits, as PyTorch's generators take it."""
+    number = check_positive_int(name, value, minimum=-(2**63))
+    if number >= 2**63:
+        raise ValueError(message(name, "an int64", str(number), "Choose a smaller one."))
+    return number
+
+
+def check_function(
+    name: str, value: object, arguments: Sequence[str], remedy: str, answer: str = "(b,)"
+) -> None:
+    """Raise ``TypeError`` unless ``value`` can be called with these arguments, by place."""
+    expected = f"a function ({', '.join(arguments)}) -> {answer}"
+    if not callable(value):
+        raise TypeError(message(name, expected, _shown(value), remedy))
+    try:
+        signature = inspect.signature(value)
+    except ValueError:  # of compiled functions, which tell none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(message(name, expected, f"one of {signature}", remedy)) from error
+
+
+def check_kind(name: str, value: object, kind: type, expected: str, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` is one of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(message(name, expected, type(value).__name__, remedy))
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a tensor."""
+    check_kind(name, value, Tensor, "a tensor", "Convert it to one.")
+
+
+def check_several(name: str, value: Any, of: str) -> list[Any]:
+    """``value`` as a list, of whatever has its elements one after another, but no text."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        found, remedy = type(value).__name__, "Put them into a list."
+        raise TypeError(message(name, f"a sequence of {of}", found, remedy))
+    return list(value)
 
 
 def _item(value: object) -> object:

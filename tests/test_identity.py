@@ -28,7 +28,8 @@ from torch import nn
 import ksm_ext
 from ksm_ext import Projector, evaluation
 from ksm_ext.evaluation import _mean_of_rows
-from ksm_ext.identity import differences, fingerprint, identify
+from ksm_ext.identity import changed as altered
+from ksm_ext.identity import checksums, differences, fingerprint, identify
 from ksm_ext.network.outputs import log_odds, margin
 from ksm_ext.network.spectrum import signs
 from ksm_ext.selection import _Objective
@@ -356,6 +357,25 @@ def test_copies_are_the_same_and_others_are_not(one, other):
     if told(one) != told(other):
         assert changed(make(one), make(other))
     assert changed(make([one, one]), make([one, [one]]))
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=100)
+@given(
+    shape=st.lists(st.integers(2, 5), max_size=3),
+    kind=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.complex128]),
+    seed=st.integers(0, 99),
+)
+def test_checksums_tell_every_bit_and_rows_that_trade_places(shape, kind, seed):
+    tensor = torch.randn(shape, dtype=kind, generator=torch.Generator().manual_seed(seed))
+    bit = tensor.clone()
+    octets = bit.view(-1).view(torch.uint8)
+    octets[seed % len(octets)] ^= 2 ** (seed % 8)
+    others = [bit, tensor[None], tensor.real.half(), *([tensor.flip(0)] if shape else [])]
+    before = checksums([("a", tensor)])
+    assert not altered(before, checksums([("a", tensor.clone())]))
+    for other in others:
+        assert altered(before, checksums([("a", other)])) == ["a"]
+    assert altered(before, checksums([("b", tensor)])) == ["a", "b"]
 
 
 def told(thing):

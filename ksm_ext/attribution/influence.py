@@ -24,12 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import brief, message
-from ksm_ext.network.batches import task_datasets
+from ksm_ext.checks import brief, check_positive, message
+from ksm_ext.network.batches import checked_datasets, task_datasets
 from ksm_ext.network.gradients import AnyProjector, collect_features, usual_projector
 from ksm_ext.network.hessian import CurvatureOperator, GaussNewton, Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss, log_odds
-from ksm_ext.network.solvers import BlockConjugateGradients, Operator, Solver, as_solver
+from ksm_ext.network.solvers import (
+    BlockConjugateGradients,
+    Operator,
+    Solver,
+    as_solver,
+    without_autocast,
+)
 from ksm_ext.network.spectrum import lanczos, signs
 
 SOLVER = BlockConjugateGradients(tolerance=1e-4)
@@ -165,6 +171,7 @@ def sample_influence(
         ``values`` (b, t): the loss of query j less what it would be without sample i.
     """
     _check_curvature(curvature)
+    (queries,) = checked_datasets("queries", [queries])
     options: dict[str, Any] = {
         "parameters": parameters,
         "batch_size": batch_size,
@@ -191,6 +198,7 @@ def projected_influence(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    progress: bool = False,
 ) -> Influence:
     """Influence on the mean cross-entropy in a projected space, whose curvature is (k, k).
 
@@ -207,6 +215,7 @@ def projected_influence(
         parameters: See :func:`influence`.
         batch_size: Samples whose gradients are held at a time.
         engine: How their gradients are taken, see :mod:`ksm_ext.network.engines`.
+        progress: Whether to show progress bars.
 
     Returns:
         The :class:`Influence`; ``values[a, j]`` estimates ``F_j(1) - F_j(1 - e_a)``.
@@ -216,6 +225,7 @@ def projected_influence(
         "parameters": parameters,
         "batch_size": batch_size,
         "engine": engine,
+        "progress": progress,
     }
 
     if projector is None:
@@ -227,13 +237,14 @@ def projected_influence(
         return found.gradients, -(1 - right)[:, None] * found.gradients, right * (1 - right)
 
     phi, slopes, weight = features(ConcatDataset(datasets))
-    matrix = phi.T @ (weight[:, None] * phi) / len(phi)
-    damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
-    matrix.diagonal().add_(damping)
     of_tasks = _sums(slopes.T, torch.tensor([len(data) for data in datasets]))  # (k, n)
     means = torch.stack([features(data)[1].mean(0) for data in named.values()])
-    factor = torch.linalg.cholesky(matrix)
-    values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
+    with without_autocast():
+        matrix = phi.T @ (weight[:, None] * phi) / len(phi)
+        damping = _checked_damping(damping, lambda v: v @ matrix, phi.sum(0, keepdim=True))
+        matrix.diagonal().add_(damping)
+        factor = torch.linalg.cholesky(matrix)
+        values = -(means @ torch.cholesky_solve(of_tasks, factor)).T / len(phi)  # (n, t)
     return Influence(values, torch.zeros_like(values[0]), 0, damping)
 
 
@@ -248,10 +259,8 @@ def _checked_damping(damping: float | None, operator: Operator, start: Tensor) -
         matrix = torch.diag(diagonal[0]) + torch.diag(beside[0], 1) + torch.diag(beside[0], -1)
         ends = torch.linalg.eigvalsh(matrix.double())
         damping = max(float(ends[-1]) / 100, -2 * float(ends[0]))
-    if not damping > 0:
-        remedy = "Pass a small share of the largest eigenvalue: without it there is no solution."
-        raise ValueError(message("damping", "positive", str(damping), remedy))
-    return damping
+    remedy = "Pass a small share of the largest eigenvalue: without it there is no solution."
+    return check_positive("damping", damping, remedy)
 
 
 def _check_curvature(curvature: object) -> None:

@@ -30,11 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import brief, message
+from ksm_ext.checks import brief, check_positive
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.hessian import Hessian, loss_gradients
 from ksm_ext.network.outputs import Loss
-from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver
+from ksm_ext.network.solvers import BlockConjugateGradients, Solver, as_solver, inner_products
 
 SOLVER = BlockConjugateGradients(tolerance=1e-6, max_steps=200)
 
@@ -62,19 +62,19 @@ def task_hessian(
     targets: Mapping[str, Any] | Any,
     loss: str | Loss = "cross_entropy",
     *,
-    ridge: float,
+    damping: float,
     interactions: bool = True,
     solver: Solver = SOLVER,
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     vectors_per_pass: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
 ) -> TaskHessian:
     """Differentiate training itself, twice.
 
     Exact at a minimum of the problem above. A network that was not trained to its end, or without
-    that penalty, is treated as if it were at the minimum of its own quadratic model, with the ridge
-    as damping.
+    that penalty, is treated as if it were at the minimum of its own quadratic model.
 
     Args:
         model: The network trained on all tasks.
@@ -83,13 +83,15 @@ def task_hessian(
         targets: Data sets by name, or one.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,);
             three times differentiable.
-        ridge: ρ > 0. Where the Hessian is indefinite, above its most negative eigenvalue.
+        damping: ρ > 0, the penalty of training. Where the Hessian is indefinite, above its most
+            negative eigenvalue.
         interactions: Whether to compute mixed derivatives too, or those by one task alone, which
             leaving it out needs, from n third derivatives.
-        solver: Solves with the Hessian and its ridge, see :func:`ksm_ext.attribution.influence`.
+        solver: Solves with the Hessian and its damping, see :func:`ksm_ext.attribution.influence`.
         parameters: Names or patterns of the parameters that training moves; None: all.
         batch_size: Samples of a pass.
         vectors_per_pass: Vectors multiplied together.
+        engine: How gradients are taken, see :func:`ksm_ext.attribution.tracin`.
         progress: Whether to show progress bars.
 
     Returns:
@@ -97,15 +99,18 @@ def task_hessian(
         target, and ``n min(t, (n + 1) / 2)`` third derivatives.
 
     Raises:
-        ValueError: If there is no task or target, or the ridge is not positive.
+        ValueError: If there is no task or target, or the damping is not positive.
         TypeError: If ``solver`` is no solver.
-        RuntimeError: If the Hessian with its ridge is not positive definite.
+        RuntimeError: If the damped Hessian is not positive definite.
     """
     datasets, named = task_datasets(tasks, targets)
-    if not ridge > 0:
-        raise ValueError(message("ridge", "positive", str(ridge), "Pass the penalty of training."))
+    damping = check_positive("damping", damping, "Pass the penalty of training.")
     solve = as_solver(solver).solve
-    common: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
+    common: dict[str, Any] = {
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "engine": engine,
+    }
     options = common | {"vectors_per_pass": vectors_per_pass}
     queries = [Hessian(model, data, loss, **options) for data in named.values()]
     whole = Hessian(model, ConcatDataset(datasets), loss, progress=progress, **options)
@@ -113,22 +118,24 @@ def task_hessian(
     of_tasks = loss_gradients(model, datasets, loss, **common) / b  # (n, p)
     of_targets = torch.stack([query.gradient() for query in queries])  # (t, p)
     rhs = -torch.cat([of_tasks, of_targets])
-    solution = solve(whole, rhs, damping=ridge, progress=progress)
+    solution = solve(whole, rhs, damping=damping, progress=progress)
     moves, adjoints = solution.x[:n], solution.x[n:]  # W_a (n, p), lambda (t, p)
-    second = torch.stack([query(moves) @ moves.T for query in queries])  # (t, n, n)
+    second = torch.stack([inner_products(query(moves), moves) for query in queries])  # (t, n, n)
     for a, data in enumerate(datasets):
         share = len(data) / b
-        cross = share * Hessian(model, data, loss, **options)(adjoints) @ moves.T  # (t, n)
+        cross = share * inner_products(Hessian(model, data, loss, **options)(adjoints), moves)
         second[:, a] += cross
         second[:, :, a] += cross
     if interactions:
         second += _third(whole, moves, adjoints)
         second = (second + second.transpose(1, 2)) / 2  # rounding alone
     else:
-        own = second.diagonal(dim1=1, dim2=2) + (whole.third(moves, moves) @ adjoints.T).T
+        own = (
+            second.diagonal(dim1=1, dim2=2) + inner_products(whole.third(moves, moves), adjoints).T
+        )
         second = torch.full_like(second, math.nan)
         second.diagonal(dim1=1, dim2=2).copy_(own)
-    return TaskHessian(moves @ of_targets.T, second, solution.residuals)
+    return TaskHessian(inner_products(moves, of_targets), second, solution.residuals)
 
 
 def _third(whole: Hessian, moves: Tensor, adjoints: Tensor) -> Tensor:
@@ -137,8 +144,8 @@ def _third(whole: Hessian, moves: Tensor, adjoints: Tensor) -> Tensor:
     if 2 * t <= n + 1:
         pairs = torch.cartesian_prod(torch.arange(t), torch.arange(n))
         third = whole.third(adjoints[pairs[:, 0]], moves[pairs[:, 1]])  # (t n, p)
-        return (third @ moves.T).reshape(t, n, n)
+        return inner_products(third, moves).reshape(t, n, n)
     rows, columns = torch.triu_indices(n, n)
     upper = moves.new_zeros(t, n, n)
-    upper[:, rows, columns] = (whole.third(moves[rows], moves[columns]) @ adjoints.T).T
+    upper[:, rows, columns] = inner_products(whole.third(moves[rows], moves[columns]), adjoints).T
     return upper + upper.triu(1).transpose(1, 2)

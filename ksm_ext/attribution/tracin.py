@@ -12,17 +12,19 @@ Shapes: n tasks of b samples together, t targets, attributions (n, t).
 Reference: *Pruthi et al. 2020, arXiv:2002.08484*.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ksm_ext.checks import check_real, message
+from ksm_ext.checks import check_real, check_several, message
 from ksm_ext.network.batches import task_datasets
+from ksm_ext.network.gradients import check_networks
 from ksm_ext.network.hessian import loss_gradients
 from ksm_ext.network.outputs import Loss
+from ksm_ext.network.solvers import inner_products
 
 
 def tracin(
@@ -35,6 +37,7 @@ def tracin(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    progress: bool = False,
 ) -> Tensor:
     """What each task's own steps changed in each target's mean loss.
 
@@ -49,6 +52,7 @@ def tracin(
         batch_size: Samples of a pass.
         engine: ``"auto"`` for one backward pass of all samples together; others take those of
             single samples, see :mod:`ksm_ext.network.engines`.
+        progress: Whether to show bars over data sets.
 
     Returns:
         (n, t), in units of the loss: negative where a task helps.
@@ -56,11 +60,13 @@ def tracin(
     Raises:
         ValueError: If the numbers of checkpoints and learning rates differ, or there is none.
     """
-    networks = [checkpoints] if isinstance(checkpoints, nn.Module) else list(checkpoints)
+    networks = check_networks("checkpoints", checkpoints)
     single = isinstance(learning_rates, Real) or getattr(learning_rates, "ndim", 1) == 0
-    given = [learning_rates] if single else list(cast(Iterable[Any], learning_rates))
+    given = (
+        [learning_rates] if single else check_several("learning_rates", learning_rates, "numbers")
+    )
     rates = [check_real("learning_rates", rate) for rate in given]
-    if len(rates) != len(networks) or not networks:
+    if len(rates) != len(networks):
         expected = f"of one number for each of {len(networks)} checkpoints"
         remedy = "Give the learning rate at each."
         raise ValueError(message("learning_rates", expected, str(len(rates)), remedy))
@@ -70,11 +76,12 @@ def tracin(
         "parameters": parameters,
         "batch_size": batch_size,
         "engine": engine,
+        "progress": progress,
     }
     total = torch.zeros(())
     for network, rate in zip(networks, rates, strict=True):
         of_tasks, of_targets = _gradients(network, datasets, named, loss, **options)
-        total = total.to(of_tasks) - rate / num_samples * (of_tasks @ of_targets.T)
+        total = total.to(of_tasks) - rate / num_samples * inner_products(of_tasks, of_targets)
     return total
 
 
@@ -87,6 +94,7 @@ def gradient_cosine(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    progress: bool = False,
 ) -> Tensor:
     """Minus the cosine of each task's and each target's gradient; arguments of :func:`tracin`.
 
@@ -98,10 +106,11 @@ def gradient_cosine(
         "parameters": parameters,
         "batch_size": batch_size,
         "engine": engine,
+        "progress": progress,
     }
     of_tasks, of_targets = _gradients(model, tasks, targets, loss, **options)
     lengths = of_tasks.norm(dim=1)[:, None] * of_targets.norm(dim=1)
-    return torch.where(lengths > 0, -(of_tasks @ of_targets.T) / lengths, 0.0)
+    return torch.where(lengths > 0, -inner_products(of_tasks, of_targets) / lengths, 0.0)
 
 
 def _gradients(

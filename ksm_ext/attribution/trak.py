@@ -26,17 +26,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ksm_ext.checks import brief, counted, message
+from ksm_ext.checks import brief, check_kind, check_positive, check_positive_int, counted, message
 from ksm_ext.network.batches import task_datasets
 from ksm_ext.network.distributed import Group, gram
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import (
     AnyProjector,
+    check_networks,
     collect_features,
     projection_text,
     usual_projector,
 )
 from ksm_ext.network.outputs import log_odds
+from ksm_ext.network.solvers import without_autocast
 
 _BLOCK_BYTES = 2**26  # of scores at once
 
@@ -103,9 +105,7 @@ def trak(
         ValueError: If there is no model, task or target.
         RuntimeError: If the Gram matrix of the features is singular.
     """
-    networks = [models] if isinstance(models, nn.Module) else list(models)
-    if not networks:
-        raise ValueError(message("models", "one network or more", "none", "Train one."))
+    networks = check_networks("models", models)
     datasets, named = task_datasets(tasks, targets)
     if relative_ridge is None:
         relative_ridge = 0.01 if projector is None else 0.0
@@ -130,10 +130,12 @@ def trak(
         of_queries = (-_steps(query)).split([len(data) for data in queries])
         means = torch.stack([part.mean(0) for part in of_queries])  # (t, k)
         factor = _factor(train, relative_ridge, group)
-        answers.append(by_task @ torch.cholesky_solve(means.T, factor))
+        with without_autocast():
+            answers.append(by_task @ torch.cholesky_solve(means.T, factor))
     return Trak(torch.stack(answers).mean(0), projector, relative_ridge)
 
 
+@without_autocast()
 def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0.0) -> Tensor:
     """The original scores of one network: how much each sample raises each query's log-odds.
 
@@ -145,6 +147,7 @@ def trak_scores(train: Features, queries: Features, *, relative_ridge: float = 0
     Returns:
         (b, t). Positive: the sample helps, whereas a positive :func:`trak` raises a loss.
     """
+    _check_features("queries", queries)
     solved = torch.cholesky_solve(queries.gradients.T, _factor(train, relative_ridge))
     return (1 - train.values.sigmoid())[:, None] * (train.gradients @ solved)
 
@@ -164,6 +167,7 @@ class TopSamples:
     __repr__ = brief
 
 
+@without_autocast()
 def top_samples(
     train: Features,
     queries: Features,
@@ -187,9 +191,11 @@ def top_samples(
     Raises:
         ValueError: If ``count`` is not between 1 and b.
     """
-    if not 1 <= count <= len(train):
+    _check_features("train", train)
+    if not 1 <= check_positive_int("count", count, minimum=0) <= len(train):
         expected = f"between 1 and {len(train)}, the training samples"
         raise ValueError(message("count", expected, str(count), "Ask for fewer."))
+    _check_features("queries", queries)
     solved = torch.cholesky_solve(queries.gradients.T, _factor(train, relative_ridge))  # (k, t)
     sign = 1 if largest else -1
     best = solved.new_empty(0, len(queries))
@@ -205,6 +211,7 @@ def top_samples(
     return TopSamples(sign * best, numbers)
 
 
+@without_autocast()
 def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
     r"""What each training sample does to itself; large where a label may be wrong.
 
@@ -226,16 +233,21 @@ def self_influence(train: Features, *, relative_ridge: float = 0.0) -> Tensor:
     return error.square() * whitened.square().sum(0)
 
 
+def _check_features(name: str, features: object) -> None:
+    check_kind(name, features, Features, "Features", "Pass what `collect_features` gave.")
+
+
 def _steps(features: Features) -> Tensor:
     """(b, k): gradients of each sample's loss, sign reversed."""
     return (1 - features.values.sigmoid())[:, None] * features.gradients
 
 
+@without_autocast()
 def _factor(train: Features, relative_ridge: float, group: Group = None) -> Tensor:
     """Cholesky factor (k, k) of the Gram matrix with its ridge."""
-    if not relative_ridge >= 0:
-        remedy = "Pass 0 or a small share."
-        raise ValueError(message("relative_ridge", "non-negative", str(relative_ridge), remedy))
+    _check_features("train", train)
+    remedy = "Pass 0 or a small share."
+    relative_ridge = check_positive("relative_ridge", relative_ridge, remedy, zero=True)
     matrix = gram(train.gradients, group)
     mean = float(matrix.diagonal().mean())
     matrix.diagonal().add_(relative_ridge * mean)

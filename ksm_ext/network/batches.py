@@ -23,7 +23,7 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from ksm_ext.arrays import as_tensor
-from ksm_ext.checks import message, shape_text
+from ksm_ext.checks import check_positive_int, check_several, message, shape_text
 from ksm_ext.identity import content_of
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
@@ -31,8 +31,13 @@ Batch = tuple[Tensor, ...] | dict[str, Tensor]
 _COLUMNS = (Tensor, np.ndarray)
 
 
-def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
+def as_batch(batch: Any, device: torch.device | None = None, *, name: str = "data") -> Batch:
     """What a loader yields, as a batch on ``device``.
+
+    Args:
+        batch: A tuple, list or mapping of tensors or arrays.
+        device: None leaves them where they are.
+        name: The argument that it comes from.
 
     Raises:
         TypeError: If it is not a tuple, list or mapping, or holds anything but tensors.
@@ -41,17 +46,17 @@ def as_batch(batch: Any, device: torch.device | None = None) -> Batch:
     if not isinstance(batch, (Mapping, tuple, list)):
         remedy = "Collate the samples into a tuple or dict of tensors."
         found = type(batch).__name__
-        raise TypeError(message("data", "batches that are tuples or dicts", found, remedy))
+        raise TypeError(message(name, "batches that are tuples or dicts", found, remedy))
     batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
-    batch = each(lambda x: as_tensor("data", x) if isinstance(x, np.ndarray) else x, batch)
-    for name, column in columns(batch):
+    batch = each(lambda x: as_tensor(name, x) if isinstance(x, np.ndarray) else x, batch)
+    for place, column in columns(batch):
         if not isinstance(column, Tensor):
-            found = f"{type(column).__name__} in {name}"
+            found = f"{type(column).__name__} in {place}"
             remedy = "Drop it or collate it to a tensor (HuggingFace: with_format('torch'))."
-            raise TypeError(message("data", "batches of tensors", found, remedy))
+            raise TypeError(message(name, "batches of tensors", found, remedy))
     if len({column.shape[:1] for _, column in columns(batch)} - {()}) != 1:
         found = " and ".join(shape_text(column) for _, column in columns(batch)) or "nothing"
-        raise ValueError(message("data", "tensors of one row per sample", found, "Align them."))
+        raise ValueError(message(name, "tensors of one row per sample", found, "Align them."))
     return each(lambda column: column.to(device), batch)
 
 
@@ -116,15 +121,38 @@ def task_datasets(tasks: Any, targets: Any) -> tuple[list[Any], dict[str, Any]]:
         ValueError: If there is no task or no target.
         TypeError: If tasks are not data sets but one, or tensors.
     """
-    given = [*tasks.values()] if isinstance(tasks, Mapping) else [*tasks]
+    values = tasks.values() if isinstance(tasks, Mapping) else tasks
+    given = check_several("tasks", values, "data sets")
     if _is_one(tasks) or any(isinstance(task, _COLUMNS) for task in given):
         remedy = "Put a tuple or a dict of tensors for each task into a list."
         raise TypeError(message("tasks", "several data sets", "tensors", remedy))
     named = datasets_by_name(targets)
-    for name, some in (("tasks", given), ("targets", named)):
-        if len(some) == 0:
-            raise ValueError(message(name, "one data set or more", "none", "Pass some."))
-    return [*map(as_dataset, given)], {name: as_dataset(data) for name, data in named.items()}
+    return checked_datasets("tasks", given), dict(
+        zip(named, checked_datasets("targets", [*named.values()]), strict=True)
+    )
+
+
+def checked_datasets(name: str, datasets: Any) -> list[Any]:
+    """Data sets as of :func:`as_dataset`.
+
+    Raises:
+        ValueError: If there is none, or one has no sample.
+        TypeError: If one is of another kind.
+    """
+    found = [as_dataset(data) for data in check_several(name, datasets, "data sets")]
+    if not found:
+        raise ValueError(message(name, "one data set or more", "none", "Pass some."))
+    for data in found:
+        _check_samples(name, data)
+    return found
+
+
+def _check_samples(name: str, data: Any) -> None:
+    if isinstance(data, str) or not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+        remedy = "Pass a DataLoader, a Dataset with a length, or tensors."
+        raise TypeError(message(name, "samples by number", type(data).__name__, remedy))
+    if len(data) == 0:
+        raise ValueError(message(name, "at least one sample", "none", "Check the data set."))
 
 
 def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
@@ -138,13 +166,10 @@ def ordered_loader(data: Any, batch_size: int) -> DataLoader[Any]:
         ValueError: If ``data`` is shuffled, leaves samples out, has none, or does not line up.
         TypeError: If ``data`` is none of these kinds.
     """
+    batch_size = check_positive_int("batch_size", batch_size)
     if not isinstance(data, DataLoader) or _is_read_once(data):
         data = as_dataset(data)
-        if not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
-            remedy = "Pass a DataLoader, a Dataset with a length, or tensors."
-            raise TypeError(message("data", "samples by number", type(data).__name__, remedy))
-        if len(data) == 0:
-            raise ValueError(message("data", "at least one sample", "none", "Check the data set."))
+        _check_samples("data", data)
         # A generator of its own, or the loader would draw from the global random state.
         dataset: Any = data
         return DataLoader(

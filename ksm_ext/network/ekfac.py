@@ -26,7 +26,7 @@ References: *George et al. 2018, arXiv:1806.03884*; *Grosse et al. 2023, arXiv:2
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,16 +36,24 @@ from torch import Tensor
 from ksm_ext.checks import (
     brief,
     check_choice,
+    check_positive,
     check_positive_int,
-    check_real,
+    check_seed,
+    listed,
     message,
-    shape_text,
 )
+from ksm_ext.identity import Checksum, changed
 from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
-from ksm_ext.network.hessian import CurvatureOperator, unflatten
-from ksm_ext.network.solvers import Operator, Solution, check_system
+from ksm_ext.network.hessian import CurvatureOperator, checked_vectors, unflatten
+from ksm_ext.network.solvers import (
+    Operator,
+    Solution,
+    check_operator,
+    check_system,
+    without_autocast,
+)
 
 Parts = Mapping[str, Sequence[Part]]
 _REMEDY = "Pass BlockConjugateGradients() as the solver, which takes every network."
@@ -83,10 +91,10 @@ class EKFAC:
         check_choice("fisher", self.fisher, ("sampled", "empirical"), remedy)
         check_positive_int("draws", self.draws)
         check_positive_int("max_dim", self.max_dim)
-        if not check_real("layer_damping", self.layer_damping) >= 0:
-            found, remedy = str(self.layer_damping), "0.1 is usual."
-            raise ValueError(message("layer_damping", "at least 0", found, remedy))
+        check_positive("layer_damping", self.layer_damping, "0.1 is usual.", zero=True)
+        check_seed("seed", self.seed)
 
+    @without_autocast()
     def fit(self, operator: Operator) -> "FactoredFisher":
         """The factors of the model, data, loss and parameters that an operator is of.
 
@@ -108,7 +116,7 @@ class EKFAC:
             if self.fisher == "empirical"
             else [operator.relabelled(seed) for seed in seeds]
         )
-        ladder = Ladder("hooks", _REMEDY)
+        ladder = Ladder("hooks", _REMEDY, argument="solver")
         bases: list[_Basis] = []
         total = 0
 
@@ -127,7 +135,8 @@ class EKFAC:
                 block.add_squares(parts)
         for block in found:
             block.eigenvalues.div_(total)
-        return FactoredFisher(tuple(found), operator.parameter_shapes, self.layer_damping)
+        shapes, checksums = operator.parameter_shapes, operator.checksums()
+        return FactoredFisher(tuple(found), shapes, self.layer_damping, checksums)
 
     def solve(
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
@@ -241,28 +250,33 @@ class FactoredFisher:
         blocks: One for each weight, or weight and bias.
         shapes: Of the parameters by name, in the order in which they are flattened to p numbers.
         layer_damping: See :class:`EKFAC`.
+        checksums: Of the network that it was fitted to, which no other's systems are solved by.
     """
 
     blocks: tuple[KroneckerBlock, ...]
     shapes: dict[str, torch.Size]
     layer_damping: float = 0.0
+    checksums: dict[str, Checksum] | None = field(default=None, repr=False)
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Products with rows: (s, p) -> (s, p)."""
+        """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
         return self._each(v, lambda x, eigenvalues: x * eigenvalues)
 
     def inverse(self, v: Tensor, damping: float) -> Tensor:
-        """Products of rows with the damped inverse: (s, p) -> (s, p).
+        """Products of rows with the damped inverse: (s, p) -> (s, p), or (p,) -> (p,).
 
         Args:
-            v: (s, p).
+            v: (s, p), in the dtype of the parameters.
             damping: λ, which is added to the eigenvalues, beside the layer's own.
 
         Raises:
             ValueError: If a block is singular with its damping.
         """
+        damping = check_positive("damping", damping, "Pass a small positive number.", zero=True)
 
         def divided(x: Tensor, eigenvalues: Tensor) -> Tensor:
+            if not eigenvalues.numel():  # of a layer without inputs
+                return x
             damped = eigenvalues + (damping + self.layer_damping * eigenvalues.mean())
             if not bool((damped > torch.finfo(damped.dtype).eps * eigenvalues.max()).all()):
                 found, remedy = str(damping), "Pass a small positive number."
@@ -277,24 +291,40 @@ class FactoredFisher:
         """See :meth:`.LinearSolver.solve`; one product with the operator is for the residuals.
 
         These are of the operator itself: how far the factored matrix is from it, on these sides.
+
+        Raises:
+            ValueError: If the operator is one of another network, or of other parameters.
         """
         check_system(rhs, damping)
+        check_operator(operator)
+        self._check_network(operator)
         x = self.inverse(rhs, damping)
         length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
         residuals = (rhs - operator(x) - damping * x).norm(dim=1) / length
         return Solution(x, residuals, 1, residuals <= 1e-6)
 
+    @without_autocast()
     def _each(self, v: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A function of rotated matrices (s, rows, columns) and the eigenvalues, turned back."""
         p = sum(shape.numel() for shape in self.shapes.values())
-        if v.shape[1] != p:
-            remedy = "Fit EKFAC() to the network whose systems these are."
-            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
-        stacks, found = unflatten(v, self.shapes), {}
+        like = self.blocks[0].eigenvalues
+        rows = checked_vectors("v", v, p, like.dtype, like.device)
+        stacks, found = unflatten(rows, self.shapes), {}
         for block in self.blocks:
             x = function(block.rotated(block.layout.matrix(stacks)), block.eigenvalues)
             found.update(block.layout.tensors(block.rotated_back(x)))
-        return torch.cat([found[name] for name in self.shapes], dim=1)
+        return torch.cat([found[name] for name in self.shapes], dim=1).reshape(v.shape)
+
+    def _check_network(self, operator: Operator) -> None:
+        if not isinstance(operator, CurvatureOperator) or self.checksums is None:
+            return
+        names = changed(self.checksums, operator.checksums())
+        shapes, others = self.shapes, operator.parameter_shapes
+        if names or shapes != others:
+            expected = "of the network and the parameters that EKFAC was fitted to"
+            names = names or [*dict.fromkeys([*shapes, *others])]
+            found, remedy = f"one with another `{listed(names, 3)}`", "Fit EKFAC() to that one."
+            raise ValueError(message("operator", expected, found, remedy))
 
 
 class _Basis:
@@ -338,7 +368,8 @@ def _bases(parts: Parts, operator: CurvatureOperator, max_dim: int) -> Iterator[
         kernel = any(isinstance(part, Patches) for part in own)
         num_columns = shape[1:].numel() if kernel else shape[-1] if shape else 1
         axis = 0 if any(isinstance(part, Factors) and part.transposed for part in own) else 1
-        matrix = torch.Size((shape.numel() // max(num_columns, 1), num_columns))
+        num_rows = shape[:1].numel() if kernel else shape[:-1].numel()
+        matrix = torch.Size((num_rows, num_columns))
         yield _Basis(Layout(name, biases[name], axis, matrix), max_dim, like)
 
 
@@ -386,7 +417,7 @@ def _product(part: Part) -> Factors | None:
 
 def _add_gram(gram: Tensor | None, rows: Tensor) -> None:
     if gram is not None:
-        rows = rows.reshape(-1, rows.shape[-1])
+        rows = rows.flatten(0, -2)
         gram.addmm_(rows.T, rows)
 
 

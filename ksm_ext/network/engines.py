@@ -31,7 +31,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.network.batches import Batch, columns, each, num_rows
 from ksm_ext.network.factors import Part, Whole
-from ksm_ext.network.hooks import Proofs, Take, per_sample_parts
+from ksm_ext.network.hooks import Proofs, Take, Unsupported, per_sample_parts
 from ksm_ext.network.outputs import Output
 
 T = TypeVar("T")
@@ -50,15 +50,22 @@ class Ladder:
     Args:
         engine: ``"auto"`` for all of them, or the only one.
         remedy: What to do where the only one cannot.
+        argument: By which it was chosen.
 
     Attributes:
         engines: Those that are left.
     """
 
-    def __init__(self, engine: str = "auto", remedy: str = "Pass engine='auto'.") -> None:
+    def __init__(
+        self,
+        engine: str = "auto",
+        remedy: str = "Pass engine='auto'.",
+        *,
+        argument: str = "engine",
+    ) -> None:
         check_engine(engine)
         self.engines = tuple(_ENGINES) if engine == "auto" else (engine,)
-        self._remedy = remedy
+        self._remedy, self._argument = remedy, argument
         self._run: dict[str, Callable[..., Tensor]] = {
             **_ENGINES,
             "hooks": partial(_hooks, proofs={}),
@@ -121,7 +128,9 @@ class Ladder:
                 one = each(itemgetter(slice(1)), batch)
                 _backward(model, output, one, names, lambda name, part: None)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
-                raise RuntimeError(message("engine", "one that can", text, self._remedy)) from error
+                raise RuntimeError(
+                    message(self._argument, "one that can", text, self._remedy)
+                ) from error
 
 
 def check_engine(engine: object) -> None:
@@ -290,6 +299,14 @@ def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
             weight.grad = gradient
 
 
+def used_beside(value: Tensor, weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights by which a value has a slope that was computed with others in place."""
+    if not value.requires_grad:
+        return []
+    slopes = torch.autograd.grad(value.sum(), [*weights.values()], allow_unused=True)
+    return [name for name, slope in zip(weights, slopes, strict=True) if slope is not None]
+
+
 def _hooks(
     model: nn.Module,
     output: Output,
@@ -304,7 +321,10 @@ def _hooks(
 
 
 def _attention(model: nn.Module) -> AbstractContextManager[None]:
-    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights."""
+    """First derivatives alone may take a CPU's fused kernel, which keeps no (T, T) weights.
+
+    Those of a GPU are not taken: nobody has compared them with the math kernels here.
+    """
     on_cpu = all(weight.device.type == "cpu" for weight in model.parameters())
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if on_cpu else SDPBackend.MATH)
 
@@ -371,9 +391,11 @@ def _vmap(
     model: nn.Module, output: Output, batch: Batch, names: Sequence[str], take: Take
 ) -> Tensor:
     function, weights = _of_weights(model, output, names)
-    gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
+    with differentiable(model, names) as own, torch.enable_grad():
+        gradients, values = vmap(function, in_dims=(None, 0))(weights, batch)
+        _check_beside(values, own)
     _give_whole(gradients, take)
-    return values
+    return values.detach()
 
 
 def _loop(
@@ -381,10 +403,19 @@ def _loop(
 ) -> Tensor:
     function, weights = _of_weights(model, output, names)
     samples = [each(itemgetter(row), batch) for row in range(num_rows(batch))]
-    pairs = [function(weights, sample) for sample in samples]
+    with differentiable(model, names) as own, torch.enable_grad():
+        pairs = [function(weights, sample) for sample in samples]
+        values = torch.stack([value for _, value in pairs])
+        _check_beside(values, own)
     gradients = {name: torch.stack([pair[0][name] for pair in pairs]) for name in names}
     _give_whole(gradients, take)
-    return torch.stack([value for _, value in pairs])
+    return values.detach()
+
+
+def _check_beside(values: Tensor, own: Mapping[str, Tensor]) -> None:
+    """Raise :class:`Unsupported` if weights are used that no others can be put in place of."""
+    if beside := used_beside(values, own):
+        raise Unsupported(f"`{beside[0]}` is used beside the model's own modules")
 
 
 def _backward(
@@ -410,7 +441,7 @@ def _backward(
 
 def _give_whole(gradients: dict[str, Tensor], take: Take) -> None:
     for name, gradient in gradients.items():
-        take(name, Whole(gradient))
+        take(name, Whole(gradient.detach()))
 
 
 _ENGINES: dict[str, Callable[..., Tensor]] = {

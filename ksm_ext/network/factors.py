@@ -34,7 +34,7 @@ class Factors:
     def gradient(self) -> Tensor:
         """(b, ...)."""
         left, right = self.sides
-        return (left.mT @ right).reshape(-1, *self.shape)
+        return (left.mT @ right).reshape(len(left), *self.shape)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(b, ..., stop - start, columns), of a matrix."""
@@ -44,7 +44,8 @@ class Factors:
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
         """What the rows and the columns come from."""
-        sides = self.gradients, self.activations
+        kind = torch.promote_types(self.gradients.dtype, self.activations.dtype)  # see Patches
+        sides = self.gradients.to(kind), self.activations.to(kind)
         return sides[::-1] if self.transposed else sides
 
 
@@ -67,7 +68,11 @@ class Patches:
     def gradient(self) -> Tensor:
         """(b, ...): by one convolution that has the samples as groups."""
         b, (out, *rest) = len(self.inputs), self.shape
-        x, g = (side.transpose(0, 1).flatten(1, 2) for side in (self.inputs, self.gradients))
+        kind = torch.promote_types(
+            self.inputs.dtype, self.gradients.dtype
+        )  # they differ by autocast
+        sides = (side.to(kind).transpose(0, 1) for side in (self.inputs, self.gradients))
+        x, g = (side.flatten(1, 2) for side in sides)
         how = {**self.how, "groups": b * self.how["groups"]}
         of_weight = conv1d_weight if len(rest) == 2 else conv2d_weight
         return of_weight(x, (b * out, *rest), g, **how).reshape(b, *self.shape)
@@ -120,6 +125,11 @@ def total(parts: Iterable[Part]) -> Tensor:
     return added(part.gradient() for part in parts)
 
 
+def flat(x: Tensor) -> Tensor:
+    """(b, ...) as (b, p), also where there is no other dimension, or one of no numbers."""
+    return x.reshape(len(x), x.shape[1:].numel())
+
+
 def added(tensors: Iterable[Tensor]) -> Tensor:
     """Their sum; one alone is not copied."""
     return reduce(torch.add, tensors)
@@ -136,7 +146,7 @@ def blocks(parts: Sequence[Part], num_bytes: int) -> Iterator[tuple[int, Tensor]
         yield 0, total(parts)
         return
     one, (num_rows, num_columns) = of_rows[0].gradients, of_rows[0].shape
-    size = max(1, num_bytes // (len(one) * num_columns * one.itemsize))
+    size = max(1, num_bytes // max(1, len(one) * num_columns * one.itemsize))
     for start in range(0, num_rows, size):
         stop = min(start + size, num_rows)
         yield start * num_columns, added(part.rows(start, stop) for part in of_rows)

@@ -30,7 +30,14 @@ from tqdm import tqdm
 
 import ksm_ext
 from ksm_ext.atomic_write import checked_path
-from ksm_ext.checks import check_choice, check_positive_int, message
+from ksm_ext.checks import (
+    check_choice,
+    check_function,
+    check_kind,
+    check_positive_int,
+    check_several,
+    message,
+)
 from ksm_ext.identity import fingerprint, identify
 from ksm_ext.network.batches import (
     Batch,
@@ -45,7 +52,7 @@ from ksm_ext.network.batches import (
 from ksm_ext.network.distributed import Group, check_same, first, gathered, place, shard, wait
 from ksm_ext.network.engines import Ladder, held_bytes
 from ksm_ext.network.factored import FactoredProjector
-from ksm_ext.network.factors import Part, blocks, formed
+from ksm_ext.network.factors import Part, blocks, flat, formed
 from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.hooks import Take
 from ksm_ext.network.outputs import Output
@@ -73,12 +80,12 @@ AnyProjector = FlatProjector | FactoredProjector
 """Of formed gradients, or of their factors."""
 
 
-def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = None) -> list[str]:
+def parameter_names(model: nn.Module, parameters: str | Sequence[str] | None = None) -> list[str]:
     """Names of the parameters to differentiate by, in the model's order.
 
     Args:
         model: The network.
-        patterns: Exact names, or patterns as file names have them: ``"*.attn.*"``,
+        parameters: Exact names, or patterns as file names have them: ``"*.attn.*"``,
             ``"head.weight"``, ``"*lora_*"``. They choose frozen parameters too. None: all
             parameters that require a gradient.
 
@@ -87,8 +94,10 @@ def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = Non
 
     Raises:
         ValueError: If a pattern matches nothing, or no parameter requires a gradient.
+        TypeError: If the model is no module, or a name no text.
     """
-    if patterns is None:
+    check_networks("model", model)
+    if parameters is None:
         names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         if not names:
             found = f"a {type(model).__name__} without any"
@@ -102,7 +111,13 @@ def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = Non
         name: first[weight] for name, weight in model.named_parameters(remove_duplicate=False)
     }
     chosen = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    given = [parameters] if isinstance(parameters, str) else parameters
+    patterns = check_several("parameters", given, "names")
+    if not patterns:
+        remedy = "Pass None for all that require a gradient."
+        raise ValueError(message("parameters", "one name or more", "none", remedy))
+    for pattern in patterns:
+        check_kind("parameters", pattern, str, "names or patterns", "Pass texts.")
         if pattern in aliases:
             matched = {aliases[pattern]}
         else:
@@ -115,6 +130,36 @@ def parameter_names(model: nn.Module, patterns: str | Sequence[str] | None = Non
             )
         chosen |= matched
     return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def check_networks(name: str, models: Any) -> list[nn.Module]:
+    """One network or several, as a list.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is no module.
+    """
+    one = isinstance(models, nn.Module) or not hasattr(models, "__iter__")
+    networks = [models] if one else check_several(name, models, "networks")
+    for network in networks:
+        check_kind(name, network, nn.Module, "a torch.nn.Module", "Pass the network itself.")
+    if not networks:
+        raise ValueError(message(name, "one network or more", "none", "Train one."))
+    return networks
+
+
+def check_output(output: object) -> None:
+    """Raise ``TypeError`` unless it can be asked for the numbers of a batch."""
+    remedy = "Pass such as ksm_ext.network.outputs.log_odds, or a function of your own."
+    check_function("output", output, ("model", "batch"), remedy)
+
+
+def check_projector(projector: object) -> None:
+    """Raise ``TypeError`` unless it is a projector, or None."""
+    if projector is not None and not (callable(projector) and hasattr(projector, "dim")):
+        expected, found = "a projector with a `dim`", type(projector).__name__
+        remedy = "Pass ksm_ext.Projector(dim), or None."
+        raise TypeError(message("projector", expected, found, remedy))
 
 
 def per_sample_gradients(
@@ -150,6 +195,8 @@ def per_sample_gradients(
         TypeError: If the batch holds anything but tensors.
         RuntimeError: If the one ``engine`` cannot.
     """
+    check_output(output)
+    batch = as_batch(batch, name="batch")
     names = parameter_names(model, parameters)
     weights = _named(model, names)
     batch = as_batch(batch, weights[names[0]].device)
@@ -216,6 +263,8 @@ def collect_features(
         RuntimeError: If another process writes to the store, or the one ``engine`` cannot.
         OSError: If the store cannot be written to; what was done before is kept.
     """
+    check_output(output)
+    check_projector(projector)
     store = None if store is None else checked_path("store", store)
     names = parameter_names(model, parameters)
     weights = _named(model, names)
@@ -328,7 +377,7 @@ class _Collection:
         if self.projector is None:
             values, parts = self.ladder(*common)
             whole = formed(parts, self.weights, len(values)).values()
-            features = torch.cat([block.flatten(1).to(self.dtype) for block in whole], dim=1)
+            features = torch.cat([flat(block).to(self.dtype) for block in whole], dim=1)
         else:
             features = torch.empty(num_rows(batch), self.dim, dtype=self.dtype, device=self.device)
             begin = partial(_projection, self.weights, self.projector, features)
@@ -484,7 +533,8 @@ def _ladder(engine: str, projector: AnyProjector | None) -> Ladder:
     if not isinstance(projector, FactoredProjector):
         return Ladder(engine)
     check_choice("engine", engine, ("auto", "hooks"), "A Projector goes with every engine.")
-    return Ladder("hooks", "Pass a Projector, which goes with every engine.")
+    remedy = "Pass a Projector, which goes with every engine."
+    return Ladder("hooks", remedy, argument="projector")
 
 
 def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features: Tensor) -> Take:
@@ -499,7 +549,7 @@ def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features
             features.add_(projector([part], weight.shape, offset=offset))
             return
         for start, block in blocks([part], BLOCK_BYTES):
-            rows = block.to(weight.dtype).to(features.dtype).flatten(1)
+            rows = flat(block.to(weight.dtype).to(features.dtype))
             projector(rows, offset=offset + start, out=features)
 
     return take

@@ -15,11 +15,13 @@ Shapes: p parameters flattened one after the other in the model's order, vectors
 References: *Pearlmutter 1994*; *Schraudolph 2002*.
 """
 
+import importlib
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -32,13 +34,33 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ksm_ext.checks import check_choice, check_finite, check_positive_int, message, shape_text
-from ksm_ext.network.batches import Batch, as_batch, chunks, each, num_rows, ordered_loader
-from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can
-from ksm_ext.network.factors import Part, formed
+from ksm_ext.checks import (
+    check_choice,
+    check_finite,
+    check_function,
+    check_positive_int,
+    check_seed,
+    check_tensor,
+    listed,
+    message,
+    shape_text,
+)
+from ksm_ext.identity import Checksum, changed, checksums
+from ksm_ext.network.batches import (
+    Batch,
+    as_batch,
+    checked_datasets,
+    chunks,
+    each,
+    num_rows,
+    ordered_loader,
+)
+from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
+from ksm_ext.network.factors import Part, flat, formed
 from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
 from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
+from ksm_ext.network.solvers import without_autocast
 
 Stacks = Mapping[str, Tensor | Pair]
 """By parameter, products with s vectors: ``(s, *shape)``, or rows that make them."""
@@ -61,11 +83,13 @@ class CurvatureOperator(ABC):
     in the parameters' dtype: float64 parameters give them to 1e-12.
 
     Args:
-        model: The network; used in evaluation mode and left as it was. Its parameters are read
-            when the operator is made.
+        model: The network; used in evaluation mode and left as it was. The operator is that of
+            the parameters which the model has when it is made: a product after they, or buffers
+            such as running means, have changed is an error.
         data: A DataLoader that does not shuffle, a Dataset, or a tuple of tensors (b, ...), ending
             in the labels; or dicts with ``labels``, see :mod:`.outputs`. Kept on the device.
-        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,).
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function (outputs, labels) -> (b,),
+            of these two alone: the curvature of a weight decay is its strength as damping.
         parameters: Names or patterns, see :func:`.gradients.parameter_names`; None: all.
             The others are constants.
         batch_size: Samples of a pass; None: 1,024. Changes memory and rounding, nothing else.
@@ -88,9 +112,10 @@ class CurvatureOperator(ABC):
         vectors_per_pass: Vectors multiplied together.
 
     Raises:
-        ValueError: If data or labels do not fit the model; in products, if a function ``loss`` does
-            not give one number for each sample.
+        ValueError: If data or labels do not fit the model, or a function ``loss`` uses parameters
+            itself; in products, if it does not give one number for each sample.
         TypeError: If ``data`` is no data set, or parameters differ in dtype.
+        RuntimeError: In products, if the model has changed.
     """
 
     def __init__(
@@ -111,6 +136,8 @@ class CurvatureOperator(ABC):
         self._model, self._loss, self._progress = model, _loss(loss), progress
         self._draw = DRAWS[loss] if isinstance(loss, str) else None
         self._engine, self._ladder = engine, Ladder(engine)
+        kind = self._weights[names[0]].device.type
+        self._autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self._forward = True  # whether the network knows forward differentiation
         self._proved: set[str] = set()  # what that was shown to be right for
         self._lone: dict[int, dict[str, Layer]] = {}  # by the batch
@@ -134,7 +161,9 @@ class CurvatureOperator(ABC):
             as_batch(batch, self.device) for batch in chunks(loader, self.batch_size, 0)
         ]
         self.num_samples = sum(num_rows(batch) for batch in self.batches)
+        self._check_functions(loss if callable(loss) else LOSSES[loss])
         self.vectors_per_pass = vectors_per_pass or self._vectors_within_budget()
+        self._checksums = self.checksums()
 
     @abstractmethod
     def _products(self, batch: Batch, vectors: Weights) -> Stacks:
@@ -164,6 +193,7 @@ class CurvatureOperator(ABC):
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
+        check_tensor("x", x)
         return self(x.T).T if x.ndim == 2 else self(x)
 
     def linear_operator(self) -> Any:
@@ -182,6 +212,7 @@ class CurvatureOperator(ABC):
 
     def gradient(self) -> Tensor:
         """(p,): the gradient of the mean loss."""
+        self._check_unchanged()
         if self._engine != "auto":
             rows = [part.sum(0) for part in self._gradients()]
             return torch.stack(rows).sum(0) / self.num_samples
@@ -197,6 +228,7 @@ class CurvatureOperator(ABC):
             }
         return flatten(parts).detach() / self.num_samples
 
+    @without_autocast()
     def per_sample_slopes(self, v: Tensor) -> Tensor:
         """Slope of each sample's loss along each vector, ``v . grad loss_i``: (s, p) -> (s, b).
 
@@ -231,7 +263,7 @@ class CurvatureOperator(ABC):
         """Some samples' gradients (rows, p) after another's."""
         for num_samples, parts in self.per_sample_parts(self._ladder, self.batches):
             found = formed(parts, self._weights, num_samples)
-            yield torch.cat([gradient.flatten(1) for gradient in found.values()], dim=1)
+            yield torch.cat([flat(gradient) for gradient in found.values()], dim=1)
 
     def per_sample_parts(
         self, ladder: Ladder, batches: Sequence[Batch], *, by_factors: bool = False
@@ -243,6 +275,7 @@ class CurvatureOperator(ABC):
             batches: Such as :attr:`batches`, or with other labels.
             by_factors: Whether gradients are not to be formed of the parts: more samples together.
         """
+        self._check_unchanged()
 
         def output(model: Any, batch: Batch) -> Tensor:
             return self._loss(*outputs_and_labels(model, batch))
@@ -254,7 +287,8 @@ class CurvatureOperator(ABC):
         for batch in batches:
             for start in range(0, num_rows(batch), size):
                 part = each(itemgetter(slice(start, start + size)), batch)
-                values, parts = ladder(self._model, output, part, [*self._weights])
+                with self._precision():
+                    values, parts = ladder(self._model, output, part, [*self._weights])
                 yield len(values), parts
 
     def relabelled(self, seed: int) -> list[Batch]:
@@ -269,6 +303,8 @@ class CurvatureOperator(ABC):
         if self._draw is None:
             expected, remedy = "the name of one", "Pass EKFAC(fisher='empirical')."
             raise ValueError(message("loss", expected, "a function", remedy))
+        seed = check_seed("seed", seed)
+        self._check_unchanged()
         generator = torch.Generator().manual_seed(seed)
         with self._exact():
             return [
@@ -280,6 +316,7 @@ class CurvatureOperator(ABC):
         self, forward: Callable[[], Tensor], **instead: Callable[[], Tensor]
     ) -> Tensor:
         """By forward differentiation, or by another way where the network does not know that."""
+        _load_forward_rules()
         ways = {"forward": forward, **instead} if self._forward else instead
         way, found = first_that_can(f"Curvature of {type(self._model).__name__}", ways)
         self._forward = way == "forward"
@@ -298,6 +335,8 @@ class CurvatureOperator(ABC):
         right = expected()
         scale = right.norm() if size is None else size
         rounding = max(4 * torch.finfo(self.dtype).eps ** 0.5, 1e-3)  # float32 within float64, too
+        if self._autocast is not None:
+            rounding = max(16 * torch.finfo(self._autocast).eps, rounding)
         if not bool((found - right).norm() <= rounding * scale):
             form, remedy = "one that stops tangents where it stops gradients", "Use detach()."
             raise RuntimeError(message("model", form, "another, as by no_grad", remedy))
@@ -321,6 +360,11 @@ class CurvatureOperator(ABC):
 
     def unflatten(self, v: Tensor) -> Weights:
         """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
+        check_tensor("v", v)
+        if v.shape[-1:] != self.shape[1:]:
+            remedy = "Flatten the parameters in the order of their model."
+            expected = f"of {self.shape[0]} last entries"
+            raise ValueError(message("v", expected, shape_text(v), remedy))
         return unflatten(v, self.parameter_shapes)
 
     # -- vectors and batches --------------------------------------------------------------------
@@ -389,20 +433,50 @@ class CurvatureOperator(ABC):
 
     # -- arguments ------------------------------------------------------------------------------
 
-    def _checked(self, v: Tensor) -> Tensor:
-        p = self.shape[0]
-        if v.ndim not in (1, 2) or v.shape[-1] != p:
-            remedy = "Flatten the parameters in the order of `parameter_shapes`."
-            raise ValueError(message("v", f"of shape (s, {p})", shape_text(v), remedy))
-        if v.dtype != self.dtype or v.device != self.device:
-            expected = f"{self.dtype} on {self.device} like the parameters"
-            raise TypeError(message("v", expected, f"{v.dtype} on {v.device}", "Convert it."))
-        check_finite("v", v, "Look for a division by zero before this product.")
-        return v.detach().reshape(-1, p)
+    def _checked(self, v: Tensor, name: str = "v") -> Tensor:
+        rows = checked_vectors(name, v, self.shape[0], self.dtype, self.device)
+        self._check_unchanged()
+        return rows
 
-    def _exact(self) -> AbstractContextManager[None]:
+    def checksums(self) -> dict[str, Checksum]:
+        """Of all that decides the model's outputs, as it is now; see :mod:`ksm_ext.identity`."""
+        buffers = ((n, x) for n, x in self._model.named_buffers() if x.is_floating_point())
+        return checksums([*self._model.named_parameters(), *buffers])
+
+    def _check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` if the model is no longer the one that the operator is of."""
+        if names := changed(self._checksums, self.checksums()):
+            expected = "as it was when the operator was made"
+            found = f"another `{listed(names, 3)}`"
+            raise RuntimeError(message("model", expected, found, "Make a new operator."))
+
+    def _check_functions(self, loss: Callable[..., Any]) -> None:
+        """Raise ``ValueError`` if weights have a part in the losses that products would not see."""
+        few = each(itemgetter(slice(2)), self.batches[0])
+        names = [*self._weights]
+        with self._exact(), differentiable(self._model, names) as own, torch.enable_grad():
+            outputs, labels = self._outputs(few, self._weights)
+            if beside := used_beside(outputs, own):
+                expected = "one that uses its parameters where they are registered"
+                found = f"one that uses `{beside[0]}` elsewhere"
+                raise ValueError(message("model", expected, found, "Read it in `forward`."))
+            losses = loss(outputs, labels)
+            beside = used_beside(losses, own) if isinstance(losses, Tensor) else []
+        if beside:
+            expected = "a function of outputs and labels alone"
+            remedy = "Leave a weight decay out, and pass its strength as damping."
+            raise ValueError(message("loss", expected, f"one that uses `{beside[0]}`", remedy))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Autocast as it was when the operator was made, whatever the solver around it needs."""
+        on = self._autocast is not None
+        return torch.autocast(self.device.type, self._autocast, enabled=on)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
         """No dropout, and operations with derivatives of any order."""
-        return evaluating(self._model)
+        with self._precision(), evaluating(self._model):
+            yield
 
     def _vectors_within_budget(self) -> int:
         """As many as have tangents of all parameters and outputs of layers within the budget."""
@@ -460,8 +534,6 @@ class Hessian(CurvatureOperator):
         counts = torch.ones(num_rows(batch), dtype=self.dtype, device=self.device)
         with torch.enable_grad():
             bent = self._bent(batch, self._weights, counts.requires_grad_(), vector, vector)
-        if not bent.requires_grad:
-            return torch.zeros_like(counts)
         return _vjp(bent, {"counts": counts}, None)[0]
 
     def _bent(
@@ -478,8 +550,7 @@ class Hessian(CurvatureOperator):
             weights = {name: w + step * vector[name] for name, w in weights.items()}
         total = (counts * self._losses(batch)(weights)).sum()
         for step in steps:
-            if total.requires_grad:
-                (total,) = _vjp(total, {"step": step}, None, create_graph=True)
+            (total,) = _vjp(total, {"step": step}, None, create_graph=True)
         return total
 
     def third(self, u: Tensor, v: Tensor) -> Tensor:
@@ -508,7 +579,10 @@ class Hessian(CurvatureOperator):
         def products(batch: Batch, *stacks: Weights) -> Weights:
             return vmap(partial(product, batch))(*stacks)
 
-        pairs = self._checked(u), self._checked(v)
+        pairs = self._checked(u, "u"), self._checked(v)
+        if len(pairs[0]) != len(pairs[1]):
+            expected = f"of shape {tuple(pairs[0].shape)} like `u`"
+            raise ValueError(message("v", expected, shape_text(pairs[1]), "Pair the rows."))
         with _LayerNormInParts():
             ways = {
                 "vmap": partial(self._together, products, *pairs),
@@ -525,8 +599,7 @@ class Hessian(CurvatureOperator):
             weights = {name: w.detach().requires_grad_() for name, w in self._weights.items()}
             with torch.enable_grad():
                 bent = self._bent(batch, weights, 1.0, *along)
-            zero = [torch.zeros_like(w) for w in self._weights.values()]
-            rows.append(_vjp(bent, weights, None) if bent.requires_grad else zero)
+            rows.append(_vjp(bent, weights, None))
         return dict(zip(self._weights, map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
@@ -578,6 +651,8 @@ class GaussNewton(CurvatureOperator):
 
         def change(vector: list[Tensor]) -> Tensor:
             chosen = [vector[i] for i in dependent]
+            if not chosen:
+                return torch.zeros_like(given)
             return torch.autograd.grad(parts, given, chosen, retain_graph=True)[0]
 
         def curved(change: Tensor) -> Tensor:
@@ -601,6 +676,7 @@ def loss_gradients(
     parameters: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    progress: bool = False,
 ) -> Tensor:
     """Gradients of the summed loss of each data set: (n, p).
 
@@ -612,11 +688,14 @@ def loss_gradients(
         batch_size: Samples of a pass.
         engine: ``"auto"`` for one backward pass of all samples together; another takes those of
             single samples, see :mod:`.engines`.
+        progress: Whether to show a bar over data sets.
     """
     gradients = []
+    datasets = checked_datasets("datasets", datasets)
     options: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
-    for data in datasets:
-        operator = Hessian(model, data, loss, engine=engine, **options)
+    options |= {"engine": engine, "vectors_per_pass": 1}  # of which there are none
+    for data in tqdm(datasets, unit=" gradients", disable=not progress):
+        operator = Hessian(model, data, loss, **options)
         gradients.append(operator.gradient() * operator.num_samples)
     return torch.stack(gradients)
 
@@ -643,6 +722,37 @@ def _layer_norm(
     return scaled if bias is None else scaled + bias
 
 
+@cache
+def _load_forward_rules() -> None:
+    """Those of PyTorch that it compiles when they are first asked for.
+
+    That is deprecated, and PyTorch warns of itself, which is no news to who asks for a product.
+    """
+    with warnings.catch_warnings(), suppress(ImportError):
+        warnings.filterwarnings("ignore", "`torch.jit")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def checked_vectors(
+    name: str, v: Tensor, p: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Rows (s, p), of those or of one (p,), as the parameters' dtype and device are.
+
+    Raises:
+        ValueError: If the shape is another one, or a number is not finite.
+        TypeError: If it is no tensor, or one of another dtype or device.
+    """
+    check_tensor(name, v)
+    if v.ndim not in (1, 2) or v.shape[-1] != p:
+        remedy = "Flatten the parameters in the order of their model."
+        raise ValueError(message(name, f"of shape (s, {p})", shape_text(v), remedy))
+    if v.dtype != dtype or v.device != device:
+        expected = f"{dtype} on {device} like the parameters"
+        raise TypeError(message(name, expected, f"{v.dtype} on {v.device}", "Convert it."))
+    check_finite(name, v, "Look for a division by zero before this product.")
+    return v.detach().reshape(-1, p)
+
+
 def flatten(tensors: Weights) -> Tensor:
     """Tensors by name as one vector (p,)."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
@@ -652,13 +762,15 @@ def unflatten(v: Tensor, shapes: Mapping[str, torch.Size]) -> Weights:
     """Vectors ``(..., p)`` as tensors ``(..., *shape)`` by name."""
     parts = v.split([shape.numel() for shape in shapes.values()], dim=-1)
     return {
-        name: part.reshape(*v.shape[:-1], *shape)
+        name: part.reshape(v.shape[:-1] + shape)
         for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
 
 
 def _vjp(outputs: Any, weights: Weights, v: Any, *, create_graph: bool = False) -> Any:
     """The transposed Jacobian of ``outputs`` by the weights times v, through a graph that stays."""
+    if isinstance(outputs, Tensor) and not outputs.requires_grad:  # they depend on none
+        return [torch.zeros_like(weight) for weight in weights.values()]
     return torch.autograd.grad(
         outputs,
         [*weights.values()],
@@ -683,20 +795,24 @@ def _add(stacks: Stacks, out: Tensor, *, weight: float, more: bool) -> None:
         if left is not None:
             place.unflatten(1, shape).baddbmm_(left.mT, right, beta=float(more), alpha=weight)
         elif more:
-            place.add_(right.flatten(1), alpha=weight)
+            place.add_(flat(right), alpha=weight)
         else:
-            torch.mul(right.flatten(1), weight, out=place)
+            torch.mul(flat(right), weight, out=place)
 
 
 def _loss(loss: str | Loss) -> Loss:
     if isinstance(loss, str):
         check_choice("loss", loss, tuple(LOSSES), "Or pass a function (outputs, labels) -> (b,).")
         return LOSSES[loss]
+    remedy = "The names 'cross_entropy' and 'squared_error' are losses, too."
+    check_function("loss", loss, ("outputs", "labels"), remedy)
 
     def of_samples(outputs: Tensor, labels: Tensor) -> Tensor:
         losses = loss(outputs, labels)
-        if losses.shape != outputs.shape[:1]:
-            found = f"{shape_text(losses)} for {len(outputs)} samples"
+        is_tensor = isinstance(losses, Tensor)
+        if not is_tensor or losses.shape != outputs.shape[:1]:
+            what = shape_text(losses) if is_tensor else type(losses).__name__
+            found = f"{what} for {len(outputs)} samples"
             remedy = "Return one number for each sample, such as by reduction='none'."
             raise ValueError(message("loss", "a function (outputs, labels) -> (b,)", found, remedy))
         return losses

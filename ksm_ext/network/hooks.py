@@ -530,7 +530,8 @@ class _Layout:
         """(b, T, *features): the rows of each sample, and zeros where others have more."""
         features = x.shape[x.ndim - num_features :]
         if self.regular:
-            return self.split(x).reshape(self.num_samples, -1, *features)
+            times = math.prod(x.shape[: x.ndim - num_features]) // self.num_samples
+            return self.split(x).reshape(self.num_samples, times, *features)
         samples, x = self.samples.flatten(), x.reshape(-1, *features)
         order = samples.argsort(stable=True)[int((samples < 0).sum()) :]
         counts = samples[order].bincount(minlength=self.num_samples)
@@ -692,7 +693,7 @@ def _gathered(entries: Tensor, used: Tensor, layout: _Layout) -> Part:
     whole = layout.regular and (axis < 0 or used.shape[axis] == 1)
     by_sample = layout.split(entries) if whole else entries * layout.masks()
     shape = (layout.num_samples, *[1] * missing, *used.shape)
-    return Whole(by_sample.sum_to_size(shape).reshape(-1, *used.shape))
+    return Whole(by_sample.sum_to_size(shape).reshape(layout.num_samples, *used.shape))
 
 
 def _by_sample(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:

@@ -102,7 +102,8 @@ def hessian_products(
 
             def shift(name: str, func: Any, args: list[Any], kwargs: Any) -> Tensor:
                 inputs[name] = args[_PLACES[func][0]]
-                return func(*args, **kwargs) + shifts[name]
+                result = func(*args, **kwargs)
+                return result + shifts[name].to(result.dtype)  # which autocast may have chosen
 
             with _AtLayers(fixed, shift):
                 return total({**others, **fixed}), inputs
@@ -118,8 +119,8 @@ def hessian_products(
     (_, slopes, inputs), (products, bent, moved) = vmap(along, out_dims=out_dims)(vectors)
 
     def pair(name: str) -> Pair:
-        outside = _rows([bent[name], slopes[name][None]])
-        inside = _rows([inputs[name][None], moved[name]])
+        outside = _rows([bent[name], slopes[name][None]]).to(some.dtype)
+        inside = _rows([inputs[name][None], moved[name]]).to(some.dtype)
         return (inside, outside) if lone[name].input_first else (outside, inside)
 
     return {name: pair(name) if name in lone else products[name] for name in weights}

@@ -13,7 +13,8 @@ References: *Dubrulle 2001, Retooling the method of block conjugate gradients*; 
 Hazan 2017, arXiv:1602.03943* (LiSSA).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,12 +22,34 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ksm_ext.checks import brief, check_finite, check_ndim, check_positive_int, check_real, message
+from ksm_ext.checks import (
+    brief,
+    check_finite,
+    check_function,
+    check_ndim,
+    check_positive,
+    check_positive_int,
+    check_tensor,
+    message,
+)
 
 Operator = Callable[[Tensor], Tensor]
 """Symmetric: products (s, p) of the rows of a matrix (s, p)."""
 
 _LARGEST = "Pass the largest eigenvalue of the damped operator."
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Linear algebra in the dtypes of its tensors; autocast is for the networks that made them."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+@without_autocast()
+def inner_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Of rows (s, p) with others (r, p): (s, r)."""
+    return rows @ others.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +108,15 @@ class BlockConjugateGradients:
 
     def __post_init__(self) -> None:
         check_positive_int("max_steps", self.max_steps)
-        if not check_real("tolerance", self.tolerance) >= 0:
-            found, remedy = str(self.tolerance), "1e-4 is enough for most uses."
-            raise ValueError(message("tolerance", "at least 0", found, remedy))
+        check_positive("tolerance", self.tolerance, "1e-4 is enough for most uses.", zero=True)
 
+    @without_autocast()
     def solve(
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; the residuals are those of the recurrence."""
         check_system(rhs, damping)
+        check_operator(operator)
         scale = rhs.norm(dim=1)  # (s,)
         x = torch.zeros_like(rhs)
         if not rhs.any():
@@ -138,14 +161,15 @@ class LiSSA:
 
     def __post_init__(self) -> None:
         check_positive_int("num_steps", self.num_steps)
-        if not check_real("scale", self.scale) > 0:
-            raise ValueError(message("scale", "positive", str(self.scale), _LARGEST))
+        check_positive("scale", self.scale, _LARGEST)
 
+    @without_autocast()
     def solve(
         self, operator: Operator, rhs: Tensor, *, damping: float = 0.0, progress: bool = False
     ) -> Solution:
         """See :meth:`LinearSolver.solve`; ``RuntimeError`` where the series diverges."""
         check_system(rhs, damping)
+        check_operator(operator)
         length = rhs.norm(dim=1).clamp(min=torch.finfo(rhs.dtype).tiny)
         h, residual = rhs.clone(), rhs
         for _ in tqdm(range(self.num_steps), unit=" steps", disable=not progress):
@@ -198,13 +222,18 @@ def _inverse(gram: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
+def check_operator(operator: object) -> None:
+    """Raise ``TypeError`` unless it multiplies vectors."""
+    remedy = "Pass such as ksm_ext.Hessian, or a function."
+    check_function("operator", operator, ("v",), remedy, "(s, p)")
+
+
 def check_system(rhs: Tensor, damping: float) -> None:
     """Raise unless these are right-hand sides (s, p) of a damped system."""
+    check_tensor("rhs", rhs)
     check_ndim("rhs", rhs, 2, "(s, p): one right-hand side per row")
     if rhs.dtype not in (torch.float32, torch.float64):
         remedy = "Convert it to the operator's dtype."
         raise TypeError(message("rhs", "float32 or float64", str(rhs.dtype), remedy))
     check_finite("rhs", rhs, "Find out where it became so.")
-    if not damping >= 0:
-        remedy = "Pass a small positive number."
-        raise ValueError(message("damping", "non-negative", str(damping), remedy))
+    check_positive("damping", damping, "Pass a small positive number.", zero=True)

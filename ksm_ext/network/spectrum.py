@@ -23,8 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import brief, check_choice, check_positive_int, message
-from ksm_ext.network.solvers import Operator
+from ksm_ext.checks import (
+    brief,
+    check_choice,
+    check_function,
+    check_ndim,
+    check_positive,
+    check_positive_int,
+    check_real,
+    check_seed,
+    check_tensor,
+    message,
+)
+from ksm_ext.network.solvers import Operator, check_operator, without_autocast
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,9 @@ class SpectralDensity:
 
     __repr__ = brief
 
-    def moment(self, order: int) -> float:
+    def moment(self, order: float) -> float:
         """Mean of λ^order over the p eigenvalues."""
+        order = check_real("order", order)
         return float((self.weights * self.nodes**order).sum(1).mean())
 
     def trace(self) -> float:
@@ -68,8 +80,9 @@ class SpectralDensity:
 
     def density(self, grid: Tensor, width: float) -> Tensor:
         """The density at ``grid`` (g,), smoothed by a Gaussian of standard deviation ``width``."""
-        if not width > 0:
-            raise ValueError(message("width", "positive", str(width), "Such as 1 % of the range."))
+        check_tensor("grid", grid)
+        check_ndim("grid", grid, 1, "(g,)")
+        width = check_positive("width", width, "Such as 1 % of the range.")
         nodes, weights = self.nodes.flatten(), self.weights.flatten() / len(self.weights)
         distance = (grid.to(nodes)[:, None] - nodes) / width
         bells = torch.exp(-distance.square() / 2) / (width * math.sqrt(2 * math.pi))
@@ -92,6 +105,7 @@ def hutchinson_trace(
     return _mean((probes * operator(probes)).sum(1), num_probes)
 
 
+@without_autocast()
 def hutch_pp_trace(
     operator: Operator, dim: int | None = None, *, num_products: int = 32, seed: int = 0
 ) -> TraceEstimate:
@@ -146,10 +160,15 @@ def per_sample_traces(
         Traces (b,) and their standard errors (b,).
     """
     num_probes = check_positive_int("num_probes", num_probes, minimum=2)
+    check_function("quadratic", quadratic, ("v",), "Pass per_sample_quadratic.", "(s, b)")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        remedy = "Pass the dtype of the parameters."
+        raise TypeError(message("dtype", "a floating torch.dtype", repr(dtype), remedy))
     forms = quadratic(_signs(num_probes, dim, seed, dtype, device))  # (s, b)
     return forms.mean(0), forms.std(0) / math.sqrt(num_probes)
 
 
+@without_autocast()
 def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tridiagonal matrices of an operator, from each of s starts, one block of products per step.
 
@@ -165,6 +184,9 @@ def lanczos(operator: Operator, start: Tensor, num_steps: int) -> tuple[Tensor, 
     Returns:
         Diagonals (s, k), off-diagonals (s, k - 1), and the orthonormal directions (s, k, p).
     """
+    check_operator(operator)
+    check_tensor("start", start)
+    check_ndim("start", start, 2, "(s, p): one start per row")
     s, p = start.shape
     num_steps = check_positive_int("num_steps", num_steps)
     num_steps = min(num_steps, p)
@@ -255,6 +277,7 @@ def top_eigenpairs(
 
     check_choice("which", which, ("largest", "smallest", "magnitude"))
     num_pairs = check_positive_int("num_pairs", num_pairs)
+    tolerance = check_positive("tolerance", tolerance, "0 is rounding.", zero=True)
     start = signs(operator, dim, 1, seed)
     p = start.shape[1]
     if num_pairs >= p:
@@ -281,11 +304,17 @@ def top_eigenpairs(
 
 def signs(operator: Any, dim: int | None, num_probes: int, seed: int) -> Tensor:
     """Probes (num_probes, p) of random signs, as the operator takes its vectors."""
+    check_operator(operator)
     if dim is None:
         if not hasattr(operator, "shape"):
             remedy = "Pass the number of coordinates."
             raise TypeError(message("dim", "a number for a plain function", "None", remedy))
         dim = int(operator.shape[0])
+    dim = check_positive_int("dim", dim)
+    of_operator = getattr(operator, "shape", (dim,))[0]
+    if dim != of_operator:
+        remedy = "Leave it out: the operator knows."
+        raise ValueError(message("dim", f"{of_operator} like the operator", str(dim), remedy))
     dtype = getattr(operator, "dtype", torch.float64)
     return _signs(num_probes, dim, seed, dtype, getattr(operator, "device", "cpu"))
 
@@ -294,7 +323,8 @@ def _signs(
     num_probes: int, dim: int, seed: int, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Row i from the generator's i-th draw: more probes begin with the same ones."""
-    seed = check_positive_int("seed", seed, minimum=-(2**63))
+    dim = check_positive_int("dim", dim)
+    seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, (dim,), generator=generator) for _ in range(num_probes)]
     return (2 * torch.stack(rows) - 1).to(device, dtype)

@@ -36,7 +36,6 @@ Shapes: n tasks of b samples together, features (b, k), masks (m, n), scores (m,
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,10 +44,12 @@ from torch.nn.functional import softplus
 from torch.utils.data import ConcatDataset
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, checked_names, names_along
+from ksm_ext.atomic_write import checked_path
 from ksm_ext.checks import (
     check_choice,
     check_finite,
-    check_real,
+    check_positive,
+    check_several,
     counted,
     listed,
     message,
@@ -60,12 +61,16 @@ from ksm_ext.network.engines import check_engine
 from ksm_ext.network.features import Features
 from ksm_ext.network.gradients import (
     AnyProjector,
+    check_networks,
+    check_output,
+    check_projector,
     collect_features,
     parameter_names,
     projection_text,
     usual_projector,
 )
 from ksm_ext.network.outputs import Output, log_odds
+from ksm_ext.network.solvers import without_autocast
 from ksm_ext.scores.logistic import fit_logistic, task_sums, unit_steps
 from ksm_ext.subsets import as_masks
 
@@ -183,13 +188,13 @@ class GradientEstimator:
                 ``sample_weights`` do not fit the tasks, are negative or all 0, or ``task_names``
                 are not n different ones.
         """
-        self._models = [models] if isinstance(models, nn.Module) else list(models)
-        if not self._models:
-            raise ValueError(message("models", "one network or more", "none", "Train one."))
+        self._models = check_networks("models", models)
         self._task_data, named = task_datasets(tasks, targets)
         check_choice("loss", loss, ("logistic", "squared"))
         check_choice("solver", solver, ("exact", "step"))
         check_engine(engine)
+        check_output(output)
+        check_projector(projector)
         self.ridge = None if ridge is None else _check_ridge(ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
@@ -199,7 +204,7 @@ class GradientEstimator:
         self.calibration: Calibration | None = None
         self._target_data = [*named.values()]
         self._output, self._loss, self._solver = output, loss, solver
-        self._store = None if store is None else Path(store)
+        self._store = None if store is None else checked_path("store", store)
         self._batch_size, self._engine, self._progress = batch_size, engine, progress
         self._group = group
         self._names = parameter_names(self._models[0], parameters)
@@ -340,8 +345,7 @@ class GradientEstimator:
         unit = torch.where(near, size.where(size > 0, 1.0), true.abs())
         best = None
         errors = {}
-        for ridge in ridges:
-            ridge = _check_ridge(ridge)
+        for ridge in map(_check_ridge, check_several("ridges", ridges, "numbers")):
             estimate = self._estimate(tensor, ridge)
             for name, correct in _CORRECTIONS.items():
                 left_out = [
@@ -376,6 +380,7 @@ class GradientEstimator:
             raise ValueError(message("masks", expected, shape_text(tensor), remedy))
         return tensor.cpu()
 
+    @without_autocast()
     def _estimate(self, masks: Tensor, ridge: float | None) -> Tensor:
         """Uncorrected scores (m, t), averaged over models; each rank takes some subsets."""
         rows = shard(len(masks), self._group)
@@ -429,6 +434,7 @@ class GradientEstimator:
         slopes = (self._weights().to(slopes.device) * slopes)[:, None]
         return task_gram(gradients, self._task_offsets, slopes, self._group)[..., 0]
 
+    @without_autocast()
     def _usual_ridge(self, features: Features) -> float:
         """A share of the largest curvature of the loss, for the step too.
 
@@ -458,11 +464,7 @@ class GradientEstimator:
 
 
 def _check_ridge(ridge: object) -> float:
-    remedy = "The problem has no minimum without a penalty."
-    number = check_real("ridge", ridge, "a positive number", remedy)
-    if not number > 0:
-        raise ValueError(message("ridge", "positive", str(number), remedy))
-    return number
+    return check_positive("ridge", ridge, "The problem has no minimum without a penalty.")
 
 
 def _checked_weights(
@@ -471,6 +473,7 @@ def _checked_weights(
     """(b,) float64, the largest 1: of n numbers, n arrays (b_i,) or all samples, or by name."""
     name = "sample_weights"
     if isinstance(sample_weights, Mapping):
+        checked_names(name, sample_weights, len(sample_weights))
         given = {str(task): weights for task, weights in sample_weights.items()}
         if given.keys() != set(task_names):
             odd = min(given.keys() ^ set(task_names))
@@ -492,7 +495,8 @@ def _checked_weights(
         expected = f"{len(sizes)} numbers or arrays, of as many as the tasks have samples"
         shapes = listed([shape_text(part) for part in parts], 3)
         remedy = "Give one weight to each task, or to each of its samples."
-        raise ValueError(message(name, expected, f"{len(parts)} of {shapes}", remedy))
+        found = f"{len(parts)} of {shapes}" if parts else "none"
+        raise ValueError(message(name, expected, found, remedy))
     pairs = zip(parts, sizes, strict=True)
     weights = torch.cat([part.cpu().double().expand(size) for part, size in pairs])
     check_finite(name, weights, "Give samples that are not to count a weight of 0.")

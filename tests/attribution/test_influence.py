@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -220,3 +223,15 @@ def test_bad_input():
     with pytest.raises(ValueError, match="`damping` must be positive, got 0"):
         projected_influence(model, tasks, targets, Projector(4), damping=0.0)
     assert np.isfinite(influence(model, tasks, targets, damping=1.0).values.numpy()).all()
+
+
+def test_nothing_is_written_that_pytorch_says_of_itself():
+    """Its rules of forward differentiation are compiled, by what it calls deprecated."""
+    program = (
+        "import torch; from ksm_ext import influence; "
+        "data = torch.randn(8, 4), torch.randint(3, (8,)); "
+        "print(influence(torch.nn.Linear(4, 3), [data], data, damping=0.1).values.shape)"
+    )
+    for options in ([], ["-W", "error"]):  # where it is an error, too, nothing steps down
+        run = subprocess.run([sys.executable, *options, "-c", program], capture_output=True)
+        assert (run.stdout.decode(), run.stderr.decode()) == ("torch.Size([1, 1])\n", "")

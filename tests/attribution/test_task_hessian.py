@@ -67,7 +67,7 @@ def test_derivatives_are_differences_of_really_minimised_problems(num_targets):
     names = itertools.cycle(problem.targets.values())
     problem.targets = {str(j): next(names) for j in range(num_targets)}
     found = task_hessian(
-        problem.trained(), problem.tasks, problem.targets, ridge=RIDGE, solver=TO_THE_END
+        problem.trained(), problem.tasks, problem.targets, damping=RIDGE, solver=TO_THE_END
     )
     one, step = torch.ones(4).double(), 1e-3
     eye = torch.eye(4).double() * step
@@ -89,7 +89,7 @@ def test_derivatives_are_differences_of_really_minimised_problems(num_targets):
 def test_the_gradient_is_the_influence_function():
     problem = Convex()
     model = problem.trained()
-    found = task_hessian(model, problem.tasks, problem.targets, ridge=RIDGE, solver=TO_THE_END)
+    found = task_hessian(model, problem.tasks, problem.targets, damping=RIDGE, solver=TO_THE_END)
     first = influence(
         model, problem.tasks, problem.targets, curvature=Hessian, damping=RIDGE, solver=TO_THE_END
     )
@@ -98,7 +98,7 @@ def test_the_gradient_is_the_influence_function():
 
 def test_without_interactions_the_diagonal_is_the_same():
     problem = Convex()
-    options = {"ridge": RIDGE, "solver": TO_THE_END}
+    options = {"damping": RIDGE, "solver": TO_THE_END}
     model = problem.trained()
     whole = task_hessian(model, problem.tasks, problem.targets, **options)
     alone = task_hessian(model, problem.tasks, problem.targets, interactions=False, **options)
@@ -111,7 +111,7 @@ def test_without_interactions_the_diagonal_is_the_same():
 def test_second_order_is_nearer_to_leaving_a_task_out():
     problem = Convex()
     model = problem.trained()
-    found = task_hessian(model, problem.tasks, problem.targets, ridge=RIDGE, solver=TO_THE_END)
+    found = task_hessian(model, problem.tasks, problem.targets, damping=RIDGE, solver=TO_THE_END)
     one = torch.ones(4).double()
     truth = torch.stack(
         [problem.score(one) - problem.score(one - e) for e in torch.eye(4).double()]
@@ -165,7 +165,7 @@ def test_the_law_holds_for_really_minimised_problems():
     """With the task Hessian of this library, up to third order in what is left out."""
     problem = Convex(num_tasks=6)
     found = task_hessian(
-        problem.trained(), problem.tasks, problem.targets, ridge=RIDGE, solver=TO_THE_END
+        problem.trained(), problem.tasks, problem.targets, damping=RIDGE, solver=TO_THE_END
     )
     errors = []
     subsets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6))).double()
@@ -187,16 +187,16 @@ def test_a_small_transformer_is_symmetric_and_finite():
     torch.manual_seed(0)
     model = Transformer(6, 4, width=8, num_layers=1, num_heads=2, activation="gelu").double()
     draw = lambda n: (torch.randint(6, (n, 4)), torch.randint(6, (n,)))  # noqa: E731
-    found = task_hessian(model, [draw(3), draw(4)], draw(5), ridge=5.0, solver=TO_THE_END)
+    found = task_hessian(model, [draw(3), draw(4)], draw(5), damping=5.0, solver=TO_THE_END)
     assert found.hessian.shape == (1, 2, 2) and bool(found.hessian.isfinite().all())
     assert float(found.residuals.max()) < 1e-10
 
 
 def test_bad_input():
     problem = Convex()
-    with pytest.raises(ValueError, match="`ridge` must be positive"):
-        task_hessian(problem.model, problem.tasks, problem.targets, ridge=0.0)
+    with pytest.raises(ValueError, match="`damping` must be positive"):
+        task_hessian(problem.model, problem.tasks, problem.targets, damping=0.0)
     with pytest.raises(ValueError, match="`tasks` must be one data set or more"):
-        task_hessian(problem.model, [], problem.targets, ridge=1.0)
+        task_hessian(problem.model, [], problem.targets, damping=1.0)
     with pytest.raises(TypeError, match="`solver` must be a solver or a function, got 'cg'"):
-        task_hessian(problem.model, problem.tasks, problem.targets, ridge=1.0, solver="cg")
+        task_hessian(problem.model, problem.tasks, problem.targets, damping=1.0, solver="cg")

@@ -1,5 +1,8 @@
 """EK-FAC against brute force and dense algebra in float64, and against kronfluence."""
 
+import copy
+import math
+
 import pytest
 import torch
 from networks import NETWORKS, made
@@ -193,8 +196,8 @@ def test_influence_by_ekfac_is_near_that_of_the_whole_matrix():
     expected = -operator.per_sample_gradients() @ torch.linalg.solve(matrix, queries.T) / 60
     of_samples = sample_influence(model, data, targets["one"], damping=0.05, solver=factored)
     torch.testing.assert_close(of_samples.values, expected)
-    hessian = task_hessian(model, tasks, targets, ridge=0.5, solver=EKFAC(draws=20))
-    near = task_hessian(model, tasks, targets, ridge=0.5)
+    hessian = task_hessian(model, tasks, targets, damping=0.5, solver=EKFAC(draws=20))
+    near = task_hessian(model, tasks, targets, damping=0.5)
     assert float(pearson(hessian.gradient.T, near.gradient.T).min()) > 0.9
 
 
@@ -277,7 +280,7 @@ def test_bad_input():
         EKFAC(draws=0)
     with pytest.raises(ValueError, match="`max_dim` must be at least 1"):
         EKFAC(max_dim=0)
-    with pytest.raises(ValueError, match=r"`layer_damping` must be at least 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"`layer_damping` must be non-negative, got -0\.1"):
         EKFAC(layer_damping=-0.1)
     with pytest.raises(TypeError, match=r"`operator` must be ksm_ext\.GaussNewton or"):
         EKFAC().solve(lambda v: v, torch.ones(1, 3))
@@ -291,8 +294,58 @@ def test_bad_input():
             torch.ones(1, 51).double(), 0.0
         )
     network, batch = made("nn.GRU")
-    with pytest.raises(RuntimeError, match=r"'hooks', which cannot .*BlockConjugateGradients"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"^`solver` must be one that can, got 'hooks', which .*BlockConjugateGradients",
+    ):
         EKFAC().fit(GaussNewton(network, batch))
+
+
+def test_a_fitted_matrix_takes_the_systems_of_its_network_alone():
+    model, tasks, targets, data = problem()
+    fisher = EKFAC().fit(GaussNewton(model, data))
+    other = copy.deepcopy(model)
+    rhs = torch.randn(2, GaussNewton(model, data).shape[0]).double()
+    for same in (Hessian(model, data), GaussNewton(other, data)):
+        assert fisher.solve(same, rhs, damping=0.1).x.isfinite().all()
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1e-9
+    form = "`operator` must be of the network and the parameters that EKFAC was fitted to, got one "
+    with pytest.raises(ValueError, match=form):
+        fisher.solve(GaussNewton(other, data), rhs, damping=0.1)
+    with pytest.raises(ValueError, match=form):
+        influence(other, tasks, targets, damping=0.1, solver=fisher)
+    names = [name for name, _ in model.named_parameters()]
+    some = GaussNewton(model, data, parameters=names[:-1])
+    with pytest.raises(ValueError, match=form):
+        fisher.solve(some, rhs, damping=0.1)
+
+
+def test_vectors_are_taken_as_operators_take_them():
+    model, _, _, data = problem()
+    operator = GaussNewton(model, data)
+    fisher = EKFAC().fit(operator)
+    v = torch.randn(2, operator.shape[0]).double()
+    for of in (fisher, lambda x: fisher.inverse(x, 0.1)):
+        torch.testing.assert_close(of(v[0]), of(v)[0])
+        for wrong in (v.float(), v.numpy(), v.tolist(), None, "v", 2):
+            with pytest.raises(TypeError, match=r"^`v` must be (a tensor|torch.float64 on cpu)"):
+                of(wrong)
+        with pytest.raises(ValueError, match=r"^`v` must be finite"):
+            of(v * torch.nan)
+    for wrong in ("a", None, [1], math.inf, math.nan, -1):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^`damping` must be (a non-neg|fini|non)"
+        ):
+            fisher.inverse(v, wrong)
+    for wrong in ("a", None, 1.5, [1], math.inf, 10**30):
+        with pytest.raises((TypeError, ValueError), match=r"^`seed` must be an int"):
+            EKFAC(seed=wrong)
+    for wrong in ("a", None, [1], math.inf, math.nan):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^`layer_damping` must be (a non-|finite)"
+        ):
+            EKFAC(layer_damping=wrong)
 
 
 def test_numbers_are_drawn_as_numbers_and_singular_systems_are_refused():

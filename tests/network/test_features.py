@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ksm_ext import Projector
 from ksm_ext.identity import fingerprint
+from ksm_ext.network import features
 from ksm_ext.network.batches import content_digests
 from ksm_ext.network.engines import Ladder
-from ksm_ext.network.features import FeatureStore, load_features
+from ksm_ext.network.features import Features, FeatureStore, load_features
 from ksm_ext.network.gradients import collect_features
 from ksm_ext.network.outputs import log_odds, margin
 from tests.network.test_gradients import Dense, mlp, table
@@ -476,6 +477,50 @@ def test_rows_that_are_damaged_are_found_where_they_are_looked_at(tmp_path):
     rows.flush()
     with pytest.raises(ValueError, match=r"whose sample 39 is now another by .*, or the rows are"):
         collect(model, batch, tmp_path)
+
+
+def two_writers(path):
+    for part, rows in enumerate((range(3), range(3, 7))):
+        with FeatureStore.open(path, META, part=(part, 2), rows=rows) as store:
+            for row in rows:
+                store.append(VALUES[row : row + 1], GRADIENTS[row : row + 1])
+
+
+WRITERS = {
+    "one": lambda path: write(path, 7),
+    "one that goes on": lambda path: [write(path, rows) for rows in (2, 4, 7)],
+    "two": two_writers,
+}
+
+
+@pytest.mark.parametrize("name", ["values.npy", "gradients.npy"])
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_no_flipped_bit_is_loaded(tmp_path, monkeypatch, writer, name):
+    writer(tmp_path)
+    same(load_features(tmp_path), Features(VALUES, GRADIENTS))
+    whole = (tmp_path / name).read_bytes()
+    first = len(whole) - 4 * (VALUES if name == "values.npy" else GRADIENTS).numel()
+    for place in range(first, len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (tmp_path / name).write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"whole {name}, got other bytes than were written"):
+            load_features(tmp_path)
+    monkeypatch.setattr(features, "CHECKED", 4 * 28 - 1)  # larger tables are checked if asked for
+    for check in (None, False):
+        load_features(tmp_path, check=check)
+    with pytest.raises(ValueError, match="other bytes than were written"):
+        load_features(tmp_path, check=True)
+
+
+def test_a_folder_that_a_version_without_checksums_began(tmp_path):
+    write(tmp_path, 4)
+    (tmp_path / "progress.json").write_text('{"num_done": 4}')
+    write(tmp_path, 7)
+    same(load_features(tmp_path, check=True), Features(VALUES, GRADIENTS))
+    (tmp_path / "progress.json").write_text('{"num_done": 7, "start": 0, "checksums": [1, "2"]}')
+    with pytest.raises(ValueError, match=r"progress\.json, got start = 0, checksums = \[1, '2'\]"):
+        load_features(tmp_path)
 
 
 def test_other_precision_is_refused(tmp_path):

@@ -225,6 +225,21 @@ def test_control_flow_that_depends_on_the_data(caplog):
     assert not caplog.text  # it was told
 
 
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_a_weight_used_beside_the_modules_is_never_left_out(engine):
+    model, batch = mlp(), table()
+    held = [*model.parameters()]
+
+    def output(network, batch):
+        return log_odds(network, batch) + held[0].square().sum()
+
+    with pytest.raises(RuntimeError, match=r"`0.weight` is used beside the model's own modules"):
+        per_sample_gradients(model, output, batch, engine=engine)
+    expected = loop(model, output, batch)[1]
+    for able in ("auto", "hooks", "backward"):
+        near(flat(per_sample_gradients(model, output, batch, engine=able)[1]), expected)
+
+
 def test_engines_that_there_are():
     form = "`engine` must be one of 'auto', 'hooks', 'vmap', 'loop', 'backward', got 'fast'. 'auto'"
     for ask in (

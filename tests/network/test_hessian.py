@@ -1,14 +1,19 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.modular_arithmetic.model import Transformer
-from ksm_ext.network.hessian import GaussNewton, Hessian, flatten, loss_gradients
+from ksm_ext import FactoredProjector, Projector, collect_features
+from ksm_ext.network.ekfac import EKFAC
+from ksm_ext.network.hessian import GaussNewton, Hessian, checked_vectors, flatten, loss_gradients
+from ksm_ext.network.outputs import log_odds
 
 
 def mlp(seed=0):
@@ -149,7 +154,7 @@ def test_curvature_of_a_layer_norm_is_that_of_differences():
             return cross_entropy(model(batch[0]), batch[1], reduction="none")
 
     step = 1e-4
-    second = (losses(step) - 2 * losses(0) + losses(-step)) / step**2
+    second = (losses(step) + losses(-step) - 2 * losses(0)) / step**2  # and back at the start
     torch.testing.assert_close(operator.per_sample_quadratic(v)[0], second, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(operator(v) @ v, second.mean(), rtol=1e-4, atol=1e-4)
 
@@ -296,10 +301,11 @@ def test_scipy_takes_it():
 
 def test_single_precision_is_near_double():
     model, batch = mlp()
-    exact = Hessian(model, batch)
-    v = torch.randn(3, exact.shape[0], dtype=torch.float64)
+    operator = Hessian(model, batch)
+    v = torch.randn(3, operator.shape[0], dtype=torch.float64)
+    exact = operator(v)
     rounded = Hessian(model.float(), (batch[0].float(), batch[1]))(v.float())
-    torch.testing.assert_close(rounded.double(), exact(v), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():
@@ -314,23 +320,191 @@ def test_the_model_is_left_as_it_was():
     assert all(weight.grad is None for weight in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda operator, v: operator(v),
-        lambda operator, v: operator(v[0]),
-        lambda operator, v: operator.gradient(),
-        lambda operator, v: operator.per_sample_slopes(v),
-        lambda operator, v: operator.per_sample_gradients(),
-        lambda operator, v: operator.per_sample_quadratic(v),
-    ],
-)
+ASKED = {
+    "products": lambda operator, v: operator(v),
+    "one product": lambda operator, v: operator(v[0]),
+    "gradient": lambda operator, v: operator.gradient(),
+    "slopes": lambda operator, v: operator.per_sample_slopes(v),
+    "gradients": lambda operator, v: operator.per_sample_gradients(),
+    "curvatures": lambda operator, v: operator.per_sample_quadratic(v),
+    "labels": lambda operator, v: operator.relabelled(0)[0][1],
+    "factors": lambda operator, v: EKFAC().fit(operator)(v),
+}
+
+
+@pytest.mark.parametrize("ask", [*ASKED.values()][:6], ids=[*ASKED][:6])
 @pytest.mark.parametrize("kind", [Hessian, GaussNewton])
 def test_a_loss_that_is_not_one_number_for_each_sample(kind, ask):
     operator = kind(*mlp(), cross_entropy)  # the mean of a batch
     form = r"`loss` must be a function \(outputs, labels\) -> \(b,\), got shape \(\) for "
     with pytest.raises(ValueError, match=form):
         ask(operator, torch.ones(2, operator.shape[0]).double())
+
+
+CHANGES = {
+    "a step": lambda net: torch.optim.SGD(net.parameters(), 0.1).step(),
+    "data": lambda net: net[0].weight.data.neg_(),
+    "one entry": lambda net: net[0].weight.data[0, 0].add_(1e-12),
+    "entries that trade places": lambda net: net[0].weight.data.copy_(net[0].weight.data.flip(0)),
+    "another parameter": lambda net: setattr(net[0], "bias", nn.Parameter(net[0].bias + 1)),
+    "a constant one": lambda net: net[5].weight.data.mul_(2),
+    "running statistics": lambda net: net[1].running_mean.add_(1),
+    "single precision": lambda net: net.float(),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_an_operator_does_not_answer_for_other_weights(kind, ask, change):
+    model, batch = convolution()
+    cross_entropy(model(batch[0]), batch[1]).backward()
+    operator = kind(model, batch, parameters=["0.*", "1.*"])
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    v = torch.randn(2, operator.shape[0]).double()
+    before = ask(operator, v)
+    change(model)
+    with pytest.raises(RuntimeError, match="`model` must be as it was when the operator was made"):
+        ask(operator, v)
+    model.double().load_state_dict(state)
+    torch.testing.assert_close(ask(operator, v), before)
+
+
+class Kept(nn.Module):
+    """A network that uses a parameter by a name which PyTorch does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+        self.kept = [self.layer.weight]
+
+    def forward(self, x):
+        return self.layer(x) + x @ self.kept[0].T
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_weights_have_no_part_in_losses_that_products_would_not_see(kind):
+    model, batch = mlp()
+    held = [*model.parameters()]
+
+    def own(outputs, labels):
+        return cross_entropy(outputs, labels, reduction="none") + penalty(held[0])
+
+    def asked(outputs, labels):
+        penalties = sum(map(penalty, model.parameters()))
+        return cross_entropy(outputs, labels, reduction="none") + penalties
+
+    def penalty(weight):
+        return weight.square().sum()
+
+    for loss in (own, asked):
+        with pytest.raises(ValueError, match="`loss` must be a function of outputs and labels al"):
+            kind(model, batch, loss)
+    with pytest.raises(ValueError, match=r"`model` must be one that .*`layer.weight` elsewhere"):
+        kind(Kept(), batch)
+    constant = kind(model, batch, own, parameters="2.*")  # by the others it is a number
+    plain = kind(model, batch, parameters="2.*")
+    v = torch.randn(2, plain.shape[0]).double()
+    torch.testing.assert_close(constant(v), plain(v))
+    torch.testing.assert_close(constant.gradient(), plain.gradient())
+
+
+class Odd(nn.Module):
+    """Parameters of no dimensions, and some of no numbers, beside usual ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(1.5))
+        self.none, self.to_none = (nn.Parameter(torch.zeros(s)) for s in ((3, 0), (0, 3)))
+        self.rows, self.table = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.zeros(5, 0))
+
+    def forward(self, x):
+        hidden = self.layer(x) * self.scale
+        nothing = self.rows.sum() + linear(hidden, self.to_none).sum(1, keepdim=True)
+        return torch.tanh(hidden) + linear(x[:, :0], self.none) + nothing
+
+
+def test_parameters_of_no_dimensions_and_of_no_numbers():
+    torch.manual_seed(0)
+    model, batch = Odd().double(), (torch.randn(6, 4).double(), torch.randint(3, (6,)))
+    operator = Hessian(model, batch)
+    matrix = dense(model, batch)
+    eye = torch.eye(len(matrix)).double()
+    for kind in (Hessian, GaussNewton):
+        operator = kind(model, batch)
+        whole = operator(eye)
+        expected = matrix if kind is Hessian else kind(model, batch, vectors_per_pass=1)(eye)
+        torch.testing.assert_close(whole, expected)
+        torch.testing.assert_close(operator(eye[0]), whole[0])
+        slopes = operator.per_sample_gradients().T
+        torch.testing.assert_close(operator.per_sample_slopes(eye), slopes)
+        fisher = EKFAC("empirical").fit(operator)
+        v = torch.randn(2, len(eye)).double()
+        torch.testing.assert_close(fisher.inverse(fisher(v) + 0.1 * v, 0.1), v)
+    expected = None
+    for engine in ("hooks", "vmap", "loop", "backward"):
+        for projector in (None, Projector(8)):
+            features = collect_features(model, batch, log_odds, projector, engine=engine)
+            assert len(features.gradients) == 6
+        expected = features.gradients if expected is None else expected
+        torch.testing.assert_close(features.gradients, expected)
+    collect_features(model, batch, log_odds, FactoredProjector(4))
+
+
+CONSTANT = {
+    "a constant": lambda outputs, labels: torch.zeros(len(outputs)).double(),
+    "labels": lambda outputs, labels: labels.double(),
+    "detached": lambda outputs, labels: outputs.detach().sum(1),
+    "linear": lambda outputs, labels: outputs.sum(1),
+}
+
+
+@pytest.mark.parametrize("loss", CONSTANT.values(), ids=CONSTANT)
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_loss_that_does_not_curve_or_does_not_depend_on_outputs(kind, loss):
+    model, batch = mlp()
+    operator = kind(model, batch, loss)
+    v = torch.randn(3, operator.shape[0]).double()
+    flat = loss is not CONSTANT["linear"]
+    for found in (operator(v), operator(v[0]), operator.per_sample_quadratic(v)):
+        assert not found.any() or (not flat and kind is Hessian)
+    for found in (operator.gradient(), operator.per_sample_slopes(v)):
+        assert found.any() != flat
+
+
+def test_vectors_are_rows_of_one_dtype_and_device():
+    v = torch.randn(2, 4)
+    of = partial(checked_vectors, "w", p=4, dtype=torch.float32, device=v.device)
+    assert torch.equal(of(v=v), v) and torch.equal(of(v=v[0]), v[:1])
+    assert not of(v=v.requires_grad_()).requires_grad
+    for wrong in (v[:, :3], v[None], v[0, 0], v * torch.inf):
+        with pytest.raises(ValueError, match=r"^`w` must be "):
+            of(v=wrong)
+    with pytest.raises(TypeError, match=r"^`w` must be torch\.float32 on cpu like the parameters"):
+        of(v=v.double())
+
+
+def test_a_loss_that_is_no_tensor():
+    model, batch = mlp()
+    operator = Hessian(model, batch, lambda outputs, labels: outputs.sum(1).tolist())
+    with pytest.raises(ValueError, match=r"^`loss` must be a function .*, got list for 11 samples"):
+        operator.gradient()
+
+
+def test_vectors_that_are_none():
+    model, batch = mlp()
+    operator = Hessian(model, batch)
+    v = torch.randn(2, operator.shape[0]).double()
+    for wrong in ([1.0], None, "v", 2, v.numpy(), v.tolist()):
+        for ask in (operator, operator.per_sample_slopes, operator.per_sample_quadratic):
+            with pytest.raises(TypeError, match=r"^`v` must be a tensor, got "):
+                ask(wrong)
+        with pytest.raises(TypeError, match=r"^`x` must be a tensor, got "):
+            operator @ wrong
+        with pytest.raises(TypeError, match=r"^`u` must be a tensor, got "):
+            operator.third(wrong, v)
+    with pytest.raises(ValueError, match=r"^`v` must be of shape \(2, 43\) like `u`"):
+        operator.third(v, v[:1])
 
 
 def test_bad_input():

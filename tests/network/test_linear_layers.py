@@ -66,6 +66,21 @@ def test_only_weights_that_one_layer_uses_are_found():
     assert not lone_layers(total, weights)
 
 
+def test_layers_keep_the_dtype_that_autocast_gives_them():
+    network, data = problem(2)
+    network.float()
+    seen = []
+    network.narrow.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    v = torch.randn(3, sum(w.numel() for w in network.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        operator = Hessian(network, data)
+        found = operator(v)
+        expected = Hessian(network, data, vectors_per_pass=1)(v)
+    assert operator._forward and "narrow.weight" in next(iter(operator._lone.values()))
+    assert {*seen} == {torch.bfloat16}
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("vectors_per_pass", [3, 7])
 def test_products_are_those_of_reverse_mode(batch_size, vectors_per_pass):

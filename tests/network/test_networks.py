@@ -8,15 +8,16 @@ import torch
 from networks import NETWORKS, hugging_face, made, text
 from torch import nn
 
-from ksm_ext import Projector, attribute_tasks
+from ksm_ext import EKFAC, GradientEstimator, Projector, attribute_tasks, collect_features
 from ksm_ext.attribution.influence import influence, projected_influence, sample_influence
-from ksm_ext.attribution.tracin import tracin
+from ksm_ext.attribution.tracin import gradient_cosine, tracin
 from ksm_ext.attribution.trak import trak
 from ksm_ext.network.batches import each
 from ksm_ext.network.engines import evaluating
 from ksm_ext.network.gradients import parameter_names, per_sample_gradients
 from ksm_ext.network.hessian import GaussNewton, Hessian
-from ksm_ext.network.outputs import cross_entropy, outputs_and_labels
+from ksm_ext.network.outputs import cross_entropy, log_odds, outputs_and_labels
+from ksm_ext.network.spectrum import lanczos
 
 pytest.importorskip("transformers")
 ENGINES = ("hooks", "vmap", "loop", "backward")
@@ -273,6 +274,71 @@ def test_methods_agree_whatever_the_engine(name):
     pairs = zip(methods(name), methods(name, engine="backward"), strict=True)
     for found, expected in pairs:
         near(found, expected, 1e-5)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 8), nn.Linear(8, 3)
+        self.mix = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.mix(self.table(x)).mean(1))
+
+
+def under_autocast(name):
+    torch.manual_seed(0)
+    y = torch.arange(9) % 3
+    if name == "words":
+        return Words(), (y[:, None] + torch.arange(5) % 3, y)
+    x = torch.randn(9, 1, 4, 4) + y[:, None, None, None]
+    body = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Linear(12, 3)
+    layers = nn.Flatten(), nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, 3)
+    return nn.Sequential(*(body if name == "convolution" else layers)), (x, y)
+
+
+def answers(model, batch):
+    """What can be asked of a network, by name."""
+    options = {"damping": 0.1}
+    tasks, target = [tuple(x[i::3] for x in batch) for i in range(3)], batch
+    operators = [kind(model, batch, vectors_per_pass=k) for kind in KINDS for k in (1, None)]
+    v = torch.randn(3, operators[0].shape[0], generator=torch.Generator().manual_seed(1))
+    for number, operator in enumerate(operators):
+        yield f"products {number}", operator(v)
+        yield f"gradient {number}", operator.gradient()
+        yield f"slopes {number}", operator.per_sample_slopes(v)
+        yield f"gradients {number}", operator.per_sample_gradients()
+        yield f"curvatures {number}", operator.per_sample_quadratic(v)
+    yield "third", operators[0].third(v, v)
+    yield "fisher", EKFAC("empirical").fit(operators[0])(v)
+    yield "lanczos", lanczos(operators[2], v, 3)[0]
+    for engine in ("auto", "hooks", "loop", "backward"):
+        features = collect_features(model, batch, log_odds, Projector(64), engine=engine)
+        yield engine, features.gradients
+    yield "influence", influence(model, tasks, target, **options).values
+    solver = EKFAC("empirical")
+    yield "by EKFAC", influence(model, tasks, target, solver=solver, **options).values
+    yield "projected", projected_influence(model, tasks, target, **options).values
+    yield "trak", trak(model, tasks, target, relative_ridge=0.1).values
+    yield "tracin", tracin(model, 0.1, tasks, target)
+    yield "cosine", gradient_cosine(model, tasks, target)
+    estimator = GradientEstimator(model, tasks, target, ridge=0.1).fit()
+    yield "estimates", estimator.predict(torch.eye(3, dtype=torch.bool))
+
+
+KINDS = (Hessian, GaussNewton)
+
+
+@pytest.mark.parametrize("name", ["layers", "convolution", "words"])
+def test_autocast_rounds_what_networks_do_and_nothing_else(name):
+    model, batch = under_autocast(name)
+    expected = dict(answers(model, batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dict(answers(model, batch))
+    for what, right in expected.items():
+        assert found[what].dtype == right.dtype, what
+        error = (found[what] - right).norm() / right.norm()
+        assert 0 < error < 0.1, (what, error)
 
 
 def print_table():

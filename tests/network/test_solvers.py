@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from ksm_ext import ConjugateGradients
-from ksm_ext.network.solvers import BlockConjugateGradients, LiSSA, as_solver, check_system
+from ksm_ext.network.solvers import (
+    BlockConjugateGradients,
+    LiSSA,
+    as_solver,
+    check_system,
+    inner_products,
+    without_autocast,
+)
 
 
 def definite(p, condition=1e3, seed=0):
@@ -124,7 +131,7 @@ def test_bad_input():
         BlockConjugateGradients().solve(lambda v: v, torch.full((1, 3), torch.inf))
     with pytest.raises(ValueError, match="`damping` must be non-negative, got -1"):
         BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3), damping=-1.0)
-    with pytest.raises(ValueError, match="`damping` must be non-negative, got nan"):
+    with pytest.raises(ValueError, match="`damping` must be finite, got nan"):
         check_system(torch.ones(1, 3), float("nan"))
     with pytest.raises(TypeError, match="`rhs` must be float32 or float64"):
         BlockConjugateGradients().solve(lambda v: v, torch.ones(1, 3, dtype=torch.int64))
@@ -134,5 +141,16 @@ def test_bad_input():
         LiSSA(scale=1.0, num_steps=0)
     with pytest.raises(ValueError, match="`max_steps` must be at least 1"):
         BlockConjugateGradients(max_steps=0)
-    with pytest.raises(ValueError, match="`tolerance` must be at least 0, got nan"):
+    with pytest.raises(ValueError, match="`tolerance` must be finite, got nan"):
         BlockConjugateGradients(tolerance=float("nan"))
+
+
+def test_linear_algebra_is_not_rounded_by_autocast():
+    rows, others = torch.randn(3, 50), torch.randn(2, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (rows @ others.T).dtype == torch.bfloat16
+        found = inner_products(rows, others)
+        with without_autocast():
+            assert torch.equal(rows @ others.T, found)
+        assert (rows @ others.T).dtype == torch.bfloat16
+    assert torch.equal(found, rows @ others.T)

@@ -482,6 +482,16 @@ def calibrated(scores, count=16, **options):
         (ValueError, "`solver` must be one of", lambda: estimator(solver="newton")),
         (
             ValueError,
+            "`sample_weights` must be 4 numbers or arrays, .* got none. Give one weight",
+            lambda: estimator(sample_weights=[]),
+        ),
+        (
+            ValueError,
+            "`sample_weights` must be 2 different names, got '0' more than once",
+            lambda: estimator(sample_weights={0: 1, "0": 2}),
+        ),
+        (
+            ValueError,
             r"`sample_weights` must be 4 numbers or arrays, .* got 3 of shape \(\), ",
             lambda: estimator(sample_weights=[1.0, 1.0, 1.0]),
         ),
