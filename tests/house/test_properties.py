@@ -1128,7 +1128,9 @@ def test_whole_weights_of_samples_are_repetitions(sizes, solver, unit, seed):
         return
     expected = scores(torch.arange(len(x)).repeat_interleave(times), repeated)
     weighed = scores(torch.arange(len(x)), sizes, sample_weights=unit * times)
-    torch.testing.assert_close(weighed, expected, rtol=1e-3, atol=1e-6)
+    # Objectives end at most 1e-8 above their minima, so parameters within 1e-4 or so of theirs.
+    atol = 5e-4 if solver == "exact" else 1e-6
+    torch.testing.assert_close(weighed, expected, rtol=1e-3, atol=atol)
 
 
 @holds(b=st.integers(2, 12), part=st.sampled_from(PARTS), at=st.integers(0, 99), seed=SEEDS)
