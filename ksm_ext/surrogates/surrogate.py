@@ -1088,37 +1088,48 @@ class Surrogate:
     def _extrapolated(self, factors: Tensor) -> Tensor:
         """Factors (n + 1, t), beyond the sizes scored no less than :mod:`.extrapolation` has them.
 
-        Where no kernel predicts, deviations are still a kernel's: so are the residuals of blocks.
+        Targets that miss different scores have sizes, and blocks, of their own. Where no kernel
+        predicts, deviations are still a kernel's: so are the residuals of blocks.
         """
-        n, sizes, scored = self._active.num_tasks, self._active.sizes, self._is_scored
+        n, sizes = self._active.num_tasks, self._active.sizes
         by_kernel = self.moved_by(self.kernel_terms)
+        patterns, group = torch.unique(self._is_scored, dim=1, return_inverse=True)
         for _ in range(2):  # smaller subsets are larger ones, counted from the full set
             sizes, factors = n - sizes, factors.flip(0)
-            rows = thinned(sizes)
-            own = sizes[rows]
-            last = last_kept(own)
-            squares = self._squares_of_blocks(rows, own, last)
-            squares = squares / torch.where(by_kernel, factors[own], 1.0)
-            beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
-            largest = torch.where(scored, sizes[:, None], 0).amax(0)
-            factors = extrapolated(factors, largest, beyond.to(factors), squares)
+            for number, scored in enumerate(patterns.T):
+                targets = (group == number).nonzero()[:, 0]
+                rows = scored.nonzero()[:, 0]
+                rows = rows[thinned(sizes[rows])]
+                own, before = sizes[rows], factors[:, targets]
+                last = last_kept(own)
+                squares = self._squares_of_blocks(rows, own, last, targets)
+                squares = squares / torch.where(by_kernel[targets], before[own], 1.0)
+                beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
+                largest = sizes[scored].amax().expand(len(targets))
+                factors[:, targets] = extrapolated(before, largest, beyond.to(before), squares)
         return factors
 
-    def _squares_of_blocks(self, rows: Tensor, sizes: Tensor, last: Tensor) -> Tensor:
-        """(B, rows, t) squared residuals of left-out sizes in units of their deviation, or NaN.
+    def _squares_of_blocks(
+        self, rows: Tensor, sizes: Tensor, last: Tensor, targets: Tensor
+    ) -> Tensor:
+        """(B, rows, t') squared residuals of left-out sizes in units of their deviation, or NaN.
 
         Args:
             rows: The subsets that are looked at.
             sizes: Of these, from whichever end.
             last: (B,) the last size that stays.
+            targets: (t',) the targets that have their scores.
         """
         scores = torch.where(self._is_scored, self.scores - self.intercept, 0.0)[rows] / self.unit
         scores = scores if self.rotation is None else scores @ self.rotation
         residuals, variances = scores.new_zeros(2, len(last), *scores.shape)
+        columns = targets  # latent ones, of these targets
+        if self.rotation is not None:
+            columns = (self.rotation[targets] != 0).any(0).nonzero()[:, 0]
         for term in self.kernel_terms:
             weights = term.all_weights()[rows]
             chosen = weights.nonzero()[:, 0]
-            if len(chosen) < FEWEST:
+            if len(chosen) < FEWEST or not bool(torch.isin(term.columns, columns).any()):
                 continue
             at, place = rows[chosen], (slice(None), chosen[:, None], term.columns)
             part = replace(term, rows=None, weights=weights[chosen])
@@ -1133,7 +1144,7 @@ class Surrogate:
             residuals = residuals @ self.rotation.T
             variances = variances @ self.rotation.square().T
         judged = self._is_scored[rows] & (variances > 1e-24)
-        return torch.where(judged, residuals.square() / variances, torch.nan)
+        return torch.where(judged, residuals.square() / variances, torch.nan)[..., targets]
 
     @property
     def _is_scored(self) -> Tensor:

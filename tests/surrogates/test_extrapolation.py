@@ -114,9 +114,9 @@ def test_blocks_of_a_surrogate_are_those_of_its_targets(sharing):
     surrogate = fit_surrogate(masks, scores, kernel=RBF(0.02), share_ridge=sharing)
     sizes = masks.sum(1)
     last = last_kept(sizes)
-    found = surrogate._squares_of_blocks(torch.arange(60), sizes, last)
+    found = surrogate._squares_of_blocks(torch.arange(60), sizes, last, torch.arange(2))
     by_cg = replace(surrogate, solver=ConjugateGradients())
-    again = by_cg._squares_of_blocks(torch.arange(60), sizes, last)
+    again = by_cg._squares_of_blocks(torch.arange(60), sizes, last, torch.arange(2))
     torch.testing.assert_close(again, found, rtol=1e-8, atol=1e-9, equal_nan=True)
     if surrogate.rotation is not None:
         return
@@ -235,6 +235,43 @@ def test_intervals_widen_with_the_distance(fits):
     assert bool((factors[largest + 1 :].diff(dim=0) > 0).all())
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=SEEDS,
+    low=st.integers(1, 5),
+    high=st.integers(6, 9),
+    sharing=st.sampled_from(["auto", True, False]),
+    options=st.sampled_from([{}, {"kernel": "rbf"}, {"noise_std": 0.02}, {"known": [3, 7]}]),
+)
+def test_answers_do_not_depend_on_what_others_were_scored_on(seed, low, high, sharing, options):
+    """Each target, at all sizes and of all readouts, as if it were fitted to its rows alone."""
+    masks = middle(9, 60, seed, 0.1, 0.9)
+    masks[:5] = subsets.leave_one_out(9)[:5].logical_not()  # every task varies among these sizes
+    scores = games(masks, seed)[:, :3] + 0.02 * torch.randn(60, 3).double()
+    sizes, lost = masks.sum(1), torch.rand(60, 3) < 0.1
+    lost[:, 0] |= (sizes > high) & (torch.arange(60) > 4)
+    lost[:, 1] |= (sizes < low) & (torch.arange(60) > 4)
+    holes = scores.masked_fill(lost, torch.nan)
+    together = fit_surrogate(masks, holes, missing="drop", share_ridge=sharing, **options)
+    query = torch.ones(10, 9, dtype=torch.bool).tril(-1)[:, :9]
+    for j in range(3):
+        rows = (~lost[:, j]).nonzero()[:, 0]
+        own = dict(options)
+        if "known" in own:
+            own["known"] = [i for i, row in enumerate(rows.tolist()) if row in options["known"]]
+        alone = fit_surrogate(masks[rows], scores[rows, j], **own)
+        pairs = [
+            (together.predict(query, return_std=True), alone.predict(query, return_std=True)),
+            *(
+                (together.attribute(name, return_std=True), alone.attribute(name, return_std=True))
+                for name in READOUTS
+            ),
+        ]
+        for found, expected in pairs:
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one[:, j], other, rtol=1e-6, atol=1e-8)
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS, unit=st.sampled_from([1e-6, 3.0, 1e6]))
 def test_neither_the_unit_nor_which_end_decides(seed, unit):
@@ -244,7 +281,9 @@ def test_neither_the_unit_nor_which_end_decides(seed, unit):
     one = fit_surrogate(masks, scores, kernel=Exponential(0.3))
     other = fit_surrogate(~masks, 5 - unit * scores, kernel=Exponential(0.3))
     sizes, rows = masks.sum(1), torch.arange(40)  # of the complements, from the empty set
-    pair = [each._squares_of_blocks(rows, sizes, last_kept(sizes)) for each in (one, other)]
+    pair = [
+        each._squares_of_blocks(rows, sizes, last_kept(sizes), rows[:2]) for each in (one, other)
+    ]
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
