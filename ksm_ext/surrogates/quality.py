@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import counted
+from ksm_ext.surrogates.extrapolation import SIZES
 from ksm_ext.surrogates.surrogate import Surrogate
 
 NOTHING = "nothing is predicted: the mean is as good"
@@ -114,6 +115,9 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
     observed = full and lacking == n
     if observed:
         scored += " The full set is among them, with all subsets that lack one task."
+    compared = readout == "loo" and observed
+    if len(sizes.unique()) < min(SIZES, n + 1) and surrogate.size_notes and not compared:
+        return Suitability(scored, " ".join(surrogate.size_notes), False)
     if readout == "loo":
         verdict = "Leave-one-out effects compare subsets that were scored."
         if not observed:

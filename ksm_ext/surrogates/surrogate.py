@@ -39,9 +39,22 @@ from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import check_choice, check_real, counted, listed, message
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
-from ksm_ext.surrogates.calibration import FEWEST, lowest_sizes, size_factors, size_law
+from ksm_ext.surrogates.calibration import (
+    FEWEST,
+    context_law,
+    lowest_sizes,
+    size_factors,
+    size_law,
+)
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
-from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
+from ksm_ext.surrogates.extrapolation import (
+    SIZES,
+    extrapolated,
+    last_kept,
+    left_out,
+    thinned,
+    unknown_of_sizes,
+)
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -227,6 +240,8 @@ class Surrogate:
             trend = trend.less(answering)
         factors = self._query_factors(query, answered)
         variance = self._variances(len(query), of_rows, trend, factors).amax(0)
+        if self._unknown_of_sizes is not None:
+            variance = variance + self._unknown_of_sizes[self._sizes_of(query)].square()
         std, rows = self.unit * variance.sqrt(), self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.excluded[rows].to(torch.float64)
@@ -638,12 +653,26 @@ class Surrogate:
                 "intervals are too narrow. Repeat some subsets or pass noise_std=, 0 if there is "
                 "none."
             )
-        if self._extrapolates and not self.all_is_noise:
-            found.append(
-                f"{self._extrapolates} are extrapolated. Their intervals are widened, and may be "
-                "too narrow yet."
-            )
-        return tuple(found)
+        return (*found, *self.size_notes)
+
+    @property
+    def size_notes(self) -> tuple[str, ...]:
+        """What leaves the sizes that were scored, a sentence for targets with the same; or none.
+
+        Nothing where the ridge was given: the model is taken at its word.
+        """
+        if self.all_is_noise or not self._active.binary:
+            return ()
+        said: dict[str, list[str]] = {}
+        for scored, targets in self._alike_scored:
+            note = _said_of_sizes(self._active.sizes[scored], self.num_varying)
+            said.setdefault(note, []).extend(self.target_names[j] for j in targets.tolist())
+        several = len(said) > 1
+        return tuple(
+            (f"Of {listed(map(repr, names))}: " if several else "") + note
+            for note, names in said.items()
+            if note
+        )
 
     @property
     def warp_notes(self) -> tuple[str, ...]:
@@ -1092,22 +1121,31 @@ class Surrogate:
         predicts, deviations are still a kernel's: so are the residuals of blocks.
         """
         n, sizes = self._active.num_tasks, self._active.sizes
-        by_kernel = self.moved_by(self.kernel_terms)
-        patterns, group = torch.unique(self._is_scored, dim=1, return_inverse=True)
-        for _ in range(2):  # smaller subsets are larger ones, counted from the full set
-            sizes, factors = n - sizes, factors.flip(0)
-            for number, scored in enumerate(patterns.T):
-                targets = (group == number).nonzero()[:, 0]
-                rows = scored.nonzero()[:, 0]
-                rows = rows[thinned(sizes[rows])]
-                own, before = sizes[rows], factors[:, targets]
-                last = last_kept(own)
-                squares = self._squares_of_blocks(rows, own, last, targets)
-                squares = squares / torch.where(by_kernel[targets], before[own], 1.0)
-                beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
-                largest = sizes[scored].amax().expand(len(targets))
-                factors[:, targets] = extrapolated(before, largest, beyond.to(before), squares)
+        factors = factors.clone()
+        for scored, targets in self._alike_scored:
+            part = factors[:, targets]
+            # smaller subsets are larger ones, counted from the full set
+            ends = (n - sizes, part.flip(0)), (sizes, part)
+            blocks = [self._blocks(scored, targets, *end) for end in ends]
+            for (end, _), told, other in zip(ends, blocks, reversed(blocks), strict=True):
+                largest = end[scored].amax().expand(len(targets))
+                told = told if len(told[0]) else other
+                part = extrapolated(part.flip(0), largest, *told)
+            factors[:, targets] = part
         return factors
+
+    def _blocks(
+        self, scored: Tensor, targets: Tensor, sizes: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distances (B, rows) of left-out sizes, of ``sizes`` (m,), and squares (B, rows, t')."""
+        rows = scored[thinned(sizes[scored])]
+        own = sizes[rows]
+        last = last_kept(own)
+        squares = self._squares_of_blocks(rows, own, last, targets)
+        by_kernel = self.moved_by(self.kernel_terms)[targets]
+        squares = squares / torch.where(by_kernel, factors[own], 1.0)
+        beyond = (own - last[:, None]).clamp_min(0) / max(len(factors) - 1, 1)
+        return beyond.to(squares), squares
 
     def _squares_of_blocks(
         self, rows: Tensor, sizes: Tensor, last: Tensor, targets: Tensor
@@ -1146,6 +1184,43 @@ class Surrogate:
         judged = self._is_scored[rows] & (variances > 1e-24)
         return torch.where(judged, residuals.square() / variances, torch.nan)[..., targets]
 
+    @cached_property
+    def _alike_scored(self) -> list[tuple[Tensor, Tensor]]:
+        """Numbers of subsets, and of the targets that have the scores of just these."""
+        patterns, group = torch.unique(self._is_scored, dim=1, return_inverse=True)
+        found = [
+            (scored.nonzero()[:, 0], (group == number).nonzero()[:, 0])
+            for number, scored in enumerate(patterns.T)
+        ]
+        return sorted(found, key=lambda each: int(each[1][0]))
+
+    @cached_property
+    def _unjudged_sizes(self) -> Tensor:
+        """(t,) bool: targets scored on one or two sizes, or too few subsets to leave sizes out."""
+        found = torch.zeros_like(self.unit, dtype=torch.bool)
+        if self._active.binary:
+            for scored, targets in self._alike_scored:
+                found[targets] = (
+                    len(scored) < FEWEST or len(self._active.sizes[scored].unique()) < SIZES
+                )
+        return found
+
+    @cached_property
+    def _unknown_of_sizes(self) -> Tensor | None:
+        """(n + 1, t) what :func:`.unknown_of_sizes` says, in units of ``unit``; None if nothing."""
+        if self.all_is_noise or not bool(self._unjudged_sizes.any()):
+            return None
+        scores = self.scores
+        if self.trend is not None:
+            scores = scores - Answers(self.trend.slopes, self._trend_at_fitted).mean
+        scores, n = (scores - self.intercept) / self.unit, self._active.num_tasks
+        found = scores.new_zeros(n + 1, scores.shape[1])
+        for scored, targets in self._alike_scored:
+            if bool(self._unjudged_sizes[targets[0]]):
+                of = scores[scored[:, None], targets], self._active.sizes[scored]
+                found[:, targets] = unknown_of_sizes(*of, n)
+        return found
+
     @property
     def _is_scored(self) -> Tensor:
         """(m, t) bool: scores that are part of the fit."""
@@ -1166,24 +1241,9 @@ class Surrogate:
         room = self._noise_range(0.95, self.residuals)[1] / self.unit
         return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
-    @property
-    def _extrapolates(self) -> str:
-        """The sizes that were not scored, and which answers are about such; empty if few are."""
-        if not self._active.binary:
-            return ""
-        n, sizes = self.num_varying, self._active.sizes
-        counts = sizes.bincount(minlength=n + 1)
-        counts[[0, n]] = 0
-        lowest = int(lowest_sizes(counts[:, None])) % (n + 1)
-        highest = int(sizes[self._is_scored.any(1)].max())
-        law = size_law("shapley", n, 1)
-        few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
-        fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
-        if not none:
-            return f"{fewer}: predictions of such, and Shapley values," if few else ""
-        more = f"No subset has more than {highest} of {n} tasks"
-        said = f"{fewer}, and none more than {highest}" if few else more
-        return f"{said}: predictions of such, leave-one-out effects and Shapley values"
+    def _sizes_of(self, query: Masks) -> Tensor:
+        """(l,) int64 number of tasks of subsets (l, n), of real weights the nearest."""
+        return query.floats.sum(1).round().long().clamp(0, self._active.num_tasks)
 
     def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
         """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
@@ -1194,7 +1254,7 @@ class Surrogate:
         factors = self._size_factors
         if not self._active.binary:
             return factors
-        at_size = factors[query.floats.sum(1).round().long().clamp(0, len(factors) - 1)]
+        at_size = factors[self._sizes_of(query)]
         if self.noise is not None:
             return at_size
         own = Identity().matmul(query, self._active, answered.to(torch.float64))
@@ -1221,6 +1281,11 @@ class Surrogate:
         found = self._variances(
             len(place), of_rows, trend, self._readout_factors(readout, tasks.shape[1])
         )
+        if self._unknown_of_sizes is not None:  # the same for all tasks
+            order = tasks.shape[1]
+            law = context_law(readout, n, order).to(self.unit)
+            apart = law @ self._unknown_of_sizes.diff(n=order, dim=0)
+            found = found + live[:, None] * apart.square()
         variances = found.new_zeros(len(found), len(tasks), len(self.unit))
         variances[:, asked] = found
         return variances
@@ -1305,6 +1370,35 @@ class Surrogate:
         readings = self._variances(len(without), of_rows, None, self._size_factors[:1])
         std = self._of_all_tasks(self.unit * readings.amax(0).sqrt())
         return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
+
+
+def _said_of_sizes(sizes: Tensor, n: int) -> str:
+    """Which answers leave the sizes (m,) of the subsets scored, of n tasks; empty if few do."""
+    counts = sizes.bincount(minlength=n + 1)
+    distinct = counts.nonzero()[:, 0].tolist()
+    if len(distinct) < min(SIZES, n + 1):
+        return (
+            f"All subsets have {' or '.join(map(str, distinct))} of {n} tasks, which does not tell "
+            "how scores change with their number: answers about other sizes have the intervals of "
+            "a usual change. Score subsets of three sizes or more, as ksm_ext.subsets.mixed_sizes "
+            "draws them."
+        )
+    counts[[0, n]] = 0
+    lowest, highest = int(lowest_sizes(counts[:, None])) % (n + 1), distinct[-1]
+    law = size_law("shapley", n, 1)
+    few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
+    if not few and not none:
+        return ""
+    fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
+    said, what = f"{fewer}: predictions of such", ", and Shapley values,"
+    if none:
+        said = (
+            f"{fewer}, and none more than {highest}"
+            if few
+            else (f"No subset has more than {highest} of {n} tasks")
+        )
+        said, what = f"{said}: predictions of such", ", leave-one-out effects and Shapley values"
+    return f"{said}{what} are extrapolated. Their intervals are widened, and may be too narrow yet."
 
 
 def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogate:
