@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksm_ext.checks import message
+from ksm_ext.checks import check_several, message
 
 ArrayLike = Any
 """A tensor, NumPy array, nested list, pandas or polars Series or DataFrame, xarray DataArray."""
@@ -81,7 +81,7 @@ def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str,
     Raises:
         ValueError: If there are more or fewer, or one stands twice.
     """
-    given = tuple(str(name) for name in names)
+    given = tuple(str(name) for name in check_several(argument, names, "names"))
     twice = [name for name, times in Counter(given).items() if times > 1]
     if twice or len(given) != count:
         found = f"{twice[0]!r} more than once" if twice else str(len(given))

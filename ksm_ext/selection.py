@@ -35,17 +35,20 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, position
 from ksm_ext.checks import (
     brief,
+    check_callable,
     check_finite,
     check_ndim,
     check_positive_int,
     check_real,
+    check_several,
+    checked,
     listed,
     message,
     shape_text,
 )
 from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
 from ksm_ext.surrogates.simplex import maximise, onto_simplex
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 _MAX_CANDIDATES = 2**22
 _DRAWS = 10_000  # of all attributions together
@@ -108,6 +111,7 @@ class Mixture:
     __repr__ = brief
 
 
+@checked
 def top_k(
     attributions: ArrayLike, k: int, *, maximize: bool, target_weights: ArrayLike | None = None
 ) -> Any:
@@ -162,6 +166,7 @@ class Settled:
         return self.probability >= self.level
 
 
+@checked
 def settled(
     surrogate: Surrogate,
     k: int,
@@ -202,6 +207,7 @@ def settled(
         >>> settled(fitted, 1, maximize=True).tasks
         (1,)
     """
+    check_surrogate(surrogate)
     if not surrogate.masks.binary:
         remedy = "Compare mixtures by predict(return_std=True), or see best_mixture."
         raise ValueError(message("surrogate", "of 0/1 masks", "one of real weights", remedy))
@@ -231,6 +237,7 @@ def settled(
     return Settled(tuple(best.tolist()), right, tuple(among.double().mean(0).tolist()), level)
 
 
+@checked
 def greedy_forward(
     predict: Predict,
     num_tasks: int,
@@ -274,6 +281,7 @@ def greedy_forward(
     return Selection((*tasks, *added), score, path)
 
 
+@checked
 def greedy_backward(
     predict: Predict,
     num_tasks: int,
@@ -332,6 +340,7 @@ def _greedy_steps(
     return tuple(changed), tuple(path), path[-1] if path else objective.of(mask)
 
 
+@checked
 def exact(
     predict: Predict,
     num_tasks: int,
@@ -395,6 +404,7 @@ def exact(
     return Selection(tuple(mask.nonzero()[:, 0].tolist()), score)
 
 
+@checked
 def under_budget(
     predict: Predict,
     costs: ArrayLike,
@@ -440,6 +450,7 @@ def under_budget(
     return greedy
 
 
+@checked
 def best_mixture(
     surrogate: Surrogate,
     *,
@@ -480,9 +491,7 @@ def best_mixture(
     Reference: Liu et al. 2025 (RegMix), arXiv:2407.01492, which keeps the best of 10^6 at random.
     """
     fitted = _fitted(surrogate)
-    if not isinstance(fitted, Surrogate):
-        remedy = "Fit one with fit_surrogate."
-        raise TypeError(message("surrogate", "a surrogate", type(fitted).__name__, remedy))
+    check_surrogate(fitted)
     rows = fitted.masks.values.cpu()
     total = None if fitted.masks.binary else common_sum(rows)
     if total is None:
@@ -527,7 +536,7 @@ def _share_bounds(
     """The least and the largest share of each task, (n,); those that never varied stay."""
     n, remedy = len(surrogate.task_names), "Give two numbers, or n of each."
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(message("bounds", "a pair (low, high)", str(bounds), remedy))
+        raise ValueError(message("bounds", "a pair (low, high)", repr(bounds), remedy))
     ends = []
     for given in bounds:
         (given,) = aligned({"bounds": (given, "task")}, {"task": surrogate.task_names})
@@ -579,6 +588,9 @@ class _Objective:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked about subsets."""
+        if not isinstance(self.predict, Predictor):
+            expected = "a function of masks, or have one named `predict`"
+            check_callable("predict", self.predict, expected, "Pass a surrogate or its predict.")
         fitted = _fitted(self.predict)
         if isinstance(fitted, Surrogate) and not fitted.masks.binary:
             expected = "of tasks that are in or out to select some"
@@ -668,7 +680,7 @@ def _average_targets(
 def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
     """The task numbers as a list, each valid and given once."""
     num_tasks = check_positive_int("num_tasks", num_tasks)
-    listed = list(tasks)
+    listed = check_several(name, tasks, "task numbers")
     try:
         from_index_lists([listed], num_tasks)
     except (TypeError, ValueError) as error:

@@ -30,7 +30,7 @@ from ksm_ext.arrays import (
     names_along,
     table_library,
 )
-from ksm_ext.checks import check_choice, check_real, counted, message, shape_text
+from ksm_ext.checks import check_choice, check_real, checked, counted, message, shape_text
 from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.candidates import CandidateTable
 from ksm_ext.surrogates.cokriging import TrendModel, TrendSearch, levels_of
@@ -68,6 +68,7 @@ _KERNELS, _RIDGES = 64, 17  # of a usual search
 _ANSWERED_IN_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@checked
 def fit_surrogate(
     masks: ArrayLike,
     scores: ArrayLike | None = None,
@@ -170,9 +171,6 @@ def fit_surrogate(
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
-    if criterion == "attribution" and not observed.masks.binary:
-        remedy = "Leave it out: mixtures have no sizes."
-        raise ValueError(message("masks", f"0/1 for {criterion=}", "real-valued weights", remedy))
     if estimates is not None and solver == "auto" and len(observed.masks) <= MAX_DIRECT:
         solver = "eigh"
     options: dict[str, Any] = {
@@ -185,6 +183,9 @@ def fit_surrogate(
         "progress": progress,
     }
     search = _search(observed.scores, **options)
+    if criterion == "attribution" and not observed.masks.binary:
+        remedy = "Leave it out: mixtures have no sizes."
+        raise ValueError(message("masks", f"0/1 for {criterion=}", "real-valued weights", remedy))
     check_choice("warp", warp, get_args(Warp))
     counts = observed.masks.num_tasks, observed.scores.shape[1]
     names = _names(masks, scores, task_names, target_names, counts)
@@ -209,6 +210,7 @@ def fit_surrogate(
     return replace(surrogate, warps=warps)
 
 
+@checked
 def fit_many(
     masks: ArrayLike,
     scores: ArrayLike,
@@ -355,7 +357,6 @@ def _search(
         TypeError: If one is of another kind.
     """
     check_choice("criterion", criterion, get_args(Criterion))
-    share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
     kernel = tuple(kernel) if several else kernel  # type: ignore[arg-type]
@@ -454,7 +455,7 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     remedy = "Leave it out for the leave-one-out choice."
     number = check_real("ridge", ridge, "'loo' or a number", remedy)
     if not 0 <= number < float("inf"):
-        raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
+        raise ValueError(message("ridge", "'loo' or finite and at least 0", str(ridge), remedy))
     return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 _MAX_SUBSETS = 1024  # or twice the fitted ones: the largest Gram matrix factored for this
 _MAX_PRODUCTS = 2**34  # n m^2, the cost of the variances of n tasks
@@ -69,6 +69,7 @@ def more_subsets(
         ValueError: If ``factor`` is not between 0 and 1, the surrogate has no intervals, or it was
             fitted to real weights.
     """
+    check_surrogate(surrogate)
     factor = check_real("factor", factor)
     if not 0 < factor < 1:
         remedy = "0.5 halves the intervals."

@@ -39,14 +39,14 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, aligned, position
-from ksm_ext.checks import check_choice, check_positive_int, message
+from ksm_ext.checks import check_choice, check_positive_int, check_several, message
 from ksm_ext.subsets import Question, design, distinct_rows, mixed_sizes
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import functionals
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 from ksm_ext.surrogates.terms import KernelTerm
 
 _POOL, _POOL_PER_CHOICE = 1024, 8  # candidates that are drawn
@@ -88,6 +88,7 @@ def next_best(
         ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights, or
             there are fewer than ``num_subsets`` candidates.
     """
+    check_surrogate(surrogate)
     check_choice("readout", readout, get_args(Question))
     num_subsets = check_positive_int("num_subsets", num_subsets)
     if not surrogate.masks.binary:
@@ -143,7 +144,10 @@ def _target_weights(surrogate: Surrogate, targets: Sequence[str | int] | None) -
     """(q,) how much the variance of each latent column counts."""
     counted = torch.ones_like(surrogate.unit)
     if targets is not None:
-        names = [targets] if isinstance(targets, (str, int)) else targets
+        one = [targets] if isinstance(targets, (str, int)) else targets
+        names = check_several("targets", one, "names or numbers")
+        if not names:
+            raise ValueError(message("targets", "one at least", "none", "Leave it out for all."))
         counted = torch.zeros_like(counted)
         counted[[position("targets", name, surrogate.target_names) for name in names]] = 1.0
     return counted if surrogate.rotation is None else counted @ surrogate.rotation.square()

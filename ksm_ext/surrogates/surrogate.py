@@ -36,7 +36,16 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
-from ksm_ext.checks import check_choice, check_real, counted, listed, message
+from ksm_ext.checks import (
+    check_bool,
+    check_choice,
+    check_positive_int,
+    check_real,
+    checked,
+    counted,
+    listed,
+    message,
+)
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
 from ksm_ext.surrogates.calibration import (
@@ -190,6 +199,7 @@ class Surrogate:
         covered = [column for term in self.kernel_terms for column in term.columns.tolist()]
         return len(set(covered)) == self._num_latent
 
+    @checked
     def predict(self, masks: ArrayLike, return_std: bool = False, *, observed: bool = False) -> Any:
         """Predicted scores of subsets.
 
@@ -255,6 +265,7 @@ class Surrogate:
         query = self._of_varying(self._query(masks))
         return Identity().matmul(query, self._active, self._answered * self.nugget_share)
 
+    @checked
     def attribute(
         self, readout: str = "loo", return_std: bool = False, *, scale_rest: bool | None = None
     ) -> Any:
@@ -289,8 +300,9 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         if not self.masks.binary:
             return self._attribute_weights(readout, return_std, scale_rest)
-        remedy = "There are no shares to scale."
-        check_choice("scale_rest for 0/1 masks", scale_rest, [None], remedy)
+        if scale_rest is not None:
+            found, remedy = repr(scale_rest), "There are no shares to scale."
+            raise ValueError(message("scale_rest", "left out for 0/1 masks", found, remedy))
         name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
@@ -306,6 +318,7 @@ class Surrogate:
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
 
+    @checked
     def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
@@ -372,6 +385,7 @@ class Surrogate:
             matrix = self.unit.square() * matrix
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
+    @checked
     def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
 
@@ -442,8 +456,10 @@ class Surrogate:
         """
         self._require_masks("walsh_spectrum")
         n = self._active.num_tasks
-        last = max_order if max_order is not None else (n if n <= 64 else 10)
-        if not 1 <= last <= n:
+        last = n if n <= 64 else 10
+        if max_order is not None:
+            last = check_positive_int("max_order", max_order)
+        if last > n:
             remedy = "Leave it out for the default."
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
         parts, banzhaf = self._expansion()
@@ -1342,6 +1358,7 @@ class Surrogate:
         without.fill_diagonal_(0.0)
         if scale_rest is None:
             scale_rest = common_sum(self.masks.values) is not None
+        scale_rest = check_bool("scale_rest", scale_rest)
         if scale_rest:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
         if self.trend is not None and return_std:
@@ -1370,6 +1387,13 @@ class Surrogate:
         readings = self._variances(len(without), of_rows, None, self._size_factors[:1])
         std = self._of_all_tasks(self.unit * readings.amax(0).sqrt())
         return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
+
+
+def check_surrogate(value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a surrogate."""
+    if not isinstance(value, Surrogate):
+        remedy = "Fit one with fit_surrogate."
+        raise TypeError(message("surrogate", "a surrogate", type(value).__name__, remedy))
 
 
 def _said_of_sizes(sizes: Tensor, n: int) -> str:
