@@ -81,7 +81,8 @@ def checked_names(argument: str, names: Iterable[Any], count: int) -> tuple[str,
     Raises:
         ValueError: If there are more or fewer, or one stands twice.
     """
-    given = tuple(str(name) for name in check_several(argument, names, "names"))
+    each = names if isinstance(names, str) else check_several(argument, names, "names")
+    given = tuple(str(name) for name in each)
     twice = [name for name, times in Counter(given).items() if times > 1]
     if twice or len(given) != count:
         found = f"{twice[0]!r} more than once" if twice else str(len(given))

@@ -33,7 +33,12 @@ from ksm_ext.arrays import (
 from ksm_ext.checks import check_choice, check_real, checked, counted, message, shape_text
 from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.candidates import CandidateTable
-from ksm_ext.surrogates.cokriging import TrendModel, TrendSearch, levels_of
+from ksm_ext.surrogates.cokriging import (
+    TrendModel,
+    TrendSearch,
+    check_independent,
+    levels_of,
+)
 from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
 from ksm_ext.surrogates.likelihood import sees_sizes
@@ -155,8 +160,9 @@ def fit_surrogate(
     Raises:
         TypeError: If an argument holds no numbers.
         ValueError: If shapes disagree, scores are not finite, every target is constant, all
-            subsets are the same, ``ridge`` is 0 with a singular Gram matrix or conjugate gradients,
-            or ``solver`` cannot do it.
+            subsets are the same, ``estimates`` are the true scores at ten subsets or more,
+            ``ridge`` is 0 with a singular Gram matrix or conjugate gradients, or ``solver`` cannot
+            do it.
         RuntimeError: If conjugate gradients do not converge.
 
     Example:
@@ -192,6 +198,7 @@ def fit_surrogate(
     levels: tuple[Level, ...] = ()
     if estimates is not None:
         levels = levels_of(estimates, observed.masks, *names.values(), fit=fit_surrogate)
+        check_independent(levels, observed, names["target_names"])
         search = _with_levels(search, levels, observed, warp)
     try:
         parts = fitted_parts(observed, search)
