@@ -622,6 +622,7 @@ def _assembled(
         trend=Trend(levels, slopes) if levels else None,
         all_is_noise=search.all_is_noise,
         noise_degrees=observed.degrees_of_freedom,
+        repeats_std=observed.repeats_std,
     )
     return surrogate.with_excluded(excluded) if bool(excluded.any()) else surrogate
 

@@ -67,6 +67,7 @@ from ksm_ext.surrogates.extrapolation import (
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.observations import MIN_REPEATS
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import (
@@ -94,7 +95,7 @@ _SHOWN = 6  # names or numbers in a line
 # Tensors of a surrogate and of its terms that are stored under these names; some may be None.
 _TENSORS = (
     *("intercept", "rotation", "scores", "unit", "residuals", "gaps", "own", "known", "noise"),
-    *("counts", "apart", "varying"),
+    *("counts", "apart", "varying", "repeats_std"),
 )
 _OF_KERNEL = (
     *("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own", "most_noise"),
@@ -148,7 +149,9 @@ class Surrogate:
         trend: Surrogates of estimates and their slopes, or None without estimates.
         all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
             intervals are those of the model.
-        noise_degrees: Degrees of freedom of the noise where it was measured on repeats; else 0.
+        noise_degrees: Degrees of freedom of repeats that measure the noise; else 0.
+        repeats_std: (t,) float64 standard deviation of a run by one to four such, too few to be
+            taken for the noise; else None.
         warps: Maps of scores through which targets are predicted, each with a surrogate.
     """
 
@@ -179,6 +182,7 @@ class Surrogate:
     trend: Trend | None = None
     all_is_noise: bool = False
     noise_degrees: int = 0
+    repeats_std: Tensor | None = None
     warps: tuple[ScoreWarp, ...] = ()
 
     # -- asking ---------------------------------------------------------------------------------
@@ -604,7 +608,8 @@ class Surrogate:
         predictions through a map where there is one. A residual r of a left-out run is its noise
         and more, so that, with M of them, the noise is below ``sqrt(sum(r^2) / q)`` with
         probability ``level``, q the quantile of chi-square with M degrees of freedom at ``1 -
-        level``.
+        level``. One to four repeats are too few to be taken for the noise, but narrow this by their
+        chi-square.
 
         Args:
             level: Strictly between 0 and 1.
@@ -860,7 +865,12 @@ class Surrogate:
         low, high = self._noise_range(0.95, self._left_out)
         if self._noise_std is None:
             most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
-            return f"noise of a run between 0 and {most} at 95 %"
+            least = ", ".join(f"{value:.3g}" for value in low.tolist()[:_SHOWN])
+            said = f"noise of a run between {least if bool(low.any()) else 0} and {most} at 95 %"
+            if self.repeats_std is not None:
+                few = counted(self.noise_degrees, "repeat")
+                said += f" ({few}: too few to be taken for the noise, which takes {MIN_REPEATS})"
+            return said
         shown = self._noise_std.tolist()[:_SHOWN]
         if not self.noise_degrees:
             return f"noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
@@ -921,18 +931,24 @@ class Surrogate:
         """See :meth:`noise_range`, of leave-one-out residuals (m, t)."""
         from scipy.special import chdtri  # takes long to import, for this function only
 
-        if self._noise_std is not None:
+        of_repeats, repeats = None, self.repeats_std if self.noise is None else self._noise_std
+        if repeats is not None:
             if not self.noise_degrees:
-                return self._noise_std.expand(2, -1)
+                return repeats.expand(2, -1)
             tails = np.array([(1 - level) / 2, (1 + level) / 2])
             factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
-            return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
+            of_repeats = torch.from_numpy(factors).to(self.unit)[:, None] * repeats
+            if self.noise is not None:
+                return of_repeats
         runs = (residuals / self.unit).square() * self.counts
         judged = ~runs.isnan() & ~self.excluded & ~self.known
         count = judged.sum(0)
         ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
         total = torch.where(judged, runs, 0.0).sum(0) / torch.from_numpy(ceiling).to(self.unit)
-        return torch.stack([torch.zeros_like(total), self.unit * total.sqrt()])
+        most = self.unit * total.sqrt()
+        if of_repeats is None:
+            return torch.stack([torch.zeros_like(most), most])
+        return of_repeats.minimum(most)
 
     @cached_property
     def rank_correlations(self) -> Tensor:
