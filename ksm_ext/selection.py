@@ -32,7 +32,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, position
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, position
 from ksm_ext.checks import (
     brief,
     check_callable,
@@ -82,12 +82,14 @@ class Selection:
         score: Predicted score of exactly these tasks, in its own units and sign.
         path: Predicted score after each step.
         removed: Tasks in the order of removal, for :func:`greedy_backward`.
+        names: What ``tasks`` are called, as far as the predictor says.
     """
 
     tasks: tuple[int, ...]
     score: float
     path: tuple[float, ...] = ()
     removed: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def top_k(
         target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
 
     Returns:
-        (k,) int64 task numbers, of the kind of ``attributions``.
+        (k,) int64 task numbers, of the kind of ``attributions``, with their names.
 
     Raises:
         ValueError: If ``k`` exceeds n, shapes differ or values are not finite.
@@ -136,13 +138,16 @@ def top_k(
         >>> top_k([0.1, -0.3, 0.2], 2, maximize=True)
         array([2, 0])
     """
+    (attributions,) = aligned({"attributions": (attributions, "task", "target")})
     values = _average_targets("attributions", attributions, "task", target_weights)  # (n,)
     k = check_positive_int("k", k, minimum=0)
     if k > len(values):
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
     order = values.sort(descending=maximize, stable=True).indices
-    return ArrayKind.of(attributions).restore(order[:k], {"rank": None})
+    names = names_along(attributions, 0)
+    called = None if names is None else [names[task] for task in order[:k].tolist()]
+    return ArrayKind.of(attributions).restore(order[:k], {"task": called})
 
 
 @dataclass(frozen=True)
@@ -154,12 +159,14 @@ class Settled:
         probability: That these, in any order, are the k best.
         chances: Of every task, the probability to be among the k best.
         level: The probability asked for.
+        names: What ``tasks`` are called.
     """
 
     tasks: tuple[int, ...]
     probability: float
     chances: tuple[float, ...]
     level: float
+    names: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the probability reaches the level."""
@@ -234,7 +241,9 @@ def settled(
     chosen = draws.sort(dim=1, descending=maximize, stable=True).indices[:, :k]
     among = torch.zeros(_DRAWS, n, dtype=torch.bool).scatter_(1, chosen, True)
     right = float(among[:, best].all(1).double().mean())
-    return Settled(tuple(best.tolist()), right, tuple(among.double().mean(0).tolist()), level)
+    chances = tuple(among.double().mean(0).tolist())
+    called = tuple(surrogate.task_names[task] for task in best.tolist())
+    return Settled(tuple(best.tolist()), right, chances, level, called)
 
 
 @checked
@@ -278,7 +287,7 @@ def greedy_forward(
     left = sorted(set(_task_list("candidates", given, num_tasks)) - set(tasks))
     size = _check_reachable(size, len(tasks), len(tasks) + len(left))
     added, path, score = _greedy_steps(objective, tasks, left, size - len(tasks), num_tasks)
-    return Selection((*tasks, *added), score, path)
+    return objective.selected([*tasks, *added], score, path)
 
 
 @checked
@@ -323,7 +332,7 @@ def greedy_backward(
     size = _check_reachable(size, len(kept), len(tasks))
     left = sorted(set(tasks) - set(kept))
     removed, path, score = _greedy_steps(objective, tasks, left, len(tasks) - size, num_tasks)
-    return Selection(tuple(sorted(set(tasks) - set(removed))), score, path, removed)
+    return objective.selected(sorted(set(tasks) - set(removed)), score, path, removed)
 
 
 def _greedy_steps(
@@ -374,7 +383,7 @@ def exact(
     Example:
         >>> both = lambda masks: masks.all(dim=1).double()
         >>> exact(both, 2, size=2, maximize=True)
-        Selection(tasks=(0, 1), score=1.0, path=(), removed=())
+        Selection(tasks=(0, 1), score=1.0, path=(), removed=(), names=())
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
     if (size is None) == (costs is None) or (costs is None) != (budget is None):
@@ -401,7 +410,7 @@ def exact(
         winners.append((masks[row], score))
     winner = objective.first_best(torch.tensor([score for _, score in winners]).double())
     mask, score = winners[winner]
-    return Selection(tuple(mask.nonzero()[:, 0].tolist()), score)
+    return objective.selected(mask.nonzero()[:, 0].tolist(), score)
 
 
 @checked
@@ -446,7 +455,7 @@ def under_budget(
     empty = torch.zeros(len(prices), dtype=torch.bool)
     row, score = objective.best_of(_toggled(empty, fitting))
     if objective.improvement(greedy.score, score) > 0:
-        return Selection((fitting[row],), score, (score,))
+        return objective.selected([fitting[row]], score, (score,))
     return greedy
 
 
@@ -575,7 +584,7 @@ def _greedy_per_cost(objective: "_Objective", prices: Tensor, budget: float) -> 
         mask[left[best]] = True
         tasks.append(left[best])
         path.append(score)
-    return Selection(tuple(tasks), score, tuple(path))
+    return objective.selected(tasks, score, tuple(path))
 
 
 @dataclass(frozen=True)
@@ -604,6 +613,14 @@ class _Objective:
         if not (hasattr(fitted, "task_names") and hasattr(fitted, "target_names")):
             return {}
         return {"task": fitted.task_names, "target": fitted.target_names}
+
+    def selected(
+        self, tasks: list[int], score: float, path: tuple[float, ...] = (), removed: Any = ()
+    ) -> Selection:
+        """The tasks that were chosen, with their names."""
+        names = self.names.get("task", ())
+        called = tuple(names[task] for task in tasks) if names else ()
+        return Selection(tuple(tasks), score, path, removed, called)
 
     def scores(self, chunks: Iterable[Tensor]) -> Tensor:
         """Predicted scores (l,) float64 on the CPU, in the caller's sign, of all masks."""

@@ -59,7 +59,7 @@ def _next(args: Namespace) -> tuple[list[str], Tensor]:
         expected = "given with --for, and without --known and --include-empty"
         remedy = "It knows what was scored; say what will be asked, such as --for shapley."
         raise ValueError(message("surrogate", expected, "other options", remedy))
-    surrogate = load_surrogate(args.surrogate)
+    surrogate = load_surrogate(args.surrogate).with_tensor_answers()
     masks = next_best(surrogate, _num_subsets(args), args.question, seed=args.seed)
     return list(surrogate.task_names), masks
 

@@ -33,7 +33,7 @@ Theory of Optimal Experiments* (exchange).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def next_best(
     candidates: ArrayLike | None = None,
     targets: Sequence[str | int] | None = None,
     seed: int = 0,
-) -> Tensor:
+) -> Any:
     """The subsets that shrink the variance of an answer most, once scored.
 
     The posterior variance is summed over tasks (or, for ``"prediction"``, over 256 subsets of all
@@ -82,7 +82,8 @@ def next_best(
         seed: Seed of the candidates: the same seed gives the same subsets.
 
     Returns:
-        (k, n) bool on the CPU, the one that tells most first.
+        (k, n) bool, the one that tells most first: of the array kind of the fitted scores and on
+        their device, with the names of the tasks.
 
     Raises:
         ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights, or
@@ -108,7 +109,8 @@ def next_best(
     chosen = _exchanged(posteriors, chosen)
     allowed = torch.zeros(len(pool), dtype=torch.bool)
     allowed[chosen] = True
-    return pool[_greedy(posteriors, num_subsets, allowed)]
+    best = pool[_greedy(posteriors, num_subsets, allowed)]
+    return surrogate.kind.restore(best, {"subset": None, "task": surrogate.task_names})
 
 
 # -- candidates ---------------------------------------------------------------------------------
