@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def attribute_tasks(
     tasks: Sequence[Any] | Mapping[str, Any],
     targets: Any,
     *,
-    readout: str = "loo",
+    readout: Readout = "loo",
     num_subsets: int = 1000,
     masks: ArrayLike | None = None,
     seed: int = 0,
@@ -240,7 +240,7 @@ def _pair(retrained: Any) -> tuple[ArrayLike, ArrayLike] | None:
 
 
 def _to_retrain(
-    surrogate: Surrogate, budget: int, readout: str, seed: int, include_empty: bool
+    surrogate: Surrogate, budget: int, readout: Readout, seed: int, include_empty: bool
 ) -> Tensor:
     """(budget, n) bool: subsets whose true scores are to be had, fewer if there are no more.
 
@@ -248,7 +248,7 @@ def _to_retrain(
     of tasks from the most harmful to the most helpful, as far as estimates tell.
     """
     n = surrogate.masks.num_tasks
-    options: dict[str, Any] = {"readout": cast(Readout, readout), "include_empty": include_empty}
+    options: dict[str, Any] = {"readout": readout, "include_empty": include_empty}
     masks = design(n, budget, seed=seed, allow_fewer=True, **options)
     if readout != "banzhaf":  # which begins with the ends, and all that lack one task
         start = 1 + int(include_empty)

@@ -47,6 +47,7 @@ from ksm_ext.checks import (
     shape_text,
 )
 from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.simplex import maximise, onto_simplex
 from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
@@ -177,7 +178,7 @@ class Settled:
 def settled(
     surrogate: Surrogate,
     k: int,
-    readout: str = "loo",
+    readout: Readout = "loo",
     *,
     maximize: bool,
     target: str | int | None = None,

@@ -25,6 +25,7 @@ from ksm_ext.selection import best_mixture, exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import read_document
@@ -347,7 +348,7 @@ def _name(cell: Any) -> str:
 # -- results ------------------------------------------------------------------------------------
 
 
-def _answers(ask: Callable[..., Any], readout: str, intervals: bool) -> tuple[Tensor, Tensor]:
+def _answers(ask: Callable[..., Any], readout: Readout, intervals: bool) -> tuple[Tensor, Tensor]:
     """Values and standard deviations, NaN where there are none."""
     answer = ask(readout, return_std=intervals)
     return answer if intervals else (answer, torch.full_like(answer, torch.nan))

@@ -26,6 +26,7 @@ from ksm_ext.report.svg import heat_map, number, scatter, spectrum
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
 from ksm_ext.surrogates.more_subsets import more_subsets
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import Quality, has_interactions, qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -53,7 +54,7 @@ def write_report(
     path: Any,
     *,
     title: str = "Task attribution",
-    readout: str = "loo",
+    readout: Readout = "loo",
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
 ) -> None:
@@ -112,7 +113,7 @@ def _filled(facts: dict[str, Any]) -> str:
 # -- the fit ------------------------------------------------------------------------------------
 
 
-def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
+def _fit(surrogate: Surrogate, readout: Readout, predicts: bool) -> dict[str, Any]:
     """What the page says of all targets together."""
     error = surrogate.loo_error
     able = predicts and surrogate.has_intervals and surrogate.masks.binary
@@ -168,7 +169,7 @@ def _cap(shown: int, total: int) -> str:
 
 def _targets(
     surrogate: Surrogate,
-    readout: str,
+    readout: Readout,
     shown: list[int],
     quality: list[Quality],
     predictions: tuple[Tensor, Tensor],
@@ -201,7 +202,7 @@ def _targets(
 class _Structure:
     """How tasks act together: interactions (n, n, t) and the Walsh spectrum (r, t), of masks."""
 
-    def __init__(self, surrogate: Surrogate, readout: str) -> None:
+    def __init__(self, surrogate: Surrogate, readout: Readout) -> None:
         n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
         self.names = surrogate.task_names
         self.able = has_interactions(surrogate)
@@ -300,7 +301,7 @@ def _scatter(true: Tensor, predicted: Tensor, quality: Quality, held_out: bool) 
 
 
 def _attributions(
-    surrogate: Surrogate, readout: str, values: Tensor, std: Tensor | None
+    surrogate: Surrogate, readout: Readout, values: Tensor, std: Tensor | None
 ) -> dict[str, Any]:
     """The largest attributions as rows, and all of them as data that the script sorts and finds."""
     order = largest(values, _MAX_ROWS)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 _MAX_SUBSETS = 1024  # or twice the fitted ones: the largest Gram matrix factored for this
@@ -47,7 +48,7 @@ class MoreSubsets:
 
 
 def more_subsets(
-    surrogate: Surrogate, readout: str = "loo", *, factor: float = 0.5, seed: int = 0
+    surrogate: Surrogate, readout: Readout = "loo", *, factor: float = 0.5, seed: int = 0
 ) -> MoreSubsets:
     """How many more subsets multiply the mean interval of attributions by ``factor``.
 
@@ -115,7 +116,7 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
     return masks.cpu()[rows].gather(1, order).to(masks.device)
 
 
-def _mean_std(surrogate: Surrogate, masks: Masks, readout: str) -> Tensor:
+def _mean_std(surrogate: Surrogate, masks: Masks, readout: Readout) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
     _, std = surrogate.with_design(masks).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -29,7 +29,7 @@ Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns;
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -271,7 +271,7 @@ class Surrogate:
 
     @checked
     def attribute(
-        self, readout: str = "loo", return_std: bool = False, *, scale_rest: bool | None = None
+        self, readout: Readout = "loo", return_std: bool = False, *, scale_rest: bool | None = None
     ) -> Any:
         r"""How much each task raises each target.
 
@@ -307,7 +307,7 @@ class Surrogate:
         if scale_rest is not None:
             found, remedy = repr(scale_rest), "There are no shares to scale."
             raise ValueError(message("scale_rest", "left out for 0/1 masks", found, remedy))
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        name, masks, n = readout, self._active, self._active.num_tasks
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
         )
@@ -323,7 +323,7 @@ class Surrogate:
         return self._answer(values, axes), self._answer(std, axes)
 
     @checked
-    def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
+    def attribution_covariance(self, readout: Readout = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
@@ -344,7 +344,7 @@ class Surrogate:
         """
         check_choice("readout", readout, READOUTS)
         self._require_masks("attribution_covariance")
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        name, masks, n = readout, self._active, self._active.num_tasks
         tasks, trend, of_pairs = self._varying_tasks, None, None
         if self.trend is not None:
             tasks = torch.arange(self.masks.num_tasks, device=tasks.device)
@@ -390,7 +390,7 @@ class Surrogate:
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
     @checked
-    def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
+    def interactions(self, readout: Readout = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
 
         ``"loo"``: ``F(all) - F(all but i) - F(all but j) + F(all but i, j)``. ``"shapley"`` and
@@ -408,7 +408,7 @@ class Surrogate:
         """
         check_choice("readout", readout, READOUTS)
         self._require_masks("interactions")
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        name, masks, n = readout, self._active, self._active.num_tasks
 
         def matrix(pairs: Tensor, count: int) -> Tensor:
             first, second = torch.triu_indices(count, count, 1, device=masks.values.device)
@@ -1363,7 +1363,9 @@ class Surrogate:
             return factors * variances
         return factors * variances + trend.variance(self.unit)
 
-    def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
+    def _attribute_weights(
+        self, readout: Readout, return_std: bool, scale_rest: bool | None
+    ) -> Any:
         if readout != "loo":
             remedy = "Shapley and Banzhaf values need 0/1 masks."
             raise ValueError(

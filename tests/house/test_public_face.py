@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
@@ -36,6 +37,29 @@ RESULTS = [
 def test_every_public_name_is_found():
     assert not [name for name in ksm_ext.__all__ if getattr(ksm_ext, name, None) is None]
     assert callable(ksm_ext.attribution.influence), "not the module of that name"
+
+
+def functions(owner, module):
+    """Public functions and methods of a module, by their names; of a class, its own."""
+    for name, each in vars(owner).items():
+        each = getattr(each, "fget", None) or getattr(each, "__func__", each)
+        if name[0] == "_" or getattr(each, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(each):
+            yield from functions(each, module)
+        elif inspect.isfunction(each):
+            yield f"{owner.__name__}.{name}", each
+
+
+def test_annotations_of_public_functions_are_there_at_run_time():
+    """For tools that read them; what a readout may be is said once, in `options`."""
+    found = {
+        name: typing.get_type_hints(function)
+        for module in MODULES
+        for name, function in functions(module, module)
+    }
+    assert len(found) > 200
+    assert not [name for name, hints in found.items() if hints.get("readout") is str]
 
 
 def test_import_loads_nothing_that_was_not_asked_for():
