@@ -240,8 +240,8 @@ def fit_many(
     The answers are those of :func:`ksm_ext.fit_surrogate` on one table after the other, to
     rounding. Small tables are fitted together; those with repeated subsets, constant tasks
     or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
-    one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables with
-    ``noise_std``, and those with missing scores.
+    one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables whose
+    noise differs between subsets, and those with missing scores.
 
     Args:
         masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
@@ -304,6 +304,8 @@ def fit_many(
     flags = torch.stack([known_rows(each, m) for each in exact])[..., None].to(outcomes.device)
     found: list[Surrogate | None] = [None] * b
 
+    level = None if noise_std is None else _even_noise(noise, outcomes)  # (b, t), NaN if uneven
+
     def fit_together(places: Tensor) -> None:
         tables = outcomes[places].to(torch.float64).reshape(len(places), m, t)
         if subsets.stride(0) == 0:
@@ -311,16 +313,22 @@ def fit_many(
         else:
             fitted = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
         once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
-        for at, parts in parts_of_many(fitted, tables, search):
+        of_noise = None if level is None else level[places]
+        for at, parts in parts_of_many(fitted, tables, search, of_noise):
             i = int(places[at])
             certain = flags[i].repeat(1, t)
-            observed = Observations(fitted[at], tables[at], once, None, certain, 0)
+            of_scores = None if level is None else level[i].repeat(m, 1)
+            observed = Observations(fitted[at], tables[at], once, of_scores, certain, 0)
             found[i] = _assembled(parts, observed, search, names, like=outcomes[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
     check_choice("warp", warp, get_args(Warp))
-    alike = _alike(subsets, outcomes, search) & (warp == "identity" and noise_std is None)
-    if search.all_is_noise:  # then scores that are exact are told from the rest
+    alike = _alike(subsets, outcomes, search) & (warp == "identity")
+    if level is not None:
+        alike &= level.isfinite().all(1) & (not search.all_is_noise)
+    if (
+        search.all_is_noise or level is not None
+    ):  # then scores that are exact are told from the rest
         alike &= ~flags.any(1)[:, 0]
     sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
     groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
@@ -343,7 +351,21 @@ def _of_each(name: str, given: Any, b: int, m: int) -> list[Any]:
     if isinstance(given, (int, float, type(None))):
         return [given] * b
     table = as_tensor(name, given)
+    if table.ndim > 2 and table.shape[:2] != (b, m):
+        expected = f"of shape ({b}, {m}) or ({b}, {m}, t), or the same for all tables"
+        remedy = "Give what belongs to each table in the order of `scores`."
+        raise ValueError(message(name, expected, shape_text(table), remedy))
     return list(table) if table.ndim > 1 and table.shape[:2] == (b, m) else [table] * b
+
+
+def _even_noise(noise: list[Any], outcomes: Tensor) -> Tensor:
+    """(b, t) standard deviation of the noise of each table; NaN where subsets differ in it."""
+    b, m = outcomes.shape[:2]
+    every = torch.ones_like(outcomes, dtype=torch.bool).reshape(b, m, -1)
+    table = torch.stack(
+        [noise_rows(*pair).expand(m, every.shape[2]) for pair in zip(noise, every, strict=True)]
+    )
+    return torch.where((table == table[:, :1]).all(1), table[:, 0], torch.nan)
 
 
 def _search(
