@@ -9,6 +9,7 @@ targets; float64.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,7 @@ from ksm_ext.surrogates.observations import (
     precision_weights,
     relative_noise,
 )
-from ksm_ext.surrogates.search import Fits, Search, random_rows
+from ksm_ext.surrogates.search import MANY_SUBSETS, Fits, Search, random_rows
 from ksm_ext.surrogates.terms import KEPT, KernelTerm
 from ksm_ext.surrogates.trials import KernelTrial, judged_kernels
 
@@ -103,12 +104,17 @@ def varying_tasks(masks: Masks, search: Search) -> Tensor:
 
 
 def fitted_parts(observed: Observations, search: Search) -> list[Part]:
-    """A model of every group of targets with the same subsets, alike in precision."""
+    """A model of every group of targets with the same subsets, alike in precision.
+
+    Groups share nothing: those of few subsets, whose products are too small to be shared between
+    threads, take a thread each.
+    """
     varying = varying_tasks(observed.masks, search)
     active, search = Masks(observed.masks.values[:, varying]), search.of_tasks(varying)
     groups = list(_groups(active, observed, search))
-    parts: list[Part] = []
-    for rows, columns in groups:
+
+    def fitted(group: tuple[Tensor, Tensor]) -> list[Part]:
+        rows, columns = group
         masks, part = active[rows], observed.part(rows, columns)
         scores, shift = _standardised(part, search)
         part_search = search.part(rows, columns)
@@ -126,8 +132,12 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept
             fits = [(model.without_factors(), targets) for model, targets in fits]
         found = _parts(fits, rows, columns, shift, part.unit, scores, share)
-        parts += [replace(each, candidates=candidates * (i == 0)) for i, each in enumerate(found)]
-    return parts
+        return [replace(each, candidates=candidates * (i == 0)) for i, each in enumerate(found)]
+
+    if len(groups) == 1 or len(active) > MANY_SUBSETS:
+        return [part for group in groups for part in fitted(group)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return [part for parts in pool.map(fitted, groups) for part in parts]
 
 
 def parts_of_many(

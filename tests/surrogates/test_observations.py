@@ -436,6 +436,27 @@ def test_an_empty_subset_is_judged_beside_missing_scores(holes):
     assert float(value) == pytest.approx(-300) and float(std) == 0.0
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_targets_with_gaps_of_their_own_are_fitted_in_threads(threads):
+    """Each is a fit to its own rows."""
+    masks = design(4, m=40)
+    scores = truth(4, masks, 5)
+    scores[torch.arange(5), torch.arange(5)] = torch.nan
+    before = torch.get_num_threads()
+    together = fit_surrogate(masks, scores, missing="drop", kernel="rbf")
+    try:
+        torch.set_num_threads(threads)
+        again = fit_surrogate(masks, scores, missing="drop", kernel="rbf")
+    finally:
+        torch.set_num_threads(before)
+    for j in range(5):
+        rows = torch.arange(40) != j
+        alone = fit_surrogate(masks[rows], scores[rows, j], kernel="rbf")
+        for found in (together, again):
+            close(found.predict(masks)[:, j], alone.predict(masks))
+            close(found.attribute("shapley", True)[1][:, j], alone.attribute("shapley", True)[1])
+
+
 def test_a_run_without_scores_tells_nothing():
     masks = design(7, m=30)
     masks[:, 2] = True
