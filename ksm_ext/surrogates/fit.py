@@ -484,7 +484,8 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     remedy = "Leave it out for the leave-one-out choice."
     number = check_real("ridge", ridge, "'loo' or a number", remedy)
     if not 0 <= number < float("inf"):
-        raise ValueError(message("ridge", "'loo' or finite and at least 0", str(ridge), remedy))
+        expected = "'loo' or " + ("finite" if number > 0 else "at least 0")
+        raise ValueError(message("ridge", expected, str(ridge), remedy))
     return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 

@@ -472,7 +472,7 @@ REFUSED = {
     "share": (M, F, {"share_ridge": "no"}, "`share_ridge` must be one of 'auto', True, False, got"),
     "negative ridge": (M, F, {"ridge": -1}, "`ridge` must be 'loo' or at least 0, got -1. Leave"),
     "nan ridge": (M, F, {"ridge": math.nan}, "`ridge` must be 'loo' or at least 0, got nan. Leave"),
-    "infinite ridge": (M, F, {"ridge": math.inf}, "`ridge` must be 'loo' or at least 0, got inf."),
+    "infinite ridge": (M, F, {"ridge": math.inf}, "`ridge` must be 'loo' or finite, got inf."),
 }
 
 
