@@ -7,14 +7,17 @@ numerics and environment.
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SHOWN, _LONGEST = 6, 80  # parts of a sequence, and letters of anything, in a line
 
@@ -60,9 +63,9 @@ def check_choice(
     name: str, value: object, choices: Sequence[object], remedy: str = "Choose one of these."
 ) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not any(isinstance(value, type(each)) and value == each for each in choices):
         raise ValueError(
-            message(name, f"one of {', '.join(map(repr, choices))}", repr(value), remedy)
+            message(name, f"one of {', '.join(map(repr, choices))}", _shown(value), remedy)
         )
 
 
@@ -93,6 +96,8 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
         raise TypeError(message(name, "an integer", type(value).__name__, remedy))
     if number < minimum:
         raise ValueError(message(name, f"at least {minimum}", str(value), remedy))
+    if int(number) >= 2**63:
+        raise ValueError(message(name, "below 2^63", "more", remedy))
     return int(number)
 
 
@@ -142,10 +147,9 @@ def check_function(
 ) -> None:
     """Raise ``TypeError`` unless ``value`` can be called with these arguments, by place."""
     expected = f"a function ({', '.join(arguments)}) -> {answer}"
-    if not callable(value):
-        raise TypeError(message(name, expected, _shown(value), remedy))
+    check_callable(name, value, expected, remedy)
     try:
-        signature = inspect.signature(value)
+        signature = inspect.signature(cast(Callable[..., Any], value))
     except ValueError:  # of compiled functions, which tell none
         return
     try:
@@ -165,12 +169,67 @@ def check_tensor(name: str, value: object) -> None:
     check_kind(name, value, Tensor, "a tensor", "Convert it to one.")
 
 
-def check_several(name: str, value: Any, of: str) -> list[Any]:
-    """``value`` as a list, of whatever has its elements one after another, but no text."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        found, remedy = type(value).__name__, "Put them into a list."
-        raise TypeError(message(name, f"a sequence of {of}", found, remedy))
-    return list(value)
+def check_bool(name: str, value: object) -> bool:
+    """``value`` as Python's own bool, of NumPy's and PyTorch's kind too; no number is one."""
+    flag = _item(value)
+    if not isinstance(flag, bool):
+        raise TypeError(message(name, "True or False", _shown(value), "Pass one of the two."))
+    return flag
+
+
+def check_device(name: str, value: Any) -> torch.device | None:
+    """``value`` as a device that is there; None stays."""
+    try:
+        return None if value is None else torch.empty(0, device=value).device
+    except (TypeError, RuntimeError, ValueError, OverflowError, AssertionError) as error:
+        remedy = "Pass 'cpu', or 'cuda' where there is a GPU."
+        raise ValueError(
+            message(name, "a device of this machine", _shown(value), remedy)
+        ) from error
+
+
+def check_several(name: str, value: Any, what: str) -> list[Any]:
+    """What is in ``value``, read once: any iterable but text and mappings."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, type)):
+        try:
+            return list(value)
+        except TypeError:
+            pass  # an array of no dimensions
+    raise TypeError(message(name, f"a list of {what}", _shown(value), "Put it into a list."))
+
+
+def check_callable(name: str, value: object, expected: str, remedy: str) -> None:
+    """Raise ``TypeError`` unless ``value`` can be called, and is no class."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(message(name, expected, _shown(value), remedy))
+
+
+_BY_ANNOTATION: dict[Any, Callable[[str, Any], Any]] = {
+    bool: check_bool,
+    torch.device | str | None: check_device,
+}
+
+
+def checked(function: Function) -> Function:
+    """``function`` with its flags and devices checked, the arguments that are annotated as such."""
+    parameters = inspect.signature(function).parameters
+    checks = {
+        name: _BY_ANNOTATION[each.annotation]
+        for name, each in parameters.items()
+        if each.annotation in _BY_ANNOTATION
+    }
+
+    @wraps(function)
+    def checking(*given: Any, **named: Any) -> Any:
+        placed = (
+            checks[name](name, value) if name in checks else value
+            for name, value in zip(parameters, given, strict=False)
+        )
+        for name in checks.keys() & named.keys():
+            named[name] = checks[name](name, named[name])
+        return function(*placed, *given[len(parameters) :], **named)
+
+    return cast(Function, checking)
 
 
 def _item(value: object) -> object:

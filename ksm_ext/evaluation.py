@@ -31,11 +31,14 @@ from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, table_library
 from ksm_ext.checks import (
+    check_callable,
     check_choice,
     check_finite,
     check_ndim,
     check_positive_int,
     check_real,
+    check_several,
+    checked,
     message,
     shape_text,
 )
@@ -139,6 +142,7 @@ def loo_correlation(
     return _answer(pearson(tau.T, truth.T), like)
 
 
+@checked
 def residual_error(
     true_scores: ArrayLike, predicted_scores: ArrayLike, *, pooled: bool = False
 ) -> Any:
@@ -398,6 +402,7 @@ def jackknife(
     """
     from scipy import special  # the quantile of t, for this function only
 
+    _check_metric(metric)
     level = _checked_level(level)
     low, high = _bounds(metric, bounds)
     tables, options = _aligned(metric, arrays, options, _FEWEST_ROWS if math.isfinite(high) else 3)
@@ -452,6 +457,7 @@ def bootstrap(
     """
     from scipy import stats  # a second of import time, for this function only
 
+    _check_metric(metric)
     check_choice("resample", resample, ("rows", "targets"))
     check_choice("method", method, ("percentile", "bca"))
     num_resamples = check_positive_int("num_resamples", num_resamples)
@@ -498,6 +504,11 @@ _METRICS: dict[Callable[..., Any], tuple[tuple[float, float], _Dims, _Dims]] = {
 }
 
 
+def _check_metric(metric: object) -> None:
+    remedy = "Put it first, and then the tables."
+    check_callable("metric", metric, "a function of tables, such as ksm_ext.evaluation.lds", remedy)
+
+
 def _checked_level(level: object) -> float:
     number = check_real("level", level)
     if not 0 < number < 1:
@@ -510,9 +521,12 @@ def _bounds(metric: Callable[..., Any], given: tuple[float, float] | None) -> tu
     if given is None:
         metric = getattr(metric, "func", metric)  # of functools.partial
         return _METRICS[metric][0] if metric in _METRICS else (-math.inf, math.inf)
-    low, high = (check_real("bounds", end) for end in given)
+    remedy = "Pass (-1, 1) for a correlation, (0, math.inf) for an error."
+    ends = check_several("bounds", given, "two numbers")
+    if len(ends) != 2:
+        raise ValueError(message("bounds", "two ascending numbers", repr(given), remedy))
+    low, high = (check_real("bounds", end) for end in ends)
     if not -math.inf < low < high:
-        remedy = "Pass (-1, 1) for a correlation, (0, math.inf) for an error."
         raise ValueError(message("bounds", "two ascending numbers", str(given), remedy))
     return low, high
 

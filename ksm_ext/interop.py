@@ -27,14 +27,18 @@ import numpy as np
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, position
 from ksm_ext.checks import check_choice, message, shape_text
 from ksm_ext.subsets import as_masks
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from shapiq import InteractionValues
+else:
+    InteractionValues = Any
 
-_READOUTS = dict.fromkeys(("SV", "SII", "k-SII"), "shapley") | dict.fromkeys(
-    ("BV", "BII"), "banzhaf"
-)
+_READOUTS: dict[str, Readout] = {
+    **{"SV": "shapley", "SII": "shapley", "k-SII": "shapley"},
+    **{"BV": "banzhaf", "BII": "banzhaf"},
+}
 _EFFECTS = {"shapley": "SV", "banzhaf": "BV"}
 
 

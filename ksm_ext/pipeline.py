@@ -10,13 +10,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ksm_ext.arrays import ArrayLike, aligned
-from ksm_ext.checks import check_choice, check_positive_int, counted, message
+from ksm_ext.checks import (
+    check_callable,
+    check_choice,
+    check_positive_int,
+    checked,
+    counted,
+    message,
+)
 from ksm_ext.network.distributed import Group
 from ksm_ext.network.gradients import AnyProjector
 from ksm_ext.network.outputs import Output, log_odds
@@ -70,16 +77,17 @@ class TaskAttributions:
     __repr__ = __str__
 
 
+@checked
 def attribute_tasks(
     models: nn.Module | Sequence[nn.Module],
     tasks: Sequence[Any] | Mapping[str, Any],
     targets: Any,
     *,
-    readout: str = "loo",
+    readout: Readout = "loo",
     num_subsets: int = 1000,
     masks: ArrayLike | None = None,
     seed: int = 0,
-    retrained: tuple[ArrayLike, ArrayLike] | None = None,
+    retrained: tuple[ArrayLike, ArrayLike] | RetrainedScores | None = None,
     retrain: Train | None = None,
     budget: int | None = None,
     include_empty: bool = False,
@@ -112,7 +120,8 @@ def attribute_tasks(
             fewer than 1000 such subsets: then all of them (``exhaustive`` says so).
         masks: (m, n) bool. Subsets to use instead.
         seed: Seed of the subsets that are drawn.
-        retrained: Masks and scores of a few really retrained subsets, to calibrate with.
+        retrained: Masks and scores of a few really retrained subsets, to calibrate with, or what
+            :func:`ksm_ext.retrain_scores` returned.
         retrain: A function ``retrain(mask, seed)`` that trains on the tasks of a mask and returns
             the t scores, see :func:`ksm_ext.retrain_scores`. Then ``budget`` subsets are retrained,
             and a surrogate of their scores fitted with the estimates beside them.
@@ -146,6 +155,9 @@ def attribute_tasks(
             tasks or targets do not match those of ``masks`` or ``retrained``.
     """
     check_choice("readout", readout, READOUTS)
+    if not hasattr(tasks, "__len__") or isinstance(tasks, (str, type)):
+        expected = "a list of data sets, or a dict of them"
+        raise TypeError(message("tasks", expected, type(tasks).__name__, "One for each task."))
     n = len(tasks)
     if n < 2:
         raise ValueError(message("tasks", "two data sets or more", str(n), "Split the data."))
@@ -155,6 +167,11 @@ def attribute_tasks(
     if retrain is None and include_empty:
         remedy = "Give masks that have the empty set among them, or pass `retrain`."
         raise ValueError(message("include_empty", "False without `retrain`", "True", remedy))
+    pair = _pair(retrained)
+    if retrain is not None:
+        remedy = "Pass scores that are there as `retrained`." if hasattr(retrain, "runs") else ""
+        expected = "a function of (mask, seed) that returns scores"
+        check_callable("retrain", retrain, expected, remedy or "See retrain_scores.")
     budget = check_positive_int("budget", _BUDGET if budget is None else budget, 4)
     if retrain is not None:
         if n < 3:
@@ -189,8 +206,8 @@ def attribute_tasks(
         masks = mixed_sizes(n, num_subsets, sizes, seed=seed, allow_fewer=True)
     (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": estimator.task_names})
     estimator.fit()
-    if retrained is not None:
-        estimator.calibrate(*retrained)
+    if pair is not None:
+        estimator.calibrate(*pair)
     scores = estimator.predict(masks)
     names: dict[str, Any] = {"task_names": task_names, "target_names": estimator.target_names}
     surrogate = fit_surrogate(masks, scores, kernel=kernel, progress=progress, **names)
@@ -211,8 +228,19 @@ def attribute_tasks(
     return TaskAttributions(values, std, masks, exhaustive, scores, estimator, surrogate, true)
 
 
+def _pair(retrained: Any) -> tuple[ArrayLike, ArrayLike] | None:
+    """Masks and scores of what was retrained, runs of one subset as rows of their own."""
+    if retrained is None or hasattr(retrained, "runs"):
+        return None if retrained is None else retrained.runs()
+    if not isinstance(retrained, (tuple, list)) or len(retrained) != 2:
+        expected = "a pair (masks, scores), or what retrain_scores returned"
+        found = type(retrained).__name__
+        raise TypeError(message("retrained", expected, found, "Put both into a tuple."))
+    return retrained[0], retrained[1]
+
+
 def _to_retrain(
-    surrogate: Surrogate, budget: int, readout: str, seed: int, include_empty: bool
+    surrogate: Surrogate, budget: int, readout: Readout, seed: int, include_empty: bool
 ) -> Tensor:
     """(budget, n) bool: subsets whose true scores are to be had, fewer if there are no more.
 
@@ -220,7 +248,7 @@ def _to_retrain(
     of tasks from the most harmful to the most helpful, as far as estimates tell.
     """
     n = surrogate.masks.num_tasks
-    options: dict[str, Any] = {"readout": cast(Readout, readout), "include_empty": include_empty}
+    options: dict[str, Any] = {"readout": readout, "include_empty": include_empty}
     masks = design(n, budget, seed=seed, allow_fewer=True, **options)
     if readout != "banzhaf":  # which begins with the ends, and all that lack one task
         start = 1 + int(include_empty)

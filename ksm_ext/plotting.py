@@ -9,7 +9,7 @@ Shapes: attributions (n,), interactions (n, n), scores (l, t), curves (c, r): c 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ksm_ext.surrogates.calibration import quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+else:
+    Axes = Any
 
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 _CYCLE = (_BLUE, _ORANGE, _GREEN, _PINK, _SKY, "#E69F00")

@@ -32,20 +32,24 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, position
+from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, as_tensor, names_along, position
 from ksm_ext.checks import (
     brief,
+    check_callable,
     check_finite,
     check_ndim,
     check_positive_int,
     check_real,
+    check_several,
+    checked,
     listed,
     message,
     shape_text,
 )
 from ksm_ext.subsets import common_sum, dirichlet, from_index_lists, iterate_subsets
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.simplex import maximise, onto_simplex
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 _MAX_CANDIDATES = 2**22
 _DRAWS = 10_000  # of all attributions together
@@ -79,12 +83,14 @@ class Selection:
         score: Predicted score of exactly these tasks, in its own units and sign.
         path: Predicted score after each step.
         removed: Tasks in the order of removal, for :func:`greedy_backward`.
+        names: What ``tasks`` are called, as far as the predictor says.
     """
 
     tasks: tuple[int, ...]
     score: float
     path: tuple[float, ...] = ()
     removed: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Mixture:
     __repr__ = brief
 
 
+@checked
 def top_k(
     attributions: ArrayLike, k: int, *, maximize: bool, target_weights: ArrayLike | None = None
 ) -> Any:
@@ -123,7 +130,7 @@ def top_k(
         target_weights: (t,) float, non-negative; ``None`` weighs all targets alike.
 
     Returns:
-        (k,) int64 task numbers, of the kind of ``attributions``.
+        (k,) int64 task numbers, of the kind of ``attributions``, with their names.
 
     Raises:
         ValueError: If ``k`` exceeds n, shapes differ or values are not finite.
@@ -132,13 +139,16 @@ def top_k(
         >>> top_k([0.1, -0.3, 0.2], 2, maximize=True)
         array([2, 0])
     """
+    (attributions,) = aligned({"attributions": (attributions, "task", "target")})
     values = _average_targets("attributions", attributions, "task", target_weights)  # (n,)
     k = check_positive_int("k", k, minimum=0)
     if k > len(values):
         remedy = "There are no more tasks."
         raise ValueError(message("k", f"at most {len(values)}", str(k), remedy))
     order = values.sort(descending=maximize, stable=True).indices
-    return ArrayKind.of(attributions).restore(order[:k], {"rank": None})
+    names = names_along(attributions, 0)
+    called = None if names is None else [names[task] for task in order[:k].tolist()]
+    return ArrayKind.of(attributions).restore(order[:k], {"task": called})
 
 
 @dataclass(frozen=True)
@@ -150,22 +160,25 @@ class Settled:
         probability: That these, in any order, are the k best.
         chances: Of every task, the probability to be among the k best.
         level: The probability asked for.
+        names: What ``tasks`` are called.
     """
 
     tasks: tuple[int, ...]
     probability: float
     chances: tuple[float, ...]
     level: float
+    names: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the probability reaches the level."""
         return self.probability >= self.level
 
 
+@checked
 def settled(
     surrogate: Surrogate,
     k: int,
-    readout: str = "loo",
+    readout: Readout = "loo",
     *,
     maximize: bool,
     target: str | int | None = None,
@@ -202,6 +215,7 @@ def settled(
         >>> settled(fitted, 1, maximize=True).tasks
         (1,)
     """
+    check_surrogate(surrogate)
     if not surrogate.masks.binary:
         remedy = "Compare mixtures by predict(return_std=True), or see best_mixture."
         raise ValueError(message("surrogate", "of 0/1 masks", "one of real weights", remedy))
@@ -228,9 +242,12 @@ def settled(
     chosen = draws.sort(dim=1, descending=maximize, stable=True).indices[:, :k]
     among = torch.zeros(_DRAWS, n, dtype=torch.bool).scatter_(1, chosen, True)
     right = float(among[:, best].all(1).double().mean())
-    return Settled(tuple(best.tolist()), right, tuple(among.double().mean(0).tolist()), level)
+    chances = tuple(among.double().mean(0).tolist())
+    called = tuple(surrogate.task_names[task] for task in best.tolist())
+    return Settled(tuple(best.tolist()), right, chances, level, called)
 
 
+@checked
 def greedy_forward(
     predict: Predict,
     num_tasks: int,
@@ -271,9 +288,10 @@ def greedy_forward(
     left = sorted(set(_task_list("candidates", given, num_tasks)) - set(tasks))
     size = _check_reachable(size, len(tasks), len(tasks) + len(left))
     added, path, score = _greedy_steps(objective, tasks, left, size - len(tasks), num_tasks)
-    return Selection((*tasks, *added), score, path)
+    return objective.selected([*tasks, *added], score, path)
 
 
+@checked
 def greedy_backward(
     predict: Predict,
     num_tasks: int,
@@ -315,7 +333,7 @@ def greedy_backward(
     size = _check_reachable(size, len(kept), len(tasks))
     left = sorted(set(tasks) - set(kept))
     removed, path, score = _greedy_steps(objective, tasks, left, len(tasks) - size, num_tasks)
-    return Selection(tuple(sorted(set(tasks) - set(removed))), score, path, removed)
+    return objective.selected(sorted(set(tasks) - set(removed)), score, path, removed)
 
 
 def _greedy_steps(
@@ -332,6 +350,7 @@ def _greedy_steps(
     return tuple(changed), tuple(path), path[-1] if path else objective.of(mask)
 
 
+@checked
 def exact(
     predict: Predict,
     num_tasks: int,
@@ -365,7 +384,7 @@ def exact(
     Example:
         >>> both = lambda masks: masks.all(dim=1).double()
         >>> exact(both, 2, size=2, maximize=True)
-        Selection(tasks=(0, 1), score=1.0, path=(), removed=())
+        Selection(tasks=(0, 1), score=1.0, path=(), removed=(), names=())
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
     if (size is None) == (costs is None) or (costs is None) != (budget is None):
@@ -392,9 +411,10 @@ def exact(
         winners.append((masks[row], score))
     winner = objective.first_best(torch.tensor([score for _, score in winners]).double())
     mask, score = winners[winner]
-    return Selection(tuple(mask.nonzero()[:, 0].tolist()), score)
+    return objective.selected(mask.nonzero()[:, 0].tolist(), score)
 
 
+@checked
 def under_budget(
     predict: Predict,
     costs: ArrayLike,
@@ -436,10 +456,11 @@ def under_budget(
     empty = torch.zeros(len(prices), dtype=torch.bool)
     row, score = objective.best_of(_toggled(empty, fitting))
     if objective.improvement(greedy.score, score) > 0:
-        return Selection((fitting[row],), score, (score,))
+        return objective.selected([fitting[row]], score, (score,))
     return greedy
 
 
+@checked
 def best_mixture(
     surrogate: Surrogate,
     *,
@@ -480,9 +501,7 @@ def best_mixture(
     Reference: Liu et al. 2025 (RegMix), arXiv:2407.01492, which keeps the best of 10^6 at random.
     """
     fitted = _fitted(surrogate)
-    if not isinstance(fitted, Surrogate):
-        remedy = "Fit one with fit_surrogate."
-        raise TypeError(message("surrogate", "a surrogate", type(fitted).__name__, remedy))
+    check_surrogate(fitted)
     rows = fitted.masks.values.cpu()
     total = None if fitted.masks.binary else common_sum(rows)
     if total is None:
@@ -527,7 +546,7 @@ def _share_bounds(
     """The least and the largest share of each task, (n,); those that never varied stay."""
     n, remedy = len(surrogate.task_names), "Give two numbers, or n of each."
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(message("bounds", "a pair (low, high)", str(bounds), remedy))
+        raise ValueError(message("bounds", "a pair (low, high)", repr(bounds), remedy))
     ends = []
     for given in bounds:
         (given,) = aligned({"bounds": (given, "task")}, {"task": surrogate.task_names})
@@ -566,7 +585,7 @@ def _greedy_per_cost(objective: "_Objective", prices: Tensor, budget: float) -> 
         mask[left[best]] = True
         tasks.append(left[best])
         path.append(score)
-    return Selection(tuple(tasks), score, tuple(path))
+    return objective.selected(tasks, score, tuple(path))
 
 
 @dataclass(frozen=True)
@@ -579,6 +598,9 @@ class _Objective:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked about subsets."""
+        if not isinstance(self.predict, Predictor):
+            expected = "a function of masks, or have one named `predict`"
+            check_callable("predict", self.predict, expected, "Pass a surrogate or its predict.")
         fitted = _fitted(self.predict)
         if isinstance(fitted, Surrogate) and not fitted.masks.binary:
             expected = "of tasks that are in or out to select some"
@@ -592,6 +614,14 @@ class _Objective:
         if not (hasattr(fitted, "task_names") and hasattr(fitted, "target_names")):
             return {}
         return {"task": fitted.task_names, "target": fitted.target_names}
+
+    def selected(
+        self, tasks: list[int], score: float, path: tuple[float, ...] = (), removed: Any = ()
+    ) -> Selection:
+        """The tasks that were chosen, with their names."""
+        names = self.names.get("task", ())
+        called = tuple(names[task] for task in tasks) if names else ()
+        return Selection(tuple(tasks), score, path, removed, called)
 
     def scores(self, chunks: Iterable[Tensor]) -> Tensor:
         """Predicted scores (l,) float64 on the CPU, in the caller's sign, of all masks."""
@@ -668,7 +698,7 @@ def _average_targets(
 def _task_list(name: str, tasks: Iterable[int], num_tasks: int) -> list[int]:
     """The task numbers as a list, each valid and given once."""
     num_tasks = check_positive_int("num_tasks", num_tasks)
-    listed = list(tasks)
+    listed = check_several(name, tasks, "task numbers")
     try:
         from_index_lists([listed], num_tasks)
     except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from ksm_ext.checks import message
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.kernels import KernelChoice
-from ksm_ext.surrogates.options import Criterion, ShareRidge, Warp
+from ksm_ext.surrogates.options import Criterion, Readout, ShareRidge, Warp
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -107,12 +107,12 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         X = validate_data(self, X, reset=False)
         return self.surrogate_.predict(X, return_std)
 
-    def attribute(self, readout: str = "loo", return_std: bool = False) -> Any:
+    def attribute(self, readout: Readout = "loo", return_std: bool = False) -> Any:
         """Attributions (n,) or (n, t) of the tasks; see :meth:`Surrogate.attribute`."""
         check_is_fitted(self)
         return self.surrogate_.attribute(readout, return_std)
 
-    def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
+    def interactions(self, readout: Readout = "loo", return_std: bool = False) -> Any:
         """Interactions (n, n) or (n, n, t) of pairs; see :meth:`Surrogate.interactions`."""
         check_is_fitted(self)
         return self.surrogate_.interactions(readout, return_std)

@@ -32,6 +32,8 @@ from ksm_ext.checks import (
     check_ndim,
     check_positive_int,
     check_real,
+    check_several,
+    checked,
     message,
     shape_text,
 )
@@ -49,6 +51,7 @@ SHARES_TOLERANCE = 0.02
 _MAX_ROUNDS = 100  # of drawing anew what was drawn before
 
 
+@checked
 def fixed_size(
     num_tasks: int,
     num_subsets: int,
@@ -92,6 +95,7 @@ def fixed_size(
     return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
+@checked
 def bernoulli(
     num_tasks: int,
     num_subsets: int,
@@ -134,6 +138,7 @@ def bernoulli(
     return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
+@checked
 def mixed_sizes(
     num_tasks: int,
     num_subsets: int,
@@ -167,7 +172,7 @@ def mixed_sizes(
             distinct subsets exist or could be found (unless allowed to).
     """
     num_tasks = check_positive_int("num_tasks", num_tasks, minimum=1 if sizes is not None else 2)
-    given = range(1, num_tasks) if sizes is None else sizes
+    given = range(1, num_tasks) if sizes is None else check_several("sizes", sizes, "sizes")
     chosen = sorted({_check_size("sizes", size, num_tasks) for size in given})
     if not chosen:
         remedy = "Leave it out for 1 to num_tasks - 1."
@@ -176,6 +181,7 @@ def mixed_sizes(
     return _sample(weights, num_subsets, seed, allow_repeats, allow_fewer).to(device)
 
 
+@checked
 def paired(
     num_tasks: int,
     num_subsets: int,
@@ -231,6 +237,7 @@ def paired(
     return torch.stack([first, ~first], dim=1).reshape(2 * len(first), num_tasks).to(device)
 
 
+@checked
 def design(
     num_tasks: int,
     num_subsets: int,
@@ -283,6 +290,7 @@ def design(
     """
     n = check_positive_int("num_tasks", num_tasks, minimum=2)
     num_subsets = check_positive_int("num_subsets", num_subsets, minimum=0)
+    seed = check_positive_int("seed", seed, minimum=0)
     check_choice("readout", readout, get_args(Question))
     seen = torch.empty(0, n, dtype=torch.bool) if known is None else as_masks("known", known).cpu()
     if seen.shape[1] != n:
@@ -318,6 +326,7 @@ def design(
     return masks.to(device)
 
 
+@checked
 def dirichlet(
     num_tasks: int,
     num_mixtures: int,
@@ -391,6 +400,7 @@ def dirichlet(
     return torch.from_numpy(found).to(device)
 
 
+@checked
 def leave_one_out(
     num_tasks: int, include_full: bool = False, *, device: torch.device | str | None = None
 ) -> Tensor:
@@ -413,6 +423,7 @@ def leave_one_out(
     return masks.fill_diagonal_(False)
 
 
+@checked
 def leave_two_out(num_tasks: int, *, device: torch.device | str | None = None) -> Tensor:
     """All subsets that lack exactly two tasks, in the order of ``itertools.combinations``.
 
@@ -430,6 +441,7 @@ def leave_two_out(num_tasks: int, *, device: torch.device | str | None = None) -
     return masks.scatter_(1, pairs, False).to(device)
 
 
+@checked
 def all_subsets(
     num_tasks: int, include_empty: bool = True, *, device: torch.device | str | None = None
 ) -> Tensor:
@@ -487,6 +499,7 @@ def iterate_subsets(
         yield masks.scatter_(1, torch.from_numpy(columns).reshape(len(chunk), size), True)
 
 
+@checked
 def from_index_lists(
     index_lists: Sequence[Iterable[int]],
     num_tasks: int,
@@ -513,7 +526,11 @@ def from_index_lists(
         [[1, 0, 1], [0, 0, 0]]
     """
     num_tasks = check_positive_int("num_tasks", num_tasks)
-    lists = [list(indices) for indices in index_lists]
+    of = "lists of task numbers"
+    lists = [
+        check_several("index_lists", indices, of)
+        for indices in check_several("index_lists", index_lists, of)
+    ]
     lengths = [len(indices) for indices in lists]
     columns = as_tensor("index_lists", list(chain.from_iterable(lists)) or np.empty(0, np.int64))
     if columns.is_floating_point() or columns.dtype == torch.bool:
@@ -671,10 +688,11 @@ def _of_each_task(name: str, given: ArrayLike | float, num_tasks: int) -> np.nda
 
 def _strengths(given: float | tuple[float, float]) -> tuple[float, float]:
     """The smallest and the largest strength."""
-    pair = (given, given) if isinstance(given, (int, float)) else tuple(given)
     expected, remedy = "positive, or a pair of these in order", "RegMix has (0.1, 5)."
+    single = isinstance(given, (int, float))
+    pair = (given, given) if single else check_several("strength", given, "two numbers")
     if len(pair) != 2:
-        raise ValueError(message("strength", expected, str(given), remedy))
+        raise ValueError(message("strength", expected, repr(given), remedy))
     low, high = (check_real("strength", each, expected, remedy) for each in pair)
     if not 0 < low <= high < math.inf:
         raise ValueError(message("strength", expected, str(given), remedy))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ksm_ext import GradientEstimator, Projector, attribute_tasks, fit_surrogate, subsets
+from ksm_ext import (
+    GradientEstimator,
+    Projector,
+    attribute_tasks,
+    fit_surrogate,
+    retrain_scores,
+    subsets,
+)
 from ksm_ext.scores.runs import RunStore
 from tests.scores.test_estimation import MASKS, data, linear
 
@@ -158,10 +165,39 @@ def test_the_empty_set_is_retrained_where_it_is_asked_for(tmp_path):
     assert int(without.retrained.masks.sum(1).min()) > 0
 
 
+def test_scores_that_are_there_calibrate_and_are_no_function():
+    true = retrain_scores(retrained_loss, MASKS[1:9], seeds=(0, 1))
+    pair = true.runs()
+    one, other = (
+        attribute_tasks(linear(), data(), data()[0], retrained=each) for each in (true, pair)
+    )
+    assert torch.equal(one.values, other.values)
+    assert one.estimator.calibration.errors == other.estimator.calibration.errors
+    expected = "`retrain` must be a function.*Pass scores that are there as `retrained`"
+    with pytest.raises(TypeError, match=expected):
+        attribute_tasks(linear(), data(), data()[0], retrain=true)
+
+
 @pytest.mark.parametrize(
     "error, match, tasks, options",
     [
         (ValueError, "`include_empty` must be False without", data(), {"include_empty": True}),
+        (
+            TypeError,
+            "`include_empty` must be True or False, got 'yes'",
+            data(),
+            {"include_empty": "yes"},
+        ),
+        (TypeError, "`include_empty` must be True or False, got 2", data(), {"include_empty": 2}),
+        (TypeError, "`retrain` must be a function", data(), {"retrain": 3}),
+        (TypeError, "`retrained` must be a pair", data(), {"retrained": MASKS}),
+        (TypeError, "`tasks` must be a list of data sets", 3, {}),
+        (
+            ValueError,
+            "`ridge` must be finite, got inf",
+            data(),
+            {"ridge": float("inf")},
+        ),
         (ValueError, "`tasks` must be three", data()[:2], {"retrain": retrained_loss}),
         (ValueError, "`budget` must be at least 4", data(), {"retrain": max, "budget": 3}),
         (ValueError, "`group` must be None with", data(), {"retrain": max, "group": object()}),

@@ -289,6 +289,24 @@ def test_errors_name_argument_and_value(select, arguments, options, found):
         select(*arguments, maximize=True, **options)
 
 
+def test_selections_carry_names():
+    """Of tasks, in their order, where the predictor says what they are called."""
+    masks = mixed_sizes(4, 14, seed=0)
+    table = masks.double() @ torch.tensor([1.0, -2.0, 3.0, 0.5]).double()
+    surrogate = fit_surrogate(masks, table, kernel="linear", task_names=list("wxyz"))
+    up = {"maximize": True}
+    for function in (surrogate, surrogate.predict):
+        assert greedy_forward(function, 4, 2, **up).names == ("y", "w")
+        assert greedy_backward(function, 4, 3, **up).names == ("w", "y", "z")
+        assert exact(function, 4, 2, **up).names == ("w", "y")
+        assert under_budget(function, [1, 1, 1, 1], 2, **up).names == ("y", "w")
+        assert under_budget(function, [1, 1, 2, 3], 0.5, **up).names == ()
+    assert greedy_forward(lambda each: each.double().sum(1), 4, 2, **up).names == ()
+    assert settled(surrogate, 2, **up).names == ("y", "w")
+    found = top_k(pd.Series([0.1, -0.3, 0.2], index=list("abc")), 2, **up)
+    assert found.to_dict() == {"c": 2, "a": 0}
+
+
 # settled
 
 

@@ -160,7 +160,7 @@ def adapt(games: list[Game], seeds: int, *, start: int = 30, batch: int = 10) ->
         masks = chosen("shapley", game.n, start, seed)
         while len(masks) < max(stops):
             more = ksm_ext.next_best(game.fit(masks), batch, "shapley", seed=seed)
-            masks = torch.cat([masks, more])
+            masks = torch.cat([masks, torch.as_tensor(more)])
             if len(masks) in stops:
                 once = game.fit(chosen("shapley", game.n, len(masks), seed))
                 both = (game.error(fit, "shapley") for fit in (game.fit(masks), once))

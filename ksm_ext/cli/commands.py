@@ -33,6 +33,7 @@ from ksm_ext.selection import best_mixture, exact, under_budget
 from ksm_ext.subsets import identical_subsets
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.fit import fit_surrogate
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Surrogate
 from ksm_ext.tables.files import read_document, read_json, write_columns
@@ -134,7 +135,7 @@ def compare(args: Namespace) -> int:
 
 
 def _of_shared(
-    surrogate: Surrogate, readout: str, tasks: Sequence[str], targets: Sequence[str]
+    surrogate: Surrogate, readout: Readout, tasks: Sequence[str], targets: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Attributions and their standard deviations of some tasks and targets, by name."""
     rows = [surrogate.task_names.index(name) for name in tasks]
@@ -251,7 +252,7 @@ def select(args: Namespace) -> int:
     }
     firsts = torch.zeros(len(tasks), n, dtype=torch.bool)
     firsts[:, tasks] = torch.ones(len(tasks), len(tasks)).tril().bool()
-    columns["score"] = predict(firsts).mean(1).tolist()
+    columns["score"] = predict(firsts).mean(1).tolist() if tasks else []
     show_table(columns, args.output, args.format)
     say(
         f"{len(tasks)} of {n} tasks for {float(costs[tasks].sum()):g} of {args.budget:g}: "
@@ -464,7 +465,7 @@ def _name(cell: Any) -> str:
 # -- results ------------------------------------------------------------------------------------
 
 
-def _answers(ask: Callable[..., Any], readout: str, intervals: bool) -> tuple[Tensor, Tensor]:
+def _answers(ask: Callable[..., Any], readout: Readout, intervals: bool) -> tuple[Tensor, Tensor]:
     """Values and standard deviations, NaN where there are none."""
     answer = ask(readout, return_std=intervals)
     return answer if intervals else (answer, torch.full_like(answer, torch.nan))

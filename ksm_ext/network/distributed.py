@@ -31,7 +31,7 @@ from torch import Tensor
 from ksm_ext import ops
 from ksm_ext.checks import message
 
-Group: TypeAlias = "dist.ProcessGroup | None"  # as text: a torch may come without it
+Group: TypeAlias = "torch.distributed.ProcessGroup | None"  # as text: some torch is without
 """None is this process alone; others must carry tensors of the CPU, as gloo does."""
 
 _BLOCK_BYTES = 2**26  # from every rank at a time

@@ -36,6 +36,7 @@ from ksm_ext.report.svg import curve, number, task_map
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
 from ksm_ext.surrogates.learning_curve import learning_curve, variances_of
 from ksm_ext.surrogates.more_subsets import more_subsets
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -57,7 +58,7 @@ def write_report(
     path: Any,
     *,
     title: str = "Task attribution",
-    readout: str = "loo",
+    readout: Readout = "loo",
     held_out: tuple[ArrayLike, ArrayLike] | None = None,
     target: str | int | None = None,
     maximize: bool | Mapping[str, bool] | None = None,
@@ -131,7 +132,7 @@ def _filled(facts: dict[str, Any]) -> str:
 # -- the fit ------------------------------------------------------------------------------------
 
 
-def _fit(surrogate: Surrogate, readout: str, predicts: bool) -> dict[str, Any]:
+def _fit(surrogate: Surrogate, readout: Readout, predicts: bool) -> dict[str, Any]:
     """What the page says of all targets together."""
     error = surrogate.loo_error
     able = predicts and surrogate.has_intervals and surrogate.masks.binary

@@ -18,6 +18,7 @@ from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.report.answers import Direction, answer
 from ksm_ext.report.svg import heat_map, number, residuals, scatter, spectrum
 from ksm_ext.surrogates.calibration import quantile
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import Quality, has_interactions
 from ksm_ext.surrogates.surrogate import Surrogate
 
@@ -47,12 +48,12 @@ class Attributions:
 
     values: Tensor
     half: Tensor | None
-    readout: str
+    readout: Readout
 
     __repr__ = brief
 
     @classmethod
-    def of(cls, surrogate: Surrogate, readout: str) -> "Attributions":
+    def of(cls, surrogate: Surrogate, readout: Readout) -> "Attributions":
         """Those of a surrogate that answers tensors."""
         found = surrogate.attribute(readout, return_std=surrogate.has_intervals)
         values, std = found if surrogate.has_intervals else (found, None)
@@ -231,7 +232,7 @@ def _bar(value: float, half: float, left: float, right: float, sign: int) -> dic
 class _Structure:
     """How tasks act together: interactions (n, n, t) and the Walsh spectrum (r, t), of masks."""
 
-    def __init__(self, surrogate: Surrogate, readout: str) -> None:
+    def __init__(self, surrogate: Surrogate, readout: Readout) -> None:
         n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
         self.names = surrogate.task_names
         self.able = has_interactions(surrogate)

@@ -195,7 +195,7 @@ class GradientEstimator:
         check_engine(engine)
         check_output(output)
         check_projector(projector)
-        self.ridge = None if ridge is None else _check_ridge(ridge)
+        self.ridge = None if ridge is None else _check_ridge("ridge", ridge)
         self.num_tasks = len(tasks)
         self.target_names = tuple(named)
         if task_names is None:
@@ -298,7 +298,7 @@ class GradientEstimator:
         )
 
     def calibrate(
-        self, masks: ArrayLike, true_scores: ArrayLike, *, ridges: Sequence[float] = RIDGES
+        self, masks: ArrayLike, true_scores: ArrayLike, *, ridges: Sequence[float] | float = RIDGES
     ) -> "GradientEstimator":
         """Choose the penalty, and an affine correction of scores, from a few retrained subsets.
 
@@ -315,7 +315,7 @@ class GradientEstimator:
             masks: (m, n) bool. Four subsets or more; a dozen is better.
             true_scores: (m,) or (m, t). Their scores by retraining, best averaged over seeds. Rows
                 with labels are put in the order of ``masks``, columns in that of ``target_names``.
-            ridges: Penalties to try.
+            ridges: Penalties to try, or the one to take.
 
         Returns:
             This estimator, calibrated.
@@ -340,12 +340,15 @@ class GradientEstimator:
         if len(tensor) < 4:
             remedy = "Retrain on more subsets."
             raise ValueError(message("masks", "four subsets or more", str(len(tensor)), remedy))
-        size = true.square().mean(0).sqrt()  # of a target whose scores are all 0, none
+        largest = true.abs().amax(0).clamp_min(1e-300)  # in units of it, squares can be held
+        size = largest * (true / largest).square().mean(0).sqrt()  # 0 where all scores are
         near = true.abs().amin(0) <= size / 10
         unit = torch.where(near, size.where(size > 0, 1.0), true.abs())
         best = None
         errors = {}
-        for ridge in map(_check_ridge, check_several("ridges", ridges, "numbers")):
+        one = [ridges] if isinstance(ridges, (int, float)) else ridges
+        for ridge in check_several("ridges", one, "penalties"):
+            ridge = _check_ridge("ridges", ridge)
             estimate = self._estimate(tensor, ridge)
             for name, correct in _CORRECTIONS.items():
                 left_out = [
@@ -463,8 +466,9 @@ class GradientEstimator:
         return means
 
 
-def _check_ridge(ridge: object) -> float:
-    return check_positive("ridge", ridge, "The problem has no minimum without a penalty.")
+def _check_ridge(name: str, ridge: object) -> float:
+    remedy = "The problem has no minimum without a penalty, and nothing moves with an infinite one."
+    return check_positive(name, ridge, remedy)
 
 
 def _checked_weights(

@@ -120,8 +120,8 @@ def lowest_sizes(counts: Tensor) -> Tensor:
     return (counts.cumsum(0) < (_TAIL * counts.sum(0)).round().clamp_min(1.0)).sum(0)
 
 
-def size_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
-    """(n + 1,) how often a readout looks at subsets of each size; sums to 1.
+def context_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
+    """(n - order + 1,) how often a readout looks at contexts, the other tasks, of each size.
 
     Args:
         readout: The readout.
@@ -131,12 +131,16 @@ def size_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
     others = max(num_tasks - order, 0)
     counts = torch.arange(others + 1, dtype=torch.float64)
     if readout == "loo":
-        context = (counts == others).to(torch.float64)
-    elif readout == "shapley":
-        context = torch.full_like(counts, 1 / (others + 1))
-    else:
-        context = torch.softmax(-torch.lgamma(counts + 1) - torch.lgamma(others - counts + 1), 0)
+        return (counts == others).to(torch.float64)
+    if readout == "shapley":
+        return torch.full_like(counts, 1 / (others + 1))
+    return torch.softmax(-torch.lgamma(counts + 1) - torch.lgamma(others - counts + 1), 0)
+
+
+def size_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
+    """(n + 1,) how often a readout looks at subsets of each size; sums to 1. See above."""
+    context = context_law(readout, num_tasks, order)
     law = torch.zeros(num_tasks + 1, dtype=torch.float64)
     for present in range(min(order, num_tasks) + 1):
-        law[present : present + others + 1] += math.comb(order, present) * context
+        law[present : present + len(context)] += math.comb(order, present) * context
     return law / law.sum()

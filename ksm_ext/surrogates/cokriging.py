@@ -24,13 +24,14 @@ from torch import Tensor
 
 from ksm_ext.arrays import as_tensor
 from ksm_ext.checks import brief, listed, message
-from ksm_ext.subsets import leave_one_out
+from ksm_ext.subsets import distinct_rows, leave_one_out
 from ksm_ext.surrogates.candidates import Tried
 from ksm_ext.surrogates.choice import Choice, Chosen, Contest, Model, Sharing, solve
 from ksm_ext.surrogates.judgement import Scores, judge
 from ksm_ext.surrogates.kernels import RBF, Kernel, grams
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.more_subsets import similar_subsets
+from ksm_ext.surrogates.observations import Observations
 from ksm_ext.surrogates.search import Fits, Search, by_size, described
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 from ksm_ext.surrogates.surrogate import Surrogate
@@ -45,6 +46,9 @@ _DRAWN = 500
 
 _SIZED_SUBSETS = 192
 """True scores up to which there are kernels that see sizes: more of them tell what is needed."""
+
+_SAME, _COPIED = 1e-6, 10
+"""Of their spread: what estimates may differ by and be the true scores; at how many subsets."""
 
 _TOGETHER = 2**22  # numbers of Gram matrices, and of residuals, held at a time
 
@@ -139,6 +143,32 @@ def _matched(kind: str, wanted: Sequence[str], names: Sequence[str]) -> tuple[in
     found = f"{listed(wanted)} beside {listed(names)}"
     remedy = f"Give their {kind}s the same names, or one of the two none, to go by position."
     raise ValueError(message("estimates", expected, found, remedy))
+
+
+def check_independent(
+    levels: Sequence[Level], observed: Observations, target_names: Sequence[str]
+) -> None:
+    """Raise ``ValueError`` where estimates are the true scores themselves.
+
+    Fitted to them, a surrogate answers with them: what is left to explain is 0 at every subset, and
+    leave-one-out errors say that all is known.
+    """
+    for level in levels:
+        own, asked = level.surrogate, observed.masks.values[:, list(level.tasks)]
+        if own.masks.binary != observed.masks.binary:
+            continue
+        numbers, first = distinct_rows(torch.cat([own.masks.values.to(asked.device), asked]))
+        place = first[numbers[len(own.masks) :]]  # (m,)
+        there = place < len(own.masks)
+        estimated = own.scores.to(observed.scores)[place[there]][:, list(level.targets)]
+        apart = (estimated - observed.scores[there]).abs()
+        same = (apart <= _SAME * observed.unit).sum(0)  # (t,), of those scored
+        copied = (same == observed.observed.sum(0)) & (same >= _COPIED) & observed.varying
+        if bool(copied.any()):
+            names = [name for name, one in zip(target_names, copied.tolist(), strict=True) if one]
+            found = f"the true scores of {listed(map(repr, names))} at every subset"
+            remedy = "Leave out what was made from the true scores: it tells nothing beside them."
+            raise ValueError(message("estimates", "other scores than the true ones", found, remedy))
 
 
 # -- the fit ------------------------------------------------------------------------------------

@@ -30,10 +30,15 @@ from ksm_ext.arrays import (
     names_along,
     table_library,
 )
-from ksm_ext.checks import check_choice, check_real, counted, message, shape_text
+from ksm_ext.checks import check_choice, check_real, checked, counted, message, shape_text
 from ksm_ext.subsets import distinct_rows
 from ksm_ext.surrogates.candidates import CandidateTable
-from ksm_ext.surrogates.cokriging import TrendModel, TrendSearch, levels_of
+from ksm_ext.surrogates.cokriging import (
+    TrendModel,
+    TrendSearch,
+    check_independent,
+    levels_of,
+)
 from ksm_ext.surrogates.kernels import KernelChoice
 from ksm_ext.surrogates.krylov import ConjugateGradients, NotConvergedError
 from ksm_ext.surrogates.likelihood import sees_sizes
@@ -68,6 +73,7 @@ _KERNELS, _RIDGES = 64, 17  # of a usual search
 _ANSWERED_IN_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@checked
 def fit_surrogate(
     masks: ArrayLike,
     scores: ArrayLike | None = None,
@@ -154,8 +160,9 @@ def fit_surrogate(
     Raises:
         TypeError: If an argument holds no numbers.
         ValueError: If shapes disagree, scores are not finite, every target is constant, all
-            subsets are the same, ``ridge`` is 0 with a singular Gram matrix or conjugate gradients,
-            or ``solver`` cannot do it.
+            subsets are the same, ``estimates`` are the true scores at ten subsets or more,
+            ``ridge`` is 0 with a singular Gram matrix or conjugate gradients, or ``solver`` cannot
+            do it.
         RuntimeError: If conjugate gradients do not converge.
 
     Example:
@@ -170,9 +177,6 @@ def fit_surrogate(
     masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
     observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
     _check_problem(observed)
-    if criterion == "attribution" and not observed.masks.binary:
-        remedy = "Leave it out: mixtures have no sizes."
-        raise ValueError(message("masks", f"0/1 for {criterion=}", "real-valued weights", remedy))
     if estimates is not None and solver == "auto" and len(observed.masks) <= MAX_DIRECT:
         solver = "eigh"
     options: dict[str, Any] = {
@@ -185,12 +189,16 @@ def fit_surrogate(
         "progress": progress,
     }
     search = _search(observed.scores, **options)
+    if criterion == "attribution" and not observed.masks.binary:
+        remedy = "Leave it out: mixtures have no sizes."
+        raise ValueError(message("masks", f"0/1 for {criterion=}", "real-valued weights", remedy))
     check_choice("warp", warp, get_args(Warp))
     counts = observed.masks.num_tasks, observed.scores.shape[1]
     names = _names(masks, scores, task_names, target_names, counts)
     levels: tuple[Level, ...] = ()
     if estimates is not None:
         levels = levels_of(estimates, observed.masks, *names.values(), fit=fit_surrogate)
+        check_independent(levels, observed, names["target_names"])
         search = _with_levels(search, levels, observed, warp)
     try:
         parts = fitted_parts(observed, search)
@@ -209,6 +217,7 @@ def fit_surrogate(
     return replace(surrogate, warps=warps)
 
 
+@checked
 def fit_many(
     masks: ArrayLike,
     scores: ArrayLike,
@@ -231,8 +240,8 @@ def fit_many(
     The answers are those of :func:`ksm_ext.fit_surrogate` on one table after the other, to
     rounding. Small tables are fitted together; those with repeated subsets, constant tasks
     or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
-    one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables with
-    ``noise_std``, and those with missing scores.
+    one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables whose
+    noise differs between subsets, and those with missing scores.
 
     Args:
         masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
@@ -295,6 +304,8 @@ def fit_many(
     flags = torch.stack([known_rows(each, m) for each in exact])[..., None].to(outcomes.device)
     found: list[Surrogate | None] = [None] * b
 
+    level = None if noise_std is None else _even_noise(noise, outcomes)  # (b, t), NaN if uneven
+
     def fit_together(places: Tensor) -> None:
         tables = outcomes[places].to(torch.float64).reshape(len(places), m, t)
         if subsets.stride(0) == 0:
@@ -302,16 +313,22 @@ def fit_many(
         else:
             fitted = [Masks(each.clone()) for each in subsets[places].to(outcomes.device)]
         once = torch.ones(m, t, dtype=torch.int64, device=outcomes.device)
-        for at, parts in parts_of_many(fitted, tables, search):
+        of_noise = None if level is None else level[places]
+        for at, parts in parts_of_many(fitted, tables, search, of_noise):
             i = int(places[at])
             certain = flags[i].repeat(1, t)
-            observed = Observations(fitted[at], tables[at], once, None, certain, 0)
+            of_scores = None if level is None else level[i].repeat(m, 1)
+            observed = Observations(fitted[at], tables[at], once, of_scores, certain, 0)
             found[i] = _assembled(parts, observed, search, names, like=outcomes[i])
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
     check_choice("warp", warp, get_args(Warp))
-    alike = _alike(subsets, outcomes, search) & (warp == "identity" and noise_std is None)
-    if search.all_is_noise:  # then scores that are exact are told from the rest
+    alike = _alike(subsets, outcomes, search) & (warp == "identity")
+    if level is not None:
+        alike &= level.isfinite().all(1) & (not search.all_is_noise)
+    if (
+        search.all_is_noise or level is not None
+    ):  # then scores that are exact are told from the rest
         alike &= ~flags.any(1)[:, 0]
     sized = sees_sizes(subsets).to(alike.device)  # these have more candidates
     groups = [group.nonzero()[:, 0] for group in (alike & sized, alike & ~sized)]
@@ -334,7 +351,21 @@ def _of_each(name: str, given: Any, b: int, m: int) -> list[Any]:
     if isinstance(given, (int, float, type(None))):
         return [given] * b
     table = as_tensor(name, given)
+    if table.ndim > 2 and table.shape[:2] != (b, m):
+        expected = f"of shape ({b}, {m}) or ({b}, {m}, t), or the same for all tables"
+        remedy = "Give what belongs to each table in the order of `scores`."
+        raise ValueError(message(name, expected, shape_text(table), remedy))
     return list(table) if table.ndim > 1 and table.shape[:2] == (b, m) else [table] * b
+
+
+def _even_noise(noise: list[Any], outcomes: Tensor) -> Tensor:
+    """(b, t) standard deviation of the noise of each table; NaN where subsets differ in it."""
+    b, m = outcomes.shape[:2]
+    every = torch.ones_like(outcomes, dtype=torch.bool).reshape(b, m, -1)
+    table = torch.stack(
+        [noise_rows(*pair).expand(m, every.shape[2]) for pair in zip(noise, every, strict=True)]
+    )
+    return torch.where((table == table[:, :1]).all(1), table[:, 0], torch.nan)
 
 
 def _search(
@@ -355,7 +386,6 @@ def _search(
         TypeError: If one is of another kind.
     """
     check_choice("criterion", criterion, get_args(Criterion))
-    share_ridge = bool(share_ridge) if share_ridge in (True, False) else share_ridge
     check_choice("share_ridge", share_ridge, ("auto", True, False))
     several = isinstance(kernel, Iterable) and not isinstance(kernel, str)
     kernel = tuple(kernel) if several else kernel  # type: ignore[arg-type]
@@ -454,7 +484,8 @@ def _check_ridge(ridge: object, outcome: Tensor) -> Tensor | None:
     remedy = "Leave it out for the leave-one-out choice."
     number = check_real("ridge", ridge, "'loo' or a number", remedy)
     if not 0 <= number < float("inf"):
-        raise ValueError(message("ridge", "'loo' or at least 0", str(ridge), remedy))
+        expected = "'loo' or " + ("finite" if number > 0 else "at least 0")
+        raise ValueError(message("ridge", expected, str(ridge), remedy))
     return torch.tensor([number], dtype=torch.float64, device=outcome.device)
 
 
@@ -614,6 +645,7 @@ def _assembled(
         trend=Trend(levels, slopes) if levels else None,
         all_is_noise=search.all_is_noise,
         noise_degrees=observed.degrees_of_freedom,
+        repeats_std=observed.repeats_std,
     )
     return surrogate.with_excluded(excluded) if bool(excluded.any()) else surrogate
 

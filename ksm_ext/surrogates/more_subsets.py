@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ksm_ext.checks import check_positive_int, check_real, message
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 _MAX_SUBSETS = 512  # or twice the fitted ones: the largest Gram matrix factored for this
 _MAX_RATE = 256  # subsets from which the rate is taken where more are fitted
@@ -48,7 +49,7 @@ class MoreSubsets:
 
 
 def more_subsets(
-    surrogate: Surrogate, readout: str = "loo", *, factor: float = 0.5, seed: int = 0
+    surrogate: Surrogate, readout: Readout = "loo", *, factor: float = 0.5, seed: int = 0
 ) -> MoreSubsets:
     """How many more subsets multiply the mean interval of attributions by ``factor``.
 
@@ -71,6 +72,7 @@ def more_subsets(
         ValueError: If ``factor`` is not between 0 and 1, the surrogate has no intervals, or it was
             fitted to real weights.
     """
+    check_surrogate(surrogate)
     factor = check_real("factor", factor)
     if not 0 < factor < 1:
         remedy = "0.5 halves the intervals."
@@ -133,7 +135,7 @@ def similar_subsets(masks: Tensor, num_subsets: int, *, seed: int) -> Tensor:
     return masks.cpu()[rows].gather(1, order).to(masks.device)
 
 
-def _mean_std(surrogate: Surrogate, masks: Masks, readout: str) -> Tensor:
+def _mean_std(surrogate: Surrogate, masks: Masks, readout: Readout) -> Tensor:
     """(t,) mean posterior standard deviation of attributions, had ``masks`` been scored."""
     _, std = surrogate.with_design(masks).attribute(readout, return_std=True)
     return torch.as_tensor(std.mean(0)).clamp_min(1e-300)

@@ -33,20 +33,20 @@ Theory of Optimal Experiments* (exchange).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, aligned, position
-from ksm_ext.checks import check_choice, check_positive_int, message
+from ksm_ext.checks import check_choice, check_positive_int, check_several, message
 from ksm_ext.subsets import Question, design, distinct_rows, mixed_sizes
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import functionals
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 from ksm_ext.surrogates.terms import KernelTerm
 
 _POOL, _POOL_PER_CHOICE = 1024, 8  # candidates that are drawn
@@ -62,7 +62,7 @@ def next_best(
     candidates: ArrayLike | None = None,
     targets: Sequence[str | int] | None = None,
     seed: int = 0,
-) -> Tensor:
+) -> Any:
     """The subsets that shrink the variance of an answer most, once scored.
 
     The posterior variance is summed over tasks (or, for ``"prediction"``, over 256 subsets of all
@@ -82,12 +82,14 @@ def next_best(
         seed: Seed of the candidates: the same seed gives the same subsets.
 
     Returns:
-        (k, n) bool on the CPU, the one that tells most first.
+        (k, n) bool, the one that tells most first: of the array kind of the fitted scores and on
+        their device, with the names of the tasks.
 
     Raises:
         ValueError: If ``readout`` or a target is unknown, the surrogate is of real weights, or
             there are fewer than ``num_subsets`` candidates.
     """
+    check_surrogate(surrogate)
     check_choice("readout", readout, get_args(Question))
     num_subsets = check_positive_int("num_subsets", num_subsets)
     if not surrogate.masks.binary:
@@ -107,7 +109,8 @@ def next_best(
     chosen = _exchanged(posteriors, chosen)
     allowed = torch.zeros(len(pool), dtype=torch.bool)
     allowed[chosen] = True
-    return pool[_greedy(posteriors, num_subsets, allowed)]
+    best = pool[_greedy(posteriors, num_subsets, allowed)]
+    return surrogate.kind.restore(best, {"subset": None, "task": surrogate.task_names})
 
 
 # -- candidates ---------------------------------------------------------------------------------
@@ -143,7 +146,10 @@ def _target_weights(surrogate: Surrogate, targets: Sequence[str | int] | None) -
     """(q,) how much the variance of each latent column counts."""
     counted = torch.ones_like(surrogate.unit)
     if targets is not None:
-        names = [targets] if isinstance(targets, (str, int)) else targets
+        one = [targets] if isinstance(targets, (str, int)) else targets
+        names = check_several("targets", one, "names or numbers")
+        if not names:
+            raise ValueError(message("targets", "one at least", "none", "Leave it out for all."))
         counted = torch.zeros_like(counted)
         counted[[position("targets", name, surrogate.target_names) for name in names]] = 1.0
     return counted if surrogate.rotation is None else counted @ surrogate.rotation.square()

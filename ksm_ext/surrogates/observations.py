@@ -44,6 +44,8 @@ class Observations:
         noise: (m, t) standard deviation of these means by the noise of runs, or None if unknown.
         known: (m, t) bool: scores that were declared exact.
         degrees_of_freedom: Degrees of freedom of noise that was measured on repeats; else 0.
+        repeats_std: (t,) standard deviation of a run by repeats that are too few to go by, of one
+            to four degrees of freedom; else None.
     """
 
     masks: Masks
@@ -52,6 +54,7 @@ class Observations:
     noise: Tensor | None
     known: Tensor
     degrees_of_freedom: int
+    repeats_std: Tensor | None = None
 
     __repr__ = brief
 
@@ -170,15 +173,18 @@ def _collapsed(
     used = exactly | (present & ~known[subset])
     scores, counts, deviation = pooled_runs(rows, subset, used)
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
-    degrees = degrees if noise is None and degrees >= MIN_REPEATS else 0
-    std: Tensor | None = deviation / counts.clamp_min(1).sqrt() if degrees else None
+    degrees = degrees if noise is None else 0
+    few = deviation if 0 < degrees < MIN_REPEATS else None
+    std: Tensor | None = None
+    if degrees >= MIN_REPEATS:
+        std = deviation / counts.clamp_min(1).sqrt()
     if noise is not None:  # in units of a power of two, where its squares can be held
         power = torch.frexp(noise.amax(0)).exponent.clamp(-1000, 1000)
         squares = torch.where(used, torch.ldexp(noise, -power), 0.0).square()
         std = torch.ldexp(total(squares).sqrt() / counts.clamp_min(1), power)
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
-    return Observations(table[first], scores, counts, std, known, degrees)
+    return Observations(table[first], scores, counts, std, known, degrees, few)
 
 
 def known_rows(known: object, count: int) -> Tensor:

@@ -9,6 +9,7 @@ targets; float64.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,7 @@ from ksm_ext.surrogates.observations import (
     precision_weights,
     relative_noise,
 )
-from ksm_ext.surrogates.search import Fits, Search, random_rows
+from ksm_ext.surrogates.search import MANY_SUBSETS, Fits, Search, random_rows
 from ksm_ext.surrogates.terms import KEPT, KernelTerm
 from ksm_ext.surrogates.trials import KernelTrial, judged_kernels
 
@@ -103,12 +104,17 @@ def varying_tasks(masks: Masks, search: Search) -> Tensor:
 
 
 def fitted_parts(observed: Observations, search: Search) -> list[Part]:
-    """A model of every group of targets with the same subsets, alike in precision."""
+    """A model of every group of targets with the same subsets, alike in precision.
+
+    Groups share nothing: those of few subsets, whose products are too small to be shared between
+    threads, take a thread each.
+    """
     varying = varying_tasks(observed.masks, search)
     active, search = Masks(observed.masks.values[:, varying]), search.of_tasks(varying)
     groups = list(_groups(active, observed, search))
-    parts: list[Part] = []
-    for rows, columns in groups:
+
+    def fitted(group: tuple[Tensor, Tensor]) -> list[Part]:
+        rows, columns = group
         masks, part = active[rows], observed.part(rows, columns)
         scores, shift = _standardised(part, search)
         part_search = search.part(rows, columns)
@@ -126,19 +132,24 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         if len(rows) ** 2 * held > KEPT**2:  # more eigenvectors than may be kept
             fits = [(model.without_factors(), targets) for model, targets in fits]
         found = _parts(fits, rows, columns, shift, part.unit, scores, share)
-        parts += [replace(each, candidates=candidates * (i == 0)) for i, each in enumerate(found)]
-    return parts
+        return [replace(each, candidates=candidates * (i == 0)) for i, each in enumerate(found)]
+
+    if len(groups) == 1 or len(active) > MANY_SUBSETS:
+        return [part for group in groups for part in fitted(group)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return [part for parts in pool.map(fitted, groups) for part in parts]
 
 
 def parts_of_many(
-    tables: Sequence[Masks], scores: Tensor, search: Search
+    tables: Sequence[Masks], scores: Tensor, search: Search, noise: Tensor | None = None
 ) -> Iterator[tuple[int, list[Part]]]:
     """A model of every table, all fitted together, as :func:`fitted_parts` fits each.
 
     Args:
         tables: (m, n) distinct 0/1 masks of each, with no constant task.
-        scores: (b, m, t) scores, none missing, of targets that vary, without known noise.
+        scores: (b, m, t) scores, none missing, of targets that vary.
         search: How to fit.
+        noise: (b, t) standard deviation of their noise, the same for all subsets, or None.
 
     Yields:
         The number of a table, and its model. Tables whose empty subset is no continuation of the
@@ -162,11 +173,16 @@ def parts_of_many(
     if not len(places):
         return
     shift, unit = shift.reshape(b, t), everything.unit.reshape(b, t)
-    share = torch.full_like(scores[0], float(not search.all_is_noise))
+    share = torch.full_like(scores, float(not search.all_is_noise))
+    if noise is not None:
+        standard = replace(standard, noise=(noise / unit).square())
     rows, columns = (torch.arange(count, device=scores.device) for count in (m, t))
     fits = search.fit([tables[i] for i in places.tolist()], standard.tables(places))
     for i, (models, tried) in zip(places.tolist(), fits, strict=True):
-        parts = _parts(models, rows, columns, shift[i], unit[i], standard, share)
+        own = standard.tables(torch.tensor([i]))
+        if own.noise is not None:
+            share[i] = _peculiar(models, own.noise.expand(m, -1))[1]
+        parts = _parts(models, rows, columns, shift[i], unit[i], own, share[i])
         yield i, [replace(each, candidates=tried * (k == 0)) for k, each in enumerate(parts)]
 
 
@@ -283,14 +299,22 @@ def _fitted_to_noise(
     relative = relative_noise(variance.sqrt(), torch.ones_like(variance))
     scores = replace(scores, noise=variance.mean(0)[None])
     ((fits, candidates),) = search.fit([masks], scores)
-    total = torch.zeros_like(variance[0])
-    for model, targets in fits:
-        total[targets] = model.ridge_variance
-    ratio = nugget_to_noise(total, variance)
+    ratio, share = _peculiar(fits, variance)
     if float(relative[:, 0].max() / relative[:, 0].min().clamp_min(1e-9)) > _UNEVEN:
         ratio = ratio.mean().clamp_max(1e9).expand_as(ratio)
         weights = precision_weights(ratio[0], relative[:, 0])
         noise = weights @ variance / len(weights)
         scores = replace(scores, weights=weights[None], noise=noise[None])
         ((fits, candidates),) = search.fit([masks], scores)
-    return scores, fits, candidates, nugget_share(ratio, relative)
+        share = nugget_share(ratio, relative)
+    return scores, fits, candidates, share
+
+
+def _peculiar(fits: Fits, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(t,) ratio of what is peculiar to a subset to noise, and (m, t) its share of residuals."""
+    total = torch.zeros_like(variance[0])
+    for model, targets in fits:
+        total[targets] = model.ridge_variance
+    ratio = nugget_to_noise(total, variance)
+    relative = relative_noise(variance.sqrt(), torch.ones_like(variance))
+    return ratio, nugget_share(ratio, relative)

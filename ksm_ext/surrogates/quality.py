@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import counted
+from ksm_ext.surrogates.extrapolation import SIZES
+from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.surrogate import Surrogate
 
 NOTHING = "nothing is predicted: the mean is as good"
@@ -98,7 +100,7 @@ class Suitability:
     suits: bool
 
 
-def suitability(surrogate: Surrogate, readout: str) -> Suitability:
+def suitability(surrogate: Surrogate, readout: Readout) -> Suitability:
     """Compare the sizes of the fitted subsets, 0/1 masks, with those that ``readout`` averages.
 
     Leave-one-out effects are observed where the full set and all that lack one task were scored;
@@ -115,6 +117,9 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
     observed = full and lacking == n
     if observed:
         scored += " The full set is among them, with all subsets that lack one task."
+    compared = readout == "loo" and observed
+    if len(sizes.unique()) < min(SIZES, n + 1) and surrogate.size_notes and not compared:
+        return Suitability(scored, " ".join(surrogate.size_notes), False)
     if readout == "loo":
         verdict = "Leave-one-out effects compare subsets that were scored."
         if not observed:
@@ -131,7 +136,7 @@ def suitability(surrogate: Surrogate, readout: str) -> Suitability:
     return Suitability(scored, verdict, False)
 
 
-def _few(sizes: Tensor, n: int, readout: str) -> list[str]:
+def _few(sizes: Tensor, n: int, readout: Readout) -> list[str]:
     """Ranges of sizes over which ``readout`` averages, and of which few subsets are."""
     if readout == "banzhaf":
         parts = {"about half": ((sizes - n / 2).abs() <= math.sqrt(n), 0.25)}

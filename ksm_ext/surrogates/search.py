@@ -137,8 +137,8 @@ class Search:
 
         Args:
             tables: Subsets, of as many rows and columns in each table: one, or several that are
-                small enough to be judged whole, without known noise, whose same targets vary,
-                and of whose kernels none is learnt.
+                small enough to be judged whole, whose same targets vary, and of whose kernels none
+                is learnt.
             scores: Their scores.
         """
         if self.criterion == "attribution":

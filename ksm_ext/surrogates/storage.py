@@ -255,6 +255,7 @@ def _forms(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Form]
         "varying": (torch.bool, (n,), 0, 1),
     }
     optional: dict[str, Form] = {
+        "repeats_std": (real, (t,), 0, inf),
         "noise": (real, (m, t), 0, inf),
         "rotation": (real, (t, q), -inf, inf),
     }

@@ -30,22 +30,45 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
-from ksm_ext.checks import check_choice, check_real, counted, listed, message
+from ksm_ext.checks import (
+    check_bool,
+    check_choice,
+    check_positive_int,
+    check_real,
+    checked,
+    counted,
+    listed,
+    message,
+)
 from ksm_ext.correlation import spearman
 from ksm_ext.subsets import common_sum
-from ksm_ext.surrogates.calibration import FEWEST, lowest_sizes, size_factors, size_law
+from ksm_ext.surrogates.calibration import (
+    FEWEST,
+    context_law,
+    lowest_sizes,
+    size_factors,
+    size_law,
+)
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
-from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
+from ksm_ext.surrogates.extrapolation import (
+    SIZES,
+    extrapolated,
+    last_kept,
+    left_out,
+    thinned,
+    unknown_of_sizes,
+)
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.observations import MIN_REPEATS
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import (
@@ -73,7 +96,7 @@ _SHOWN = 6  # names or numbers in a line
 # Tensors of a surrogate and of its terms that are stored under these names; some may be None.
 _TENSORS = (
     *("intercept", "rotation", "scores", "unit", "residuals", "gaps", "own", "known", "noise"),
-    *("counts", "apart", "varying"),
+    *("counts", "apart", "varying", "repeats_std"),
 )
 _OF_KERNEL = (
     *("columns", "dual", "ridge", "signal_variance", "rows", "weights", "own", "most_noise"),
@@ -127,7 +150,9 @@ class Surrogate:
         trend: Surrogates of estimates and their slopes, or None without estimates.
         all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
             intervals are those of the model.
-        noise_degrees: Degrees of freedom of the noise where it was measured on repeats; else 0.
+        noise_degrees: Degrees of freedom of repeats that measure the noise; else 0.
+        repeats_std: (t,) float64 standard deviation of a run by one to four such, too few to be
+            taken for the noise; else None.
         warps: Maps of scores through which targets are predicted, each with a surrogate.
     """
 
@@ -158,6 +183,7 @@ class Surrogate:
     trend: Trend | None = None
     all_is_noise: bool = False
     noise_degrees: int = 0
+    repeats_std: Tensor | None = None
     warps: tuple[ScoreWarp, ...] = ()
 
     # -- asking ---------------------------------------------------------------------------------
@@ -178,6 +204,7 @@ class Surrogate:
         covered = [column for term in self.kernel_terms for column in term.columns.tolist()]
         return len(set(covered)) == self._num_latent
 
+    @checked
     def predict(self, masks: ArrayLike, return_std: bool = False, *, observed: bool = False) -> Any:
         """Predicted scores of subsets.
 
@@ -228,6 +255,8 @@ class Surrogate:
             trend = trend.less(answering)
         factors = self._query_factors(query, answered)
         variance = self._variances(len(query), of_rows, trend, factors).amax(0)
+        if self._unknown_of_sizes is not None:
+            variance = variance + self._unknown_of_sizes[self._sizes_of(query)].square()
         std, rows = self.unit * variance.sqrt(), self.excluded.any(1)
         if bool(rows.any()):  # these scores are certain
             cells = self.excluded[rows].to(torch.float64)
@@ -241,8 +270,9 @@ class Surrogate:
         query = self._of_varying(self._query(masks))
         return Identity().matmul(query, self._active, self._answered * self.nugget_share)
 
+    @checked
     def attribute(
-        self, readout: str = "loo", return_std: bool = False, *, scale_rest: bool | None = None
+        self, readout: Readout = "loo", return_std: bool = False, *, scale_rest: bool | None = None
     ) -> Any:
         r"""How much each task raises each target.
 
@@ -275,9 +305,10 @@ class Surrogate:
         check_choice("readout", readout, READOUTS)
         if not self.masks.binary:
             return self._attribute_weights(readout, return_std, scale_rest)
-        remedy = "There are no shares to scale."
-        check_choice("scale_rest for 0/1 masks", scale_rest, [None], remedy)
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        if scale_rest is not None:
+            found, remedy = repr(scale_rest), "There are no shares to scale."
+            raise ValueError(message("scale_rest", "left out for 0/1 masks", found, remedy))
+        name, masks, n = readout, self._active, self._active.num_tasks
         values = self._with_observed(
             n, lambda kernel, dual: effects(masks, kernel, name, dual), lambda term: term.weights
         )
@@ -292,7 +323,8 @@ class Surrogate:
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
 
-    def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
+    @checked
+    def attribution_covariance(self, readout: Readout = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
 
         Its diagonal is the square of the deviations of :meth:`attribute`; the variance of a
@@ -313,7 +345,7 @@ class Surrogate:
         """
         check_choice("readout", readout, READOUTS)
         self._require_masks("attribution_covariance")
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        name, masks, n = readout, self._active, self._active.num_tasks
         tasks, trend, of_pairs = self._varying_tasks, None, None
         if self.trend is not None:
             tasks = torch.arange(self.masks.num_tasks, device=tasks.device)
@@ -358,7 +390,8 @@ class Surrogate:
             matrix = self.unit.square() * matrix
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
-    def interactions(self, readout: str = "loo", return_std: bool = False) -> Any:
+    @checked
+    def interactions(self, readout: Readout = "loo", return_std: bool = False) -> Any:
         """Pairwise synergy: how much task i's effect grows when task j is present.
 
         ``"loo"``: ``F(all) - F(all but i) - F(all but j) + F(all but i, j)``. ``"shapley"`` and
@@ -376,7 +409,7 @@ class Surrogate:
         """
         check_choice("readout", readout, READOUTS)
         self._require_masks("interactions")
-        name, masks, n = cast(Readout, readout), self._active, self._active.num_tasks
+        name, masks, n = readout, self._active, self._active.num_tasks
 
         def matrix(pairs: Tensor, count: int) -> Tensor:
             first, second = torch.triu_indices(count, count, 1, device=masks.values.device)
@@ -428,8 +461,10 @@ class Surrogate:
         """
         self._require_masks("walsh_spectrum")
         n = self._active.num_tasks
-        last = max_order if max_order is not None else (n if n <= 64 else 10)
-        if not 1 <= last <= n:
+        last = n if n <= 64 else 10
+        if max_order is not None:
+            last = check_positive_int("max_order", max_order)
+        if last > n:
             remedy = "Leave it out for the default."
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
         parts, banzhaf = self._expansion()
@@ -574,7 +609,8 @@ class Surrogate:
         predictions through a map where there is one. A residual r of a left-out run is its noise
         and more, so that, with M of them, the noise is below ``sqrt(sum(r^2) / q)`` with
         probability ``level``, q the quantile of chi-square with M degrees of freedom at ``1 -
-        level``.
+        level``. One to four repeats are too few to be taken for the noise, but narrow this by their
+        chi-square.
 
         Args:
             level: Strictly between 0 and 1.
@@ -639,12 +675,26 @@ class Surrogate:
                 "intervals are too narrow. Repeat some subsets or pass noise_std=, 0 if there is "
                 "none."
             )
-        if self._extrapolates and not self.all_is_noise:
-            found.append(
-                f"{self._extrapolates} are extrapolated. Their intervals are widened, and may be "
-                "too narrow yet."
-            )
-        return tuple(found)
+        return (*found, *self.size_notes)
+
+    @property
+    def size_notes(self) -> tuple[str, ...]:
+        """What leaves the sizes that were scored, a sentence for targets with the same; or none.
+
+        Nothing where the ridge was given: the model is taken at its word.
+        """
+        if self.all_is_noise or not self._active.binary:
+            return ()
+        said: dict[str, list[str]] = {}
+        for scored, targets in self._alike_scored:
+            note = _said_of_sizes(self._active.sizes[scored], self.num_varying)
+            said.setdefault(note, []).extend(self.target_names[j] for j in targets.tolist())
+        several = len(said) > 1
+        return tuple(
+            (f"Of {listed(map(repr, names))}: " if several else "") + note
+            for note, names in said.items()
+            if note
+        )
 
     @property
     def warp_notes(self) -> tuple[str, ...]:
@@ -821,7 +871,12 @@ class Surrogate:
         low, high = self._noise_range(0.95, self._left_out)
         if self._noise_std is None:
             most = ", ".join(f"{value:.3g}" for value in high.tolist()[:_SHOWN])
-            return f"noise of a run between 0 and {most} at 95 %"
+            least = ", ".join(f"{value:.3g}" for value in low.tolist()[:_SHOWN])
+            said = f"noise of a run between {least if bool(low.any()) else 0} and {most} at 95 %"
+            if self.repeats_std is not None:
+                few = counted(self.noise_degrees, "repeat")
+                said += f" ({few}: too few to be taken for the noise, which takes {MIN_REPEATS})"
+            return said
         shown = self._noise_std.tolist()[:_SHOWN]
         if not self.noise_degrees:
             return f"noise of a run {', '.join(f'{value:.3g}' for value in shown)}"
@@ -882,18 +937,24 @@ class Surrogate:
         """See :meth:`noise_range`, of leave-one-out residuals (m, t)."""
         from scipy.special import chdtri  # takes long to import, for this function only
 
-        if self._noise_std is not None:
+        of_repeats, repeats = None, self.repeats_std if self.noise is None else self._noise_std
+        if repeats is not None:
             if not self.noise_degrees:
-                return self._noise_std.expand(2, -1)
+                return repeats.expand(2, -1)
             tails = np.array([(1 - level) / 2, (1 + level) / 2])
             factors = np.sqrt(self.noise_degrees / chdtri(self.noise_degrees, tails))
-            return torch.from_numpy(factors).to(self.unit)[:, None] * self._noise_std
+            of_repeats = torch.from_numpy(factors).to(self.unit)[:, None] * repeats
+            if self.noise is not None:
+                return of_repeats
         runs = (residuals / self.unit).square() * self.counts
         judged = ~runs.isnan() & ~self.excluded & ~self.known
         count = judged.sum(0)
         ceiling = chdtri(count.clamp_min(1).cpu().numpy(), level)
         total = torch.where(judged, runs, 0.0).sum(0) / torch.from_numpy(ceiling).to(self.unit)
-        return torch.stack([torch.zeros_like(total), self.unit * total.sqrt()])
+        most = self.unit * total.sqrt()
+        if of_repeats is None:
+            return torch.stack([torch.zeros_like(most), most])
+        return of_repeats.minimum(most)
 
     @cached_property
     def rank_correlations(self) -> Tensor:
@@ -1094,37 +1155,57 @@ class Surrogate:
     def _extrapolated(self, factors: Tensor) -> Tensor:
         """Factors (n + 1, t), beyond the sizes scored no less than :mod:`.extrapolation` has them.
 
-        Where no kernel predicts, deviations are still a kernel's: so are the residuals of blocks.
+        Targets that miss different scores have sizes, and blocks, of their own. Where no kernel
+        predicts, deviations are still a kernel's: so are the residuals of blocks.
         """
-        n, sizes, scored = self._active.num_tasks, self._active.sizes, self._is_scored
-        by_kernel = self.moved_by(self.kernel_terms)
-        for _ in range(2):  # smaller subsets are larger ones, counted from the full set
-            sizes, factors = n - sizes, factors.flip(0)
-            rows = thinned(sizes)
-            own = sizes[rows]
-            last = last_kept(own)
-            squares = self._squares_of_blocks(rows, own, last)
-            squares = squares / torch.where(by_kernel, factors[own], 1.0)
-            beyond = (own - last[:, None]).clamp_min(0) / max(n, 1)
-            largest = torch.where(scored, sizes[:, None], 0).amax(0)
-            factors = extrapolated(factors, largest, beyond.to(factors), squares)
+        n, sizes = self._active.num_tasks, self._active.sizes
+        factors = factors.clone()
+        for scored, targets in self._alike_scored:
+            part = factors[:, targets]
+            # smaller subsets are larger ones, counted from the full set
+            ends = (n - sizes, part.flip(0)), (sizes, part)
+            blocks = [self._blocks(scored, targets, *end) for end in ends]
+            for (end, _), told, other in zip(ends, blocks, reversed(blocks), strict=True):
+                largest = end[scored].amax().expand(len(targets))
+                told = told if len(told[0]) else other
+                part = extrapolated(part.flip(0), largest, *told)
+            factors[:, targets] = part
         return factors
 
-    def _squares_of_blocks(self, rows: Tensor, sizes: Tensor, last: Tensor) -> Tensor:
-        """(B, rows, t) squared residuals of left-out sizes in units of their deviation, or NaN.
+    def _blocks(
+        self, scored: Tensor, targets: Tensor, sizes: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distances (B, rows) of left-out sizes, of ``sizes`` (m,), and squares (B, rows, t')."""
+        rows = scored[thinned(sizes[scored])]
+        own = sizes[rows]
+        last = last_kept(own)
+        squares = self._squares_of_blocks(rows, own, last, targets)
+        by_kernel = self.moved_by(self.kernel_terms)[targets]
+        squares = squares / torch.where(by_kernel, factors[own], 1.0)
+        beyond = (own - last[:, None]).clamp_min(0) / max(len(factors) - 1, 1)
+        return beyond.to(squares), squares
+
+    def _squares_of_blocks(
+        self, rows: Tensor, sizes: Tensor, last: Tensor, targets: Tensor
+    ) -> Tensor:
+        """(B, rows, t') squared residuals of left-out sizes in units of their deviation, or NaN.
 
         Args:
             rows: The subsets that are looked at.
             sizes: Of these, from whichever end.
             last: (B,) the last size that stays.
+            targets: (t',) the targets that have their scores.
         """
         scores = torch.where(self._is_scored, self.scores - self.intercept, 0.0)[rows] / self.unit
         scores = scores if self.rotation is None else scores @ self.rotation
         residuals, variances = scores.new_zeros(2, len(last), *scores.shape)
+        columns = targets  # latent ones, of these targets
+        if self.rotation is not None:
+            columns = (self.rotation[targets] != 0).any(0).nonzero()[:, 0]
         for term in self.kernel_terms:
             weights = term.all_weights()[rows]
             chosen = weights.nonzero()[:, 0]
-            if len(chosen) < FEWEST:
+            if len(chosen) < FEWEST or not bool(torch.isin(term.columns, columns).any()):
                 continue
             at, place = rows[chosen], (slice(None), chosen[:, None], term.columns)
             part = replace(term, rows=None, weights=weights[chosen])
@@ -1139,7 +1220,44 @@ class Surrogate:
             residuals = residuals @ self.rotation.T
             variances = variances @ self.rotation.square().T
         judged = self._is_scored[rows] & (variances > 1e-24)
-        return torch.where(judged, residuals.square() / variances, torch.nan)
+        return torch.where(judged, residuals.square() / variances, torch.nan)[..., targets]
+
+    @cached_property
+    def _alike_scored(self) -> list[tuple[Tensor, Tensor]]:
+        """Numbers of subsets, and of the targets that have the scores of just these."""
+        patterns, group = torch.unique(self._is_scored, dim=1, return_inverse=True)
+        found = [
+            (scored.nonzero()[:, 0], (group == number).nonzero()[:, 0])
+            for number, scored in enumerate(patterns.T)
+        ]
+        return sorted(found, key=lambda each: int(each[1][0]))
+
+    @cached_property
+    def _unjudged_sizes(self) -> Tensor:
+        """(t,) bool: targets scored on one or two sizes, or too few subsets to leave sizes out."""
+        found = torch.zeros_like(self.unit, dtype=torch.bool)
+        if self._active.binary:
+            for scored, targets in self._alike_scored:
+                found[targets] = (
+                    len(scored) < FEWEST or len(self._active.sizes[scored].unique()) < SIZES
+                )
+        return found
+
+    @cached_property
+    def _unknown_of_sizes(self) -> Tensor | None:
+        """(n + 1, t) what :func:`.unknown_of_sizes` says, in units of ``unit``; None if nothing."""
+        if self.all_is_noise or not bool(self._unjudged_sizes.any()):
+            return None
+        scores = self.scores
+        if self.trend is not None:
+            scores = scores - Answers(self.trend.slopes, self._trend_at_fitted).mean
+        scores, n = (scores - self.intercept) / self.unit, self._active.num_tasks
+        found = scores.new_zeros(n + 1, scores.shape[1])
+        for scored, targets in self._alike_scored:
+            if bool(self._unjudged_sizes[targets[0]]):
+                of = scores[scored[:, None], targets], self._active.sizes[scored]
+                found[:, targets] = unknown_of_sizes(*of, n)
+        return found
 
     @property
     def _is_scored(self) -> Tensor:
@@ -1161,24 +1279,9 @@ class Surrogate:
         room = self._noise_range(0.95, self.residuals)[1] / self.unit
         return (room > 1e-6) & (taken.sqrt() < _LITTLE * room)
 
-    @property
-    def _extrapolates(self) -> str:
-        """The sizes that were not scored, and which answers are about such; empty if few are."""
-        if not self._active.binary:
-            return ""
-        n, sizes = self.num_varying, self._active.sizes
-        counts = sizes.bincount(minlength=n + 1)
-        counts[[0, n]] = 0
-        lowest = int(lowest_sizes(counts[:, None])) % (n + 1)
-        highest = int(sizes[self._is_scored.any(1)].max())
-        law = size_law("shapley", n, 1)
-        few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
-        fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
-        if not none:
-            return f"{fewer}: predictions of such, and Shapley values," if few else ""
-        more = f"No subset has more than {highest} of {n} tasks"
-        said = f"{fewer}, and none more than {highest}" if few else more
-        return f"{said}: predictions of such, leave-one-out effects and Shapley values"
+    def _sizes_of(self, query: Masks) -> Tensor:
+        """(l,) int64 number of tasks of subsets (l, n), of real weights the nearest."""
+        return query.floats.sum(1).round().long().clamp(0, self._active.num_tasks)
 
     def _query_factors(self, query: Masks, answered: Tensor) -> Tensor:
         """(l, t) the same for predictions of subsets (l, n), some ``answered`` (m, t) by scores.
@@ -1189,7 +1292,7 @@ class Surrogate:
         factors = self._size_factors
         if not self._active.binary:
             return factors
-        at_size = factors[query.floats.sum(1).round().long().clamp(0, len(factors) - 1)]
+        at_size = factors[self._sizes_of(query)]
         if self.noise is not None:
             return at_size
         own = Identity().matmul(query, self._active, answered.to(torch.float64))
@@ -1216,6 +1319,11 @@ class Surrogate:
         found = self._variances(
             len(place), of_rows, trend, self._readout_factors(readout, tasks.shape[1])
         )
+        if self._unknown_of_sizes is not None:  # the same for all tasks
+            order = tasks.shape[1]
+            law = context_law(readout, n, order).to(self.unit)
+            apart = law @ self._unknown_of_sizes.diff(n=order, dim=0)
+            found = found + live[:, None] * apart.square()
         variances = found.new_zeros(len(found), len(tasks), len(self.unit))
         variances[:, asked] = found
         return variances
@@ -1261,7 +1369,9 @@ class Surrogate:
             return factors * variances
         return factors * variances + trend.variance(self.unit)
 
-    def _attribute_weights(self, readout: str, return_std: bool, scale_rest: bool | None) -> Any:
+    def _attribute_weights(
+        self, readout: Readout, return_std: bool, scale_rest: bool | None
+    ) -> Any:
         if readout != "loo":
             remedy = "Shapley and Banzhaf values need 0/1 masks."
             raise ValueError(
@@ -1272,6 +1382,7 @@ class Surrogate:
         without.fill_diagonal_(0.0)
         if scale_rest is None:
             scale_rest = common_sum(self.masks.values) is not None
+        scale_rest = check_bool("scale_rest", scale_rest)
         if scale_rest:
             without *= mean.sum() / without.sum(1, keepdim=True).clamp_min(1e-300)
         if self.trend is not None and return_std:
@@ -1300,6 +1411,42 @@ class Surrogate:
         readings = self._variances(len(without), of_rows, None, self._size_factors[:1])
         std = self._of_all_tasks(self.unit * readings.amax(0).sqrt())
         return self._answer(self._of_all_tasks(values), axes), self._answer(std, axes)
+
+
+def check_surrogate(value: Any) -> None:
+    """Raise ``TypeError`` unless ``value`` is a surrogate."""
+    if not isinstance(value, Surrogate):
+        remedy = "Fit one with fit_surrogate."
+        raise TypeError(message("surrogate", "a surrogate", type(value).__name__, remedy))
+
+
+def _said_of_sizes(sizes: Tensor, n: int) -> str:
+    """Which answers leave the sizes (m,) of the subsets scored, of n tasks; empty if few do."""
+    counts = sizes.bincount(minlength=n + 1)
+    distinct = counts.nonzero()[:, 0].tolist()
+    if len(distinct) < min(SIZES, n + 1):
+        return (
+            f"All subsets have {' or '.join(map(str, distinct))} of {n} tasks, which does not tell "
+            "how scores change with their number: answers about other sizes have the intervals of "
+            "a usual change. Score subsets of three sizes or more, as ksm_ext.subsets.mixed_sizes "
+            "draws them."
+        )
+    counts[[0, n]] = 0
+    lowest, highest = int(lowest_sizes(counts[:, None])) % (n + 1), distinct[-1]
+    law = size_law("shapley", n, 1)
+    few, none = (float(part.sum()) > _FAR for part in (law[:lowest], law[highest + 1 :]))
+    if not few and not none:
+        return ""
+    fewer = f"Hardly any subset has fewer than {lowest} of {n} tasks"
+    said, what = f"{fewer}: predictions of such", ", and Shapley values,"
+    if none:
+        said = (
+            f"{fewer}, and none more than {highest}"
+            if few
+            else (f"No subset has more than {highest} of {n} tasks")
+        )
+        said, what = f"{said}: predictions of such", ", leave-one-out effects and Shapley values"
+    return f"{said}{what} are extrapolated. Their intervals are widened, and may be too narrow yet."
 
 
 def load_surrogate(path: Any, *, device: torch.device | str = "cpu") -> Surrogate:

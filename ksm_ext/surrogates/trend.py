@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import brief
+from ksm_ext.surrogates.options import Readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +41,15 @@ class Level:
         asked = masks[:, list(self.tasks)]
         return self._told(self.surrogate.predict(asked, return_std, observed=True), 0)
 
-    def attribute(self, readout: str, return_std: bool) -> Any:
+    def attribute(self, readout: Readout, return_std: bool) -> Any:
         """Attributions, (n, t)."""
         return self._told(self.surrogate.attribute(readout, return_std), 1)
 
-    def interactions(self, readout: str, return_std: bool) -> Any:
+    def interactions(self, readout: Readout, return_std: bool) -> Any:
         """Interactions, (n, n, t)."""
         return self._told(self.surrogate.interactions(readout, return_std), 2)
 
-    def attribution_covariance(self, readout: str) -> Tensor:
+    def attribution_covariance(self, readout: Readout) -> Tensor:
         """Covariances of attributions, (n, n, t) in squares of :attr:`unit`."""
         return self._told(self.surrogate.attribution_covariance(readout, relative=True), 2)
 

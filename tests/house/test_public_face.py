@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
@@ -38,6 +39,29 @@ def test_every_public_name_is_found():
     assert callable(ksm_ext.attribution.influence), "not the module of that name"
 
 
+def functions(owner, module):
+    """Public functions and methods of a module, by their names; of a class, its own."""
+    for name, each in vars(owner).items():
+        each = getattr(each, "fget", None) or getattr(each, "__func__", each)
+        if name[0] == "_" or getattr(each, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(each):
+            yield from functions(each, module)
+        elif inspect.isfunction(each):
+            yield f"{owner.__name__}.{name}", each
+
+
+def test_annotations_of_public_functions_are_there_at_run_time():
+    """For tools that read them; what a readout may be is said once, in `options`."""
+    found = {
+        name: typing.get_type_hints(function)
+        for module in MODULES
+        for name, function in functions(module, module)
+    }
+    assert len(found) > 200
+    assert not [name for name, hints in found.items() if hints.get("readout") is str]
+
+
 def test_import_loads_nothing_that_was_not_asked_for():
     code = (
         "import sys, ksm_ext; print([name for name in ('torch', 'numpy') if name in sys.modules])"
@@ -67,7 +91,7 @@ def test_all_that_a_surrogate_holds_is_shown_in_a_few_lines():
         fit_surrogate(masks, scores, kernel="rbf", task_names=names, share_ridge=False),
         fit_surrogate(masks, scores[:, :3], kernel="lasso"),
         fit_surrogate(*few, kernel="linear", warp="normal"),
-        fit_surrogate(*few, kernel="rbf", estimates=(masks, scores[:, :3])),
+        fit_surrogate(*few, kernel="rbf", estimates=(masks, scores[:, :3] ** 3)),
     ]
     shown = []
     for each in found:

@@ -340,6 +340,32 @@ def test_calibration_finds_ridge_and_scale():
     assert min(fitted.calibration.errors.values()) < 1e-20
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e200, 1e300])
+def test_calibration_has_no_unit(unit):
+    """Errors are relative, whatever the size of the scores: no square overflows."""
+    truth = 2.0 * estimator(ridge=1.0).fit().predict(MASKS[:10])
+    each = [
+        estimator().fit().calibrate(MASKS[:10], scale * truth, ridges=[0.1, 1.0])
+        for scale in (1.0, unit)
+    ]
+    one, other = (fitted.calibration for fitted in each)
+    assert one.ridge == other.ridge == 1.0
+    assert one.correction == other.correction
+    torch.testing.assert_close(other.slope / unit, one.slope)
+
+
+def test_one_penalty_is_a_list_of_it():
+    truth = estimator(ridge=1.0).fit().predict(MASKS[:10])
+    one, other = (
+        estimator().fit().calibrate(MASKS[:10], truth, ridges=each) for each in (0.1, [0.1])
+    )
+    assert one.ridge == other.ridge == 0.1
+    torch.testing.assert_close(one.calibration.slope, other.calibration.slope)
+    for wrong, expected in (("loo", "a list of penalties"), ([1.0, float("inf")], "finite")):
+        with pytest.raises((TypeError, ValueError), match=f"^`ridges` must be {expected}"):
+            estimator().fit().calibrate(MASKS[:10], truth, ridges=wrong)
+
+
 def test_calibration_takes_success_rates_of_0():
     """Errors are in units of a target's root mean square, where one of its scores is 0."""
     plain = estimator().fit()

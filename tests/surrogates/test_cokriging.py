@@ -426,6 +426,39 @@ def test_effects_of_tasks_that_vary_among_estimates_only_are_uncertain_with_othe
         close(joint[..., j], own + of_level, 1e-7)
 
 
+@pytest.mark.parametrize("made", ["surrogate", "smooth", "pair", "predictor", "one target"])
+def test_estimates_made_from_the_true_scores_are_refused(made):
+    """They would be explained to rounding: an error of 0 that says nothing."""
+    rows, scores = observed_rows(), truth()[observed_rows()]
+    given = {
+        "surrogate": lambda: fit_surrogate(ALL[rows], scores),
+        "smooth": lambda: fit_surrogate(ALL[rows], scores, kernel="rbf", ridge=0.1),
+        "pair": lambda: (ALL[rows.flip(0)], scores.flip(0)),
+        "predictor": lambda: Told(fit_surrogate(ALL[rows], scores)),
+        "one target": lambda: (ALL[rows], torch.stack([scores[:, 0], scores[:, 1] ** 2], 1)),
+    }[made]()
+    said = "'0'" if made == "one target" else "'0', '1'"
+    expected = (
+        f"^`estimates` must be other scores than the true ones, got the true scores of {said} "
+    )
+    with pytest.raises(ValueError, match=expected):
+        fit_surrogate(ALL[rows], scores, estimates=given)
+    few = rows[:9]
+    fit_surrogate(ALL[few], truth()[few], estimates=(ALL[few], truth()[few]))  # may be by chance
+    noisy = (ALL[rows], scores + 1e-3 * torch.randn(scores.shape).double())
+    fit_surrogate(ALL[rows], scores, estimates=noisy)
+
+
+class Told:
+    """Whatever has a ``predict``, here by the observed scores."""
+
+    def __init__(self, surrogate):
+        self.surrogate = surrogate
+
+    def predict(self, masks):
+        return self.surrogate.predict(masks, observed=True)
+
+
 # -- everything that scores may be --------------------------------------------------------------
 
 

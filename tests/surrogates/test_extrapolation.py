@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import close
 
@@ -16,6 +16,7 @@ from ksm_ext.surrogates import extrapolation
 from ksm_ext.surrogates.calibration import quantile
 from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
 from ksm_ext.surrogates.masks import Masks
+from ksm_ext.surrogates.quality import suitability
 from ksm_ext.surrogates.readouts import READOUTS
 from ksm_ext.surrogates.spectral import SpectralRidge, TrendRidge
 
@@ -114,9 +115,9 @@ def test_blocks_of_a_surrogate_are_those_of_its_targets(sharing):
     surrogate = fit_surrogate(masks, scores, kernel=RBF(0.02), share_ridge=sharing)
     sizes = masks.sum(1)
     last = last_kept(sizes)
-    found = surrogate._squares_of_blocks(torch.arange(60), sizes, last)
+    found = surrogate._squares_of_blocks(torch.arange(60), sizes, last, torch.arange(2))
     by_cg = replace(surrogate, solver=ConjugateGradients())
-    again = by_cg._squares_of_blocks(torch.arange(60), sizes, last)
+    again = by_cg._squares_of_blocks(torch.arange(60), sizes, last, torch.arange(2))
     torch.testing.assert_close(again, found, rtol=1e-8, atol=1e-9, equal_nan=True)
     if surrogate.rotation is not None:
         return
@@ -139,6 +140,8 @@ def by_loops(factors, largest, distances, squares):
     n = len(factors) - 1
     rates = np.linspace(0, 20, 81)
     weights = np.ones(81)
+    if np.isnan(squares).all():  # no growth: see test_what_sizes_leave_open_is_as_by_loops
+        weights[1:] = 0
     for block in range(len(squares)):
         seen = [i for i in range(squares.shape[1]) if not np.isnan(squares[block, i])]
         for i in seen:
@@ -235,6 +238,45 @@ def test_intervals_widen_with_the_distance(fits):
     assert bool((factors[largest + 1 :].diff(dim=0) > 0).all())
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=SEEDS,
+    low=st.integers(1, 5),
+    high=st.integers(6, 9),
+    sharing=st.sampled_from(["auto", True, False]),
+    options=st.sampled_from([{}, {"kernel": "rbf"}, {"noise_std": 0.02}, {"known": [3, 7]}]),
+)
+def test_answers_do_not_depend_on_what_others_were_scored_on(seed, low, high, sharing, options):
+    """Each target, at all sizes and of all readouts, as if it were fitted to its rows alone."""
+    masks = middle(9, 60, seed, 0.1, 0.9)
+    generator = torch.Generator().manual_seed(seed)
+    scores = games(masks, seed)[:, :3]
+    scores += 0.02 * torch.randn(scores.shape, generator=generator).double()
+    sizes, lost = masks.sum(1), torch.rand(scores.shape, generator=generator) < 0.1
+    lost[:, 0] |= sizes > high
+    lost[:, 1] |= sizes < low
+    assume(all((masks[~own] != masks[~own][0]).any(0).all() for own in lost.T))
+    holes = scores.masked_fill(lost, torch.nan)
+    together = fit_surrogate(masks, holes, missing="drop", share_ridge=sharing, **options)
+    query = torch.ones(10, 9, dtype=torch.bool).tril(-1)[:, :9]
+    for j in range(3):
+        rows = (~lost[:, j]).nonzero()[:, 0]
+        own = dict(options)
+        if "known" in own:
+            own["known"] = [i for i, row in enumerate(rows.tolist()) if row in options["known"]]
+        alone = fit_surrogate(masks[rows], scores[rows, j], **own)
+        pairs = [
+            (together.predict(query, return_std=True), alone.predict(query, return_std=True)),
+            *(
+                (together.attribute(name, return_std=True), alone.attribute(name, return_std=True))
+                for name in READOUTS
+            ),
+        ]
+        for found, expected in pairs:
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one[:, j], other, rtol=1e-6, atol=1e-8)
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=SEEDS, unit=st.sampled_from([1e-6, 3.0, 1e6]))
 def test_neither_the_unit_nor_which_end_decides(seed, unit):
@@ -244,8 +286,91 @@ def test_neither_the_unit_nor_which_end_decides(seed, unit):
     one = fit_surrogate(masks, scores, kernel=Exponential(0.3))
     other = fit_surrogate(~masks, 5 - unit * scores, kernel=Exponential(0.3))
     sizes, rows = masks.sum(1), torch.arange(40)  # of the complements, from the empty set
-    pair = [each._squares_of_blocks(rows, sizes, last_kept(sizes)) for each in (one, other)]
+    pair = [
+        each._squares_of_blocks(rows, sizes, last_kept(sizes), rows[:2]) for each in (one, other)
+    ]
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+# -- one size, or two ---------------------------------------------------------------------------
+
+DESIGNS = {  # sizes, and how often intervals hold at least: 2x - x^2 is flat at the full set
+    "one": ([6], 0.85),
+    "neighbours": ([5, 6], 0.85),
+    "apart": ([3, 9], 0.85),
+    "near the full set": ([10, 11], 0.75),
+}
+
+
+def of_sizes(sizes, seed, n=12, m=60):
+    """At most m different subsets of these sizes."""
+    every = reference.all_subsets(n)
+    every = every[torch.isin(every.sum(1), torch.tensor(sizes))]
+    return every[torch.from_numpy(np.random.default_rng(seed).permutation(len(every))[:m])].bool()
+
+
+def unknown_by_loops(scores, sizes, n):
+    """One target: effects from their variance within sizes, the slope from two means."""
+    levels = sorted(set(sizes))
+    means = [np.mean(scores[sizes == size]) for size in levels]
+    rest = sum(
+        ((scores[sizes == s] - mean) ** 2).sum() for s, mean in zip(levels, means, strict=True)
+    )
+    deviation = np.sqrt(rest / sum(s * (n - s) / n for s in sizes))
+    if len(levels) == 1:
+        return np.array([2 * deviation * (s - levels[0]) for s in range(n + 1)])
+    (low, high), slope = levels, (means[1] - means[0]) / (levels[1] - levels[0])
+    scale = 1.5 * np.sqrt(deviation**2 + slope**2) / n
+    return np.array([scale * (s - low) * (s - high) for s in range(n + 1)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=SEEDS,
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=2, unique=True),
+    unit=st.sampled_from([1e-150, 1.0, 1e150]),
+)
+def test_what_sizes_leave_open_is_as_by_loops(seed, sizes, unit):
+    masks = of_sizes(sizes, seed, n=9, m=20)
+    assume((masks != masks[0]).any(0).all())
+    scores = (
+        np.random.default_rng(seed).normal(size=(len(masks), 2)) + masks.sum(1)[:, None].numpy()
+    )
+    surrogate = fit_surrogate(masks, torch.from_numpy(unit * scores), kernel=RBF(0.1))
+    found = surrogate._unknown_of_sizes * (surrogate.unit / unit)
+    for j in range(2):
+        expected = unknown_by_loops(scores[:, j], masks.sum(1).numpy(), 9)
+        np.testing.assert_allclose(found[:, j], expected, rtol=1e-9, atol=1e-9)
+    of_size = found[reference.all_subsets(9).sum(1)]
+    without = replace(surrogate)
+    object.__setattr__(without, "_unknown_of_sizes", None)
+    for name in READOUTS:
+        asked = [each.attribute(name, True)[1] / unit for each in (surrogate, without)]
+        effect = reference.effect_functionals(9, name) @ of_size  # (n, t)
+        close(asked[0].square() - asked[1].square(), effect.square(), 1e-6)
+        asked = [each.interactions(name, True)[1] / unit for each in (surrogate, without)]
+        first, second = torch.triu_indices(9, 9, 1)
+        both = reference.interaction_functionals(9, name) @ of_size
+        apart = asked[0].square() - asked[1].square()
+        close(apart[first, second], both.square(), 1e-6)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_intervals_hold_at_all_sizes_though_one_or_two_were_scored(name):
+    """In units of the spread of the scores; a bare prior had deviations of thousands of it."""
+    query = torch.cat([middle(12, 60, seed + 50, 0.0, 1.0) for seed in range(2)])
+    (sizes, least), held, width = DESIGNS[name], [], []
+    for seed in range(4):
+        masks = of_sizes(sizes, seed)
+        surrogate = fit_surrogate(masks, games(masks, seed), share_ridge=False)
+        mean, std = surrogate.predict(query, return_std=True)
+        held.append(((mean - games(query, seed)).abs() <= quantile(0.95) * std).double().mean())
+        width.append(float((std / surrogate.unit).max()))
+        (note,) = surrogate.size_notes
+        assert "does not tell how scores change with their number" in note
+        assert note in str(surrogate)
+    assert float(torch.stack(held).mean()) >= least
+    assert max(width) < 100
 
 
 # -- said ---------------------------------------------------------------------------------------
@@ -266,3 +391,17 @@ def test_a_surrogate_says_which_answers_leave_the_sizes_that_were_scored():
     assert small.startswith("Hardly any subset has fewer than 4 of 12 tasks: predictions of such, ")
     assert not said(middle(12, 60, 0, 0.1, 1.0))
     assert not said(middle(12, 60, 0), ridge=0.1)  # the model is taken at its word
+
+
+def test_sizes_are_those_of_each_target():
+    masks = middle(12, 80, 0, 0.1, 1.0)
+    scores = games(masks, 0)[:, :3]
+    scores[masks.sum(1) > 7, 1] = torch.nan
+    scores[masks.sum(1) != 6, 2] = torch.nan
+    surrogate = fit_surrogate(masks, scores, missing="drop", kernel="rbf")
+    one, other = surrogate.size_notes
+    assert one.startswith("Of '1': No subset has more than 7 of 12 tasks: ")
+    assert other.startswith("Of '2': All subsets have 6 of 12 tasks, which does not tell ")
+    rows = masks.sum(1) == 6
+    judged = suitability(fit_surrogate(masks[rows], scores[rows, 0]), "loo")
+    assert not judged.suits and judged.verdict.startswith("All subsets have 6 of ")

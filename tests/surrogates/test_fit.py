@@ -296,6 +296,36 @@ def test_rank_correlations_asked_for_later_are_those_computed_at_once(tmp_path, 
     assert chosen.rank_correlation == pytest.approx(peer, abs=1e-9)
 
 
+@pytest.mark.parametrize("noise", [0.1, [0.1, 0.3], "each"])
+def test_tables_with_even_noise_are_fitted_together(noise, monkeypatch):
+    """As one by one, without a fit of one."""
+    masks = subsets.mixed_sizes(6, 24, seed=0)
+    scores = torch.randn(4, 24, 2, generator=torch.Generator().manual_seed(1)).double()
+    scores += (
+        masks.double() @ torch.randn(6, 2, generator=torch.Generator().manual_seed(2)).double()
+    )
+    levels = 0.1 + torch.rand(4, 1, 2, generator=torch.Generator().manual_seed(3)).double()
+    given = levels.expand(4, 24, 2) if noise == "each" else noise
+    alone = [
+        fit_surrogate(masks, table, noise_std=given[i] if noise == "each" else noise)
+        for i, table in enumerate(scores)
+    ]
+    monkeypatch.setattr("ksm_ext.surrogates.fit.fit_surrogate", None)
+    for one, other in zip(fit_many(masks, scores, noise_std=given), alone, strict=True):
+        pairs = [
+            *zip(one.predict(~masks, True), other.predict(~masks, True), strict=True),
+            *zip(one.attribute("loo", True), other.attribute("loo", True), strict=True),
+            *((getattr(one, name), getattr(other, name)) for name in ("noise", "nugget_share")),
+        ]
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+    wrong = torch.ones(3, 24, 2)
+    with pytest.raises(
+        ValueError, match=r"^`noise_std` must be of shape \(4, 24\) or \(4, 24, t\)"
+    ):
+        fit_many(masks, scores, noise_std=wrong)
+
+
 def test_lists_of_tensors_are_answered_by_tensors():
     masks, scores = (torch.as_tensor(table) for table in problem(t=2))
     for fitted in fit_many([masks, masks], [scores, scores]):
@@ -442,7 +472,7 @@ REFUSED = {
     "share": (M, F, {"share_ridge": "no"}, "`share_ridge` must be one of 'auto', True, False, got"),
     "negative ridge": (M, F, {"ridge": -1}, "`ridge` must be 'loo' or at least 0, got -1. Leave"),
     "nan ridge": (M, F, {"ridge": math.nan}, "`ridge` must be 'loo' or at least 0, got nan. Leave"),
-    "infinite ridge": (M, F, {"ridge": math.inf}, "`ridge` must be 'loo' or at least 0, got inf."),
+    "infinite ridge": (M, F, {"ridge": math.inf}, "`ridge` must be 'loo' or finite, got inf."),
 }
 
 

@@ -10,6 +10,7 @@ import reference
 import torch
 
 from ksm_ext import ANOVA2, RBF, Exponential, fit_surrogate, next_best
+from ksm_ext.arrays import ArrayKind, as_tensor, names_along
 from ksm_ext.subsets import all_subsets, design, mixed_sizes
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.next_best import _posteriors, _target_weights
@@ -357,6 +358,21 @@ def test_candidates_of_a_table_go_by_names():
     assert found.equal(
         next_best(surrogate, 3, candidates=pd.concat([table, pool, pool], ignore_index=True))
     )
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "polars", "xarray"])
+def test_subsets_come_back_in_the_kind_of_the_scores_with_names(kind):
+    values = scores(MASKS)
+    surrogate = fit_surrogate(MASKS, values, kernel=RBF, task_names=list("abcde"))
+    expected = next_best(surrogate, 3)
+    assert isinstance(expected, torch.Tensor)
+    given = ArrayKind(kind, torch.device("cpu")).restore(values, {"subset": None, "target": None})
+    of_kind = fit_surrogate(MASKS, given, kernel=RBF, task_names=list("abcde"))
+    found = next_best(of_kind, 3)
+    assert type(found) is type(given) and as_tensor("found", found).equal(expected)
+    names = names_along(found, 1)
+    assert names is None if kind in ("torch", "numpy") else list(names) == list("abcde")
+    assert as_tensor("again", of_kind.predict(found)).shape == values[:3].shape  # goes in again
 
 
 def test_after_a_design_around_the_full_set_loo_wants_what_it_compares():

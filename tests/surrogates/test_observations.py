@@ -1,11 +1,14 @@
 """What was observed: units, repeats, noise, known and missing scores, constant tasks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from ksm_ext import (
     ConjugateGradients,
@@ -209,6 +212,32 @@ def test_few_repeats_measure_no_noise():
     assert float(fit_surrogate(again, normal(0, len(again))).noise_std) > 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), repeats=st.integers(1, 4), level=st.floats(0.5, 0.99))
+def test_few_repeats_narrow_the_range_of_the_noise_and_are_said(
+    tmp_path_factory, seed, repeats, level
+):
+    masks = design(1, m=20)
+    again = torch.cat([masks, masks[:repeats]])
+    scores = normal(seed, len(again), 2)
+    surrogate = fit_surrogate(again, scores, kernel="linear")
+    plain = replace(surrogate, repeats_std=None, noise_degrees=0)
+    apart = (scores[:repeats] - scores[20:]).square() / 2  # the variance of two runs
+    std = apart.mean(0).sqrt()
+    quantiles = [stats.chi2.ppf((1 + sign * level) / 2, repeats) for sign in (1, -1)]
+    expected = torch.stack([std * (repeats / each) ** 0.5 for each in quantiles])
+    close(surrogate.noise_range(level), expected.minimum(plain.noise_range(level)[1]))
+    said = (
+        f"({repeats} repeat{'s' * (repeats > 1)}: too few to be taken for the noise, which takes 5)"
+    )
+    assert said in surrogate.noise_summary and said in str(surrogate)
+    assert surrogate.noise_std is None and "too few" not in plain.noise_summary
+    assert torch.equal(surrogate.predict(masks, True)[1], plain.predict(masks, True)[1])
+    path = tmp_path_factory.mktemp("few") / "surrogate.safetensors"
+    surrogate.save(path)
+    assert load_surrogate(path).noise_summary == surrogate.noise_summary
+
+
 def test_subsets_of_different_precision_are_weighted():
     """Generalised least squares: the weights a dense solution has."""
     masks = design(2, m=30)
@@ -405,6 +434,27 @@ def test_an_empty_subset_is_judged_beside_missing_scores(holes):
     assert single.excluded[-1].all()
     value, std = single.predict(masks[-1:], return_std=True)
     assert float(value) == pytest.approx(-300) and float(std) == 0.0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_targets_with_gaps_of_their_own_are_fitted_in_threads(threads):
+    """Each is a fit to its own rows."""
+    masks = design(4, m=40)
+    scores = truth(4, masks, 5)
+    scores[torch.arange(5), torch.arange(5)] = torch.nan
+    before = torch.get_num_threads()
+    together = fit_surrogate(masks, scores, missing="drop", kernel="rbf")
+    try:
+        torch.set_num_threads(threads)
+        again = fit_surrogate(masks, scores, missing="drop", kernel="rbf")
+    finally:
+        torch.set_num_threads(before)
+    for j in range(5):
+        rows = torch.arange(40) != j
+        alone = fit_surrogate(masks[rows], scores[rows, j], kernel="rbf")
+        for found in (together, again):
+            close(found.predict(masks)[:, j], alone.predict(masks))
+            close(found.attribute("shapley", True)[1][:, j], alone.attribute("shapley", True)[1])
 
 
 def test_a_run_without_scores_tells_nothing():

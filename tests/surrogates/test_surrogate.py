@@ -254,9 +254,7 @@ def test_the_rest_is_scaled_up_where_rows_share_a_sum_or_on_request():
     uneven = fit_surrogate(2 * rounded * torch.linspace(1, 2, 20)[:, None], scores, kernel="rbf")
     close(uneven.attribute(), uneven.attribute(scale_rest=False))
     masks = fit_surrogate(rounded > 0.2, scores)
-    with pytest.raises(
-        ValueError, match=r"^`scale_rest for 0/1 masks` must be one of None, got True"
-    ):
+    with pytest.raises(ValueError, match=r"^`scale_rest` must be left out for 0/1 masks, got True"):
         masks.attribute(scale_rest=True)
 
 
