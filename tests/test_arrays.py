@@ -270,7 +270,9 @@ def test_tables_go_through_the_rest(table):
     assert_table_equal(merged, masks)
     assert groups == [[0], [1, 5], [2], [3], [4]]
     best = selection.top_k(table(SCORES[0], target=TARGETS), 2, maximize=True)
-    assert_table_equal(best, table(selection.top_k(SCORES[0], 2, maximize=True), rank=None))
+    plain = selection.top_k(SCORES[0], 2, maximize=True)
+    names = [TARGETS[i] for i in plain.tolist()]
+    assert_table_equal(best, table(plain, task=names))
 
 
 @every_table

@@ -295,7 +295,7 @@ def _assembled(
         expected = f"of {len(score_rows)} rows like the scores"
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for names in (masks, scores):
-        checked_names("names", names, len(names))
+        checked_names("names", list(names), len(names))
     sure = {name for table in tables for name in table.scores}
     report += [
         replace(column, reason="a score there")

@@ -138,7 +138,7 @@ def test_the_page_says_whether_the_subsets_suit_the_question(readout, tmp_path):
         html, page = page_of(surrogate, tmp_path, readout=readout)
         assert f"{found.scored} {found.verdict}" in page.text
         assert (f"<strong>{found.verdict}" in html) is not found.suits
-        assert f"--num-subsets 10 --for {readout}" in page.text
+        assert f"ksm next surrogate.safetensors --for {readout}" in page.text
         assert f'next_best(surrogate, 10, "{readout}")' in page.text
     weights = fit_surrogate(masks * 0.5 + 0.25 * masks[:, :1], scores, kernel="rbf")
     assert "suit the question" not in page_of(weights, tmp_path)[1].text
