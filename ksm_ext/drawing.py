@@ -5,12 +5,22 @@ Shapes: values (n,); points (l,).
 
 import math
 
+import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor
 
 
 def largest(values: Tensor, count: int | None = None) -> Tensor:
     """Positions of values (n,), the largest magnitude first; of equal ones the first is first."""
     return values.abs().argsort(descending=True, stable=True)[:count]
+
+
+def alike(rows: Tensor) -> Tensor:
+    """An order of rows (n, t) with those alike side by side: the leaves of average linkage."""
+    if len(rows) < 3:
+        return torch.arange(len(rows))
+    tree = linkage(rows.numpy(), "average", optimal_ordering=True)
+    return torch.from_numpy(leaves_list(tree)).long()
 
 
 def limits(x: Tensor, y: Tensor) -> tuple[float, float]:

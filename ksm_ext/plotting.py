@@ -1,9 +1,10 @@
-r"""Figures of attributions, interactions, predictions, spectra and learning curves.
+r"""Figures of attributions, interactions, predictions, spectra, designs and learning curves.
 
-Every function draws tables of any kind on ``ax`` and returns it; without ``ax`` it opens a figure
-by ``matplotlib.pyplot``, reached as ``ax.figure`` and closed by the caller. Nothing else of
-pyplot's state, and no ``rcParams``, is touched. Colours are those of *Okabe & Ito 2008*, told apart
-with any colour vision: blue is positive, orange is negative.
+Every function draws tables of any kind on ``ax`` and returns it; those of attributions take a
+:class:`ksm_ext.Surrogate` too, whose leave-one-out effects and intervals they show. Without ``ax``
+a figure is opened by ``matplotlib.pyplot``, reached as ``ax.figure`` and closed by the caller.
+Nothing else of pyplot's state, and no ``rcParams``, is touched. Colours are those of *Okabe & Ito
+2008*, told apart with any colour vision: blue is positive, orange is negative.
 
 Shapes: attributions (n,), interactions (n, n), scores (l, t), curves (c, r): c curves of r points.
 """
@@ -13,13 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from scipy.cluster import hierarchy
+from scipy.stats import binom
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
-from ksm_ext.checks import check_finite, check_ndim, check_positive_int, message, shape_text
-from ksm_ext.drawing import decimals, fixed, full_colour, largest, limits
+from ksm_ext.checks import (
+    check_finite,
+    check_ndim,
+    check_positive_int,
+    check_real,
+    message,
+    shape_text,
+)
+from ksm_ext.drawing import alike, decimals, fixed, full_colour, largest, limits
 from ksm_ext.evaluation import lds, residual_error
+from ksm_ext.subsets import as_masks
 from ksm_ext.surrogates.calibration import quantile
+from ksm_ext.surrogates.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +46,7 @@ _LABELLED_CELLS = 12  # tasks up to which a heat map carries its numbers
 
 
 def attribution_bars(
-    attributions: ArrayLike,
+    attributions: ArrayLike | Surrogate,
     std: ArrayLike | None = None,
     names: Sequence[str] | None = None,
     *,
@@ -46,7 +58,8 @@ def attribution_bars(
     """Horizontal bars of the attributions to one target, the largest on top.
 
     Args:
-        attributions: (n,) float; the names of its rows, if any, name the tasks.
+        attributions: (n,) float; the names of its rows, if any, name the tasks. Or a surrogate of
+            one target.
         std: (n,) float. Standard deviations; drawn as central normal intervals.
         names: n task names; else those of the rows, else numbers.
         level: Coverage of the intervals, strictly between 0 and 1.
@@ -61,6 +74,8 @@ def attribution_bars(
         ValueError: If shapes differ or values are not finite.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
+    if isinstance(attributions, Surrogate):
+        attributions, std, names = _of_one_target(attributions, names)
     attributions, std = aligned({"attributions": (attributions, "task"), "std": (std, "task")})
     values = _finite("attributions", attributions, 1, "(n,): one attribution per task")
     tau = values.numpy()
@@ -91,6 +106,222 @@ def attribution_bars(
     return axes
 
 
+def attribution_map(
+    attributions: ArrayLike | Surrogate,
+    std: ArrayLike | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    top: int = 40,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Attributions of tasks (rows) to targets (columns), those alike side by side.
+
+    Each target is in units of its largest attribution. What is alike is told by average linkage.
+
+    Args:
+        attributions: (n, t) float, or a surrogate.
+        std: (n, t) float. Standard deviations: what is not clear of zero is left blank.
+        names: n task names; else those of the rows, else numbers.
+        level: Coverage of the intervals, strictly between 0 and 1.
+        top: The tasks that matter most for some target, at most.
+        ax: Where to draw.
+
+    Returns:
+        The axes, with a colour bar beside it.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table, std, labels, targets = _answers(attributions, std, names)
+    drawn = torch.ones_like(table, dtype=torch.bool)
+    if std is not None:
+        half = _half_widths(std, level, table.shape, "(n, t): tasks by targets")
+        drawn = table.abs() > torch.from_numpy(half)
+    values = table / table.abs().amax(0).clamp_min(1e-300) * drawn
+    rows = largest(values.abs().amax(1), check_positive_int("top", top))
+    rows = rows[alike(values[rows])]
+    columns = alike(values[rows].T.contiguous())
+    grid = (rows[:, None], columns)
+    axes = _axes(ax, (2.6 + 0.34 * len(columns), 1.4 + 0.22 * len(rows)))
+    axes.set_facecolor(_BLANK)
+    cells = np.ma.masked_array(values[grid].numpy(), mask=~drawn[grid].numpy())
+    image = axes.imshow(cells, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    axes.set_yticks(range(len(rows)), [labels[i] for i in rows.tolist()], fontsize=8)
+    names_above = [targets[j] for j in columns.tolist()]
+    axes.set_xticks(range(len(columns)), names_above, rotation=90, fontsize=8)
+    axes.tick_params(length=0, colors=_INK)
+    axes.spines[:].set_visible(False)
+    _colour_bar(axes, image, "attribution / largest")
+    return axes
+
+
+def beeswarm(
+    attributions: ArrayLike | Surrogate,
+    names: Sequence[str] | None = None,
+    *,
+    top: int = 20,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """A row for each task and a point in it for each target, the task that matters most on top.
+
+    Points that would hide each other are moved up or down. Targets should share a unit.
+
+    Args:
+        attributions: (n, t) float, or a surrogate.
+        names: n task names; else those of the rows, else numbers.
+        top: How many tasks, those of the largest mean magnitude.
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table, _, labels, _ = _answers(attributions, None, names)
+    rows = largest(table.abs().mean(1), check_positive_int("top", top)).flip(0).tolist()
+    axes = _axes(ax, (5.2, 0.9 + 0.3 * len(rows)))
+    width = float(table.max() - table.min()) / 60 or 1.0  # of a point
+    for place, task in enumerate(rows):
+        values = table[task].numpy()
+        seen: dict[int, int] = {}
+        for value in values:
+            cell = round(float(value) / width)
+            count = seen[cell] = seen.get(cell, 0) + 1
+            lift = (-1) ** count * (count // 2) * 0.12
+            colour = _BLUE if value >= 0 else _ORANGE
+            shift = max(-0.42, min(0.42, lift))
+            axes.plot(value, place + shift, "o", ms=4, color=colour, alpha=0.8, mew=0)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [labels[task] for task in rows])
+    _style(axes, "attribution", None, grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def waterfall(
+    attributions: ArrayLike,
+    start: float,
+    names: Sequence[str] | None = None,
+    *,
+    top: int = 12,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """From the score without tasks to that with all, by what each task adds.
+
+    Shapley values add up to the difference: ``start + sum = F(all)``.
+
+    Args:
+        attributions: (n,) float Shapley values of one target.
+        start: Score of the empty subset.
+        names: n task names; else those of the rows, else numbers.
+        top: How many tasks of their own, those of the largest magnitude; the others are one bar.
+        ax: Where to draw.
+
+    Returns:
+        The axes; bars from the top down go from ``start`` to the sum.
+
+    Raises:
+        ValueError: If shapes differ or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    values = _finite("attributions", attributions, 1, "(n,): one attribution per task")
+    first = check_real("start", start, "a number", "Pass the score of the empty subset.")
+    labels = _task_names(names, attributions, len(values))
+    order = largest(values, check_positive_int("top", top)).tolist()
+    steps = [(labels[i], float(values[i])) for i in order]
+    if len(order) < len(values):
+        rest = float(values.sum()) - sum(step for _, step in steps)
+        steps.append((f"{len(values) - len(order):,} others", rest))
+    axes = _axes(ax, (5.2, 1.2 + 0.3 * len(steps)))
+    level = first
+    for row, (_, step) in enumerate(steps):
+        colour = _BLUE if step >= 0 else _ORANGE
+        axes.barh(row, step, left=level, height=0.7, color=colour, zorder=2)
+        level += step
+        axes.plot([level, level], [row - 0.35, row + 1.35], color=_MUTED, lw=0.8, zorder=1)
+    axes.axvline(first, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(-1, len(steps) + 1), ["no task", *(n for n, _ in steps), "all tasks"])
+    axes.plot([first, level], [-1, len(steps)], "D", color=_INK, ms=5)
+    axes.set_ylim(len(steps) + 0.6, -1.6)
+    _style(axes, "score", None, grid="x")
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def dendrogram(
+    attributions: ArrayLike | Surrogate,
+    names: Sequence[str] | None = None,
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Tasks that act alike on all targets, joined at the distance of their attributions.
+
+    Average linkage of Euclidean distances, targets in units of their largest attribution.
+
+    Args:
+        attributions: (n, t) float of at least two tasks, or a surrogate.
+        names: n task names; else those of the rows, else numbers.
+        ax: Where to draw.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there are fewer than two tasks or values are not finite.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table, _, labels, _ = _answers(attributions, None, names)
+    if len(table) < 2:
+        remedy = "One task is like no other."
+        raise ValueError(message("attributions", "of two tasks or more", str(len(table)), remedy))
+    scaled = (table / table.abs().amax(0).clamp_min(1e-300)).numpy()
+    axes = _axes(ax, (5.2, 0.9 + 0.24 * len(table)))
+    tree = hierarchy.linkage(scaled, "average", optimal_ordering=True)
+    hierarchy.dendrogram(
+        tree, orientation="right", labels=labels, ax=axes, link_color_func=lambda _: _BLUE
+    )
+    _style(axes, "distance of attributions", None, grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    return axes
+
+
+def design_coverage(masks: ArrayLike, *, ax: "Axes | None" = None) -> "Axes":
+    """How many subsets there are of each size, beside what readouts average over.
+
+    Shapley values weigh all sizes alike, Banzhaf values all subsets, leave-one-out effects the
+    full set and those that lack one task.
+
+    Args:
+        masks: (m, n) 0 or 1.
+        ax: Where to draw.
+
+    Returns:
+        The axes: a bar for each size from 0 to n, and both laws, scaled to m subsets.
+
+    Raises:
+        ValueError: If masks are not 0 or 1.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table = as_masks("masks", masks)
+    (m, n), sizes = table.shape, table.sum(1)
+    counts = torch.bincount(sizes.cpu(), minlength=n + 1).numpy()
+    axes = _axes(ax, (5.2, 3.0))
+    places = np.arange(n + 1)
+    axes.bar(places, counts, color=_BLUE, width=0.8, label="subsets", zorder=2)
+    shapley, banzhaf = np.full(n + 1, m / (n + 1)), m * binom.pmf(places, n, 0.5)
+    axes.plot(places, shapley, color=_ORANGE, label="Shapley", zorder=3)
+    axes.plot(places, banzhaf, color=_GREEN, label="Banzhaf", zorder=3)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _style(axes, "tasks in the subset", "number of subsets", grid="y")
+    return axes
+
+
 def interaction_heatmap(
     interactions: ArrayLike,
     names: Sequence[str] | None = None,
@@ -116,19 +347,8 @@ def interaction_heatmap(
         ValueError: If the matrix is not square or not finite, or ``std`` does not fit.
         RuntimeError: If an own figure is wanted and Matplotlib is missing.
     """
-    interactions, std = aligned(
-        {"interactions": (interactions, "task", "other"), "std": (std, "task", "other")}
-    )
-    table = _finite("interactions", interactions, 2, "(n, n): tasks by tasks")
+    table, drawn, labels = _pairs(interactions, std, names, level)
     num_tasks = len(table)
-    if table.shape[1] != num_tasks:
-        remedy = "Give one row and one column per task."
-        raise ValueError(message("interactions", "square", shape_text(table), remedy))
-    labels = _task_names(names, interactions, num_tasks)
-    drawn = ~torch.eye(num_tasks, dtype=torch.bool)
-    if std is not None:
-        half = _half_widths(std, level, table.shape, "(n, n): tasks by tasks")
-        drawn &= table.abs() > torch.from_numpy(half)
     limit = full_colour(table, drawn)
     side = min(9.0, 2.2 + 0.34 * num_tasks)
     axes = _axes(ax, (side + 0.8, side))
@@ -142,11 +362,110 @@ def interaction_heatmap(
             text = fixed(value, decimals(limit, 2))
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     _name_cells(axes, labels)
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, pad=0.03)
-    bar.set_label("interaction", color=_INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=2, labelsize=8, colors=_INK)
+    _colour_bar(axes, image, "interaction")
     return axes
+
+
+def interaction_network(
+    interactions: ArrayLike,
+    names: Sequence[str] | None = None,
+    *,
+    std: ArrayLike | None = None,
+    level: float = 0.95,
+    top: int = 30,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Tasks on a circle, joined where they interact: blue adds, orange subtracts, wide is strong.
+
+    Args:
+        interactions: (n, n) float, symmetric.
+        names: n task names; else those of the rows, else numbers.
+        std: (n, n) float. Standard deviations; pairs whose interval includes zero are left out.
+        level: Coverage of the intervals, strictly between 0 and 1.
+        top: How many pairs at most, the strongest.
+        ax: Where to draw.
+
+    Returns:
+        The axes, with the tasks that some line ends at.
+
+    Raises:
+        ValueError: If the matrix is not square or not finite, or ``std`` does not fit.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    table, drawn, labels = _pairs(interactions, std, names, level)
+    first, second = (drawn & drawn.T).triu(1).nonzero(as_tuple=True)
+    kept = largest(table[first, second], check_positive_int("top", top))
+    first, second = first[kept], second[kept]
+    tasks = torch.unique(torch.cat([first, second])).tolist()
+    axes = _axes(ax, (5.0, 5.0))
+    angles = {task: 2 * np.pi * i / max(1, len(tasks)) for i, task in enumerate(tasks)}
+    widest = float(table[first, second].abs().max()) if len(kept) else 1.0
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        value = float(table[i, j])
+        ends = np.array([angles[i], angles[j]])
+        width = 0.6 + 5 * abs(value) / (widest or 1.0)
+        colour = _BLUE if value >= 0 else _ORANGE
+        axes.plot(np.cos(ends), np.sin(ends), color=colour, lw=width, alpha=0.75, zorder=1)
+    for task, angle in angles.items():
+        axes.plot(np.cos(angle), np.sin(angle), "o", color=_INK, ms=7, zorder=2)
+        side = "left" if np.cos(angle) >= 0 else "right"
+        place = 1.08 * np.cos(angle), 1.08 * np.sin(angle)
+        axes.text(*place, labels[task], ha=side, va="center", fontsize=9, color=_INK)
+    axes.set_xlim(-1.6, 1.6)
+    axes.set_ylim(-1.3, 1.3)
+    axes.set_axis_off()
+    return axes
+
+
+def _pairs(
+    interactions: ArrayLike, std: ArrayLike | None, names: Sequence[str] | None, level: float
+) -> tuple[Tensor, Tensor, list[str]]:
+    """A square table, which of its pairs are drawn, and the names of the tasks."""
+    interactions, std = aligned(
+        {"interactions": (interactions, "task", "other"), "std": (std, "task", "other")}
+    )
+    table = _finite("interactions", interactions, 2, "(n, n): tasks by tasks")
+    num_tasks = len(table)
+    if table.shape[1] != num_tasks:
+        remedy = "Give one row and one column per task."
+        raise ValueError(message("interactions", "square", shape_text(table), remedy))
+    labels = _task_names(names, interactions, num_tasks)
+    drawn = ~torch.eye(num_tasks, dtype=torch.bool)
+    if std is not None:
+        half = _half_widths(std, level, table.shape, "(n, n): tasks by tasks")
+        drawn &= table.abs() > torch.from_numpy(half)
+    return table, drawn, labels
+
+
+def _answers(
+    attributions: ArrayLike | Surrogate, std: ArrayLike | None, names: Sequence[str] | None
+) -> tuple[Tensor, ArrayLike | None, list[str], list[str]]:
+    """Attributions (n, t), their deviations, and the names of tasks and targets."""
+    if isinstance(attributions, Surrogate):
+        surrogate = attributions.with_tensor_answers()
+        found = surrogate.attribute("loo", return_std=surrogate.has_intervals)
+        values, std = found if surrogate.has_intervals else (found, None)
+        labels = _task_names(names or surrogate.task_names, values, len(values))
+        return values.cpu().double(), std, labels, list(surrogate.target_names)
+    attributions, std = aligned(
+        {"attributions": (attributions, "task", "target"), "std": (std, "task", "target")}
+    )
+    table = _finite("attributions", attributions, 2, "(n, t): tasks by targets")
+    labels = _task_names(names, attributions, len(table))
+    targets = names_along(attributions, 1) or range(table.shape[1])
+    return table, std, labels, [str(name) for name in targets]
+
+
+def _of_one_target(
+    surrogate: Surrogate, names: Sequence[str] | None
+) -> tuple[Tensor, ArrayLike | None, list[str]]:
+    """Leave-one-out effects (n,) of a surrogate of one target, their deviations, and names."""
+    values, std, labels, targets = _answers(surrogate, None, names)
+    if len(targets) > 1:
+        remedy = "Draw attribution_map, or pass surrogate.attribute()[:, j]."
+        found = f"{len(targets)} targets"
+        raise ValueError(message("attributions", "a surrogate of one target", found, remedy))
+    return values[:, 0], None if std is None else std[:, 0], labels
 
 
 def _name_cells(axes: "Axes", labels: list[str]) -> None:
@@ -316,6 +635,13 @@ def _axes(ax: "Axes | None", figsize: tuple[float, float]) -> "Axes":
         remedy = "Run: pip install 'ksm_ext[plot]'."
         raise RuntimeError(message("matplotlib", "installed", "no such module", remedy)) from error
     return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _colour_bar(axes: "Axes", image: Any, label: str) -> None:
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, pad=0.03)
+    bar.set_label(label, color=_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, labelsize=8, colors=_INK)
 
 
 def _style(axes: "Axes", xlabel: str, ylabel: str | None, grid: Literal["x", "y", "both"]) -> None:

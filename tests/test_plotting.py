@@ -16,16 +16,31 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import stats
 
+from ksm_ext import fit_surrogate
 from ksm_ext.plotting import (
     attribution_bars,
+    attribution_map,
+    beeswarm,
+    dendrogram,
+    design_coverage,
     interaction_heatmap,
+    interaction_network,
     learning_curve,
     predicted_against_true,
     walsh_spectrum,
+    waterfall,
 )
+from ksm_ext.subsets import mixed_sizes
 
 TAU = np.array([0.3, -0.5, 0.1, 0.0, 0.7])
+TABLE = np.stack([TAU, TAU[::-1], -TAU], 1)
 CALLS = {
+    "attribution_map": lambda **kw: attribution_map(TABLE, 0.05 * np.ones((5, 3)), **kw),
+    "beeswarm": lambda **kw: beeswarm(TABLE, **kw),
+    "waterfall": lambda **kw: waterfall(TAU, 1.0, **kw),
+    "dendrogram": lambda **kw: dendrogram(TABLE, **kw),
+    "design_coverage": lambda **kw: design_coverage(mixed_sizes(5, 20, seed=0), **kw),
+    "interaction_network": lambda **kw: interaction_network(np.outer(TAU, TAU), **kw),
     "attribution_bars": lambda **kw: attribution_bars(TAU, 0.1 * np.ones(5), **kw),
     "interaction_heatmap": lambda **kw: interaction_heatmap(np.outer(TAU, TAU), **kw),
     "predicted_against_true": lambda **kw: predicted_against_true(TAU, TAU**2, **kw),
@@ -149,6 +164,113 @@ def test_heatmap_sizes(ax, n):
     assert ax.images[0].get_array().shape == (n, n)
     assert ax.images[0].get_clim() == (-1, 1)
     assert len(ax.texts) == (n * (n - 1) if n <= 12 else 0)
+
+
+def test_the_map_shows_what_is_clear_side_by_side(ax):
+    random = np.random.default_rng(0)
+    groups = np.repeat([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]], 4, axis=0)
+    table = groups[random.permutation(8)] + 0.01 * random.normal(size=(8, 4))
+    std = np.full((8, 4), 0.1)
+    std[2, 1] = 9.0
+    attribution_map(pd.DataFrame(table, columns=list("abcd")), std, ax=ax)
+    cells = ax.images[0].get_array()
+    tasks = [int(text) for text in labels_of(ax.yaxis)]
+    targets = labels_of(ax.xaxis)
+    scaled = table / np.abs(table).max(0)
+    for row, task in enumerate(tasks):
+        for column, name in enumerate(targets):
+            j = "abcd".index(name)
+            if (task, j) == (2, 1):
+                assert cells.mask[row, column]
+            else:
+                assert cells[row, column] == pytest.approx(scaled[task, j])
+    signs = np.sign(table[tasks, 0])
+    assert (np.diff(signs) != 0).sum() == 1  # one change: groups are not mixed
+    assert {*targets[:2]} in ({"a", "c"}, {"b", "d"})
+
+
+def test_a_swarm_has_every_value_in_the_row_of_its_task(ax):
+    beeswarm(TABLE, top=3, ax=ax)
+    tasks = [int(text) for text in labels_of(ax.yaxis)]
+    strength = np.abs(TABLE).mean(1)
+    assert tasks == sorted(np.argsort(-strength, kind="stable")[:3], key=lambda i: strength[i])
+    points = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines[:-1]]
+    for place, task in enumerate(tasks):
+        mine = sorted(x for x, y in points if abs(y - place) < 0.5)
+        np.testing.assert_allclose(mine, np.sort(TABLE[task]))
+
+
+def test_points_that_would_hide_each_other_are_moved(ax):
+    beeswarm(np.ones((1, 4)), ax=ax)
+    heights = {float(line.get_ydata()[0]) for line in ax.lines[:-1]}
+    assert len(heights) == 4 and max(map(abs, heights)) < 0.5
+
+
+@pytest.mark.parametrize("top", [2, 9])
+def test_a_waterfall_goes_from_none_to_all(ax, top):
+    waterfall(TAU, 1.0, list("abcde"), top=top, ax=ax)
+    order = np.argsort(-np.abs(TAU), kind="stable")
+    names = [*np.array(list("abcde"))[order[:top]], *(["3 others"] if top == 2 else [])]
+    assert labels_of(ax.yaxis) == ["no task", *names, "all tasks"]
+    level = 1.0
+    for bar in ax.patches:
+        edges = bar.get_x(), bar.get_x() + bar.get_width()
+        assert any(edge == pytest.approx(level) for edge in edges)
+        level = (
+            next(edge for edge in edges[::-1] if edge != pytest.approx(level))
+            if (bar.get_width())
+            else level
+        )
+    assert level == pytest.approx(1 + TAU.sum())
+
+
+def test_a_dendrogram_joins_what_is_alike_first(ax):
+    table = np.array([[1.0, 0.0], [0.0, 1.0], [0.99, 0.0], [0.0, 0.98]])
+    dendrogram(table, list("abcd"), ax=ax)
+    order = labels_of(ax.yaxis)
+    assert {*order[:2]} in ({"a", "c"}, {"b", "d"})
+
+
+def test_coverage_counts_sizes_beside_both_laws(ax):
+    masks = mixed_sizes(5, 20, seed=0)
+    design_coverage(masks, ax=ax)
+    assert [bar.get_height() for bar in ax.patches] == [
+        int((masks.sum(1) == size).sum()) for size in range(6)
+    ]
+    shapley, banzhaf = (line.get_ydata() for line in ax.lines)
+    np.testing.assert_allclose(shapley, 20 / 6)
+    np.testing.assert_allclose(banzhaf, 20 * stats.binom.pmf(range(6), 5, 0.5))
+
+
+def test_a_network_joins_what_is_clear(ax):
+    table = np.zeros((4, 4))
+    table[0, 1] = table[1, 0] = 2.0
+    table[2, 3] = table[3, 2] = -1.0
+    table[0, 3] = table[3, 0] = 0.1
+    interaction_network(table, list("abcd"), std=np.full((4, 4), 0.3), ax=ax)
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    assert [to_hex(line.get_color()).upper() for line in lines] == ["#0072B2", "#D55E00"]
+    assert lines[0].get_linewidth() > lines[1].get_linewidth()
+    assert sorted(text.get_text() for text in ax.texts) == list("abcd")
+
+
+def test_surrogates_are_drawn_as_their_answers(ax):
+    masks = mixed_sizes(4, 14, seed=0)
+    scores = (
+        masks.double() @ torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.5], [0.2, 0.0]]).double()
+    )
+    names = {"task_names": list("abcd"), "target_names": ["x", "y"]}
+    two = fit_surrogate(masks, scores, kernel="linear", **names)
+    attribution_map(two, ax=ax)
+    cells, effects = ax.images[0].get_array(), two.attribute()
+    scaled = (effects / effects.abs().amax(0)).numpy()
+    row, column = labels_of(ax.yaxis).index("b"), labels_of(ax.xaxis).index("y")
+    assert cells[row, column] == pytest.approx(scaled[1, 1])
+    with pytest.raises(ValueError, match="must be a surrogate of one target, got 2 targets"):
+        attribution_bars(two)
+    one = fit_surrogate(masks, scores[:, 0], kernel="linear", task_names=list("abcd"))
+    bars = attribution_bars(one, ax=Figure().subplots())
+    assert labels_of(bars.yaxis) == [list("abcd")[i] for i in one.attribute().argsort().tolist()]
 
 
 def test_scatter_has_all_points_the_identity_and_both_numbers(ax):

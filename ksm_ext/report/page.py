@@ -18,18 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor
 
 import ksm_ext
 from ksm_ext.arrays import ArrayLike, aligned, as_tensor, position
 from ksm_ext.atomic_write import write_whole
 from ksm_ext.checks import check_choice, check_finite, message, shape_text
-from ksm_ext.drawing import largest, shortened
+from ksm_ext.drawing import alike, largest, shortened
 from ksm_ext.report.answers import Direction, directions
 from ksm_ext.report.sections import Attributions, Predictions, cap, sections
 from ksm_ext.report.svg import curve, number, task_map
@@ -214,8 +212,8 @@ def _map(
     good = signs * found.values[:, kept] / spread[kept]
     strength = (good.abs() * clear).amax(1)
     rows = largest(strength, min(_MAX_MAP, int((strength > 0).sum())))
-    rows = rows[_alike((good * clear)[rows].numpy())]
-    columns = _alike((good * clear)[rows].T.numpy())
+    rows = rows[alike((good * clear)[rows])]
+    columns = alike((good * clear)[rows].T.contiguous())
     targets = [surrogate.target_names[j] for j in kept[columns].tolist()]
     unknown = [ways[j].maximize is None for j in kept.tolist()]
     caption = "Attributions over the standard deviation of each target. Blue: good, orange: bad"
@@ -249,13 +247,6 @@ def _widely(
         ]
         sides.append({"style": style, "word": word, "tasks": tasks, "of": len(known)})
     return sides
-
-
-def _alike(rows: np.ndarray) -> Tensor:
-    """An order of rows in which those that are alike are neighbours: leaves of average linkage."""
-    if len(rows) < 3:
-        return torch.arange(len(rows))
-    return torch.from_numpy(leaves_list(linkage(rows, "average", optimal_ordering=True))).long()
 
 
 def _data(
