@@ -14,6 +14,10 @@ constexpr int kColumns = 64;
 constexpr int kSide = 16;  // 16 x 16 threads
 constexpr int kThreadColumns = kColumns / kSide;
 
+// Of a multiprocessor: as many as have registers without spilling.
+template <typename T, int kPerThread>
+constexpr int kBlocks = (sizeof(T) == 4 ? 3 : 2) + (kPerThread == 1);
+
 // Neighbours in shared memory.
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Neighbours {
@@ -68,7 +72,7 @@ __device__ void for_signs(uint32_t word, int q, int first, const Set& set) {
 }
 
 template <typename From, typename T, int kPerThread>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kPerThread>)
     project_dense_kernel(Projection projection, T scale, Slab<const From> x, Sums<T> sums) {
   using Tile = DenseTile<T, kPerThread>;
   __shared__ Tile tile;
@@ -116,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
 }
 
 template <typename T, int kPerThread>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kPerThread>)
     adjoint_dense_kernel(Projection projection, T scale, const T* __restrict__ y, Slab<T> x) {
   using Tile = DenseTile<T, kPerThread>;
   static_assert(kSignBlock == 2 * kColumns, "a tile is one half of a block of signs");

@@ -467,7 +467,7 @@ __device__ void load_sixteen(const Slab<const From>& x, int64_t row, int64_t coo
 // whole blocks, and so of whole runs; what the other one lacks of them is zero, or not wanted. Three
 // times a thread adds and subtracts sixteen values in registers, four stages at once.
 template <bool kAdjoint, typename From, typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kAdjoint && sizeof(T) == 8 ? 1 : 2)
     rotate_kernel(Projection projection, Slab<const From> in, Slab<T> out, bool wide) {
   using Values = RotatedValues<T>;
   __shared__ T shared[Values::kSize];
