@@ -6,6 +6,8 @@ VENV   ?= .venv
 TORCH  ?= torch
 # What `make demo` runs.
 DEMO   ?= -m experiments.digits run
+# An unpacked wheel of the oldest supported torch; without it, symbols are looked up in the installed.
+OLDEST_TORCH ?=
 # How long `make fuzz` looks at each of its targets.
 FUZZ_SECONDS ?= 60
 
@@ -19,7 +21,7 @@ CPP_FILES := $(shell find csrc tools -name '*.h' -o -name '*.cpp' -o -name '*.cu
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo experiments test test-all docs bench lint format cuda-check cuda-host-check avx512-check sanitize fuzz clean
+.PHONY: help build demo experiments test test-all docs bench lint format cuda-check cuda-budget cuda-host-check avx512-check sanitize fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,10 +57,14 @@ format: $(VENV)/.lint ## format Python and C++
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-cuda-check: $(BUILT) ## compile the CUDA kernels and find one for every operator; needs nvcc, no GPU
+cuda-check: $(BUILT) ## compile the CUDA kernels, find one for every operator, and torch's symbols; needs nvcc, no GPU
 	PATH="$(abspath $(BIN)):$$PATH" KSM_EXT_CUDA=1 $(BIN)/python setup.py -q build_ext \
 	    --build-lib build/cuda-check --build-temp build/cuda-check/temp
 	$(BIN)/python tools/check_cuda_registration.py build/cuda-check
+	$(BIN)/python tools/check_symbols.py build/cuda-check $(OLDEST_TORCH)
+
+cuda-budget: cuda-check ## count what the machine code of every kernel costs; BUDGET=--write agrees to it
+	$(BIN)/python tools/cuda_budget.py build/cuda-check/temp $(BUDGET)
 
 cuda-host-check: ## run every CUDA kernel on the host; needs no CUDA
 	tools/cuda_on_host/run.sh

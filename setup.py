@@ -22,7 +22,7 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 CXX_FLAGS = [
     "-O3",

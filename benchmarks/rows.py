@@ -78,6 +78,10 @@ def project_rows(scale: Scale) -> Iterator[Row]:
     dense = {"gpu": many[1:4], "cpu": [(16, 10**5, 4096), (256, 10**5, 4096)], "small": few}[scale]
     wide, widest = many[4:6] if scale == "gpu" else 2 * sparse[:1]
     spread = {"torch.sum": _sum, "index_add_": _index_add, "sjlt": _sjlt}
+    spread |= {
+        "FlashSketch": partial(_flash_sketch, transposed=True),
+        "transpose, then FlashSketch": partial(_flash_sketch, transposed=False),
+    }
     for sizes in sparse:
         yield _projected("sbp", *sizes, spread, memory=64)
     yield _projected("sbp s=4", *wide, spread, sparsity=4)
@@ -197,6 +201,19 @@ def _sjlt(x: Tensor, projection: Projector) -> Runner:
 
     peer = SJLTProjection(x.shape[1], projection.dim, c=projection.sparsity, device=x.device)
     return lambda: peer(x)
+
+
+def _flash_sketch(x: Tensor, projection: Projector, *, transposed: bool) -> Runner:
+    """Its repository, with its kernels built, on ``PYTHONPATH``. Coordinates are its rows."""
+    from sketches.flashsketch import FlashSketchConfig, sketch
+
+    if not x.is_cuda:
+        raise ModuleNotFoundError("FlashSketch needs a GPU")
+    config = FlashSketchConfig(k=projection.dim, kappa=4, s=2, skip_zeros=False)
+    if not transposed:
+        return lambda: sketch(x.T.contiguous(), config).T
+    columns = x.T.contiguous()
+    return lambda: sketch(columns, config).T
 
 
 def _fast_hadamard(x: Tensor, projection: Projector) -> Runner:
@@ -647,8 +664,20 @@ def _softmaxes_in_place(b: int, c: int, s: int, device: torch.device) -> Problem
     methods: dict[str, Builder] = {
         "ksm_ext": lambda: lambda: ops.softmax_hvp_(tangents, logits),
         "torch": lambda: eager,
+        "hessian-eigenthings, Triton": lambda: _eigenthings(logits, tangents),
     }
-    return Problem(methods, lambda: _softmax_float64(logits, tangents))
+    leading = lambda found: torch.stack([part[:8] for part in found])  # noqa: E731
+    return Problem(methods, lambda: _softmax_float64(logits, tangents), compared=leading)
+
+
+def _eigenthings(logits: Tensor, tangents: Tensor) -> Runner:
+    """Out of place, a tangent at a time; of its repository, not yet of its package."""
+    from hessian_eigenthings.loss_fns._fused_ce_hvp import triton_ce_hvp
+
+    if not logits.is_cuda:
+        raise ModuleNotFoundError("hessian-eigenthings' Triton kernel needs a GPU")
+    valid = torch.ones(len(logits), device=logits.device)
+    return lambda: [triton_ce_hvp(logits, tangent, valid, 1.0) for tangent in tangents]
 
 
 def _softmax_float64(logits: Tensor, tangents: Tensor) -> Tensor:

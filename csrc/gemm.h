@@ -15,6 +15,11 @@
 
 #include "checks.h"
 
+#if !defined(USE_CUDA) && defined(__linux__)
+// Of MKL, where torch has it: for the calling thread; the number before, or 0 for that of all.
+extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
+#endif
+
 namespace ksm {
 
 template <typename T>
@@ -39,12 +44,24 @@ class __attribute__((visibility("hidden"))) Gemm {
     TORCH_ERROR_CODE_CHECK(
         aoti_torch_cuda_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, kAlpha));
 #else
+    const OneThread one_thread;
     TORCH_ERROR_CODE_CHECK(
         aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, kAlpha));
 #endif
   }
 
  private:
+  // MKL cuts a product by the threads that it may have, also where it gets but one, and each cut
+  // rounds in its own way. While this lives, it has one.
+  struct OneThread {
+#if !defined(USE_CUDA) && defined(__linux__)
+    const int before = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
+    ~OneThread() {
+      if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before);
+    }
+#endif
+  };
+
   template <typename T>
   Tensor tensor_of(const Matrix<T>& matrix) const {
     constexpr bool kFloat = std::is_same_v<std::remove_const_t<T>, float>;

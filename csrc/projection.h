@@ -17,6 +17,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "philox.h"
 
@@ -135,35 +136,45 @@ struct NormalPair {
   float first, second;
 };
 
+KSM_HOST_DEVICE static inline float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+KSM_HOST_DEVICE static inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 // Box and Muller with polynomials of float32 products and sums, each rounded once: the same bits
-// wherever IEEE arithmetic is not contracted.
+// wherever IEEE arithmetic is not contracted. Without a branch: loops over it vectorise.
 KSM_HOST_DEVICE static inline NormalPair normals_of(uint32_t radius_word, uint32_t angle_word) {
-  // u in (0, 1) with 23 bits; u = m 2^e with m in [0.75, 1.5).
-  const float u = (static_cast<float>(radius_word >> 9) + 0.5f) * 0x1p-23f;
-  int exponent = 0;
-  float m = u;
-  while (m < 0.75f) {
-    m *= 2.0f;
-    --exponent;
-  }
+  // u = (r + 1/2) 2^-23 in (0, 1), from the 23 bits of r as the fraction of a number in [1, 2): the
+  // difference is exact. u = m 2^e with m in [0.75, 1.5), whose bits are one range of 2^23.
+  const float u = float_of(radius_word >> 9 | 0x3f800000u) - (1.0f - 0x1p-24f);
+  constexpr uint32_t kLeast = 0x3f400000, kFraction = 0x7fffff;  // the bits of 0.75
+  const auto above = static_cast<int32_t>(bits_of(u) - kLeast);
+  const auto exponent = static_cast<float>(above >> 23);
+  const float m = float_of((static_cast<uint32_t>(above) & kFraction) + kLeast);
   const float s = (m - 1.0f) / (m + 1.0f), s2 = s * s;
   const float series =
       1.0f + s2 * (0.333333333f + s2 * (0.2f + s2 * (0.142857143f + s2 * 0.111111111f)));
-  const float log_u = static_cast<float>(exponent) * 0.693147181f + 2.0f * s * series;
-  const float radius = sqrtf(-2.0f * log_u);
-  // A quarter turn by two bits, and an angle within ±pi/4 by 23 bits.
-  const auto fraction = static_cast<float>((angle_word & 0x3fffffffu) >> 7);
-  const float angle = ((fraction + 0.5f) * 0x1p-23f - 0.5f) * 1.57079633f, a2 = angle * angle;
+  // sqrt(-2 log(u)); doubling is exact.
+  const float radius = sqrtf(exponent * (-2.0f * 0.693147181f) + (-4.0f * s) * series);
+  // A quarter turn by two bits, and an angle within ±pi/4 by 23 bits: (r + 1/2) 2^-23 - 1/2 of pi/2.
+  const float fraction = float_of((angle_word >> 7 & kFraction) | 0x3f800000u);
+  const float angle = ((fraction - 1.5f) + 0x1p-24f) * 1.57079633f, a2 = angle * angle;
   const float sine =
       angle * (1.0f - a2 * (0.166666667f - a2 * (0.00833333333f - a2 * 0.000198412698f)));
   const float cosine =
       1.0f - a2 * (0.5f - a2 * (0.0416666667f - a2 * (0.00138888889f - a2 * 2.48015873e-05f)));
-  switch (angle_word >> 30) {
-    case 0: return {radius * cosine, radius * sine};
-    case 1: return {-(radius * sine), radius * cosine};
-    case 2: return {-(radius * cosine), -(radius * sine)};
-    default: return {radius * sine, -(radius * cosine)};
-  }
+  // Turned by 0, 1, 2, 3 quarters: (c, s), (-s, c), (-c, -s), (s, -c).
+  const bool odd = (angle_word & 0x40000000u) != 0;
+  const float first = radius * (odd ? sine : cosine), second = radius * (odd ? cosine : sine);
+  return {float_of(bits_of(first) ^ ((angle_word ^ angle_word << 1) & 0x80000000u)),
+          float_of(bits_of(second) ^ (angle_word & 0x80000000u))};
 }
 
 // Normals of four neighbouring coordinates, 4 * quad and on, of an output.

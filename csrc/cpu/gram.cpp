@@ -1,8 +1,8 @@
 // Gram matrices of real features on the CPU.
 //
-// Threads own strips of rows of the result, and a GEMM inside a thread runs on that thread. The
-// strips do not depend on the number of threads; how MKL rounds may. Of a symmetric matrix a long strip goes with a short
-// one, so that the threads get equal work.
+// Threads own strips of rows of the result, and a GEMM inside a thread runs on that thread. Nothing
+// depends on the number of threads. Of a symmetric matrix a long strip goes with a short one, so that
+// the threads get equal work.
 #include "gram.h"
 
 #include <torch/csrc/stable/library.h>

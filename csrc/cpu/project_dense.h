@@ -29,10 +29,20 @@ void fill_tile(const Projection& projection, int64_t block, int64_t output,
                T* tile) {  // (kSignBlock, kTileOutputs)
   if (projection.kind == Kind::kGaussian) {
     for (int64_t quad = 0; quad < kSignBlock / 4; ++quad) {
-      for (int64_t r = 0; r < kTileOutputs; ++r) {
-        float normals[4];
-        gaussian_quad(projection.seed, block * (kSignBlock / 4) + quad, output + r, normals);
-        for (int64_t j = 0; j < 4; ++j) tile[(4 * quad + j) * kTileOutputs + r] = normals[j];
+      const int64_t index = block * (kSignBlock / 4) + quad;
+      for (int64_t r = 0; r < kTileOutputs; r += 16) {
+        const Words counter =
+            counter_of(Kind::kGaussian, index, static_cast<uint32_t>(output + r), 0);
+        const PhiloxSixteen random = philox_sixteen(projection.seed, counter, 2);
+        for (int q = 0; q < 4; q += 2) {
+          T* __restrict first = tile + (4 * quad + q) * kTileOutputs + r;
+          T* __restrict second = first + kTileOutputs;
+          for (int l = 0; l < 16; ++l) {
+            const NormalPair pair = normals_of(random.words[q][l], random.words[q + 1][l]);
+            first[l] = pair.first;
+            second[l] = pair.second;
+          }
+        }
       }
     }
     return;

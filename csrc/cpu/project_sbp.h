@@ -104,17 +104,23 @@ class Places {
   int64_t step_ = 0, vectors_ = 0, place_ = 0;
 };
 
+// Memory that arrives while vectors are worked on: `values` more of it with each.
+template <typename T>
+struct Ahead {
+  const T* memory;
+  int64_t values;
+};
+
 // Calls body(v, values, first lane, end lane) for the vectors of sixteen that hold `part` of a
 // block; x is its first value. Lanes outside of the part are zero.
 template <typename T, typename Body>
-void for_vectors(Range part, const T* x, const Body& body) {
-  constexpr int64_t kPrefetch = 1024;  // values ahead: a page of float32, where streams restart
+void for_vectors(Range part, const T* x, Ahead<T> ahead, const Body& body) {
   for (int64_t v = part.begin / 16; v * 16 < part.end; ++v) {
     const int64_t first = std::max<int64_t>(part.begin - v * 16, 0);
     const int64_t end = std::min<int64_t>(part.end - v * 16, 16);
     const T* from = x + v * 16 - part.begin;
     if (first == 0 && end == 16) {
-      __builtin_prefetch(from + kPrefetch);
+      __builtin_prefetch(ahead.memory + v * ahead.values);
       body(v, Sixteen<T>::load(from));
     } else {
       T padded[16] = {};
@@ -127,7 +133,7 @@ void for_vectors(Range part, const T* x, const Body& body) {
 // y += part of a block, in kSegments segments at once.
 template <int kSegments, typename T>
 void scatter_vectors(const BlockStream* streams, int64_t segment, Range part, T scale, const T* x,
-                     T* y) {
+                     Ahead<T> ahead, T* y) {
   // Locals: what lies behind pointers would be read again after every vector that is stored.
   Places places[kSegments];
   const uint16_t* signs[kSegments];
@@ -137,7 +143,7 @@ void scatter_vectors(const BlockStream* streams, int64_t segment, Range part, T 
     signs[t] = streams[t].signs;
     flips[t] = streams[t].permutation.flip;
   }
-  for_vectors(part, x, [&](int64_t v, Sixteen<T> value) {
+  for_vectors(part, x, ahead, [&](int64_t v, Sixteen<T> value) {
     value = value.times(scale);
     for (int t = 0; t < kSegments; ++t) {
       T* target = y + t * segment + places[t].next();
@@ -150,7 +156,7 @@ void scatter_vectors(const BlockStream* streams, int64_t segment, Range part, T 
 // y += part of a block.
 template <typename T>
 void scatter_block(const BlockStream* streams, int64_t sparsity, int64_t segment, int64_t length,
-                   Range part, T scale, const T* x, T* y) {
+                   Range part, T scale, const T* x, Ahead<T> ahead, T* y) {
   if (length < 16) {  // too short for vectors of sixteen
     for (int64_t t = 0; t < sparsity; ++t) {
       for (int64_t u = part.begin; u < part.end; ++u) {
@@ -163,9 +169,11 @@ void scatter_block(const BlockStream* streams, int64_t sparsity, int64_t segment
   }
   int64_t t = 0;
   const auto advance = [&](int64_t count) { t += count, streams += count, y += count * segment; };
-  for (; t + 4 <= sparsity; advance(4)) scatter_vectors<4>(streams, segment, part, scale, x, y);
-  for (; t + 2 <= sparsity; advance(2)) scatter_vectors<2>(streams, segment, part, scale, x, y);
-  for (; t < sparsity; advance(1)) scatter_vectors<1>(streams, segment, part, scale, x, y);
+  for (; t + 4 <= sparsity; advance(4))
+    scatter_vectors<4>(streams, segment, part, scale, x, ahead, y);
+  for (; t + 2 <= sparsity; advance(2))
+    scatter_vectors<2>(streams, segment, part, scale, x, ahead, y);
+  for (; t < sparsity; advance(1)) scatter_vectors<1>(streams, segment, part, scale, x, ahead, y);
 }
 
 // x = the sum over segments of the values of y that coordinates `part` of a block meet.
@@ -203,30 +211,62 @@ void gather_block(const BlockStream* streams, int64_t sparsity, int64_t segment,
   }
 }
 
-// In place, every run of `length` values times the Walsh-Hadamard matrix of +-1.
+// How many vectors of sixteen are added and subtracted while they stay in registers, a power of two.
 template <typename T>
-void walsh_hadamard(T* x, int64_t count, int64_t length) {
-  constexpr uint32_t kUpper[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // lanes with bit 0, 1, 2, 3
-  if (length >= 16) {
-    for (int64_t i = 0; i < count; i += 16) {
-      auto value = Sixteen<T>::load(x + i);
-      for (int bit = 0; bit < 4; ++bit) {
-        value = value.flipped(1u << bit).plus(value.negated(kUpper[bit]));
+constexpr int kRadix = sizeof(T) == 4 && KSM_VECTOR_BYTES == 64 ? 16 : 4;
+
+// Stages of the Walsh-Hadamard matrix from neighbours `half` values apart to those kVectors / 2 times as
+// far apart.
+template <int kVectors, typename T>
+void add_and_subtract(T* x, int64_t count, int64_t half) {
+  for (int64_t run = 0; run < count; run += kVectors * half) {
+    for (int64_t i = run; i < run + half; i += 16) {
+      Sixteen<T> values[kVectors];
+#pragma GCC unroll 16
+      for (int r = 0; r < kVectors; ++r) values[r] = Sixteen<T>::load(x + i + r * half);
+#pragma GCC unroll 16
+      for (int apart = 1; apart < kVectors; apart *= 2) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kVectors; ++r) {
+          if (r & apart) continue;
+          const Sixteen<T> sum = values[r].plus(values[r + apart]);
+          values[r + apart] = values[r].minus(values[r + apart]);
+          values[r] = sum;
+        }
       }
-      value.store(x + i);
+#pragma GCC unroll 16
+      for (int r = 0; r < kVectors; ++r) values[r].store(x + i + r * half);
     }
   }
-  for (int64_t half = length >= 16 ? 16 : 1; half < length; half *= 2) {
-    for (int64_t run = 0; run < count; run += 2 * half) {
-      T* low = x + run;
-      T* high = low + half;
-      for (int64_t i = 0; i < half; ++i) {
-        const T a = low[i], b = high[i];
-        low[i] = a + b;
-        high[i] = a - b;
+}
+
+// Every run of `length` values times the Walsh-Hadamard matrix of +-1; before that, values whose bit is
+// set change their sign. `out` may be x; what is read next lies at `next`.
+template <typename T>
+void walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* signs, const T* next,
+                    T* out) {
+  if (length < 16) {
+    for (int64_t u = 0; u < count; ++u) out[u] = sign_at(signs, u) ? -x[u] : x[u];
+    for (int64_t half = 1; half < length; half *= 2) {
+      for (int64_t run = 0; run < count; run += 2 * half) {
+        for (int64_t i = run; i < run + half; ++i) {
+          const T a = out[i], b = out[i + half];
+          out[i] = a + b;
+          out[i + half] = a - b;
+        }
       }
     }
+    return;
   }
+  for (int64_t i = 0; i < count; i += 16) {
+    if (i % 32 == 0) __builtin_prefetch(next + i / 2, 0, 2);
+    Sixteen<T>::load(x + i).negated(signs[i / 16]).rotated().store(out + i);
+  }
+  int64_t half = 16;
+  for (; half * kRadix<T> <= length; half *= kRadix<T>) {
+    add_and_subtract<kRadix<T>>(out, count, half);
+  }
+  for (; half < length; half *= 2) add_and_subtract<2>(out, count, half);
 }
 
 template <typename T>
@@ -235,6 +275,8 @@ void negate_signed(T* x, int64_t count, const uint16_t* signs) {
   for (; u + 16 <= count; u += 16) Sixteen<T>::load(x + u).negated(signs[u / 16]).store(x + u);
   for (; u < count; ++u) x[u] = sign_at(signs, u) ? -x[u] : x[u];
 }
+
+constexpr int64_t kPrefetch = 1024;  // values ahead: a page of float32, where streams restart
 
 template <typename T>
 void project_sbp(const Projection& projection, Range coordinates, int64_t rows, const T* x,
@@ -252,15 +294,21 @@ void project_sbp(const Projection& projection, Range coordinates, int64_t rows, 
       for (int64_t b = 0; b < count; ++b) {
         Range part = part_of_block(coordinates, first + b, q);
         const T* from = x + i * x_stride + (first + b) * q + part.begin - coordinates.begin;
+        Ahead<T> ahead = {from - part.begin + kPrefetch, 16};
         if (projection.hadamard) {  // a part is a block with zeros: the projection is linear
-          std::fill(rotated.data(), rotated.data() + q, T{0});
-          std::copy(from, from + part.size(), rotated.data() + part.begin);
-          negate_signed(rotated.data(), q, panel.rotation_signs(b));
-          walsh_hadamard(rotated.data(), q, run);
+          const T* next = b + 1 < count ? from + part.size() : x + (i + 1) * x_stride;
+          if (part.size() < q) {
+            std::fill(rotated.data(), rotated.data() + q, T{0});
+            std::copy(from, from + part.size(), rotated.data() + part.begin);
+            from = rotated.data();
+          }
+          walsh_hadamard(from, q, run, panel.rotation_signs(b), next, rotated.data());
           from = rotated.data();
           part = {0, q};
+          ahead = {next + q / 2, 8};  // its first half has arrived
         }
-        scatter_block(panel.streams(b), s, q, panel.length(), part, scale, from, y + i * y_stride);
+        scatter_block(panel.streams(b), s, q, panel.length(), part, scale, from, ahead,
+                      y + i * y_stride);
       }
     }
   }
@@ -274,6 +322,7 @@ void adjoint_sbp(const Projection& projection, Range coordinates, int64_t rows, 
   const T scale = static_cast<T>(scale_of(projection) /
                                  (projection.hadamard ? std::sqrt(static_cast<double>(run)) : 1.0));
   const Buffer<T> rotated(projection.hadamard ? q : 0);
+  const Buffer<uint16_t> no_signs(q / 16 + 1);
   const int64_t end = (coordinates.end + q - 1) / q;
   for (int64_t first = coordinates.begin / q; first < end; first += kPanelBlocks) {
     const int64_t count = std::min(kPanelBlocks, end - first);
@@ -288,7 +337,7 @@ void adjoint_sbp(const Projection& projection, Range coordinates, int64_t rows, 
           continue;
         }
         gather_block(panel.streams(b), s, q, panel.length(), {0, q}, scale, from, rotated.data());
-        walsh_hadamard(rotated.data(), q, run);
+        walsh_hadamard(rotated.data(), q, run, no_signs.data(), from, rotated.data());
         negate_signed(rotated.data(), q, panel.rotation_signs(b));
         std::copy(rotated.data() + part.begin, rotated.data() + part.end, to);
       }

@@ -14,6 +14,8 @@ namespace {
 
 // ---- vectors of sixteen values -----------------------------------------------------------------
 
+constexpr uint32_t kUpperLanes[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // with bit 0, 1, 2, 3
+
 template <typename T>
 struct Sixteen {
   T lane[16];
@@ -44,6 +46,19 @@ struct Sixteen {
   Sixteen negated(uint32_t bits) const {
     Sixteen out;
     for (int l = 0; l < 16; ++l) out.lane[l] = bits >> l & 1 ? -lane[l] : lane[l];
+    return out;
+  }
+  Sixteen minus(const Sixteen& other) const {
+    Sixteen out;
+    for (int l = 0; l < 16; ++l) out.lane[l] = lane[l] - other.lane[l];
+    return out;
+  }
+  // Times the Walsh-Hadamard matrix of 16.
+  Sixteen rotated() const {
+    Sixteen out = *this;
+    for (int bit = 0; bit < 4; ++bit) {
+      out = out.flipped(1u << bit).plus(out.negated(kUpperLanes[bit]));
+    }
     return out;
   }
   static Sixteen all(T value) {
@@ -79,6 +94,16 @@ struct Sixteen<float> {
     return {
         _mm512_castsi512_ps(_mm512_mask_xor_epi32(raw, static_cast<__mmask16>(bits), raw, sign))};
   }
+  Sixteen minus(Sixteen other) const { return {_mm512_sub_ps(lanes, other.lanes)}; }
+  Sixteen rotated() const {
+    Sixteen out = *this;
+    for (int bit = 0; bit < 4; ++bit) {  // products with -1 are exact: the sum is rounded once
+      const auto upper = static_cast<__mmask16>(kUpperLanes[bit]);
+      const __m512 signs = _mm512_mask_blend_ps(upper, _mm512_set1_ps(1), _mm512_set1_ps(-1));
+      out = {_mm512_fmadd_ps(out.lanes, signs, out.flipped(1u << bit).lanes)};
+    }
+    return out;
+  }
   static Sixteen all(float value) { return {_mm512_set1_ps(value)}; }
   Sixteen looked_up(const uint32_t* words, int shift) const {
     const __m512i numbers = _mm512_srli_epi32(_mm512_loadu_si512(words), shift);
@@ -112,6 +137,16 @@ struct Sixteen<float> {
     return flip & 8 ? Sixteen{b, a} : Sixteen{a, b};
   }
   Sixteen negated(uint32_t bits) const { return {negated(low, bits), negated(high, bits >> 8)}; }
+  Sixteen minus(Sixteen other) const {
+    return {_mm256_sub_ps(low, other.low), _mm256_sub_ps(high, other.high)};
+  }
+  Sixteen rotated() const {
+    Sixteen out = *this;
+    for (int bit = 0; bit < 3; ++bit) {
+      out = out.flipped(1u << bit).plus(out.negated(kUpperLanes[bit]));
+    }
+    return {_mm256_add_ps(out.low, out.high), _mm256_sub_ps(out.low, out.high)};
+  }
   static Sixteen all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
   Sixteen looked_up(const uint32_t* words, int shift) const {
     return {eight_looked_up(words, shift), eight_looked_up(words + 8, shift)};
@@ -140,58 +175,53 @@ struct PhiloxSixteen {
   alignas(64) uint32_t words[4][16];
 };
 
+// 32 x 32 -> 64 bits exist for even lanes only, and look at the lower half of 64 bits. So the even and
+// the odd streams have registers of their own, each number in 64 bits whose upper half is anything.
 #if KSM_VECTOR_BYTES == 64
 inline PhiloxSixteen philox_sixteen(uint64_t seed, const Words& counter, int varying) {
-  const __m512i order = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  __m512i c[4];
-  for (int q = 0; q < 4; ++q) c[q] = _mm512_set1_epi32(static_cast<int>(counter.word[q]));
-  c[varying] = _mm512_add_epi32(c[varying], order);
+  __m512i streams[2][4];  // even, odd
+  for (int q = 0; q < 4; ++q) {
+    streams[0][q] = streams[1][q] = _mm512_set1_epi64(counter.word[q]);
+  }
+  const __m512i order = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0);
+  streams[0][varying] = _mm512_add_epi32(streams[0][varying], order);
+  streams[1][varying] =
+      _mm512_add_epi32(streams[1][varying], _mm512_add_epi32(order, _mm512_set1_epi64(1)));
   const __m512i a = _mm512_set1_epi64(kPhiloxA), b = _mm512_set1_epi64(kPhiloxB);
-  constexpr __mmask16 kOdd = 0xAAAA;
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    // 32 x 32 -> 64 bits exist for even lanes only: odd lanes are moved down for their turn.
-    const __m512i a_even = _mm512_mul_epu32(c[0], a), b_even = _mm512_mul_epu32(c[2], b);
-    const __m512i a_odd = _mm512_mul_epu32(_mm512_srli_epi64(c[0], 32), a);
-    const __m512i b_odd = _mm512_mul_epu32(_mm512_srli_epi64(c[2], 32), b);
-    const __m512i a_low = _mm512_mask_mov_epi32(a_even, kOdd, _mm512_slli_epi64(a_odd, 32));
-    const __m512i b_low = _mm512_mask_mov_epi32(b_even, kOdd, _mm512_slli_epi64(b_odd, 32));
-    const __m512i a_high = _mm512_mask_mov_epi32(_mm512_srli_epi64(a_even, 32), kOdd, a_odd);
-    const __m512i b_high = _mm512_mask_mov_epi32(_mm512_srli_epi64(b_even, 32), kOdd, b_odd);
-    constexpr int kXor3 = 0x96;
-    c[0] =
-        _mm512_ternarylogic_epi32(b_high, c[1], _mm512_set1_epi32(static_cast<int>(key0)), kXor3);
-    c[2] =
-        _mm512_ternarylogic_epi32(a_high, c[3], _mm512_set1_epi32(static_cast<int>(key1)), kXor3);
-    c[1] = b_low;
-    c[3] = a_low;
+    const __m512i first = _mm512_set1_epi64(key0), second = _mm512_set1_epi64(key1);
+    for (__m512i(&c)[4] : streams) {
+      const __m512i from_a = _mm512_mul_epu32(c[0], a), from_b = _mm512_mul_epu32(c[2], b);
+      constexpr int kXor3 = 0x96;
+      c[0] = _mm512_ternarylogic_epi32(_mm512_srli_epi64(from_b, 32), c[1], first, kXor3);
+      c[2] = _mm512_ternarylogic_epi32(_mm512_srli_epi64(from_a, 32), c[3], second, kXor3);
+      c[1] = from_b;
+      c[3] = from_a;
+    }
     key0 += kPhiloxKey0;
     key1 += kPhiloxKey1;
   }
   PhiloxSixteen out;
-  for (int q = 0; q < 4; ++q) _mm512_store_si512(out.words[q], c[q]);
+  for (int q = 0; q < 4; ++q) {
+    constexpr __mmask16 kOdd = 0xAAAA;
+    const __m512i moved = _mm512_slli_epi64(streams[1][q], 32);
+    _mm512_store_si512(out.words[q], _mm512_mask_mov_epi32(streams[0][q], kOdd, moved));
+  }
   return out;
 }
 #elif KSM_VECTOR_BYTES == 32
-inline void philox_eight(uint64_t seed, __m256i c[4]) {
+inline void philox_four(uint64_t seed, __m256i c[4]) {
   const __m256i a = _mm256_set1_epi64x(kPhiloxA), b = _mm256_set1_epi64x(kPhiloxB);
-  constexpr int kOdd = 0xAA;
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    // 32 x 32 -> 64 bits exist for even lanes only: odd lanes are moved down for their turn.
-    const __m256i a_even = _mm256_mul_epu32(c[0], a), b_even = _mm256_mul_epu32(c[2], b);
-    const __m256i a_odd = _mm256_mul_epu32(_mm256_srli_epi64(c[0], 32), a);
-    const __m256i b_odd = _mm256_mul_epu32(_mm256_srli_epi64(c[2], 32), b);
-    const __m256i a_low = _mm256_blend_epi32(a_even, _mm256_slli_epi64(a_odd, 32), kOdd);
-    const __m256i b_low = _mm256_blend_epi32(b_even, _mm256_slli_epi64(b_odd, 32), kOdd);
-    const __m256i a_high = _mm256_blend_epi32(_mm256_srli_epi64(a_even, 32), a_odd, kOdd);
-    const __m256i b_high = _mm256_blend_epi32(_mm256_srli_epi64(b_even, 32), b_odd, kOdd);
-    c[0] =
-        _mm256_xor_si256(_mm256_xor_si256(b_high, c[1]), _mm256_set1_epi32(static_cast<int>(key0)));
-    c[2] =
-        _mm256_xor_si256(_mm256_xor_si256(a_high, c[3]), _mm256_set1_epi32(static_cast<int>(key1)));
-    c[1] = b_low;
-    c[3] = a_low;
+    const __m256i from_a = _mm256_mul_epu32(c[0], a), from_b = _mm256_mul_epu32(c[2], b);
+    c[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(from_b, 32), c[1]),
+                            _mm256_set1_epi64x(key0));
+    c[2] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(from_a, 32), c[3]),
+                            _mm256_set1_epi64x(key1));
+    c[1] = from_b;
+    c[3] = from_a;
     key0 += kPhiloxKey0;
     key1 += kPhiloxKey1;
   }
@@ -200,13 +230,18 @@ inline void philox_eight(uint64_t seed, __m256i c[4]) {
 inline PhiloxSixteen philox_sixteen(uint64_t seed, const Words& counter, int varying) {
   PhiloxSixteen out;
   for (int half = 0; half < 2; ++half) {
-    __m256i c[4];
-    for (int q = 0; q < 4; ++q) c[q] = _mm256_set1_epi32(static_cast<int>(counter.word[q]));
-    const __m256i order = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-    c[varying] = _mm256_add_epi32(c[varying], _mm256_add_epi32(order, _mm256_set1_epi32(8 * half)));
-    philox_eight(seed, c);
+    __m256i even[4], odd[4];
+    for (int q = 0; q < 4; ++q) even[q] = odd[q] = _mm256_set1_epi64x(counter.word[q]);
+    const __m256i order =
+        _mm256_add_epi32(_mm256_set_epi64x(6, 4, 2, 0), _mm256_set1_epi64x(8 * half));
+    even[varying] = _mm256_add_epi32(even[varying], order);
+    odd[varying] = _mm256_add_epi32(odd[varying], _mm256_add_epi32(order, _mm256_set1_epi64x(1)));
+    philox_four(seed, even);
+    philox_four(seed, odd);
     for (int q = 0; q < 4; ++q) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out.words[q] + 8 * half), c[q]);
+      constexpr int kOdd = 0xAA;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out.words[q] + 8 * half),
+                         _mm256_blend_epi32(even[q], _mm256_slli_epi64(odd[q], 32), kOdd));
     }
   }
   return out;

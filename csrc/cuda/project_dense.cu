@@ -1,32 +1,45 @@
 // Products with dense signs and normals on CUDA, drawn a tile at a time; signs in float32 have a faster
 // way in project_rademacher.cu.
+#include <type_traits>
+
 #include "cuda/project_kinds.cuh"
 
 namespace ksm {
 namespace {
 
-// A block multiplies tiles of rows by tiles of P that it draws, 32 deep and 64 wide; a thread owns
-// 4 columns of kPerThread rows. Rows are padded by one against bank conflicts.
+// A block multiplies tiles of rows by tiles of P that it draws, 32 deep and 64 wide; a thread owns 4
+// columns of kPerThread rows, side by side: it reads up to 16 bytes of each at once.
 constexpr int kDepth = 32;
 constexpr int kColumns = 64;
 constexpr int kSide = 16;  // 16 x 16 threads
 constexpr int kThreadColumns = kColumns / kSide;
 
+// Of a multiprocessor: as many as have registers without spilling.
+template <typename T, int kPerThread>
+constexpr int kBlocks = (sizeof(T) == 4 ? 3 : 2) + (kPerThread == 1);
+
+// Neighbours in shared memory.
+template <typename T, int kCount>
+struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Neighbours {
+  T values[kCount];
+};
+
 template <typename T, int kPerThread>
 struct DenseTile {
   static constexpr int kRows = kSide * kPerThread;
+  static constexpr int kPadding = 16 / sizeof(T);  // against bank conflicts
 
-  T rows[kDepth][kRows + 1];
-  T entries[kDepth][kColumns + 1];
+  alignas(16) T rows[kDepth][kRows + kPadding];
+  alignas(16) T entries[kDepth][kColumns + kPadding];
 
   __device__ void multiply(T (&sums)[kPerThread][kThreadColumns]) const {
-    const int column = static_cast<int>(threadIdx.x) % kSide;
-    const int row = static_cast<int>(threadIdx.x) / kSide;
     for (int d = 0; d < kDepth; ++d) {
+      const auto& own = *reinterpret_cast<const Neighbours<T, kPerThread>*>(&rows[d][own_row()]);
+      const auto& drawn =
+          *reinterpret_cast<const Neighbours<T, kThreadColumns>*>(&entries[d][own_column()]);
       for (int r = 0; r < kPerThread; ++r) {
-        const T value = rows[d][row + r * kSide];
         for (int c = 0; c < kThreadColumns; ++c) {
-          sums[r][c] = fma(value, entries[d][column + c * kSide], sums[r][c]);
+          sums[r][c] = fma(own.values[r], drawn.values[c], sums[r][c]);
         }
       }
     }
@@ -35,13 +48,14 @@ struct DenseTile {
   // Calls body(row, column, sum) for the sums of this thread.
   template <typename Body>
   __device__ static void for_each(const T (&sums)[kPerThread][kThreadColumns], const Body& body) {
-    const int column = static_cast<int>(threadIdx.x) % kSide;
-    const int row = static_cast<int>(threadIdx.x) / kSide;
     for (int r = 0; r < kPerThread; ++r) {
-      for (int c = 0; c < kThreadColumns; ++c) {
-        body(row + r * kSide, column + c * kSide, sums[r][c]);
-      }
+      for (int c = 0; c < kThreadColumns; ++c) body(own_row() + r, own_column() + c, sums[r][c]);
     }
+  }
+
+  static __device__ int own_row() { return static_cast<int>(threadIdx.x) / kSide * kPerThread; }
+  static __device__ int own_column() {
+    return static_cast<int>(threadIdx.x) % kSide * kThreadColumns;
   }
 };
 
@@ -58,7 +72,7 @@ __device__ void for_signs(uint32_t word, int q, int first, const Set& set) {
 }
 
 template <typename From, typename T, int kPerThread>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kPerThread>)
     project_dense_kernel(Projection projection, T scale, Slab<const From> x, Sums<T> sums) {
   using Tile = DenseTile<T, kPerThread>;
   __shared__ Tile tile;
@@ -84,6 +98,7 @@ __global__ void __launch_bounds__(kThreads)
           tile.rows[d][r] = x.template value_or_zero<T>(row + r, first + d);
         }
         if (gaussian) {
+#pragma unroll 1  // two at once would take twice the registers
           for (int quad = q; quad < kDepth / 4; quad += kThreads / kColumns) {
             float normals[4];
             gaussian_quad(projection.seed, first / 4 + quad, output + column, normals);
@@ -105,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, int kPerThread>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kPerThread>)
     adjoint_dense_kernel(Projection projection, T scale, const T* __restrict__ y, Slab<T> x) {
   using Tile = DenseTile<T, kPerThread>;
   static_assert(kSignBlock == 2 * kColumns, "a tile is one half of a block of signs");
@@ -127,10 +142,13 @@ __global__ void __launch_bounds__(kThreads)
         tile.rows[d][r] = inside ? y[(row + r) * k + output + d] : T(0);
       }
       if (projection.kind == Kind::kGaussian) {
+#pragma unroll 1
         for (int quad = part; quad < kColumns / 4; quad += kThreads / kDepth) {
           float normals[4];
           gaussian_quad(projection.seed, first / 4 + quad, output + depth, normals);
-          for (int j = 0; j < 4; ++j) tile.entries[depth][4 * quad + j] = normals[j];
+          Neighbours<T, 4> four;
+          for (int j = 0; j < 4; ++j) four.values[j] = normals[j];
+          *reinterpret_cast<Neighbours<T, 4>*>(&tile.entries[depth][4 * quad]) = four;
         }
       } else {
         const int q = part % 4;
@@ -153,26 +171,38 @@ Cut dense_cut(const Projection& projection, int64_t rows) {
   return {kSignBlock, divide_up(projection.k, kColumns) * divide_up(rows, 4 * kSide)};
 }
 
+namespace {
+
+// Calls launch_tiles(rows per thread, a constant) with as few as tiles of `rows` rows need: what is
+// drawn is drawn for a tile, and rows beyond the last are multiplied in vain.
+template <typename Launch>
+cudaError_t for_tiles_of(int64_t rows, const Launch& launch_tiles) {
+  if (rows <= kSide) return launch_tiles(std::integral_constant<int, 1>());
+  if (rows <= 2 * kSide) return launch_tiles(std::integral_constant<int, 2>());
+  return launch_tiles(std::integral_constant<int, 4>());
+}
+
+}  // namespace
+
 template <typename From, typename T>
 cudaError_t launch_dense(const Projection& projection, T scale, Slab<const From> x, Sums<T> sums,
                          cudaStream_t stream) {
-  if (x.rows <= kSide) {
-    return launch_over(divide_up(sums.k, kColumns) * sums.splits, stream,
-                       project_dense_kernel<From, T, 1>, projection, scale, x, sums);
-  }
-  return launch_over(divide_up(sums.k, kColumns) * divide_up(x.rows, 4 * kSide) * sums.splits,
-                     stream, project_dense_kernel<From, T, 4>, projection, scale, x, sums);
+  return for_tiles_of(x.rows, [&](auto per_thread) {
+    constexpr int kPerThread = decltype(per_thread)::value;
+    const int64_t row_tiles = divide_up(x.rows, kPerThread * kSide);
+    return launch_over(divide_up(sums.k, kColumns) * row_tiles * sums.splits, stream,
+                       project_dense_kernel<From, T, kPerThread>, projection, scale, x, sums);
+  });
 }
 
 template <typename T>
 cudaError_t launch_dense_adjoint(const Projection& projection, T scale, const T* y, Slab<T> x,
                                  cudaStream_t stream) {
-  if (x.rows <= kSide) {
-    return launch_over(x.stretches(kColumns), stream, adjoint_dense_kernel<T, 1>, projection, scale,
-                       y, x);
-  }
-  return launch_over(x.stretches(kColumns) * divide_up(x.rows, 4 * kSide), stream,
-                     adjoint_dense_kernel<T, 4>, projection, scale, y, x);
+  return for_tiles_of(x.rows, [&](auto per_thread) {
+    constexpr int kPerThread = decltype(per_thread)::value;
+    return launch_over(x.stretches(kColumns) * divide_up(x.rows, kPerThread * kSide), stream,
+                       adjoint_dense_kernel<T, kPerThread>, projection, scale, y, x);
+  });
 }
 
 #define KSM_INSTANTIATE(From, T) \

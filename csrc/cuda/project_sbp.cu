@@ -382,49 +382,132 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the rotation before them ------------------------------------------------------------------
 
-constexpr int kRotationTile = 4096;  // a multiple of every hadamard_length
-constexpr int64_t kRotationRows = 4;
+constexpr int kRotationTile = kThreads * kSixteen;  // a multiple of every hadamard_length
+constexpr int64_t kRotationRows = 8;                // they share what is drawn
+
+// The signs before the rotation of sixteen coordinates, a bit for each.
+__device__ uint16_t rotation_signs(const Projection& projection, int length, int64_t coordinate) {
+  const int64_t q = segment_of(projection);
+  uint32_t signs = 0;
+  for (int lane = 0; lane < kSixteen; lane += length) {
+    const int64_t at = coordinate + lane;
+    const uint32_t drawn = vector_signs(projection.seed, at / q, kHadamardReplicate, at % q);
+    signs |= (drawn & ((1u << length) - 1)) << lane;
+  }
+  return static_cast<uint16_t>(signs);
+}
+
+// Sixteen values of a tile of 4096 that differ in one digit of their number, of base 16.
+template <typename T>
+struct RotatedValues {
+  T values[kSixteen];
+
+  // Where value e of a tile lies in shared memory: padded, so that neither digit's values of the threads
+  // of a warp meet in a bank.
+  static constexpr int kSize = kRotationTile + kRotationTile / 16 * 4 + kRotationTile / 256 * 16;
+  static __device__ int place(int e) { return e + e / 16 * 4 + e / 256 * 16; }
+  // The number of this thread's value i where digit 0, 1 or 2 varies.
+  static __device__ int number(int digit, int i) {
+    const int thread = static_cast<int>(threadIdx.x), low = thread % 16, high = thread / 16;
+    return digit == 0 ? 16 * thread + i : digit == 1 ? 256 * high + 16 * i + low : 256 * i + thread;
+  }
+
+  // The stages of runs of `run` values in which one digit varies.
+  __device__ void rotate(int digit, int run) {
+#pragma unroll
+    for (int apart = 1; apart < kSixteen; apart *= 2) {
+      if (apart << 4 * digit >= run) break;
+#pragma unroll
+      for (int i = 0; i < kSixteen; ++i) {
+        if (i & apart) continue;
+        const T a = values[i], b = values[i + apart];
+        values[i] = a + b;
+        values[i + apart] = a - b;
+      }
+    }
+  }
+  // Changes the digit that varies, through shared memory.
+  __device__ void exchange(int from, int to, T* shared) {
+    __syncthreads();  // what lies there has been read
+#pragma unroll
+    for (int i = 0; i < kSixteen; ++i) shared[place(number(from, i))] = values[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kSixteen; ++i) values[i] = shared[place(number(to, i))];
+  }
+  // Values whose bit is set change their sign.
+  __device__ void negate(uint32_t bits) {
+#pragma unroll
+    for (int i = 0; i < kSixteen; ++i) values[i] = bits >> i & 1 ? -values[i] : values[i];
+  }
+};
+
+// Sixteen neighbours of a row, zero outside of the slab; `wide`: its rows are aligned.
+template <typename From, typename T>
+__device__ void load_sixteen(const Slab<const From>& x, int64_t row, int64_t coordinate, bool wide,
+                             T (&values)[kSixteen]) {
+  const int64_t at = coordinate - x.begin;
+  if constexpr (!std::is_same_v<From, double>) {
+    if (wide && at >= 0 && at + kSixteen <= x.count) {
+      const auto* from = reinterpret_cast<const Four<From>*>(x.values + row * x.stride + at);
+#pragma unroll
+      for (int n = 0; n < kSixteen / 4; ++n) {
+        const Four<From> four = from[n];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) values[4 * n + e] = four[e];
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSixteen; ++i) values[i] = x.template value_or_zero<T>(row, coordinate + i);
+}
 
 // Signs, then the Walsh-Hadamard matrix; with kAdjoint the other way round. `out` or `in` consists of
-// whole blocks, and so of whole runs; what the other one lacks of them is zero, or not wanted.
+// whole blocks, and so of whole runs; what the other one lacks of them is zero, or not wanted. Three
+// times a thread adds and subtracts sixteen values in registers, four stages at once.
 template <bool kAdjoint, typename From, typename T>
-__global__ void __launch_bounds__(kThreads)
-    rotate_kernel(Projection projection, Slab<const From> in, Slab<T> out) {
-  __shared__ T values[kRotationTile];
-  __shared__ uint16_t signs[kRotationTile];
+__global__ void __launch_bounds__(kThreads, kAdjoint && sizeof(T) == 8 ? 1 : 2)
+    rotate_kernel(Projection projection, Slab<const From> in, Slab<T> out, bool wide) {
+  using Values = RotatedValues<T>;
+  __shared__ T shared[Values::kSize];
+  __shared__ uint16_t signs[kThreads];
   const int64_t q = segment_of(projection);
   const auto length = static_cast<int>(vector_length(q));
   const auto run = static_cast<int>(hadamard_length(q));
   const int thread = static_cast<int>(threadIdx.x);
-  const auto negative = [&](int e) { return signs[e / length] >> e % length & 1; };
   const int64_t tiles = out.stretches(kRotationTile), groups = divide_up(out.rows, kRotationRows);
   for (int64_t item = blockIdx.x; item < tiles * groups; item += gridDim.x) {
     const int64_t tile = (out.first_stretch(kRotationTile) + item % tiles) * kRotationTile;
-    __syncthreads();  // the signs and the last row before have been read
-    for (int e = thread; e < kRotationTile / length; e += kThreads) {
-      const int64_t coordinate = tile + int64_t{e} * length;
-      signs[e] = vector_signs(projection.seed, coordinate / q, kHadamardReplicate, coordinate % q);
+    const int64_t own = tile + kSixteen * thread;
+    uint32_t negative = rotation_signs(projection, length, own);
+    if (kAdjoint) {
+      __syncthreads();  // the signs before have been read
+      signs[thread] = static_cast<uint16_t>(negative);
+      __syncthreads();
+      negative = 0;
+#pragma unroll
+      for (int i = 0; i < kSixteen; ++i) {
+        const int e = Values::number(2, i);
+        negative |= (uint32_t{signs[e / 16]} >> e % 16 & 1) << i;
+      }
     }
-    __syncthreads();
     const int64_t first_row = item / tiles * kRotationRows;
     for (int64_t row = first_row; row < first_row + kRotationRows && row < out.rows; ++row) {
-      for (int e = thread; e < kRotationTile; e += kThreads) {  // the thread's own, until a barrier
-        const T value = in.template value_or_zero<T>(row, tile + e);
-        values[e] = !kAdjoint && negative(e) ? -value : value;
-      }
-      for (int half = 1; half < run; half *= 2) {
-        __syncthreads();
-        for (int pair = thread; pair < kRotationTile / 2; pair += kThreads) {
-          const int low = pair / half * 2 * half + pair % half;
-          const T a = values[low], b = values[low + half];
-          values[low] = a + b;
-          values[low + half] = a - b;
-        }
-      }
-      __syncthreads();
-      for (int e = thread; e < kRotationTile; e += kThreads) {
-        if (!out.holds(tile + e)) continue;
-        *out.at(row, tile + e) = kAdjoint && negative(e) ? -values[e] : values[e];
+      Values own_values;
+      load_sixteen(in, row, own, wide, own_values.values);
+      if (!kAdjoint) own_values.negate(negative);
+      own_values.rotate(0, run);
+      own_values.exchange(0, 1, shared);
+      own_values.rotate(1, run);
+      own_values.exchange(1, 2, shared);
+      own_values.rotate(2, run);
+      if (kAdjoint) own_values.negate(negative);
+      T* to = out.at(row, tile);
+#pragma unroll
+      for (int i = 0; i < kSixteen; ++i) {
+        const int e = Values::number(2, i);
+        if (out.holds(tile + e)) to[e] = own_values.values[i];
       }
     }
   }
@@ -477,7 +560,8 @@ template <bool kAdjoint, typename From, typename T>
 cudaError_t launch_rotation(const Projection& projection, Slab<const From> in, Slab<T> out,
                             cudaStream_t stream) {
   return launch_over(out.stretches(kRotationTile) * divide_up(out.rows, kRotationRows), stream,
-                     rotate_kernel<kAdjoint, From, T>, projection, in, out);
+                     rotate_kernel<kAdjoint, From, T>, projection, in, out,
+                     is_wide(in.values, in.stride, in.begin));
 }
 
 #define KSM_INSTANTIATE(From, T)                                                                  \

@@ -1,8 +1,9 @@
 """The only interface to ``torch.ops.ksm_ext``: typed functions, fake kernels, derivatives.
 
-Every function here runs on the CPU and on CUDA, and raises before it computes. Loops of our own
-give the same bits for any number of threads; PyTorch's products inside of ``gram_update``,
-``task_gram``, ``kernel_gram``, ``glm_gradient`` and ``glm_hvp`` may round by it. Derivatives go
+Every function here runs on the CPU and on CUDA, and raises before it computes. On the CPU they
+give the same bits for any number of threads; but PyTorch's products inside of ``gram_update``,
+``task_gram``, ``kernel_gram``, ``glm_gradient`` and ``glm_hvp`` may round by it where PyTorch
+multiplies by another library than MKL. Derivatives go
 through ``torch.autograd.Function`` that compiled graphs call whole (``_library.in_graph``): an
 operator with ``register_autograd`` alone has silently zero tangents under ``torch.func.jvp``, and
 so has a plain ``autograd.Function`` under ``torch.compile``.

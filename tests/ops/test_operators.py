@@ -8,7 +8,7 @@ import torch
 from instruction_sets import check_every_instruction_set
 from operators import SHARED, SIZES, calls, check_any_number_of_threads
 
-from ksm_ext import ops  # noqa: F401  registers the operators
+from ksm_ext import ops
 
 CALLS = calls()
 every_call = pytest.mark.parametrize("name", CALLS)
@@ -39,6 +39,36 @@ def test_results_do_not_depend_on_threads():
     check_any_number_of_threads(
         lambda: {name: call.results() for name, call in calls(SHARED).items()}
     )
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch multiplies without MKL")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("b", "k", "m", "n"), [(1000, 300, 150, 10), (2000, 512, 300, 20)])
+def test_products_of_any_size_do_not_depend_on_threads(b, k, m, n, dtype):
+    """MKL cuts large ones by the threads that it may have, and each cut rounds in its own way."""
+    generator = torch.Generator().manual_seed(b)
+    x, y, v, margins = (
+        torch.randn(*shape, generator=generator, dtype=dtype)
+        for shape in ((b, k), (k, k), (m, k), (b,))
+    )
+    offsets = torch.linspace(0, b, n + 1).long()
+    masks = torch.rand(m, n, generator=generator) < 0.5
+
+    def results():
+        gradient = ops.glm_gradient(x, margins, offsets, masks, v, curvature_dtype=dtype)
+        products = ops.glm_hvp(x, offsets, masks, v, curvature=gradient.curvature)
+        return {
+            "glm_gradient": [gradient.gradient, gradient.objective, gradient.curvature],
+            "glm_hvp": [products],
+            "gram_update": [ops.gram_update(y.clone(), x)],
+            "task_gram": [
+                ops.task_gram(x, offsets),
+                ops.task_gram(x, offsets, x[:, :9].contiguous()),
+            ],
+            "kernel_gram": [ops.kernel_gram(x, other, "rbf", gamma=1 / k) for other in (None, y)],
+        }
+
+    check_any_number_of_threads(results)
 
 
 @pytest.mark.slow

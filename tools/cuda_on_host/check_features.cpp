@@ -381,7 +381,20 @@ void check_softmax(int64_t s, int64_t b, int64_t c, bool weighted) {
 
 }  // namespace
 
+// Tensor cores may lose what is far below the largest addend, and cut instead of rounding.
+void check_cut_sums() {
+  double addends[17] = {1, std::ldexp(1.0, -25), std::ldexp(1.0, -25)};
+  expect(cut_sum(addends) == 1, "addends that are cut");
+  addends[1] = addends[2] = std::ldexp(3.0, -25);
+  expect(cut_sum(addends) == 1 + std::ldexp(1.0f, -23), "addends of 24 bits");
+  addends[1] = addends[2] = -std::ldexp(1.0, -25);
+  expect(cut_sum(addends) == 1, "negative addends that are cut");
+  addends[2] = std::ldexp(-1.0, -24);
+  expect(cut_sum(addends) == std::nextafter(1.0f, 0.0f), "a sum that is cut");
+}
+
 int main() {
+  check_cut_sums();
   check_gram<float>(1, 1, 1);
   check_gram<float>(35, 20, 300);
   check_gram<double>(18, 47, 33);

@@ -188,5 +188,7 @@ int main() {
   // A permutation of more vectors than 16 bits count, and runs of 4096 in rows of several parts.
   check_products<float, float>({Kind::kSbp, seed, 70001, 1, false}, 70000, 1, 70005);
   check_products<double, double>({Kind::kSbp, seed, 8192, 1, true}, 8000, 6, 9000);
+  check_products<float, float>({Kind::kSbp, seed, 4096, 1, true}, 3 * 4096, 9, 8997);
+  check_products<__nv_bfloat16, float>({Kind::kSbp, seed, 4096, 1, true}, 4100, 3, 9001);
   return report("CUDA projections");
 }

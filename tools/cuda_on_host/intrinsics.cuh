@@ -20,10 +20,10 @@ inline void store_four(float* to, const float (&values)[4]) {
   std::copy_n(values, 4, to);
 }
 
-// Every lane shows its operands to its warp.
-template <typename Sum, typename Multiply>
-void mma_on_host(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                 const Multiply& multiply) {
+// Calls add(e, word of A, word of B) for the eight words that meet in D's entry e. Every lane shows
+// its operands to its warp.
+template <typename Add>
+void for_met_words(const uint32_t (&a)[4], const uint32_t (&b)[2], const Add& add) {
   struct Operands {
     uint32_t a[4], b[2];
   };
@@ -34,26 +34,53 @@ void mma_on_host(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   on_host::sync_warp();
   for (unsigned e = 0; e < 4; ++e) {
     const unsigned high = e / 2, column = 2 * q + e % 2;
-    double sum = d[e];
     for (unsigned word = 0; word < 8; ++word) {  // of a row of A, and of a column of B
-      sum += multiply(lanes[4 * g + word % 4].a[high + word / 4 * 2],
-                      lanes[4 * column + word % 4].b[word / 4]);
+      add(e, lanes[4 * g + word % 4].a[high + word / 4 * 2],
+          lanes[4 * column + word % 4].b[word / 4]);
     }
-    d[e] = static_cast<Sum>(sum);
   }
   on_host::sync_warp();  // before the next product overwrites the operands
 }
 
 inline void mma_and_popc(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma_on_host(d, a, b, [](uint32_t x, uint32_t y) { return __builtin_popcount(x & y); });
+  for_met_words(a, b,
+                [&](unsigned e, uint32_t x, uint32_t y) { d[e] += __builtin_popcount(x & y); });
+}
+
+// The sum as the worst of tensor cores may round it: every addend is cut to 24 bits behind the first
+// of the largest, and so is the result to float32, towards zero.
+inline float cut_sum(const double (&addends)[17]) {
+  double largest = 0, sum = 0;
+  for (const double addend : addends) {
+    if (!std::isfinite(addend))
+      return static_cast<float>(std::accumulate(addends, addends + 17, 0.0));
+    largest = std::max(largest, std::abs(addend));
+  }
+  if (largest == 0) return 0;
+  const int unit = std::ilogb(largest) - 24;
+  for (const double addend : addends) sum += std::trunc(std::ldexp(addend, -unit));
+  sum = std::ldexp(sum, unit);
+  const auto rounded = static_cast<float>(sum);
+  return std::abs(rounded) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
+// Pairs of numbers, whose values half(pair, 0) and half(pair, 1) are.
+template <typename Half>
+void mma_of_pairs(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Half& half) {
+  double addends[4][17];
+  int count[4] = {};
+  for_met_words(a, b, [&](unsigned e, uint32_t x, uint32_t y) {
+    for (int n = 0; n < 2; ++n) addends[e][count[e]++] = half(x, n) * half(y, n);
+  });
+  for (int e = 0; e < 4; ++e) {
+    addends[e][16] = d[e];
+    d[e] = cut_sum(addends[e]);
+  }
 }
 
 inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto half = [](uint32_t pair, int n) {
+  mma_of_pairs(d, a, b, [](uint32_t pair, int n) {
     return double{__bfloat162float({static_cast<uint16_t>(pair >> 16 * n)})};
-  };
-  mma_on_host(d, a, b, [&](uint32_t x, uint32_t y) {
-    return half(x, 0) * half(y, 0) + half(x, 1) * half(y, 1);
   });
 }
 
@@ -81,10 +108,7 @@ inline float half_value(uint32_t pair) {
 }
 
 inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma_on_host(d, a, b, [&](uint32_t x, uint32_t y) {
-    return double{half_value(x)} * half_value(y) +
-           double{half_value(x >> 16)} * half_value(y >> 16);
-  });
+  mma_of_pairs(d, a, b, [](uint32_t pair, int n) { return double{half_value(pair >> 16 * n)}; });
 }
 
 }  // namespace ksm
