@@ -1,0 +1,168 @@
+"""How near each method comes to what was trained: the table, with its intervals.
+
+Methods are judged by subsets that none of them has seen: Spearman correlation over them, averaged
+over targets (LDS); squared error in units of the variance of scores; relative error of returns, the
+mean square of Δ / return and the mean of its absolute value. And by the exact Shapley and Banzhaf
+values of the game of all subsets: Pearson correlation over tasks, averaged over targets. True
+leave-one-out effects are no judge: one task of twelve changes a return by less than a seed does.
+
+Intervals are 95 % of a bootstrap over the subsets, or over the targets of attributions.
+
+Shapes: n tasks, t targets, subsets (l, n), their scores (l, t) and numbers of trainings (l,).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.common import markdown
+from experiments.folds import centred_ranks, lds
+from experiments.rl.games import is_complete, weights_of
+from experiments.rl.methods import IN_ORDER, Answer
+from ksm_ext.correlation import pearson
+from ksm_ext.evaluation import relative_error, residual_error
+
+NUM_RESAMPLES = 400
+READOUTS = ("shapley", "banzhaf")
+COLUMNS = {
+    "shapley": ("Shapley", 1),
+    "banzhaf": ("Banzhaf", 1),
+    "lds": ("LDS", 1),
+    "residual": ("residual error", 1),
+    "relative": ("relative error², %", 100),
+    "relative_absolute": ("relative error, %", 100),
+}
+"""What each metric is called, and by how much it is multiplied."""
+Metrics = dict[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What methods are judged by.
+
+    Attributes:
+        masks: (l, n) bool.
+        scores: (l, t).
+        unseen: (l,) bool, those that no method was fitted to, and not the empty one.
+        num_runs: (l,), trainings that a score is the mean of.
+        noise: (t,) variance of one training by its seed.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    unseen: Tensor
+    num_runs: Tensor
+    noise: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of the unseen subsets in the order of ``all_subsets``."""
+        return row_numbers(self.masks[self.unseen])
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Exact attributions (n, t), where every subset is scored."""
+        if not is_complete(self.masks):
+            return {}
+        return {x: weights_of(self.masks, x) @ self.scores for x in READOUTS}
+
+    def ceilings(self) -> Metrics:
+        """What a perfect method would reach against these noisy scores.
+
+        A correlation with values of variance v and noise e² reaches :math:`\\sqrt{1 - e^2 / v}`;
+        ranks of subsets likewise, as far as they go as correlations do; the error is the noise.
+        """
+        found = {}
+        for readout, values in self.values.items():
+            noise = weights_of(self.masks, readout).square() @ (1 / self.num_runs.double())
+            found[readout] = 1 - noise.mean() * self.noise / values.var(0)
+        scores = self.scores[self.unseen]
+        share = (1 / self.num_runs[self.unseen].double()).mean() * self.noise / scores.var(0)
+        found["lds"] = 1 - share
+        means = {name: float(x.clamp(min=0).sqrt().mean()) for name, x in found.items()}
+        means["residual"] = float(share.mean())
+        return {name: (x, x, x) for name, x in means.items()}
+
+
+def row_numbers(masks: Tensor) -> Tensor:
+    """(l,) int64: where masks (l, n) stand in ``all_subsets``."""
+    return masks.long() @ 2 ** torch.arange(masks.shape[1])
+
+
+def judge(name: str, answer: Answer, truth: Judge) -> Metrics:
+    """Each of :data:`COLUMNS` that applies, with the ends of its interval."""
+    metrics = {}
+    for readout, values in truth.values.items():
+        each = pearson(getattr(answer, readout).T, values.T)  # (t,)
+        metrics[readout] = interval(lambda rows, each=each: float(each[rows].mean()), len(each))
+    scores, said = truth.scores[truth.unseen], answer.predictions[truth.rows]
+    over_subsets = partial(interval, num_units=len(scores))
+    metrics["lds"] = over_subsets(ranks_agree(scores, said))
+    if name not in IN_ORDER:
+        metrics["residual"] = over_subsets(
+            lambda rows: float(residual_error(scores[rows], said[rows], pooled=True))
+        )
+        for name, definition in (("relative", "squared"), ("relative_absolute", "absolute")):
+            metrics[name] = over_subsets(partial(_relative, 1 - scores, 1 - said, definition))
+    return metrics
+
+
+def ranks_agree(scores: Tensor, said: Tensor) -> Callable[[Tensor], float]:
+    """From rows to LDS; ranks are those among all rows, for rows drawn twice would be ties."""
+    everything = [torch.arange(len(scores))]
+    true, ours = (centred_ranks(table, everything) for table in (scores, said))
+    return lambda rows: lds(true[rows], ours[rows])
+
+
+def _relative(true: Tensor, said: Tensor, definition: str, rows: Tensor) -> float:
+    return float(relative_error(true[rows], said[rows], definition=definition).mean())
+
+
+def interval(metric: Callable[[Tensor], float], num_units: int) -> tuple[float, float, float]:
+    """A metric of numbers of units, with its interval."""
+    random = np.random.default_rng(0)
+    drawn = [
+        metric(torch.from_numpy(random.integers(num_units, size=num_units)))
+        for _ in range(NUM_RESAMPLES)
+    ]
+    return metric(torch.arange(num_units)), *(float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+
+
+def differences(
+    answers: Mapping[str, Answer], truth: Judge, first: str
+) -> dict[str, tuple[float, float, float]]:
+    """LDS of one method less that of each other, on the same drawn subsets."""
+    scores, rows = truth.scores[truth.unseen], truth.rows
+    ranks = {name: ranks_agree(scores, x.predictions[rows]) for name, x in answers.items()}
+    return {
+        name: interval(lambda drawn, of=of: ranks[first](drawn) - of(drawn), len(scores))
+        for name, of in ranks.items()
+        if name != first
+    }
+
+
+def as_text(rows: Mapping[str, tuple[Metrics, int, float]]) -> str:
+    """The table: metrics, trainings and seconds by the name of the method, best LDS first."""
+    titles = ["method", *(title for title, _ in COLUMNS.values()), "trainings", "seconds"]
+    order = sorted(rows.items(), key=lambda pair: -pair[1][0]["lds"][0])
+    return markdown(
+        titles,
+        [
+            [name, *(spelled(metrics, x) for x in COLUMNS), str(trainings), f"{seconds:.1f}"]
+            for name, (metrics, trainings, seconds) in order
+        ],
+    )
+
+
+def spelled(metrics: Metrics, name: str) -> str:
+    """Such as ``0.93 [0.90, 0.95]``."""
+    if name not in metrics:
+        return ""
+    value = [COLUMNS[name][1] * part for part in metrics[name]]
+    digits = 2 if max(map(abs, value)) < 10 else 0
+    estimate, low, high = (f"{part:.{digits}f}" for part in value)
+    return estimate if low == high else f"{estimate} [{low}, {high}]"
