@@ -1,12 +1,12 @@
-"""Poles on carts, many at once: the equations of CartPole, with physics of each one's own.
+r"""Poles on carts, many at once: the equations of CartPole, with physics of each one's own.
 
 A cart of mass M is pushed left or right with a force f and carries a pole of mass m and half-length
-l. With the total mass :math:`\\mu = M + m`,
+l. With the total mass :math:`\mu = M + m`,
 
-.. math:: q = \\frac{f + m l \\dot\\theta^2 \\sin\\theta}{\\mu}, \\qquad
-          \\ddot\\theta = \\frac{g \\sin\\theta - q \\cos\\theta}
-                              {l (4/3 - m \\cos^2\\theta / \\mu)}, \\qquad
-          \\ddot x = q - \\frac{m l \\ddot\\theta \\cos\\theta}{\\mu},
+.. math:: q = \frac{f + m l \dot\theta^2 \sin\theta}{\mu}, \qquad
+          \ddot\theta = \frac{g \sin\theta - q \cos\theta}
+                              {l (4/3 - m \cos^2\theta / \mu)}, \qquad
+          \ddot x = q - \frac{m l \ddot\theta \cos\theta}{\mu},
 
 by Euler steps of 0.02 s. Every step earns 1; an episode ends where the pole leans by 12 degrees or
 the cart is 2.4 m away, and is cut off at the horizon.

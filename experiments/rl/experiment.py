@@ -4,7 +4,7 @@ Shapes: n tasks, which are the t targets too; masks (m, n), scores (m, t).
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,7 @@ from experiments.common import (
     write_text,
 )
 from experiments.experiment import Command, Run
-from experiments.rl import judging, learning_curve, linearisation, selecting
+from experiments.rl import judging, learning_curve, linearisation, objectives, selecting
 from experiments.rl.data import suite_of
 from experiments.rl.judging import Judge
 from experiments.rl.methods import (
@@ -30,7 +30,6 @@ from experiments.rl.methods import (
     Answer,
     ControlProblem,
     Method,
-    estimator_of,
     methods_for,
 )
 from experiments.rl.model import Policies
@@ -48,7 +47,6 @@ from experiments.rl.truth import (
 )
 from experiments.runner import Program
 from experiments.settings import as_dict
-from ksm_ext.evaluation import relative_error
 
 CHOSEN_SEED = 200
 """The first seed of trainings on what was chosen."""
@@ -86,7 +84,8 @@ def policies(run: Run, name: str) -> list[Policies]:
         return trained
     found = []
     for k in range(run.settings.methods.num_models):
-        policy = Policies(1, suite.num_inputs, suite.num_outputs, run.settings.model, k)
+        sizes = suite.num_inputs, suite.num_outputs
+        policy = Policies(1, *sizes, run.settings.model, k, discrete=suite.discrete)
         policy.weights = [kept[0][f"{k}.{i}"] for i in range(len(policy.weights))]
         found.append(policy)
     return found
@@ -261,6 +260,15 @@ def expand(run: Run, name: str) -> None:
     write_json(run.output / f"expansion-{name}.json", facts)
 
 
+def weigh(run: Run) -> None:
+    """Which weights of objectives to train under; says so where mo-gymnasium is missing."""
+    if missing := objectives.available():
+        print(f"Left out: {missing}")
+        return
+    for name in run.settings.objectives.environments:
+        objectives.compare(run, name)
+
+
 COMMANDS: dict[str, Command] = {
     "train-subsets": each_suite(train_subsets),
     "references": each_suite(train_references),
@@ -268,6 +276,7 @@ COMMANDS: dict[str, Command] = {
     "select": each_suite(select),
     "expansion": each_suite(expand),
     "learning-curve": each_suite(learning),
+    "objectives": weigh,
     "figures": each_suite(write_table),
 }
 PROGRAM = Program(

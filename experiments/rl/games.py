@@ -1,8 +1,8 @@
-"""Shapley and Banzhaf values of a game whose every subset is scored.
+r"""Shapley and Banzhaf values of a game whose every subset is scored.
 
-.. math:: \\tau_i = \\sum_{S \\not\\ni i} w(|S|) \\, (F(S \\cup i) - F(S)), \\qquad
-          w_{\\text{Shapley}}(s) = \\frac{s! (n - 1 - s)!}{n!}, \\quad
-          w_{\\text{Banzhaf}} = 2^{1-n}
+.. math:: \tau_i = \sum_{S \not\ni i} w(|S|) \, (F(S \cup i) - F(S)), \qquad
+          w_{\text{Shapley}}(s) = \frac{s! (n - 1 - s)!}{n!}, \quad
+          w_{\text{Banzhaf}} = 2^{1-n}
 
 Shapes: masks (2ⁿ, n), scores (2ⁿ, t), values (n, t).
 """

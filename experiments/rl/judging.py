@@ -71,9 +71,9 @@ class Judge:
         return {x: weights_of(self.masks, x) @ self.scores for x in READOUTS}
 
     def ceilings(self) -> Metrics:
-        """What a perfect method would reach against these noisy scores.
+        r"""What a perfect method would reach against these noisy scores.
 
-        A correlation with values of variance v and noise e² reaches :math:`\\sqrt{1 - e^2 / v}`;
+        A correlation with values of variance v and noise e² reaches :math:`\sqrt{1 - e^2 / v}`;
         ranks of subsets likewise, as far as they go as correlations do; the error is the noise.
         """
         found = {}

@@ -1,11 +1,14 @@
-"""How far the first-order expansion of log-probabilities holds, by the distance from the policy.
+r"""How far the first-order expansion of log-probabilities holds, by the distance from the policy.
 
 From a policy trained on all tasks, training goes on for one rollout on each of some subsets; along
 these directions the weights are moved by a share of their length. The error is the published one,
-the mean square of :math:`(\\log\\pi_W - \\text{its expansion}) / \\max(|\\log\\pi_W|,
-|\\log\\pi_{W_0}|)`, and beside it that of the log-ratio alone, pooled, which is what estimates need.
+the mean square of what the expansion of :math:`\log\pi_W` errs by, over
+:math:`\max(|\log\pi_W|, |\log\pi_{W_0}|)`; beside it that of the log-ratio alone, pooled, which is
+what estimates need.
 
-Reference: *PolicyGradEx*, whose public code measures so.
+Shapes: p directions, b samples.
+
+Reference: PolicyGradEx (see :mod:`.rollouts`).
 """
 
 from dataclasses import replace
@@ -28,11 +31,9 @@ def directions(
 ) -> list[nn.Module]:
     """Policies that went on training on subsets (p, n), one rollout each."""
     count = len(masks)
-    batch = Policies(count, suite.num_inputs, suite.num_outputs, settings.model, 0)
-    batch.weights = [
-        torch.cat([half.expand(count, -1, -1) for half in weight.chunk(2)]).clone()
-        for weight in policy.weights
-    ]
+    sizes = suite.num_inputs, suite.num_outputs
+    batch = Policies(count, *sizes, settings.model, 0, discrete=suite.discrete)
+    batch.weights = [weight.repeat_interleave(count, 0) for weight in policy.weights]
     tasks, shares = assigned(masks, settings.training.num_environments)
     generator = torch.Generator().manual_seed(0)
     environments = suite.environments(tasks, settings.data.horizon, generator)

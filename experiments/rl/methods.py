@@ -1,8 +1,8 @@
-"""Every method: from policies and retrained scores to attributions and predicted scores.
+r"""Every method: from policies and retrained scores to attributions and predicted scores.
 
-Attributions are Shapley and Banzhaf values of a surrogate; a method that looks at gradients only has
-one attribution τ for both, and predicts :math:`\\hat F(S) = F(1) - \\sum_{i \\notin S} \\tau_i`. Its
-unit is that of a loss of log-ratios, not of returns: its ranks count.
+Attributions are Shapley and Banzhaf values of a surrogate; a method that looks at gradients only
+has one attribution τ for both, and predicts :math:`\hat F(S) = F(1) - \sum_{i \notin S} \tau_i`.
+Its unit is that of a loss of log-ratios, not of returns: its ranks count.
 
 Shapes: n tasks, t targets, masks (m, n), scores (m, t), all subsets (2ⁿ, n).
 """
@@ -201,6 +201,8 @@ METHODS = RETRAINED | FEW | IN_ORDER
 
 
 def methods_for(suite: Suite) -> dict[str, Method]:
-    """Those that apply: camps are counted where there are two."""
-    two_sided = len(suite.camps.unique()) == 2
-    return {name: x for name, x in METHODS.items() if two_sided or "camps" not in name}
+    """Those that apply: camps are counted where there are two, and a better action likewise."""
+    missing = {name for name in METHODS if "camps" in name} if not suite.camps.any() else set()
+    if not suite.discrete or suite.num_outputs > 2:
+        missing |= {*IN_ORDER} - {"kernel surrogate, estimated"}
+    return {name: method for name, method in METHODS.items() if name not in missing}

@@ -8,6 +8,7 @@ Shapes: p policies, b observations (p, b, d), k outputs.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Policies:
         self.count, self.discrete = count, discrete
         sizes = [num_inputs, *model.widths, num_outputs]
         self.weights: list[Tensor] = []
-        for layer, (size_in, size_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for layer, (size_in, size_out) in enumerate(pairwise(sizes)):
             last = layer == len(model.widths)
             pair = []
             for gain in (0.01, 1.0) if last else (2**0.5, 2**0.5):  # of the policy, of the critic
@@ -122,4 +123,18 @@ class Policies:
                 linear.weight.copy_(weight.T)
                 linear.bias.copy_(shift[0])
             layers += [linear, nn.Tanh()]
-        return nn.Sequential(*layers[:-1])
+        layers.pop()
+        if not self.discrete:
+            layers.append(Gaussian(self.weights[-1][number, 0].detach().clone()))
+        return nn.Sequential(*layers)
+
+
+class Gaussian(nn.Module):
+    """From means (b, k) to means and logarithms of standard deviations (b, k, 2)."""
+
+    def __init__(self, log_std: Tensor) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(log_std)
+
+    def forward(self, means: Tensor) -> Tensor:
+        return torch.stack([means, self.log_std.expand_as(means)], -1)

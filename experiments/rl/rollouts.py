@@ -1,18 +1,18 @@
-"""What policies trained on all tasks saw and did, as samples of tasks and of targets.
+r"""What policies trained on all tasks saw and did, as samples of tasks and of targets.
 
 A sample is a step: a state, the action that was taken, and its advantage. Near a policy, training
 on a subset is a logistic regression on the signs of advantages, weighed by their sizes, whose
 log-odds are the log-ratio of probabilities,
 
-.. math:: \\log r = \\log \\pi_W(a | s) - \\log \\pi_{W_0}(a | s)
-          \\approx \\nabla \\log \\pi_{W_0}(a | s) \\cdot (W - W_0).
+.. math:: \log r = \log \pi_W(a | s) - \log \pi_{W_0}(a | s)
+          \approx \nabla \log \pi_{W_0}(a | s) \cdot (W - W_0).
 
 Where there are two actions, that is a choice of the better one, and samples drawn in proportion to
 their weights are those of a plain classifier, as influence functions, TRAK and TracIn expect.
 
 Shapes: n tasks of b samples each, states (b, d).
 
-Reference: *Li, Nabi, Zhang & Zhang, PolicyGradEx, 2025*.
+Reference: *Zhang, Duan, Ye & Zhang 2025 (PolicyGradEx), arXiv:2511.12779*.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,8 @@ def log_ratio(model: Callable[..., Tensor], batch: Samples) -> Tensor:
 
 
 def log_probabilities(said: Tensor, actions: Tensor) -> Tensor:
-    """(b,): log π(a | s) of actions from a list, or of real ones, of standard deviation 1."""
+    """(b,): log π(a | s) of actions from a list, or of real ones."""
     if actions.ndim == 1:
         return said.log_softmax(-1).gather(1, actions[:, None])[:, 0]
-    return Normal(said, 1.0).log_prob(actions).sum(-1)
+    means, log_std = said.unbind(-1)
+    return Normal(means, log_std.exp()).log_prob(actions).sum(-1)

@@ -85,6 +85,37 @@ class Selection(Section):
 
 
 @dataclass(frozen=True)
+class Objectives(Section):
+    """Weights of the objectives of an environment.
+
+    Attributes:
+        environments: Of mo-gymnasium, with a list of actions.
+        num_mixtures: Weights drawn uniformly, that surrogates are fitted to.
+        num_seeds: Trainings under each of them.
+        chosen_seeds: Trainings under what was chosen.
+        num_episodes: That a policy is judged by.
+        batch: Policies that are trained at once.
+        confidence: With which the chosen weights shall be best.
+        training: How policies are trained.
+        seed: Draws the weights.
+    """
+
+    environments: tuple[str, ...] = ("deep-sea-treasure-v0", "mo-reacher-v5")
+    num_mixtures: int = 48
+    num_seeds: int = 2
+    chosen_seeds: int = 4
+    num_episodes: int = 8
+    batch: int = 24
+    confidence: float = 0.9
+    training: Training = field(
+        default_factory=lambda: Training(
+            num_environments=8, num_steps=50, num_rollouts=50, batch_size=100, discount=0.95
+        )
+    )
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RLSettings(Settings):
     """All that results depend on."""
 
@@ -95,10 +126,30 @@ class RLSettings(Settings):
     methods: Methods = field(default_factory=Methods)
     curve: Curve = field(default_factory=Curve)
     selection: Selection = field(default_factory=Selection)
+    objectives: Objectives = field(default_factory=Objectives)
 
 
 PRESETS = {
     "small": RLSettings(),
+    "paper": RLSettings(
+        Data(suites=("MT10",), horizon=500),
+        Model(widths=(400, 400, 400)),
+        Training(
+            num_environments=20,
+            num_steps=1024,
+            num_rollouts=1000,
+            num_epochs=8,
+            batch_size=2048,
+            learning_rate=5e-4,
+            discount=0.99,
+            trace=0.97,
+            entropy=0.005,
+        ),
+        Truth(num_subsets=96, num_references=64, num_edge_seeds=2, batch=4),
+        Methods(num_estimated=1000),
+        Curve(sizes=(16, 32)),
+        Selection(size=3),
+    ),
     "smoke": RLSettings(
         Data(suites=("3+2",), num_episodes=4),
         training=Training(num_environments=12, num_rollouts=8),
@@ -106,5 +157,8 @@ PRESETS = {
         methods=Methods(num_models=2, num_samples=100, proj_dim=100, num_calibrated=8),
         curve=Curve(sizes=(12,), num_draws=2),
         selection=Selection(size=2, num_draws=1, num_seeds=2),
+        objectives=Objectives(
+            environments=("deep-sea-treasure-v0",), num_mixtures=12, chosen_seeds=2, batch=12
+        ),
     ),
 }
