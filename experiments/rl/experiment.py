@@ -182,7 +182,10 @@ def write_table(run: Run, name: str) -> None:
     lines = [[x, f"{a:+.3f} [{b:+.3f}, {c:+.3f}]"] for x, (a, b, c) in less.items()]
     against = markdown(["LDS of the kernel surrogate, less that of", "difference"], lines)
     write_text(run.output / f"table-{name}.md", f"{judging.as_text(rows)}\n\n{against}\n")
-    write_json(run.output / f"table-{name}.json", {x: row[0] for x, row in rows.items()})
+    metrics = {x: row[0] for x, row in rows.items()}
+    write_json(run.output / f"table-{name}.json", metrics)
+    camps, shown = suite_of(name).camps, only["kernel surrogate"].predictions
+    judging.draw(metrics, truth, camps, shown, run.output / f"methods-{name}.png")
 
 
 def learning(run: Run, name: str) -> None:

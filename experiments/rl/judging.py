@@ -14,12 +14,13 @@ Shapes: n tasks, t targets, subsets (l, n), their scores (l, t) and numbers of t
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common import markdown
+from experiments.common import markdown, saved_figure
 from experiments.folds import centred_ranks, lds
 from experiments.rl.games import is_complete, weights_of
 from experiments.rl.methods import IN_ORDER, Answer
@@ -166,3 +167,34 @@ def spelled(metrics: Metrics, name: str) -> str:
     digits = 2 if max(map(abs, value)) < 10 else 0
     estimate, low, high = (f"{part:.{digits}f}" for part in value)
     return estimate if low == high else f"{estimate} [{low}, {high}]"
+
+
+def draw(
+    rows: Mapping[str, Metrics], truth: Judge, camps: Tensor, predictions: Tensor, path: Path
+) -> None:
+    """LDS of each method; and the true and predicted returns of one target by counts of camps.
+
+    Args:
+        rows: Metrics by the name of the method, with the ceiling.
+        truth: What they are judged by.
+        camps: (n,) of 1 and -1.
+        predictions: (2ⁿ, t) of the method that is shown.
+        path: The file.
+    """
+    order = sorted((x for x in rows if x != "ceiling"), key=lambda name: rows[name]["lds"][0])
+    more = truth.masks[truth.unseen].double() @ camps.double() * camps[0]
+    jitter = 0.6 * (torch.rand(len(more), generator=torch.Generator().manual_seed(0)) - 0.5)
+    with saved_figure(path, 9.6, 4.2) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+        for number, name in enumerate(order):
+            value, low, high = rows[name]["lds"]
+            left.plot([low, high], [number, number], color="#0072b2", linewidth=1)
+            left.plot(value, number, "o", color="#0072b2", markersize=4)
+        left.axvline(rows["ceiling"]["lds"][0], color="#d55e00", linewidth=0.8)
+        left.set_yticks(range(len(order)), order, fontsize=7)
+        left.set_xlabel("LDS over subsets that no method saw (orange: ceiling)")
+        scores, said = truth.scores[truth.unseen], predictions[truth.rows]
+        for table, place, colour in ((scores, -0.2, "#999999"), (said, 0.2, "#0072b2")):
+            right.plot(more + place + jitter / 2, 1 - table[:, 0], ",", color=colour)
+        right.set_xlabel("tasks of the own camp less those of the other")
+        right.set_ylabel("return of the first task (grey: true, blue: kernel)")

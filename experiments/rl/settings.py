@@ -66,7 +66,7 @@ class Curve(Section):
     """
 
     sizes: tuple[int, ...] = (30, 60, 120, 240)
-    num_draws: int = 12
+    num_draws: int = 10
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Objectives(Section):
     """
 
     environments: tuple[str, ...] = ("deep-sea-treasure-v0", "mo-reacher-v5")
-    num_mixtures: int = 48
+    num_mixtures: int = 36
     num_seeds: int = 2
     chosen_seeds: int = 4
     num_episodes: int = 8
-    batch: int = 24
+    batch: int = 18
     confidence: float = 0.9
     training: Training = field(
         default_factory=lambda: Training(

@@ -49,10 +49,9 @@ class Control(Experiment):
         train(policies, environments, shares, settings.training, generator)
         return policies
 
-    def score(self, name: str, num_tasks: int, mask: Tensor, seed: int) -> Tensor:
+    def score(self, suite: Suite, mask: Tensor, seed: int) -> Tensor:
         """Scores (p t,) of policies trained on the subsets whose masks (p n,) follow each other."""
-        suite = suite_of(name)
-        policies = self.policies(suite, mask.view(-1, num_tasks), seed)
+        policies = self.policies(suite, mask.view(-1, len(suite.task_names)), seed)
         data = self.settings.data
         generator = torch.Generator().manual_seed(seed + 2**32)  # other draws than in training
         return returns_lost(policies, suite, data.horizon, data.num_episodes, generator).flatten()
@@ -100,7 +99,7 @@ def retrained(run: Run, name: str, part: str, masks: Tensor, seeds: Sequence[int
     size = min(settings.truth.batch, count)
     rows = torch.arange(-(-count // size) * size) % count  # the last batch is filled up
     scores = retrain_scores(
-        partial(run.experiment.score, name, num_tasks),
+        partial(run.experiment.score, suite_of(name)),
         masks[rows].reshape(-1, size * num_tasks),
         seeds=seeds,
         store=run.output / f"scores-{name}-{part}.sqlite",

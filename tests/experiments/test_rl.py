@@ -424,7 +424,7 @@ def test_scores_in_the_store_are_those_of_single_policies(finished):
     masks = all_subsets(5)
     stored = retrained(finished, "3+2", "references", masks, [REFERENCE_SEED])[0]
     for row in (0, 11, 31):
-        alone = finished.experiment.score("3+2", 5, masks[row], REFERENCE_SEED)
+        alone = finished.experiment.score(suite_of("3+2"), masks[row], REFERENCE_SEED)
         torch.testing.assert_close(alone, stored[row], atol=0.02, rtol=0)
 
 
