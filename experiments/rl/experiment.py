@@ -40,6 +40,7 @@ from experiments.rl.truth import (
     Control,
     edges,
     fitted_subsets,
+    leave_one_out_agreement,
     references,
     retrained,
     train_references,
@@ -124,7 +125,7 @@ def judge_of(run: Run, name: str) -> Judge:
     fitted = judging.row_numbers(fitted_subsets(run.settings, masks.shape[1]))
     unseen = ~torch.isin(judging.row_numbers(masks), fitted) & masks.any(1)
     num_runs = torch.where(edges(masks), run.settings.truth.num_edge_seeds, 1)
-    return Judge(masks, scores, unseen, num_runs, runs.var(0).mean(0))
+    return Judge(masks, scores, unseen, num_runs, runs)
 
 
 # -- the methods --------------------------------------------------------------------------------
@@ -181,7 +182,11 @@ def write_table(run: Run, name: str) -> None:
     less = judging.differences(only, truth, "kernel surrogate")
     lines = [[x, f"{a:+.3f} [{b:+.3f}, {c:+.3f}]"] for x, (a, b, c) in less.items()]
     against = markdown(["LDS of the kernel surrogate, less that of", "difference"], lines)
-    write_text(run.output / f"table-{name}.md", f"{judging.as_text(rows)}\n\n{against}\n")
+    text = f"{judging.as_text(rows)}\n\n{against}"
+    if truth.values:
+        agree = leave_one_out_agreement(run, name)
+        text += f"\n\nLeave-one-out effects, half of the seeds against the other: {agree:.2f}."
+    write_text(run.output / f"table-{name}.md", text + "\n")
     metrics = {x: row[0] for x, row in rows.items()}
     write_json(run.output / f"table-{name}.json", metrics)
     camps, shown = suite_of(name).camps, only["kernel surrogate"].predictions
@@ -220,16 +225,23 @@ def select(run: Run, name: str) -> None:
     returns = 1 - retrained(run, name, "chosen", distinct, seeds)  # (num_seeds, l, t)
     place = {row: number for number, row in enumerate(judging.row_numbers(distinct).tolist())}
     rows, facts = [], {}
-    for (side, way), masks in chosen.items():
+    own = {}  # (seeds draws, t) returns of each target on what was chosen for it
+    for key, masks in chosen.items():
         numbers = judging.row_numbers(masks.flatten(0, 1)).apply_(place.get).view(masks.shape[:2])
-        own = returns[:, numbers, torch.arange(num_tasks)].flatten(0, 1)  # (seeds draws, t)
-        mean, low, high = selecting.interquartile_mean(own)
+        drawn = numbers.expand(settings.num_draws, -1)
+        own[key] = returns[:, drawn, torch.arange(num_tasks)].flatten(0, 1)
+    for (side, way), values in own.items():
+        mean, *ends = selecting.interquartile_mean(values)
+        first = own[side, "kernel surrogate"]
+        less = selecting.interquartile_mean(first, values)
         facts[f"{side}, {way}"] = {
-            "returns": [mean, low, high],
-            "by target": dict(zip(suite.task_names, own.mean(0).tolist(), strict=True)),
+            "returns": [mean, *ends],
+            "kernel less this": less,
+            "by target": dict(zip(suite.task_names, values.mean(0).tolist(), strict=True)),
         }
-        rows.append([side, way, f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{float(own.mean()):.3f}"])
-    titles = ["", "chosen by", "interquartile mean of returns", "mean"]
+        cells = "{:.3f} [{:.3f}, {:.3f}]".format(mean, *ends), f"{float(values.mean()):.3f}"
+        rows.append([side, way, *cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*less)])
+    titles = ["", "chosen by", "interquartile mean of returns", "mean", "kernel less this"]
     note = (
         f"At most {settings.size} tasks for each target; shares of the largest return, "
         f"{settings.num_seeds} seeds."

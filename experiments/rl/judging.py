@@ -24,7 +24,7 @@ from experiments.common import markdown, saved_figure
 from experiments.folds import centred_ranks, lds
 from experiments.rl.games import is_complete, weights_of
 from experiments.rl.methods import IN_ORDER, Answer
-from ksm_ext.correlation import pearson
+from ksm_ext.correlation import pearson, spearman
 from ksm_ext.evaluation import relative_error, residual_error
 
 NUM_RESAMPLES = 400
@@ -50,14 +50,14 @@ class Judge:
         scores: (l, t).
         unseen: (l,) bool, those that no method was fitted to, and not the empty one.
         num_runs: (l,), trainings that a score is the mean of.
-        noise: (t,) variance of one training by its seed.
+        runs: (num_seeds, m, t) scores of the subsets that methods learn from, run by run.
     """
 
     masks: Tensor
     scores: Tensor
     unseen: Tensor
     num_runs: Tensor
-    noise: Tensor
+    runs: Tensor
 
     @property
     def rows(self) -> Tensor:
@@ -72,20 +72,20 @@ class Judge:
         return {x: weights_of(self.masks, x) @ self.scores for x in READOUTS}
 
     def ceilings(self) -> Metrics:
-        r"""What a perfect method would reach against these noisy scores.
+        r"""About what a perfect method would reach against these noisy scores.
 
-        A correlation with values of variance v and noise e² reaches :math:`\sqrt{1 - e^2 / v}`;
-        ranks of subsets likewise, as far as they go as correlations do; the error is the noise.
+        A correlation with values of variance v and noise e² reaches :math:`\sqrt{1 - e^2 / v}`,
+        ranks of one training the root of their correlation with another's; the error is the noise.
         """
+        variance = self.runs.var(0).mean(0)  # (t,) of one training
         found = {}
         for readout, values in self.values.items():
             noise = weights_of(self.masks, readout).square() @ (1 / self.num_runs.double())
-            found[readout] = 1 - noise.mean() * self.noise / values.var(0)
-        scores = self.scores[self.unseen]
-        share = (1 / self.num_runs[self.unseen].double()).mean() * self.noise / scores.var(0)
-        found["lds"] = 1 - share
+            found[readout] = 1 - noise.mean() * variance / values.var(0)
+        found["lds"] = spearman(self.runs[0], self.runs[1])
         means = {name: float(x.clamp(min=0).sqrt().mean()) for name, x in found.items()}
-        means["residual"] = float(share.mean())
+        noise = (1 / self.num_runs[self.unseen].double()).mean() * variance
+        means["residual"] = float(noise.mean() / self.scores[self.unseen].var(0).mean())
         return {name: (x, x, x) for name, x in means.items()}
 
 

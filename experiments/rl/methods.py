@@ -178,6 +178,8 @@ RETRAINED: dict[str, Method] = {
     "lasso datamodel": partial(retrained, kernel="lasso"),
     "kernel surrogate": partial(retrained, kernel="rbf"),
     "surrogate of its own choice": retrained,
+    "surrogate of its own choice, by rank": partial(retrained, criterion="rank"),
+    "surrogate of its own choice, warped": partial(retrained, warp="auto"),
     "counting camps, fitted": counting_fitted,
 }
 """Methods that learn from all retrained subsets."""

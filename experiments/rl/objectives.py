@@ -161,7 +161,7 @@ def _quality(weights: Tensor, scores: Tensor) -> str:
 
 
 def _spelled(values: Tensor) -> str:
-    return f"{float(values.mean()):.2f} ± {float(values.std()) / len(values) ** 0.5:.2f}"
+    return f"{float(values.mean()):.3f} ± {float(values.std()) / len(values) ** 0.5:.3f}"
 
 
 def _draw(run: Run, name: str, weights: Tensor, scores: Tensor) -> None:

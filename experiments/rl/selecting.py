@@ -66,13 +66,17 @@ def choices(
     return found
 
 
-def interquartile_mean(returns: Tensor) -> tuple[float, float, float]:
-    """Of returns (num_runs, t), with its interval."""
+def interquartile_mean(returns: Tensor, less: Tensor | None = None) -> tuple[float, float, float]:
+    """Of returns (num_runs, t), with its interval; or less that of others on the same draws."""
     table, random = returns.numpy(), np.random.default_rng(0)
+    others = None if less is None else less.numpy()
     count, columns = table.shape
-    drawn = [
-        trim_mean(table[random.integers(count, size=table.shape), np.arange(columns)], 0.25, None)
-        for _ in range(NUM_RESAMPLES)
-    ]
+
+    def value(rows: np.ndarray) -> float:
+        place = rows, np.arange(columns)
+        mean = trim_mean(table[place], 0.25, None)
+        return float(mean if others is None else mean - trim_mean(others[place], 0.25, None))
+
+    drawn = [value(random.integers(count, size=table.shape)) for _ in range(NUM_RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(trim_mean(table, 0.25, None)), float(low), float(high)
+    return value(np.arange(count)[:, None].repeat(columns, 1)), float(low), float(high)

@@ -22,6 +22,7 @@ from experiments.rl.ppo import train
 from experiments.rl.settings import RLSettings
 from experiments.settings import as_dict
 from ksm_ext import retrain_scores
+from ksm_ext.correlation import pearson
 from ksm_ext.subsets import all_subsets, bernoulli
 
 REFERENCE_SEED = 100
@@ -144,7 +145,23 @@ def train_references(run: Run, name: str) -> tuple[Tensor, Tensor]:
     scores = retrained(run, name, "references", masks, [REFERENCE_SEED])[0]
     rows = edges(masks)
     if rows.any():
-        seeds = range(REFERENCE_SEED + 1, REFERENCE_SEED + run.settings.truth.num_edge_seeds)
-        more = retrained(run, name, "edges", masks[rows], seeds)
+        more = _more_of(run, name, masks[rows])
         scores[rows] = torch.cat([scores[rows][None], more]).mean(0)
     return masks, scores
+
+
+def _more_of(run: Run, name: str, masks: Tensor) -> Tensor:
+    """Scores (num_seeds - 1, m, t) of the subsets at the edges, by the other seeds."""
+    seeds = range(REFERENCE_SEED + 1, REFERENCE_SEED + run.settings.truth.num_edge_seeds)
+    return retrained(run, name, "edges", masks, seeds)
+
+
+def leave_one_out_agreement(run: Run, name: str) -> float:
+    """How well leave-one-out effects (n,) by half of the seeds know the others', over targets."""
+    masks = references(run.settings, len(suite_of(name).task_names))
+    masks = masks[edges(masks)]
+    sizes = masks.sum(1)
+    runs = _more_of(run, name, masks)
+    effects = runs[:, sizes == masks.shape[1]] - runs[:, sizes == masks.shape[1] - 1]
+    halves = [part.mean(0).T for part in effects[: len(effects) // 2 * 2].chunk(2)]
+    return float(pearson(*halves).mean()) if len(effects) > 1 else float("nan")
