@@ -1,8 +1,9 @@
-r"""Shapley and Banzhaf values of a game whose every subset is scored.
+r"""Attributions of a game whose every subset is scored.
 
 .. math:: \tau_i = \sum_{S \not\ni i} w(|S|) \, (F(S \cup i) - F(S)), \qquad
           w_{\text{Shapley}}(s) = \frac{s! (n - 1 - s)!}{n!}, \quad
-          w_{\text{Banzhaf}} = 2^{1-n}
+          w_{\text{Banzhaf}} = 2^{1-n}, \quad
+          w_{\text{leave-one-out}}(s) = [s = n - 1]
 
 Shapes: masks (2ⁿ, n), scores (2ⁿ, t), values (n, t).
 """
@@ -16,7 +17,10 @@ from torch import Tensor
 def weights_of(masks: Tensor, readout: str) -> Tensor:
     """(n, 2ⁿ) float64: values are these times the scores."""
     num_tasks = masks.shape[1]
-    if readout == "banzhaf":
+    if readout == "loo":
+        by_size = torch.zeros(num_tasks, dtype=torch.float64)
+        by_size[-1] = 1
+    elif readout == "banzhaf":
         by_size = torch.full((num_tasks,), 2.0 ** (1 - num_tasks), dtype=torch.float64)
     else:
         by_size = torch.tensor(

@@ -26,8 +26,11 @@ COLOURS = {
     "kernel surrogate": "#0072b2",
     "surrogate of its own choice": "#009e73",
     "counting camps, fitted": "#999999",
+    "ridge datamodel, warped": "#e69f00",
+    "kernel surrogate, warped": "#56b4e9",
+    "counting camps, fitted and warped": "#333333",
 }
-FIRST = "kernel surrogate"
+FIRST = "kernel surrogate", "kernel surrogate, warped"
 METRICS = ("residual error", "LDS")
 
 
@@ -59,17 +62,18 @@ def _quality(
 
 
 def as_text(names: Sequence[str], curve: Curve, found: Tensor) -> str:
-    """Means, and differences of the kernel surrogate from each other one on the same draws."""
+    """Means, and differences of kernel surrogates from the others on the same draws."""
     rows = []
     for number, metric in enumerate(METRICS):
         for name, values in zip(names, found[..., number], strict=True):  # (sizes, draws)
             means = [f"{float(x.mean()):.3f}" for x in values]
             rows.append([metric, name, *means])
-        ours = found[names.index(FIRST), ..., number]
-        for name, values in zip(names, found[..., number], strict=True):
-            if name != FIRST:
-                cells = [_spelled(x) for x in ours - values]
-                rows.append([metric, f"{FIRST} less {name}", *cells])
+        for first in FIRST:
+            ours = found[names.index(first), ..., number]
+            for name, values in zip(names, found[..., number], strict=True):
+                if name != first and ("warped" in name) == ("warped" in first):
+                    cells = [_spelled(x) for x in ours - values]
+                    rows.append([metric, f"{first} less {name}", *cells])
     return markdown(["", "surrogate", *(f"{m} subsets" for m in curve.sizes)], rows)
 
 
@@ -91,4 +95,4 @@ def draw(names: Sequence[str], curve: Curve, found: Tensor, path: Path) -> None:
             axes.set_xscale("log")
             axes.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
             axes.minorticks_off()
-        figure.axes[0].legend(frameon=False)
+        figure.axes[0].legend(frameon=False, fontsize=7)

@@ -1,7 +1,8 @@
 r"""Every method: from policies and retrained scores to attributions and predicted scores.
 
-Attributions are Shapley and Banzhaf values of a surrogate; a method that looks at gradients only
-has one attribution τ for both, and predicts :math:`\hat F(S) = F(1) - \sum_{i \notin S} \tau_i`.
+Attributions are leave-one-out effects, Shapley and Banzhaf values of a surrogate; a method that
+looks at gradients only has one attribution τ for all three, and predicts
+:math:`\hat F(S) = F(1) - \sum_{i \notin S} \tau_i`.
 Its unit is that of a loss of log-ratios, not of returns: its ranks count.
 
 Shapes: n tasks, t targets, masks (m, n), scores (m, t), all subsets (2ⁿ, n).
@@ -29,6 +30,8 @@ from ksm_ext import GradientEstimator, Surrogate, fit_surrogate
 from ksm_ext.attribution.tracin import tracin
 from ksm_ext.network.hessian import GaussNewton
 from ksm_ext.subsets import all_subsets, bernoulli, leave_one_out
+
+READOUTS = ("loo", "shapley", "banzhaf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +65,13 @@ class Answer:
     """What a method says.
 
     Attributes:
-        shapley: (n, t), a positive value is harm.
+        loo: (n, t), a positive value is harm.
+        shapley: (n, t).
         banzhaf: (n, t).
         predictions: (2ⁿ, t) scores of all subsets, in the order of ``all_subsets``.
     """
 
+    loo: Tensor
     shapley: Tensor
     banzhaf: Tensor
     predictions: Tensor
@@ -79,7 +84,7 @@ Method = Callable[[ControlProblem], Answer]
 
 
 def of_surrogate(surrogate: Surrogate) -> Answer:
-    values = (surrogate.attribute(readout) for readout in ("shapley", "banzhaf"))
+    values = (surrogate.attribute(readout) for readout in READOUTS)
     return Answer(*values, surrogate.predict(all_subsets(surrogate.masks.num_tasks)))
 
 
@@ -130,6 +135,11 @@ def estimator_of(problem: ControlProblem) -> GradientEstimator:
     ).fit()
 
 
+def of_values(values: Tensor, predictions: Tensor) -> Answer:
+    """The answer of a method that has one attribution (n, t) for all questions."""
+    return Answer(*(values.clone() for _ in READOUTS), predictions)
+
+
 # -- counting -----------------------------------------------------------------------------------
 
 
@@ -137,10 +147,10 @@ def counting(problem: ControlProblem) -> Answer:
     """How many of the target's own camp a subset has, less those of the other: no training."""
     camps = problem.suite.camps.double()
     values = -camps[:, None] * camps  # (n, t)
-    return Answer(values, values.clone(), all_subsets(len(camps)).double() @ values)
+    return of_values(values, all_subsets(len(camps)).double() @ values)
 
 
-def counting_fitted(problem: ControlProblem) -> Answer:
+def counting_fitted(problem: ControlProblem, *, warp: str) -> Answer:
     """A surrogate that sees of a subset nothing but the counts of both camps."""
     camps = problem.suite.camps
 
@@ -148,9 +158,9 @@ def counting_fitted(problem: ControlProblem) -> Answer:
         sides = torch.stack([camps > 0, camps < 0], 1).double()
         return masks.double() @ sides / sides.sum(0)
 
-    fitted = fit_surrogate(counts(problem.masks), problem.scores, kernel="rbf")
+    fitted = fit_surrogate(counts(problem.masks), problem.scores, kernel="rbf", warp=warp)
     values = -camps.double()[:, None] * camps.double()
-    return Answer(values, values.clone(), fitted.predict(counts(all_subsets(len(camps)))))
+    return of_values(values, fitted.predict(counts(all_subsets(len(camps)))))
 
 
 # -- gradients ----------------------------------------------------------------------------------
@@ -160,7 +170,7 @@ def additive(attribute: Callable[[Problem], Tensor], problem: ControlProblem) ->
     """The answer of a method that gives attributions (n, t) only."""
     values = attribute(problem).double().cpu()
     lacking = (~all_subsets(len(values))).double()
-    return Answer(values, values.clone(), problem.full_score - lacking @ values)
+    return of_values(values, problem.full_score - lacking @ values)
 
 
 def by_last_tracin(model: nn.Module, problem: Problem) -> Tensor:
@@ -180,7 +190,10 @@ RETRAINED: dict[str, Method] = {
     "surrogate of its own choice": retrained,
     "surrogate of its own choice, by rank": partial(retrained, criterion="rank"),
     "surrogate of its own choice, warped": partial(retrained, warp="auto"),
-    "counting camps, fitted": counting_fitted,
+    "kernel surrogate, warped": partial(retrained, kernel="rbf", warp="auto"),
+    "ridge datamodel, warped": partial(retrained, kernel="linear", warp="auto"),
+    "counting camps, fitted": partial(counting_fitted, warp="identity"),
+    "counting camps, fitted and warped": partial(counting_fitted, warp="auto"),
 }
 """Methods that learn from all retrained subsets."""
 FEW: dict[str, Method] = {

@@ -21,7 +21,9 @@ from ksm_ext.subsets import all_subsets
 
 WAYS = {
     "kernel surrogate": "kernel surrogate",
+    "kernel surrogate, warped": "kernel surrogate, warped",
     "ridge datamodel": "ridge datamodel",
+    "ridge datamodel, warped": "ridge datamodel, warped",
     "kernel surrogate, few retrained": "kernel surrogate, few retrained",
     "kernel surrogate, calibrated": "kernel surrogate, calibrated",
     "influence, CG on GGN": "influence, CG on GGN",

@@ -156,12 +156,22 @@ def _more_of(run: Run, name: str, masks: Tensor) -> Tensor:
     return retrained(run, name, "edges", masks, seeds)
 
 
-def leave_one_out_agreement(run: Run, name: str) -> float:
-    """How well leave-one-out effects (n,) by half of the seeds know the others', over targets."""
+def leave_one_out_agreement(run: Run, name: str) -> tuple[float, float]:
+    """How leave-one-out effects (n,) by half of the seeds know the others', over targets.
+
+    And what a perfect method would reach against the mean over all seeds: the root of its
+    reliability, by Spearman and Brown's formula from that of a half.
+    """
     masks = references(run.settings, len(suite_of(name).task_names))
     masks = masks[edges(masks)]
     sizes = masks.sum(1)
     runs = _more_of(run, name, masks)
     effects = runs[:, sizes == masks.shape[1]] - runs[:, sizes == masks.shape[1] - 1]
-    halves = [part.mean(0).T for part in effects[: len(effects) // 2 * 2].chunk(2)]
-    return float(pearson(*halves).mean()) if len(effects) > 1 else float("nan")
+    if len(effects) < 2:
+        return float("nan"), float("nan")
+    count = len(effects) // 2
+    halves = [part.mean(0).T for part in effects[: 2 * count].chunk(2)]
+    agreement = float(pearson(*halves).mean())
+    times = (len(effects) + 1) / count
+    reliability = times * agreement / (1 + (times - 1) * agreement)
+    return agreement, max(reliability, 0.0) ** 0.5

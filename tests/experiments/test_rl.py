@@ -356,6 +356,8 @@ def test_values_of_a_game_are_means_over_orders():
             mask[task] = True
             shapley[task] += (scores[row_numbers(mask[None])[0]] - before) / 24
     torch.testing.assert_close(weights_of(masks, "shapley") @ scores, shapley)
+    alone = scores[15] - scores[15 - 2 ** torch.arange(4)]
+    torch.testing.assert_close(weights_of(masks, "loo") @ scores, alone)
     inside = masks.double().T
     banzhaf = (inside @ scores - (1 - inside) @ scores) / 8
     torch.testing.assert_close(weights_of(masks, "banzhaf") @ scores, banzhaf)
@@ -364,7 +366,7 @@ def test_values_of_a_game_are_means_over_orders():
 def test_the_best_small_subset_is_chosen():
     masks, n = all_subsets(5), 5
     predictions = torch.randn(32, n, generator=generator()).double()
-    said = {name: Answer(predictions, predictions, predictions) for name in METHODS}
+    said = {name: Answer(*[predictions] * 4) for name in METHODS}
     for held_out in (False, True):
         found = selecting.choices(said, n, 2, 3, held_out=held_out)
         for target in range(n):
