@@ -90,7 +90,7 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path, capsys):
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["digits", "modular_arithmetic", "cifar", "icl", "text"])
+@pytest.mark.parametrize("name", ["digits", "modular_arithmetic", "cifar", "icl", "text", "rl"])
 def test_every_experiment_has_the_same_files(name, monkeypatch, capsys):
     folder = ROOT / "experiments" / name
     files = ("README.md", "__main__.py", "settings.py", "data.py", "model.py", "experiment.py")

@@ -1,0 +1,1 @@
+"""Which tasks and objectives help which, in reinforcement learning?"""
