@@ -97,7 +97,8 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
     if number < minimum:
         raise ValueError(message(name, f"at least {minimum}", str(value), remedy))
     if int(number) >= 2**63:
-        raise ValueError(message(name, "below 2^63", "more", remedy))
+        remedy = "Choose a smaller one."
+        raise ValueError(message(name, "an int64", _shown(number), remedy))
     return int(number)
 
 
@@ -136,10 +137,7 @@ def check_positive(
 
 def check_seed(name: str, value: object) -> int:
     """``value`` as Python's own integer of 64 bits, as PyTorch's generators take it."""
-    number = check_positive_int(name, value, minimum=-(2**63))
-    if number >= 2**63:
-        raise ValueError(message(name, "an int64", str(number), "Choose a smaller one."))
-    return number
+    return check_positive_int(name, value, minimum=-(2**63))
 
 
 def check_function(
