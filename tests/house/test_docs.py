@@ -16,7 +16,8 @@ import ksm_ext
 ROOT = Path(__file__).parent.parent.parent
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 SNIPPETS = [page for page in (README, *DOCS) if "```python" in page.read_text()]
-TABLE = README.read_text().split("| to | call |\n|---|---|\n")[1].split("\n\n")[0]
+CALLS_PAGE = (ROOT / "docs" / "calls.md").read_text()
+TABLE = CALLS_PAGE.split("| to | call |\n|---|---|\n")[1].split("\n\n")[0]
 CALLS = re.findall(r"`([^`]+)`", "".join(row.split("|", 2)[2] for row in TABLE.splitlines()))
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\nprints\n\n```\n(?P<output>.*?)^```\n)?", re.M | re.S
