@@ -55,6 +55,15 @@ def readers_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def undrawn():
+    """Figures without a screen, which are gone afterwards."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture
 def under_torchrun(monkeypatch):
     """The environment of the only process of a run."""
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
@@ -66,9 +75,11 @@ def under_torchrun(monkeypatch):
 
 
 @pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
-def test_snippets_run_and_print_what_they_say(page, readers_own, under_torchrun):
+def test_snippets_run_and_print_what_they_say(page, readers_own, under_torchrun, request):
     if page.name == "tutorial.md":
         pytest.importorskip("sklearn")
+    if "](images/" in page.read_text():
+        request.getfixturevalue("undrawn")
     for block in BLOCK.finditer(page.read_text()):
         line = page.read_text()[: block.start()].count("\n") + 1
         code = compile("\n" * line + block["code"], str(page), "exec")
@@ -107,6 +118,31 @@ def test_pages_name_only_files_that_exist():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} names {target}"
+
+
+def test_pictures_are_small_and_shown():
+    shown = "".join(page.read_text() for page in DOCS)
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert f"](images/{picture.name})" in shown and picture.stat().st_size <= 60_000
+
+
+def test_a_picture_is_drawn_by_the_snippet_before_it(tmp_path, monkeypatch):
+    """And by all before, whose names it has; text may stand between, other snippets may not."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = importlib.import_module("docs.figures")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    (tmp_path / "images").mkdir()
+    cells = [
+        "height = 3",
+        "height = 4",
+        "from matplotlib import pyplot",
+        "pyplot.figure(figsize=(2, height))",
+    ]
+    page = "\n".join(f"```python\n{cell}\n```\n" for cell in cells)
+    page += "\nHow high?\n\n![It](images/it.png)\n"
+    (tmp_path / "page.md").write_text(page)
+    figures.draw(tmp_path / "page.md")
+    assert pyplot.imread(tmp_path / "images" / "it.png").shape[:2] == (320, 160)
 
 
 def test_the_reference_has_every_public_module():
