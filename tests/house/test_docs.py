@@ -154,3 +154,33 @@ def test_the_reference_has_every_public_module():
             module = importlib.import_module(f"{package}.{inner or name}")
             assert module.__name__ in named or hasattr(module, "__path__"), module.__name__
     assert all(importlib.import_module(module) for module in named)
+
+
+@pytest.mark.parametrize(
+    ("text", "needs"),
+    [
+        ('<script async src="https://cdn.example/mathjax.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/a.css">', True),
+        ("<img alt='a' src='http://a.example/b.png'>", True),
+        ("@import 'https://fonts.example/a.css';", True),
+        ("p {background: url(https://a.example/b.png)}", True),
+        ('<a href="https://arxiv.org/abs/2602.03783">a link to follow</a>', False),
+        ('<script src="_static/furo.js"></script>', False),
+        ("p {background: url(data:image/svg+xml;charset=utf-8,<svg/>)}", False),
+    ],
+)
+def test_pages_that_load_from_another_host_are_found(text, needs):
+    pytest.importorskip("sphinx")
+    assert bool(importlib.import_module("docs.conf").LOADED.search(text)) == needs
+
+
+def test_links_to_results_lead_to_their_pages(tmp_path):
+    pytest.importorskip("sphinx")
+    relinked = importlib.import_module("docs.conf").relinked
+    page = "[a](../experiments/icl/README.md#results), ![b](images/report.png), [c](#d), [e](https://f.g)"
+    of_docs = relinked(page, ROOT / "docs", ROOT / "docs")
+    assert of_docs == page.replace("../experiments/icl/README.md", "results/icl.md")
+    page = "![a](figures/selection.png), [b](settings.py), [c](figures), `x[1](y)`"
+    moved = relinked(page, ROOT / "experiments" / "icl", ROOT / "docs" / "results")
+    there = "../../experiments/icl/"
+    assert moved == f"![a]({there}figures/selection.png), [b]({there}settings.py), c, `x[1](y)`"
