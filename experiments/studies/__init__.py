@@ -1,1 +1,1 @@
-"""Measured once and told in README.md and docs/: one command each."""
+"""Measured once and told in docs/: one command each."""

@@ -16,7 +16,8 @@ import ksm_ext
 ROOT = Path(__file__).parent.parent.parent
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 SNIPPETS = [page for page in (README, *DOCS) if "```python" in page.read_text()]
-TABLE = README.read_text().split("| to | call |\n|---|---|\n")[1].split("\n\n")[0]
+CALLS_PAGE = (ROOT / "docs" / "calls.md").read_text()
+TABLE = CALLS_PAGE.split("| to | call |\n|---|---|\n")[1].split("\n\n")[0]
 CALLS = re.findall(r"`([^`]+)`", "".join(row.split("|", 2)[2] for row in TABLE.splitlines()))
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\nprints\n\n```\n(?P<output>.*?)^```\n)?", re.M | re.S
@@ -54,6 +55,15 @@ def readers_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def undrawn():
+    """Figures without a screen, which are gone afterwards."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture
 def under_torchrun(monkeypatch):
     """The environment of the only process of a run."""
     place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
@@ -65,9 +75,11 @@ def under_torchrun(monkeypatch):
 
 
 @pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
-def test_snippets_run_and_print_what_they_say(page, readers_own, under_torchrun):
+def test_snippets_run_and_print_what_they_say(page, readers_own, under_torchrun, request):
     if page.name == "tutorial.md":
         pytest.importorskip("sklearn")
+    if "](images/" in page.read_text():
+        request.getfixturevalue("undrawn")
     for block in BLOCK.finditer(page.read_text()):
         line = page.read_text()[: block.start()].count("\n") + 1
         code = compile("\n" * line + block["code"], str(page), "exec")
@@ -108,6 +120,31 @@ def test_pages_name_only_files_that_exist():
                 assert (page.parent / target).exists(), f"{page.name} names {target}"
 
 
+def test_pictures_are_small_and_shown():
+    shown = "".join(page.read_text() for page in DOCS)
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert f"](images/{picture.name})" in shown and picture.stat().st_size <= 60_000
+
+
+def test_a_picture_is_drawn_by_the_snippet_before_it(tmp_path, monkeypatch):
+    """And by all before, whose names it has; text may stand between, other snippets may not."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = importlib.import_module("docs.figures")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    (tmp_path / "images").mkdir()
+    cells = [
+        "height = 3",
+        "height = 4",
+        "from matplotlib import pyplot",
+        "pyplot.figure(figsize=(2, height))",
+    ]
+    page = "\n".join(f"```python\n{cell}\n```\n" for cell in cells)
+    page += "\nHow high?\n\n![It](images/it.png)\n"
+    (tmp_path / "page.md").write_text(page)
+    figures.draw(tmp_path / "page.md")
+    assert pyplot.imread(tmp_path / "images" / "it.png").shape[:2] == (320, 160)
+
+
 def test_the_reference_has_every_public_module():
     """Those that the stubs of the package name."""
     named = re.findall(r"automodule:: (\S+)", "".join(page.read_text() for page in DOCS))
@@ -117,3 +154,33 @@ def test_the_reference_has_every_public_module():
             module = importlib.import_module(f"{package}.{inner or name}")
             assert module.__name__ in named or hasattr(module, "__path__"), module.__name__
     assert all(importlib.import_module(module) for module in named)
+
+
+@pytest.mark.parametrize(
+    ("text", "needs"),
+    [
+        ('<script async src="https://cdn.example/mathjax.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/a.css">', True),
+        ("<img alt='a' src='http://a.example/b.png'>", True),
+        ("@import 'https://fonts.example/a.css';", True),
+        ("p {background: url(https://a.example/b.png)}", True),
+        ('<a href="https://arxiv.org/abs/2602.03783">a link to follow</a>', False),
+        ('<script src="_static/furo.js"></script>', False),
+        ("p {background: url(data:image/svg+xml;charset=utf-8,<svg/>)}", False),
+    ],
+)
+def test_pages_that_load_from_another_host_are_found(text, needs):
+    pytest.importorskip("sphinx")
+    assert bool(importlib.import_module("docs.conf").LOADED.search(text)) == needs
+
+
+def test_links_to_results_lead_to_their_pages(tmp_path):
+    pytest.importorskip("sphinx")
+    relinked = importlib.import_module("docs.conf").relinked
+    page = "[a](../experiments/icl/README.md#results), ![b](images/report.png), [c](#d), [e](https://f.g)"
+    of_docs = relinked(page, ROOT / "docs", ROOT / "docs")
+    assert of_docs == page.replace("../experiments/icl/README.md", "results/icl.md")
+    page = "![a](figures/selection.png), [b](settings.py), [c](figures), `x[1](y)`"
+    moved = relinked(page, ROOT / "experiments" / "icl", ROOT / "docs" / "results")
+    there = "../../experiments/icl/"
+    assert moved == f"![a]({there}figures/selection.png), [b]({there}settings.py), c, `x[1](y)`"
