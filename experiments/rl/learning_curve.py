@@ -28,7 +28,6 @@ COLOURS = {
     "counting camps, fitted": "#999999",
     "ridge datamodel, warped": "#e69f00",
     "kernel surrogate, warped": "#56b4e9",
-    "counting camps, fitted and warped": "#333333",
 }
 FIRST = "kernel surrogate", "kernel surrogate, warped"
 METRICS = ("residual error", "LDS")

@@ -27,7 +27,7 @@ from experiments.rl.model import Policies
 from experiments.rl.ppo import collect, standardised
 from experiments.rl.settings import RLSettings
 
-NUM_ENVIRONMENTS = 16  # of each task, in a rollout that samples are drawn from
+NUM_STEPS = 1024  # of each task, or some more, in a rollout that samples are drawn from
 Samples = tuple[Tensor, Tensor, Tensor]
 """States (b, d), actions (b,) or (b, k), and advantages (b,)."""
 
@@ -70,7 +70,8 @@ def steps_of(
 ) -> list[Samples]:
     """All steps of a rollout, task by task; advantages are standardised over them together."""
     num_tasks = len(suite.task_names)
-    tasks = torch.arange(num_tasks).repeat_interleave(NUM_ENVIRONMENTS)[None]
+    copies = max(2, NUM_STEPS // settings.training.num_steps)
+    tasks = torch.arange(num_tasks).repeat_interleave(copies)[None]
     environments = suite.environments(tasks, settings.data.horizon, generator)
     rollout = collect(policy, environments, settings.training, generator)
     shares = torch.full_like(rollout.advantages, 1 / rollout.advantages.shape[1])
