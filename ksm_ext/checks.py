@@ -98,7 +98,7 @@ def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
         raise ValueError(message(name, f"at least {minimum}", str(value), remedy))
     if int(number) >= 2**63:
         remedy = "Choose a smaller one."
-        raise ValueError(message(name, "an int64", _shown(number), remedy))
+        raise ValueError(message(name, "below 2**63", _shown(number), remedy))
     return int(number)
 
 
@@ -175,7 +175,7 @@ def check_bool(name: str, value: object) -> bool:
     return flag
 
 
-def check_device(name: str, value: Any) -> torch.device | None:
+def check_local_device(name: str, value: Any) -> torch.device | None:
     """``value`` as a device that is there; None stays."""
     try:
         return None if value is None else torch.empty(0, device=value).device
@@ -204,7 +204,7 @@ def check_callable(name: str, value: object, expected: str, remedy: str) -> None
 
 _BY_ANNOTATION: dict[Any, Callable[[str, Any], Any]] = {
     bool: check_bool,
-    torch.device | str | None: check_device,
+    torch.device | str | None: check_local_device,
 }
 
 

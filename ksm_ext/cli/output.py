@@ -29,7 +29,7 @@ def on_a_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def check_output(target: str, form: str | None, formats: Sequence[str]) -> None:
+def check_target(target: str, form: str | None, formats: Sequence[str]) -> None:
     """Raise before any work is done, if ``target`` is a file that could not be written.
 
     Args:

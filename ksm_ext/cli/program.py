@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     if hasattr(args, "output"):
-        from ksm_ext.cli.output import check_output
+        from ksm_ext.cli.output import check_target
 
-        check_output(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
+        check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
     if args.command in ("design", "next"):
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":

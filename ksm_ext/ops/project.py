@@ -31,7 +31,6 @@ from ksm_ext.ops._library import check_device, check_floating, check_ndim, in_gr
 
 KINDS = ("sbp", "rademacher", "gaussian", "sjlt")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_MAX_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,6 @@ class Projector:
             object.__setattr__(self, name, number)  # Python's own, of whatever kind it was
         if self.dim >= 2**31:
             raise ValueError(message("dim", "below 2^31", str(self.dim), "Project to fewer."))
-        if self.seed > _MAX_INT64:
-            raise ValueError(message("seed", "an int64", str(self.seed), "Choose a smaller one."))
         sparse = self.kind in ("sbp", "sjlt")
         if self.sparsity != 1 and not sparse:
             expected = f"1 for {self.kind}"

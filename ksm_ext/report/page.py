@@ -32,7 +32,7 @@ from ksm_ext.report.answers import Direction, directions
 from ksm_ext.report.sections import Attributions, Predictions, cap, sections
 from ksm_ext.report.svg import curve, number, task_map
 from ksm_ext.surrogates.candidates import Candidate, beats_the_mean
-from ksm_ext.surrogates.learning_curve import learning_curve, variances_of
+from ksm_ext.surrogates.learning_curve import errors_by_count, variances_of
 from ksm_ext.surrogates.more_subsets import more_subsets
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import qualities, suitability
@@ -181,7 +181,7 @@ def _candidates(surrogate: Surrogate) -> dict[str, Any]:
 
 def _curve(surrogate: Surrogate) -> Markup:
     """The learning curve, with the noise of a run where that is known."""
-    points = learning_curve(surrogate)
+    points = errors_by_count(surrogate)
     if len(points) < 2:
         return Markup()
     least = 0.0

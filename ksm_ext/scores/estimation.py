@@ -477,7 +477,7 @@ def _checked_weights(
     """(b,) float64, the largest 1: of n numbers, n arrays (b_i,) or all samples, or by name."""
     name = "sample_weights"
     if isinstance(sample_weights, Mapping):
-        checked_names(name, sample_weights, len(sample_weights))
+        checked_names(name, list(sample_weights), len(sample_weights))
         given = {str(task): weights for task, weights in sample_weights.items()}
         if given.keys() != set(task_names):
             odd = min(given.keys() ^ set(task_names))

@@ -14,7 +14,7 @@ _FEWEST = 8  # subsets that a point of the curve is fitted to
 _MOST = 2048  # subsets of which half are fitted again in the time that a page may take
 
 
-def learning_curve(surrogate: Surrogate, *, seed: int = 0) -> list[tuple[int, float]]:
+def errors_by_count(surrogate: Surrogate, *, seed: int = 0) -> list[tuple[int, float]]:
     """Errors of the kernels in use, fitted to an eighth, a quarter and half of the subsets.
 
     Each fit chooses its own ridge and predicts the subsets that it was not given; the subsets of

@@ -463,8 +463,8 @@ class Surrogate:
         n = self._active.num_tasks
         last = n if n <= 64 else 10
         if max_order is not None:
-            last = check_positive_int("max_order", max_order)
-        if last > n:
+            last = check_positive_int("max_order", max_order, minimum=-(2**63))
+        if not 1 <= last <= n:
             remedy = "Leave it out for the default."
             raise ValueError(message("max_order", f"between 1 and {n}", str(max_order), remedy))
         parts, banzhaf = self._expansion()

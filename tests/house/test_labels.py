@@ -158,6 +158,21 @@ FUNCTIONS = {
         lambda masks, scores: fit_surrogate(masks, scores, kernel="rbf").loo_residuals,
         [("scores", "subset")],
     ),
+    "attribution_map": (
+        {"attributions": (TAU, "task", "target"), "std": (np.abs(TAU) / 3, "task", "target")},
+        lambda attributions, std: (
+            plotting.attribution_map(attributions, std, level=0.9).images[0].get_array()
+        ),
+        [("std", "task"), ("std", "target")],
+    ),
+    "interaction_network": (
+        {"interactions": (PAIRS, "task", "other"), "std": (np.abs(PAIRS.T) / 3, "task", "other")},
+        lambda interactions, std: [
+            line.get_linewidth()
+            for line in plotting.interaction_network(interactions, std=std, level=0.9).lines
+        ],
+        [("std", "task"), ("std", "other")],
+    ),
     "interaction_heatmap": (
         {"interactions": (PAIRS, "task", "other"), "std": (np.abs(PAIRS.T) / 3, "task", "other")},
         lambda interactions, std: (

@@ -522,7 +522,7 @@ VALUES = {
     "`dim` must be at least 1, got 0": lambda: Projector(0),
     r"`dim` must be below 2\^31, got": lambda: Projector(2**31),
     "`kind` must be one of 'sbp', 'rademacher'": lambda: Projector(8, "srht"),
-    "`seed` must be an int64, got 9": lambda: Projector(8, seed=2**63),
+    r"`seed` must be below 2\*\*63, got 9": lambda: Projector(8, seed=2**63),
     "`seed` must be at least -9": lambda: Projector(8, seed=-(2**63) - 1),
     "`sparsity` must be at least 1": lambda: Projector(8, sparsity=0),
     r"`sparsity` must be 1 for gaussian, got 2\. L": lambda: Projector(8, "gaussian", sparsity=2),

@@ -13,7 +13,7 @@ from ksm_ext.drawing import shortened, ticks
 from ksm_ext.report.answers import answer, directions
 from ksm_ext.subsets import mixed_sizes
 from ksm_ext.surrogates.calibration import quantile
-from ksm_ext.surrogates.learning_curve import learning_curve
+from ksm_ext.surrogates.learning_curve import errors_by_count
 
 NAMES = ["wiki", "code", "books", "mail", "spam", "toxic"]
 EFFECTS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0]).double()
@@ -149,7 +149,7 @@ def test_the_learning_curve_is_what_fits_to_fewer_subsets_predict(kernel):
     noise = torch.randn(80, generator=torch.Generator().manual_seed(0)).double()
     scores = masks.double() @ torch.arange(9.0).double() + noise
     surrogate = fit_surrogate(masks, scores, kernel=kernel)
-    points = learning_curve(surrogate, seed=1)
+    points = errors_by_count(surrogate, seed=1)
     assert [size for size, _ in points] == [10, 20, 40, 80]
     assert points[-1][1] == pytest.approx(float(surrogate.loo_error))
     order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
@@ -163,11 +163,11 @@ def test_the_learning_curve_is_what_fits_to_fewer_subsets_predict(kernel):
 
 def test_no_learning_curve_where_it_would_be_another_surrogates():
     masks, scores = mixed_sizes(6, 60, seed=0), torch.arange(60.0)
-    assert learning_curve(fit_surrogate(masks, scores)) == []  # fewer than 64
+    assert errors_by_count(fit_surrogate(masks, scores)) == []  # fewer than 64
     masks = mixed_sizes(8, 80, seed=0)
     noise = torch.randn(80, generator=torch.Generator().manual_seed(1))
     nothing = fit_surrogate(masks, noise)
-    assert not nothing.predictors and learning_curve(nothing) == []
+    assert not nothing.predictors and errors_by_count(nothing) == []
 
 
 # -- numbers and names --------------------------------------------------------------------------

@@ -367,7 +367,7 @@ except OSError as error:
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    form = r"`path` must be writable, got .*No such file or directory\. Free"
+    form = r"`path` must be in a folder that exists, got .*no/s\. Make the folder \(`mkdir -p "
     with pytest.raises(OSError, match=form):
         SURROGATES["linear"]().save(tmp_path / "no" / "s")
 
