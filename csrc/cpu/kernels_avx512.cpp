@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
 #ifndef KSM_EMULATE_AVX512  // tools/check_avx512.sh compiles this file against SIMDe instead

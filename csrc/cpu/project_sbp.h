@@ -216,14 +216,14 @@ template <typename T>
 constexpr int kRadix = sizeof(T) == 4 && KSM_VECTOR_BYTES == 64 ? 16 : 4;
 
 // Stages of the Walsh-Hadamard matrix from neighbours `half` values apart to those kVectors / 2 times as
-// far apart.
-template <int kVectors, typename T>
-void add_and_subtract(T* x, int64_t count, int64_t half) {
+// far apart, for vectors load(their first value).
+template <int kVectors, typename T, typename Load>
+void add_and_subtract(const Load& load, int64_t count, int64_t half, T* out) {
   for (int64_t run = 0; run < count; run += kVectors * half) {
     for (int64_t i = run; i < run + half; i += 16) {
       Sixteen<T> values[kVectors];
 #pragma GCC unroll 16
-      for (int r = 0; r < kVectors; ++r) values[r] = Sixteen<T>::load(x + i + r * half);
+      for (int r = 0; r < kVectors; ++r) values[r] = load(i + r * half);
 #pragma GCC unroll 16
       for (int apart = 1; apart < kVectors; apart *= 2) {
 #pragma GCC unroll 16
@@ -235,13 +235,13 @@ void add_and_subtract(T* x, int64_t count, int64_t half) {
         }
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < kVectors; ++r) values[r].store(x + i + r * half);
+      for (int r = 0; r < kVectors; ++r) values[r].store(out + i + r * half);
     }
   }
 }
 
 // Every run of `length` values times the Walsh-Hadamard matrix of +-1; before that, values whose bit is
-// set change their sign. `out` may be x; what is read next lies at `next`.
+// set change their sign. `out` may be x; half of what is read next, at `next`, arrives meanwhile.
 template <typename T>
 void walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* signs, const T* next,
                     T* out) {
@@ -258,15 +258,22 @@ void walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* s
     }
     return;
   }
-  for (int64_t i = 0; i < count; i += 16) {
+  const auto first = [&](int64_t i) {
     if (i % 32 == 0) __builtin_prefetch(next + i / 2, 0, 2);
-    Sixteen<T>::load(x + i).negated(signs[i / 16]).rotated().store(out + i);
-  }
+    return Sixteen<T>::load(x + i).negated(signs[i / 16]).rotated();
+  };
+  const auto later = [&](int64_t i) { return Sixteen<T>::load(out + i); };
   int64_t half = 16;
-  for (; half * kRadix<T> <= length; half *= kRadix<T>) {
-    add_and_subtract<kRadix<T>>(out, count, half);
+  if (half * kRadix<T> <= length) {
+    add_and_subtract<kRadix<T>>(first, count, half, out);
+    half *= kRadix<T>;
+  } else {
+    add_and_subtract<1>(first, count, half, out);
   }
-  for (; half < length; half *= 2) add_and_subtract<2>(out, count, half);
+  for (; half * kRadix<T> <= length; half *= kRadix<T>) {
+    add_and_subtract<kRadix<T>>(later, count, half, out);
+  }
+  for (; half < length; half *= 2) add_and_subtract<2>(later, count, half, out);
 }
 
 template <typename T>

@@ -41,6 +41,16 @@ void draw_nonzeros(const Projection& projection, int64_t first, int64_t count, i
   }
 }
 
+// y += the nonzeros of a row's coordinates times its values. kSparsity: of each, 0 for `sparsity`.
+template <int64_t kSparsity, typename T>
+void add_nonzeros(const T* x, int64_t count, int64_t sparsity, const int32_t* outputs,
+                  const T* values, T* y) {
+  const int64_t s = kSparsity ? kSparsity : sparsity;
+  for (int64_t c = 0; c < count; ++c) {
+    for (int64_t t = 0; t < s; ++t) y[outputs[c * s + t]] += x[c] * values[c * s + t];
+  }
+}
+
 template <typename T>
 void project_sjlt(const Projection& projection, Range coordinates, int64_t rows, const T* x,
                   int64_t x_stride, T* y, int64_t y_stride) {
@@ -52,10 +62,8 @@ void project_sjlt(const Projection& projection, Range coordinates, int64_t rows,
     draw_nonzeros(projection, first, count, outputs.data(), values.data());
     for (int64_t i = 0; i < rows; ++i) {
       const T* from = x + i * x_stride + first - coordinates.begin;
-      T* to = y + i * y_stride;
-      for (int64_t c = 0; c < count; ++c) {
-        for (int64_t t = 0; t < s; ++t) to[outputs[c * s + t]] += from[c] * values[c * s + t];
-      }
+      const auto add = s == 1 ? add_nonzeros<1, T> : add_nonzeros<0, T>;
+      add(from, count, s, outputs.data(), values.data(), y + i * y_stride);
     }
   }
 }

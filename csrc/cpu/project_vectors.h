@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #include "cpu/kernels.h"
 
@@ -142,6 +143,7 @@ struct Sixteen<float> {
   }
   Sixteen rotated() const {
     Sixteen out = *this;
+#pragma GCC unroll 4
     for (int bit = 0; bit < 3; ++bit) {
       out = out.flipped(1u << bit).plus(out.negated(kUpperLanes[bit]));
     }
@@ -259,19 +261,24 @@ inline PhiloxSixteen philox_sixteen(uint64_t seed, Words counter, int varying) {
 
 // ---- memory and ranges -------------------------------------------------------------------------
 
-// Zeroed memory. The members of a std::vector would be compiled for this instruction set under names
-// that the linker shares with code for lesser ones.
+// Zeroed memory from a line of the cache on, so that no vector lies in two. The members of a
+// std::vector would be compiled for this instruction set under names that the linker shares with code
+// for lesser ones.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : memory_(new T[size]()) {}
+  explicit Buffer(int64_t size)
+      : memory_(static_cast<T*>(::operator new(size * sizeof(T), kLine))) {
+    std::memset(static_cast<void*>(memory_), 0, size * sizeof(T));
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { delete[] memory_; }
+  ~Buffer() { ::operator delete(memory_, kLine); }
   T* data() const { return memory_; }
   T& operator[](int64_t i) const { return memory_[i]; }
 
  private:
+  static constexpr std::align_val_t kLine{64};
   T* const memory_;
 };
 
