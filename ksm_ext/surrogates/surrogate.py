@@ -125,8 +125,8 @@ class Surrogate:
         single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
         trend: Surrogates of estimates and their slopes, or None without estimates.
-        all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
-            intervals are those of the model.
+        all_is_noise: Whether the caller gave the ridge, or weights that differ, so that all
+            residuals count as noise and intervals are those of the model.
         noise_degrees: Degrees of freedom of the noise where it was measured on repeats; else 0.
         warps: Maps of scores through which targets are predicted, each with a surrogate.
     """
