@@ -26,7 +26,7 @@ the fitted subsets.
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -47,6 +47,7 @@ from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.owen import Groups, group_labels
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.readouts import (
     READOUTS,
@@ -291,6 +292,48 @@ class Surrogate:
         tasks = torch.arange(len(values), device=masks.values.device)[:, None]
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
+
+    def owen_values(self, groups: Sequence[Hashable], return_std: bool = False) -> Any:
+        """Shapley values of tasks that come in groups: languages in families, domains of data.
+
+        The mean effect of adding task i over all orders in which the tasks of a group stay
+        together (Owen 1977). Values of a group sum to its Shapley value among groups, those of all
+        to ``F(all) - F(none)``; if every task is a group, or all are one, they are Shapley values.
+        Exact for the fitted function with the observed scores in it; see :mod:`.owen`.
+
+        Args:
+            groups: n labels, the group of each task in the order of ``task_names``.
+            return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
+
+        Returns:
+            (n, t), or the pair of (n, t) values and standard deviations.
+
+        Raises:
+            TypeError: If ``groups`` is no sequence.
+            ValueError: If it has no label for each task, or the masks are real weights.
+        """
+        self._require_masks("owen_values")
+        labels, masks, trend = group_labels(groups, self.task_names), self._active, None
+        law = Groups.of([labels[task] for task in self._varying_tasks.tolist()])
+        values = self._with_observed(
+            law.num_tasks,
+            lambda kernel, dual: law.functionals(masks, kernel) @ dual,
+            lambda term: term.weights,
+        )
+        values, axes = self._of_all_tasks(values), {"task": self.task_names}
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.owen_values(labels, return_std))
+            values = values + trend.mean
+        if not return_std:
+            return self._answer(values, axes)
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            parts = law.prior_variance(kernel).to(values), law.functionals(masks, kernel)
+            return Functionals(*(self._of_all_tasks(part)[rows] for part in parts))
+
+        factors = self._of_all_tasks(law.size_law.to(values) @ self._size_factors)
+        variance = self._variances(len(values), of_rows, trend, factors).amax(0)
+        return self._answer(values, axes), self._answer(self.unit * variance.sqrt(), axes)
 
     def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
