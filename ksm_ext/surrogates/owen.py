@@ -69,7 +69,7 @@ class Groups:
         for start in range(0, len(masks), step):
             rows = slice(start, start + step)
             given = masks.values[rows].cpu()
-            for weight, table in _products(kernel, n):
+            for weight, table in product_kernels(kernel, n):
                 present, absent = (torch.where(given, row[1], row[0]) for row in table.flip(0))
                 part = (present - absent) * self._contexts(present, absent)
                 found[rows] += (weight * part).real
@@ -80,7 +80,7 @@ class Groups:
     def prior_variance(self, kernel: Kernel) -> Tensor:
         """Variance of the values under a Gaussian process with this kernel, (n,)."""
         found = self._of_sizes(kernel).square().sum(0)
-        for weight, table in _products(kernel, self.num_tasks):
+        for weight, table in product_kernels(kernel, self.num_tasks):
             change = table[1, 1] - table[1, 0] - table[0, 1] + table[0, 0]
             found += (weight * change * self._pairs_of_contexts(table)).real
         return found
@@ -151,7 +151,7 @@ def group_labels(groups: object, task_names: Sequence[str]) -> list[Hashable]:
     return [label.item() if hasattr(label, "item") else label for label in labels]
 
 
-def _products(kernel: Kernel, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+def product_kernels(kernel: Kernel, n: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights and factors ``g[s, a]`` (2, 2, n) of product kernels that sum to all but sizes."""
     for products in kernel.products(n):
         tilt = products.tilt
@@ -188,7 +188,7 @@ def _mean_of_rest(present: Tensor, absent: Tensor) -> Tensor:
     """Of factors (..., k), the product of all but each, the mean over how likely they are there."""
     q, rest, weights = uniform_law(present.shape[-1] - 1)
     factors = q[:, None] * present[..., None, :] + rest[:, None] * absent[..., None, :]
-    return torch.einsum("...qk,q->...k", _product_of_rest(factors), weights.to(factors))
+    return torch.einsum("...qk,q->...k", product_of_rest(factors), weights.to(factors))
 
 
 def _mean_of_rest_in_both(table: Tensor) -> Tensor:
@@ -197,10 +197,10 @@ def _mean_of_rest_in_both(table: Tensor) -> Tensor:
     law = torch.stack([rest, q]).to(table)  # (2, Q)
     factors = torch.einsum("sta,sx,ty->xya", table, law, law)
     weights = weights.to(table)
-    return torch.einsum("xya,x,y->a", _product_of_rest(factors), weights, weights)
+    return torch.einsum("xya,x,y->a", product_of_rest(factors), weights, weights)
 
 
-def _product_of_rest(factors: Tensor) -> Tensor:
+def product_of_rest(factors: Tensor) -> Tensor:
     """(..., k) the product of all others; no division, since a factor may be 0."""
     one = torch.ones_like(factors[..., :1])
     before = torch.cat([one, factors[..., :-1].cumprod(-1)], -1)

@@ -43,6 +43,7 @@ from ksm_ext.subsets import common_sum
 from ksm_ext.surrogates.calibration import FEWEST, lowest_sizes, size_factors, size_law
 from ksm_ext.surrogates.candidates import Candidate, CandidateTable, beats_the_mean
 from ksm_ext.surrogates.extrapolation import extrapolated, last_kept, left_out, thinned
+from ksm_ext.surrogates.factorial import Factors, MainEffects
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
@@ -315,25 +316,65 @@ class Surrogate:
         self._require_masks("owen_values")
         labels, masks, trend = group_labels(groups, self.task_names), self._active, None
         law = Groups.of([labels[task] for task in self._varying_tasks.tolist()])
-        values = self._with_observed(
-            law.num_tasks,
-            lambda kernel, dual: law.functionals(masks, kernel) @ dual,
-            lambda term: term.weights,
+        values = self._of_all_tasks(
+            self._with_observed(
+                law.num_tasks,
+                lambda kernel, dual: law.functionals(masks, kernel) @ dual,
+                lambda term: term.weights,
+            )
         )
-        values, axes = self._of_all_tasks(values), {"task": self.task_names}
         if self.trend is not None:
             trend = self.trend.ask(lambda level: level.owen_values(labels, return_std))
             values = values + trend.mean
         if not return_std:
-            return self._answer(values, axes)
-
-        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            parts = law.prior_variance(kernel).to(values), law.functionals(masks, kernel)
-            return Functionals(*(self._of_all_tasks(part)[rows] for part in parts))
-
+            return self._answer(values, {"task": self.task_names})
         factors = self._of_all_tasks(law.size_law.to(values) @ self._size_factors)
-        variance = self._variances(len(values), of_rows, trend, factors).amax(0)
-        return self._answer(values, axes), self._answer(self.unit * variance.sqrt(), axes)
+        return self._with_deviations(values, law, self._of_all_tasks, factors, trend)
+
+    def level_effects(
+        self,
+        factors: Factors,
+        baseline: Mapping[str, Any] | None = None,
+        return_std: bool = False,
+    ) -> Any:
+        """Main effects of the levels of factors, of a fit to runs with one level of each.
+
+        The mean of F over all combinations of the levels of other factors, less the mean over the
+        levels of the same factor, or at a baseline level. Exact for the fitted function with the
+        observed scores in it; see :mod:`.factorial`. A level that no run had, or all, has no effect
+        of its own.
+
+        Args:
+            factors: The factors, whose levels are the tasks in this order.
+            baseline: The level that others are compared with, by factor; by default their mean.
+            return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
+
+        Returns:
+            (n, t), or the pair of (n, t) effects and standard deviations.
+
+        Raises:
+            ValueError: If the tasks are others than the levels, ``baseline`` names none of them,
+                or the surrogate was fitted with estimates.
+        """
+        self._require_masks("level_effects")
+        contrasts = factors.contrasts(baseline).to(self.unit)
+        if len(contrasts) != self.masks.num_tasks:
+            remedy = "Pass the factors of the design that was scored."
+            expected = f"factors of {counted(self.masks.num_tasks, 'level')}, those of the tasks"
+            raise ValueError(message("factors", expected, str(len(contrasts)), remedy))
+        if self.trend is not None:
+            remedy = "Fit the true scores alone."
+            raise ValueError(message("estimates", "left out for level_effects", "some", remedy))
+        law, masks = MainEffects(factors.num_levels, contrasts.cpu(), self.varying), self._active
+        values = self._with_observed(
+            len(contrasts),
+            lambda kernel, dual: law.functionals(masks, kernel) @ dual,
+            lambda term: contrasts @ self._of_all_tasks(term.weights),
+        )
+        if not return_std:
+            return self._answer(values, {"task": self.task_names})
+        at_size = self._size_factors[law.size : law.size + 1]
+        return self._with_deviations(values, law, lambda rows: rows, at_size, None)
 
     def attribution_covariance(self, readout: str = "loo", *, relative: bool = False) -> Any:
         """Joint posterior covariance of attributions: how far they are uncertain together.
@@ -1242,6 +1283,25 @@ class Surrogate:
         """(1, t) the same for a readout of tasks or pairs: the mean over what it compares."""
         law = size_law(readout, self._active.num_tasks, order).to(self.unit)
         return law[None] @ self._size_factors
+
+    def _with_deviations(
+        self,
+        values: Tensor,
+        law: Groups | MainEffects,
+        of_all: Callable[[Tensor], Tensor],
+        factors: Tensor,
+        trend: Answers | None,
+    ) -> tuple[Any, Any]:
+        """Answers (n, t) of a readout and their standard deviations; ``of_all`` gives it n rows."""
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            prior = law.prior_variance(kernel).to(values)
+            found = law.functionals(self._active, kernel)
+            return Functionals(of_all(prior)[rows], of_all(found)[rows])
+
+        variance = self._variances(len(values), of_rows, trend, factors).amax(0)
+        axes, std = {"task": self.task_names}, self.unit * variance.sqrt()
+        return self._answer(values, axes), self._answer(std, axes)
 
     def _readout_variances(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
         """(readings, rows, t) variances of a readout of ``tasks`` (rows, d)."""
