@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ksm_ext.arrays import ArrayLike, aligned, names_along
+from ksm_ext.arrays import ArrayLike, aligned, names_along, table_library
 from ksm_ext.checks import message
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import fit_surrogate
@@ -95,7 +95,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             ValueError: If shapes disagree, values are not finite, or nothing varies; see
                 :func:`ksm_ext.fit_surrogate`.
         """
-        X, y = _in_one_order(X, y)
+        X, y, sample_weight = _in_one_order(X, y, sample_weight)
         target_names = names_along(y, 1)
         rows = {"ensure_min_samples": 3}
         if self.missing == "drop":
@@ -128,9 +128,9 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             y: (l,) or (l, t) float. Their scores.
             sample_weight: (l,) float. What each row counts.
         """
+        X, y, sample_weight = _in_one_order(X, y, sample_weight)
         if self.missing != "drop":
             return float(super().score(X, y, sample_weight))
-        X, y = _in_one_order(X, y)
         tables = (np.atleast_2d(np.asarray(table).T) for table in (y, self.predict(X)))
         found = []
         for true, guess in zip(*tables, strict=True):
@@ -170,10 +170,14 @@ def lds_score(
     Raises:
         ValueError: If a target is constant over the subsets: no correlation exists.
     """
-    X, y = _in_one_order(X, y)
+    X, y, _ = _in_one_order(X, y)
     return float(np.mean(lds(np.asarray(y), estimator.predict(X), constant=constant)))
 
 
-def _in_one_order(X: ArrayLike, y: ArrayLike) -> list[ArrayLike]:
-    """Both, the scores in the order of the subsets where both have labels of their rows."""
-    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})
+def _in_one_order(X: ArrayLike, y: ArrayLike, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+    """All three, scores and weights in the order of the subsets where they have labels of rows."""
+    tables: dict[str, Any] = {"X": (X, "subset", "task"), "y": (y, "subset", "target")}
+    if not table_library(sample_weight):
+        return *aligned(tables), sample_weight
+    X, y, sample_weight = aligned({**tables, "sample_weight": (sample_weight, "subset")})
+    return X, y, sample_weight

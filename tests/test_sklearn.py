@@ -153,6 +153,17 @@ def test_weights_go_through_folds_and_searches():
     np.testing.assert_array_equal(search.predict(MASKS), best.predict(MASKS))
 
 
+def test_weights_go_by_the_labels_of_rows():
+    rows = [f"run {i}" for i in range(M)]
+    X, y = pd.DataFrame(MASKS, rows), pd.DataFrame(SCORES, rows)
+    weights = pd.Series(SURENESS, rows)
+    model, other = (SurrogateRegressor(kernel="linear", ridge=1.0) for _ in range(2))
+    model.fit(X, y[::-1], sample_weight=weights.iloc[::-1])
+    other.fit(X, y, sample_weight=SURENESS)
+    np.testing.assert_array_equal(model.predict(X), other.predict(X))
+    assert model.score(X, y[::-1], weights[::-1]) == other.score(X, y, SURENESS)
+
+
 def test_missing_targets_are_fitted_and_scored_where_they_are():
     y = SCORES.copy()
     y[::5, 0] = y[3, 1] = np.nan

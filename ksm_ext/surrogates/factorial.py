@@ -8,8 +8,7 @@ kernel, with ``v_l = g(1, a_l) prod_{j != l} g(0, a_j)`` of the levels of one fa
 .. math:: L_l\, k(\cdot, a) = \Big( v_l - \sum_j c_j v_j \Big)
           \prod_{\text{other factors}} \operatorname{mean}_j v_j
 
-c = 1 / k for the mean of k levels. All kernels are sums of such (:mod:`.owen`); of sizes nothing is
-left, since all runs have one.
+c = 1 / k for the mean of k levels. All kernels are sums of such (:mod:`.product_readouts`).
 
 Shapes: n levels of r factors in all, m runs.
 """
@@ -34,9 +33,7 @@ from ksm_ext.checks import (
     shape_text,
 )
 from ksm_ext.subsets import as_masks, distinct_rows
-from ksm_ext.surrogates.kernels import Kernel
-from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.owen import product_kernels, product_of_rest
+from ksm_ext.surrogates.product_readouts import ProductReadout, product_of_rest
 
 _MAX_ROUNDS = 1000  # of exchanging levels between runs that are the same
 
@@ -216,7 +213,7 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class MainEffects:
+class MainEffects(ProductReadout):
     """Main effects of the levels of factors, as readout.
 
     Attributes:
@@ -231,30 +228,19 @@ class MainEffects:
 
     __repr__ = brief
 
-    def functionals(self, masks: Masks, kernel: Kernel) -> Tensor:
-        """Effects of ``k(., S_a)`` of every run a, (n, m); masks are of the levels that vary."""
-        given = masks.values.cpu()
-        found = torch.zeros(len(masks), len(self.varying), dtype=torch.float64)
-        for weight, table in product_kernels(kernel, masks.num_tasks):
-            there, away = (torch.where(given, row[1], row[0]) for row in table.flip(0))
-            values = self._of_levels(*(self._of_all(side) for side in (there, away)))
-            means = torch.stack([part.mean(-1) for part in values.split(self.num_levels, -1)], -1)
-            others = product_of_rest(means).repeat_interleave(torch.tensor(self.num_levels), -1)
-            found += (weight * (values @ self.contrasts.T.to(values)) * others).real
-        return found.T.to(masks.values.device)
+    def of_products(self, there: Tensor, away: Tensor) -> Tensor:
+        """See :class:`.product_readouts.ProductReadout`."""
+        rest = [product_of_rest(part) for part in self._of_all(away).split(self.num_levels, -1)]
+        values = self._of_all(there) * torch.cat(rest, -1)  # v of the module's head
+        means = torch.stack([part.mean(-1) for part in values.split(self.num_levels, -1)], -1)
+        return (values @ self.contrasts.T.to(values)) * self._of_others(means)
 
-    def prior_variance(self, kernel: Kernel) -> Tensor:
-        """Variance of the effects under a Gaussian process with this kernel, (n,)."""
-        found = torch.zeros(len(self.varying), dtype=torch.float64)
-        for weight, table in product_kernels(kernel, int(self.varying.sum())):
-            full = self._of_all(table)
-            blocks = [_of_pairs(part) for part in full.split(self.num_levels, -1)]
-            others = product_of_rest(torch.stack([block.mean() for block in blocks]))
-            joint = torch.block_diag(*blocks)
-            contrasts = self.contrasts.to(joint)
-            own = ((contrasts @ joint) * contrasts).sum(1)
-            found += (weight * own * others.repeat_interleave(torch.tensor(self.num_levels))).real
-        return found
+    def of_pairs(self, table: Tensor) -> Tensor:
+        """See :class:`.product_readouts.ProductReadout`."""
+        blocks = [_of_pairs(part) for part in self._of_all(table).split(self.num_levels, -1)]
+        joint, means = torch.block_diag(*blocks), torch.stack([block.mean() for block in blocks])
+        contrasts = self.contrasts.to(joint)
+        return ((contrasts @ joint) * contrasts).sum(1) * self._of_others(means)
 
     @property
     def size(self) -> int:
@@ -267,10 +253,9 @@ class MainEffects:
         full[..., self.varying.cpu()] = table
         return full
 
-    def _of_levels(self, there: Tensor, away: Tensor) -> Tensor:
-        """(..., n) ``v`` of the module's head."""
-        rest = [product_of_rest(part) for part in away.split(self.num_levels, -1)]
-        return there * torch.cat(rest, -1)
+    def _of_others(self, means: Tensor) -> Tensor:
+        """(..., n) products over all other factors, of numbers (..., r)."""
+        return product_of_rest(means).repeat_interleave(torch.tensor(self.num_levels), -1)
 
 
 def _of_pairs(table: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.owen import Groups, group_labels
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
+from ksm_ext.surrogates.product_readouts import ProductReadout
 from ksm_ext.surrogates.readouts import (
     READOUTS,
     effects,
@@ -294,7 +295,9 @@ class Surrogate:
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
 
-    def owen_values(self, groups: Sequence[Hashable], return_std: bool = False) -> Any:
+    def owen_values(
+        self, groups: Sequence[Hashable] | Mapping[str, Hashable], return_std: bool = False
+    ) -> Any:
         """Shapley values of tasks that come in groups: languages in families, domains of data.
 
         The mean effect of adding task i over all orders in which the tasks of a group stay
@@ -303,14 +306,15 @@ class Surrogate:
         Exact for the fitted function with the observed scores in it; see :mod:`.owen`.
 
         Args:
-            groups: n labels, the group of each task in the order of ``task_names``.
+            groups: n labels, the group of each task in the order of ``task_names``; or a mapping
+                of names of tasks to labels.
             return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
 
         Returns:
             (n, t), or the pair of (n, t) values and standard deviations.
 
         Raises:
-            TypeError: If ``groups`` is no sequence.
+            TypeError: If ``groups`` is neither.
             ValueError: If it has no label for each task, or the masks are real weights.
         """
         self._require_masks("owen_values")
@@ -341,8 +345,8 @@ class Surrogate:
 
         The mean of F over all combinations of the levels of other factors, less the mean over the
         levels of the same factor, or at a baseline level. Exact for the fitted function with the
-        observed scores in it; see :mod:`.factorial`. A level that no run had, or all, has no effect
-        of its own.
+        observed scores in it; see :mod:`.factorial`. Whether a level is there that no run had, or
+        all had, changes nothing.
 
         Args:
             factors: The factors, whose levels are the tasks in this order.
@@ -1287,7 +1291,7 @@ class Surrogate:
     def _with_deviations(
         self,
         values: Tensor,
-        law: Groups | MainEffects,
+        law: ProductReadout,
         of_all: Callable[[Tensor], Tensor],
         factors: Tensor,
         trend: Answers | None,
@@ -1295,7 +1299,7 @@ class Surrogate:
         """Answers (n, t) of a readout and their standard deviations; ``of_all`` gives it n rows."""
 
         def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
-            prior = law.prior_variance(kernel).to(values)
+            prior = law.prior_variance(kernel, self._active.num_tasks).to(values)
             found = law.functionals(self._active, kernel)
             return Functionals(of_all(prior)[rows], of_all(found)[rows])
 

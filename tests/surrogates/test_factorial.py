@@ -103,12 +103,13 @@ def test_deviations_are_those_of_dense_algebra(kernel, baseline):
     assert not bool(value[at_base].any()) and not bool(std[at_base].any())
 
 
+@pytest.mark.parametrize("kernel", ["auto", Linear() + Size(degree=1), KERNELS[4]], ids=str)
 @pytest.mark.parametrize("left", ["data=v2", "warm=0"])
-def test_levels_without_a_run_and_names(left):
+def test_levels_without_a_run_and_names(left, kernel):
     masks, scores = problem(t=2)
     rows = ~masks[:, FACTORS.names.index(left)]
     tables = pd.DataFrame(masks[rows].numpy(), columns=FACTORS.names), scores[rows].numpy()
-    surrogate = fit_surrogate(tables[0], pd.DataFrame(tables[1]), kernel="rbf")
+    surrogate = fit_surrogate(tables[0], pd.DataFrame(tables[1]), kernel=kernel)
     value, std = surrogate.level_effects(FACTORS, return_std=True)
     values = surrogate.predict(every(), observed=True).to_numpy()
     np.testing.assert_allclose(value, contrasts({}).numpy() @ values, rtol=0, atol=1e-9)

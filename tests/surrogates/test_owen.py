@@ -145,6 +145,9 @@ def test_constant_tasks_estimates_kinds_and_files(estimated, tmp_path):
     assert bool((std.loc["c"] > 0).all()) == estimated
     surrogate.save(tmp_path / "s")
     again = load_surrogate(tmp_path / "s").owen_values(pd.Series(groups), return_std=True)
+    named = dict(zip(reversed(names), reversed(groups), strict=True))
+    for same in (named, pd.Series(named)):
+        np.testing.assert_array_equal(surrogate.owen_values(same), value)
     for found, own in zip(again, (value, std), strict=True):
         np.testing.assert_allclose(found, own, rtol=1e-12)
 
@@ -154,6 +157,7 @@ def test_constant_tasks_estimates_kinds_and_files(estimated, tmp_path):
     [
         ([0, 1], ValueError, "`groups` must be 4 labels, one for each task, got 2"),
         ("abcd", TypeError, "`groups` must be a sequence of labels"),
+        ({"0": 1, "1": 1, "2": 2}, ValueError, "`groups` must be with '3', got 0, 1, 2"),
         (3, TypeError, "`groups` must be a sequence of labels"),
     ],
 )
