@@ -271,6 +271,11 @@ FUNCTIONS = {
         lambda X, y: [lds_score(SurrogateRegressor(kernel="linear").fit(X, SAID), X, y)],
         [("y", "subset")],
     ),
+    "score": (
+        REGRESSOR,
+        lambda X, y: [SurrogateRegressor(kernel="linear").fit(X, SAID).score(X, y)],
+        [("y", "subset")],
+    ),
     "attribution_bars": (
         {"attributions": (TAU[:, 0], "task"), "std": (np.abs(TAU[:, 1]), "task")},
         lambda attributions, std: drawn(plotting.attribution_bars(attributions, std)),
