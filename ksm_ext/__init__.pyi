@@ -42,6 +42,7 @@ from .scores.estimation import GradientEstimator as GradientEstimator
 from .scores.retraining import RetrainedScores as RetrainedScores
 from .scores.retraining import RetrainingError as RetrainingError
 from .scores.retraining import retrain_scores as retrain_scores
+from .surrogates.factorial import Factors as Factors
 from .surrogates.fit import fit_many as fit_many
 from .surrogates.fit import fit_surrogate as fit_surrogate
 from .surrogates.kernels import ANOVA2 as ANOVA2

@@ -262,17 +262,21 @@ def retrain_noise(masks: ArrayLike, scores: ArrayLike) -> Any:
     return _answer(deviation.square(), scores)
 
 
-def pooled_runs(runs: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pooled_runs(
+    runs: Tensor, group: Tensor, used: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of every group of repeated runs, and the pooled standard deviation of a run.
 
     Args:
         runs: (M, t) float64.
         group: (M,) int64. What each run repeats, a number from 0 to m - 1.
         used: (M, t) bool. Runs that count.
+        weights: (M,) float64. One over the variances of the runs, in units of that at weight 1;
+            by default all are 1.
 
     Returns:
         Means (m, t), NaN where no run counts; how many runs are in them, (m, t) int64; and the
-        deviation (t,), NaN for a target without repeats.
+        deviation (t,) at weight 1, NaN for a target without repeats.
     """
     num_runs, m = len(runs), int(group.max()) + 1 if len(group) else 0
 
@@ -288,8 +292,10 @@ def pooled_runs(runs: Tensor, group: Tensor, used: Tensor) -> tuple[Tensor, Tens
     place = place.scatter_reduce(0, group[:, None].expand_as(order), order, "amin")
     first = runs.gather(0, place.clamp_max(num_runs - 1))
     first = torch.where(counts > 0, first, torch.nan)
-    means = first + total(torch.where(used, runs - first[group], 0.0)) / counts.clamp_min(1)
-    within = torch.where(used, runs - means[group], 0.0)
+    each = torch.ones_like(runs[:, :1]) if weights is None else weights[:, None]
+    divisor = torch.where(counts > 0, total(used * each), 1.0)
+    means = first + total(torch.where(used, each * (runs - first[group]), 0.0)) / divisor
+    within = torch.where(used, each.sqrt() * (runs - means[group]), 0.0)
     largest = within.abs().amax(0) if num_runs else within.sum(0)
     largest = largest.clamp_min(1e-300)  # so that no square vanishes
     freedom = (counts - 1).clamp_min(0).sum(0)

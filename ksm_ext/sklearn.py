@@ -12,15 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ksm_ext.arrays import ArrayLike, aligned, names_along
+from ksm_ext.arrays import ArrayLike, aligned, names_along, table_library
 from ksm_ext.checks import message
 from ksm_ext.evaluation import lds
 from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.kernels import KernelChoice
-from ksm_ext.surrogates.options import Criterion, Readout, ShareRidge, Warp
+from ksm_ext.surrogates.options import Criterion, Missing, Readout, ShareRidge, Warp
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
+    from sklearn.metrics import r2_score
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     remedy = "Run: pip install 'ksm_ext[sklearn]'."
@@ -30,8 +31,9 @@ except ImportError as error:
 class SurrogateRegressor(RegressorMixin, BaseEstimator):
     """:func:`ksm_ext.fit_surrogate` as a scikit-learn regressor; its arguments mean the same there.
 
-    Folds and searches pass on masks and scores only, so arguments about single rows (``known``,
-    ``missing``, ``noise_std`` by row) are left out. Rows of one subset are repeats here too.
+    What is said of single rows goes to :meth:`fit`: ``sample_weight``, which folds and searches
+    pass on where metadata routing is enabled and ``set_fit_request(sample_weight=True)`` asks for
+    it. ``known`` and ``noise_std`` by row are left out. Rows of one subset are repeats here too.
 
     With ``kernel="linear"`` and a number for ``ridge`` it is ``sklearn.linear_model.Ridge`` with
     ``alpha=ridge``. ``score`` is R², as of every regressor; :func:`lds_score` is the linear
@@ -59,6 +61,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         share_ridge: ShareRidge = "auto",
         center: bool = True,
         noise_std: float | None = None,
+        missing: Missing = "error",
     ) -> None:
         self.kernel = kernel
         self.ridge = ridge
@@ -67,6 +70,7 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         self.share_ridge = share_ridge
         self.center = center
         self.noise_std = noise_std
+        self.missing = missing
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: several targets, and no missing values."""
@@ -74,12 +78,15 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> "SurrogateRegressor":
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> "SurrogateRegressor":
         """Fit the surrogate.
 
         Args:
             X: (m, n). Which tasks were in each of the m >= 3 subsets, or real weights.
-            y: (m,) or (m, t) float. Their scores.
+            y: (m,) or (m, t) float. Their scores, NaN among them with ``missing="drop"``.
+            sample_weight: (m,) float. How many runs each row is as sure as; by default one.
 
         Returns:
             This regressor.
@@ -88,13 +95,19 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             ValueError: If shapes disagree, values are not finite, or nothing varies; see
                 :func:`ksm_ext.fit_surrogate`.
         """
-        X, y = _in_one_order(X, y)
+        X, y, sample_weight = _in_one_order(X, y, sample_weight)
         target_names = names_along(y, 1)
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=3)
+        rows = {"ensure_min_samples": 3}
+        if self.missing == "drop":
+            scores = {"ensure_2d": False, "ensure_all_finite": "allow-nan"}
+            X, y = validate_data(self, X, y, validate_separately=(rows, scores | rows))
+        else:
+            X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, **rows)
         self.surrogate_ = fit_surrogate(
             X,
             y,
             **self.get_params(deep=False),
+            sample_weight=sample_weight,
             task_names=getattr(self, "feature_names_in_", None),
             target_names=target_names,
         )
@@ -106,6 +119,25 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
         (X,) = aligned({"X": (X, "subset", "task")})
         X = validate_data(self, X, reset=False)
         return self.surrogate_.predict(X, return_std)
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """R² of predictions, the mean over targets; of scores that are there, with ``missing``.
+
+        Args:
+            X: (l, n). Subsets.
+            y: (l,) or (l, t) float. Their scores.
+            sample_weight: (l,) float. What each row counts.
+        """
+        X, y, sample_weight = _in_one_order(X, y, sample_weight)
+        if self.missing != "drop":
+            return float(super().score(X, y, sample_weight))
+        tables = (np.atleast_2d(np.asarray(table).T) for table in (y, self.predict(X)))
+        found = []
+        for true, guess in zip(*tables, strict=True):
+            seen = ~np.isnan(true)
+            weights = None if sample_weight is None else np.asarray(sample_weight)[seen]
+            found.append(r2_score(true[seen], guess[seen], sample_weight=weights))
+        return float(np.mean(found))
 
     def attribute(self, readout: Readout = "loo", return_std: bool = False) -> Any:
         """Attributions (n,) or (n, t) of the tasks; see :meth:`Surrogate.attribute`."""
@@ -138,10 +170,14 @@ def lds_score(
     Raises:
         ValueError: If a target is constant over the subsets: no correlation exists.
     """
-    X, y = _in_one_order(X, y)
+    X, y, _ = _in_one_order(X, y)
     return float(np.mean(lds(np.asarray(y), estimator.predict(X), constant=constant)))
 
 
-def _in_one_order(X: ArrayLike, y: ArrayLike) -> list[ArrayLike]:
-    """Both, the scores in the order of the subsets where both have labels of their rows."""
-    return aligned({"X": (X, "subset", "task"), "y": (y, "subset", "target")})
+def _in_one_order(X: ArrayLike, y: ArrayLike, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+    """All three, scores and weights in the order of the subsets where they have labels of rows."""
+    tables: dict[str, Any] = {"X": (X, "subset", "task"), "y": (y, "subset", "target")}
+    if not table_library(sample_weight):
+        return *aligned(tables), sample_weight
+    X, y, sample_weight = aligned({**tables, "sample_weight": (sample_weight, "subset")})
+    return X, y, sample_weight

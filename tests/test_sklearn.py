@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import VarianceThreshold
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -33,13 +36,33 @@ def scores_of(X):
 SCORES = scores_of(MASKS)
 
 
-@parametrize_with_checks([SurrogateRegressor(kernel="linear"), SurrogateRegressor(kernel="lasso")])
+def where_rows_of_weight_are_no_repeats(estimator):
+    """A chosen ridge: repeats of one subset measure the noise of a run, which weights do not."""
+    if estimator.ridge != "loo":
+        return {}
+    kinds = ("dense_data", "sparse_data")
+    return {
+        f"check_sample_weight_equivalence_on_{kind}": "repeats tell the noise" for kind in kinds
+    }
+
+
+@parametrize_with_checks(
+    [
+        SurrogateRegressor(kernel="linear"),
+        SurrogateRegressor(kernel="lasso"),
+        SurrogateRegressor(kernel="rbf", ridge=0.1),
+        SurrogateRegressor(kernel="linear", ridge=1.0, missing="drop"),
+    ],
+    expected_failed_checks=where_rows_of_weight_are_no_repeats,
+)
 def test_the_contract_of_estimators(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([SurrogateRegressor()])
+@parametrize_with_checks(
+    [SurrogateRegressor()], expected_failed_checks=where_rows_of_weight_are_no_repeats
+)
 def test_the_contract_of_estimators_by_default(estimator, check):
     check(estimator)
 
@@ -84,6 +107,78 @@ def test_linear_with_a_fixed_ridge_is_ridge_regression(X, center):
     np.testing.assert_allclose(regressor.predict(X), peer.predict(X), rtol=0, atol=1e-6)
     if X is MASKS:
         np.testing.assert_allclose(regressor.attribute(), peer.coef_.T, rtol=0, atol=1e-6)
+
+
+SURENESS = RNG.integers(1, 4, M) * RNG.uniform(0.5, 2.0, M)
+
+
+@pytest.mark.parametrize("X", [MASKS, WEIGHTS], ids=["0/1", "weights"])
+@pytest.mark.parametrize("center", [True, False])
+def test_weighted_rows_are_those_of_ridge_regression(X, center):
+    mine = SurrogateRegressor(kernel="linear", ridge=0.7, center=center)
+    peer = Ridge(alpha=0.7, fit_intercept=center)
+    for model in (mine, peer):
+        model.fit(X, SCORES, sample_weight=SURENESS)
+    np.testing.assert_allclose(mine.predict(X), peer.predict(X), rtol=0, atol=1e-6)
+    assert np.abs(mine.predict(X) - clone(peer).fit(X, SCORES).predict(X)).max() > 1e-3
+    np.testing.assert_allclose(mine.score(X, SCORES, SURENESS), peer.score(X, SCORES, SURENESS))
+
+
+@pytest.mark.parametrize("X", [MASKS, WEIGHTS], ids=["0/1", "weights"])
+def test_weighted_rows_are_those_of_kernel_ridge_regression(X):
+    mine = SurrogateRegressor(kernel=RBF(gamma=0.3), ridge=0.7, center=False)
+    peer = KernelRidge(alpha=0.7, kernel="rbf", gamma=0.3)
+    for model in (mine, peer):
+        model.fit(X, SCORES, sample_weight=SURENESS)
+    np.testing.assert_allclose(mine.predict(X), peer.predict(X), rtol=0, atol=1e-6)
+
+
+def test_weights_go_through_folds_and_searches():
+    options = {"kernel": "linear", "ridge": 1.0}
+    params = {"sample_weight": SURENESS}
+    with config_context(enable_metadata_routing=True):
+        model = SurrogateRegressor(**options).set_fit_request(sample_weight=True)
+        model.set_score_request(sample_weight=False)
+        found = cross_val_score(model, MASKS, SCORES, cv=KFold(4), params=params)
+        grid = {"ridge": [0.1, 1.0]}
+        search = GridSearchCV(model, grid, cv=KFold(4)).fit(MASKS, SCORES, **params)
+    expected = []
+    for train, held in KFold(4).split(MASKS):
+        alone = SurrogateRegressor(**options)
+        alone.fit(MASKS[train], SCORES[train], sample_weight=SURENESS[train])
+        expected.append(alone.score(MASKS[held], SCORES[held]))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"][1], np.mean(expected))
+    best = clone(search.best_estimator_).fit(MASKS, SCORES, sample_weight=SURENESS)
+    np.testing.assert_array_equal(search.predict(MASKS), best.predict(MASKS))
+
+
+def test_weights_go_by_the_labels_of_rows():
+    rows = [f"run {i}" for i in range(M)]
+    X, y = pd.DataFrame(MASKS, rows), pd.DataFrame(SCORES, rows)
+    weights = pd.Series(SURENESS, rows)
+    model, other = (SurrogateRegressor(kernel="linear", ridge=1.0) for _ in range(2))
+    model.fit(X, y[::-1], sample_weight=weights.iloc[::-1])
+    other.fit(X, y, sample_weight=SURENESS)
+    np.testing.assert_array_equal(model.predict(X), other.predict(X))
+    assert model.score(X, y[::-1], weights[::-1]) == other.score(X, y, SURENESS)
+
+
+def test_missing_targets_are_fitted_and_scored_where_they_are():
+    y = SCORES.copy()
+    y[::5, 0] = y[3, 1] = np.nan
+    options = {"kernel": "rbf", "ridge": 0.1}
+    model = SurrogateRegressor(missing="drop", **options).fit(MASKS, y)
+    for j, seen in enumerate(~np.isnan(y.T)):
+        alone = SurrogateRegressor(**options).fit(MASKS[seen], y[seen, j])
+        np.testing.assert_allclose(model.predict(MASKS)[:, j], alone.predict(MASKS), rtol=1e-9)
+    each = [
+        r2_score(y[seen, j], model.predict(MASKS)[seen, j]) for j, seen in enumerate(~np.isnan(y.T))
+    ]
+    assert model.score(MASKS, y) == pytest.approx(np.mean(each), rel=1e-12)
+    assert np.isfinite(cross_val_score(model, MASKS, y, cv=KFold(4))).all()
+    with pytest.raises(ValueError, match="NaN"):
+        SurrogateRegressor(**options).fit(MASKS, y)
 
 
 def test_it_is_searched_by_grid():

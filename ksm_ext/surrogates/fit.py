@@ -89,6 +89,7 @@ def fit_surrogate(
     noise_std: ArrayLike | float | None = None,
     known: ArrayLike | Sequence[int] | None = None,
     missing: Missing = "error",
+    sample_weight: ArrayLike | None = None,
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
     progress: bool = False,
@@ -150,6 +151,10 @@ def fit_surrogate(
             neither given nor measured.
         missing: ``"drop"`` takes NaN in ``scores`` for a score that is missing, and fits each
             target to the subsets that have it.
+        sample_weight: (m,) how sure each row is, as in scikit-learn: a row of weight 2 is as sure
+            as two runs, its noise has half the variance, and a row of weight 0 is left out. Where
+            weights differ, what the surrogate does not explain counts as noise, unless noise is
+            given or measured: then it is that of a run of weight 1.
         task_names: n names; by default those of the columns of ``masks``, or "0", "1", ….
         target_names: t names; by default those of the columns of ``scores``, or numbers.
         progress: Whether to show bars over kernels, and over products of conjugate gradients.
@@ -174,8 +179,9 @@ def fit_surrogate(
     Reference: Zhang, Duan & Zhang 2026, arXiv:2602.03783.
     """
     masks, scores, target_names = _tables(masks, scores, target_names)
-    masks, scores, noise_std, known = _aligned(masks, scores, noise_std, known)
-    observed = observe(masks, scores, noise_std=noise_std, known=known, missing=missing)
+    of_rows = {"known": known, "sample_weight": sample_weight}
+    masks, scores, noise_std, of_rows = _aligned(masks, scores, noise_std, of_rows)
+    observed = observe(masks, scores, noise_std=noise_std, missing=missing, **of_rows)
     _check_problem(observed)
     if estimates is not None and solver == "auto" and len(observed.masks) <= MAX_DIRECT:
         solver = "eigh"
@@ -210,7 +216,7 @@ def fit_surrogate(
     surrogate = _assembled(parts, observed, search, names, levels, like=scores)
     if warp == "identity":
         return surrogate
-    refit = partial(fit_surrogate, masks, known=known, missing=missing, **options | names)
+    refit = partial(fit_surrogate, masks, missing=missing, **of_rows | options | names)
     runs = as_tensor("scores", scores).to(torch.float64).reshape(-1, len(surrogate.unit))
     noise = None if noise_std is None else noise_rows(noise_std, ~runs.isnan())
     warps = fitted_warps(warp, surrogate, runs, noise, refit, by_rank=search.by_rank)
@@ -437,9 +443,9 @@ def _tables(
 
 
 def _aligned(
-    masks: ArrayLike, scores: ArrayLike, noise_std: Any, known: Any
-) -> tuple[ArrayLike, ArrayLike, Any, Any]:
-    """The tables with their rows and columns in one order, where they have labels."""
+    masks: ArrayLike, scores: ArrayLike, noise_std: Any, of_rows: dict[str, Any]
+) -> tuple[ArrayLike, ArrayLike, Any, dict[str, Any]]:
+    """The tables, and what is said ``of_rows``, in one order where they have labels."""
     tables: dict[str, tuple[Any, ...]] = {
         "masks": (masks, "subset", "task"),
         "scores": (scores, "subset", "target"),
@@ -449,11 +455,12 @@ def _aligned(
         if len(noise_std.shape) == 1 and len(noise_std) != len(scores):
             axes = ("target",)
         tables["noise_std"] = (noise_std, *axes)
-    if table_library(known) and len(known) == len(scores):
-        tables["known"] = (known, "subset")
+    for name, given in of_rows.items():
+        if table_library(given) and len(given) == len(scores):
+            tables[name] = (given, "subset")
     found = dict(zip(tables, aligned(tables), strict=True))
-    rest = found.get("noise_std", noise_std), found.get("known", known)
-    return found["masks"], found["scores"], *rest
+    rest = {name: found.get(name, given) for name, given in of_rows.items()}
+    return found["masks"], found["scores"], found.get("noise_std", noise_std), rest
 
 
 def _check_problem(observed: Observations) -> None:
@@ -643,7 +650,7 @@ def _assembled(
         single_target=original.ndim == 1,
         solver=search.solver,
         trend=Trend(levels, slopes) if levels else None,
-        all_is_noise=search.all_is_noise,
+        all_is_noise=search.all_is_noise or observed.uneven,
         noise_degrees=observed.degrees_of_freedom,
         repeats_std=observed.repeats_std,
     )

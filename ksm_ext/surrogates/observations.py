@@ -11,6 +11,9 @@ geostatistics), and noise. The ridge stands for the last two. Where the noise is
 from each other (:func:`nugget_share`), and where subsets were scored with different precision their
 ridges differ (:func:`precision_weights`).
 
+A run of weight w is as sure as w runs: its noise has the variance :math:`\sigma_j^2 / w`, means and
+the sum of squares above are weighted, and a subset weighs what its runs do together.
+
 Shapes: M rows given, m distinct subsets, n tasks, t targets; float64.
 """
 
@@ -46,6 +49,8 @@ class Observations:
         degrees_of_freedom: Degrees of freedom of noise that was measured on repeats; else 0.
         repeats_std: (t,) standard deviation of a run by repeats that are too few to go by, of one
             to four degrees of freedom; else None.
+        weights: (m, t) what the runs of each weigh together; by default their number.
+        uneven: Whether runs weigh differently, and nothing else is known of their noise.
     """
 
     masks: Masks
@@ -55,6 +60,8 @@ class Observations:
     known: Tensor
     degrees_of_freedom: int
     repeats_std: Tensor | None = None
+    weights: Tensor | None = None
+    uneven: bool = False
 
     __repr__ = brief
 
@@ -68,7 +75,14 @@ class Observations:
             noise,
             self.known[rows][:, columns],
             self.degrees_of_freedom,
+            weights=None if self.weights is None else self.weights[rows][:, columns],
+            uneven=self.uneven,
         )
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """(m, t) how sure each score is in units of a run of weight 1; 0 where missing."""
+        return self.counts.to(torch.float64) if self.weights is None else self.weights
 
     @cached_property
     def observed(self) -> Tensor:
@@ -114,6 +128,7 @@ def observe(
     noise_std: ArrayLike | float | None = None,
     known: ArrayLike | Sequence[int] | None = None,
     missing: Missing = "error",
+    sample_weight: ArrayLike | None = None,
 ) -> Observations:
     """Check the tables and bring together the rows of every subset.
 
@@ -124,10 +139,12 @@ def observe(
             is taken as one per row.
         known: (M,) bool, or numbers of rows, whose scores are exact.
         missing: What NaN in ``scores`` means: an error, or a run that has no such score.
+        sample_weight: (M,) how many runs each row is as sure as; a row of 0 is left out.
 
     Raises:
         TypeError: If an argument holds no numbers.
-        ValueError: If shapes disagree, or values are not finite or, for noise, negative.
+        ValueError: If shapes disagree, or values are not finite or, for noise and weights,
+            negative.
     """
     check_choice("missing", missing, get_args(Missing))
     outcome = as_tensor("scores", scores)
@@ -151,15 +168,23 @@ def observe(
     rows, present = outcome.to(torch.float64), ~absent
     exact = known_rows(known, len(table)).to(rows.device)
     noise = None if noise_std is None else noise_rows(noise_std, present)
+    weights = None if sample_weight is None else row_weights(sample_weight, len(table)).to(rows)
     kept = present.any(1)  # a run without any score tells nothing
+    kept = kept if weights is None else kept & (weights > 0)
     if not bool(kept.all()):
         table, rows, present, exact = table[kept], rows[kept], present[kept], exact[kept]
         noise = None if noise is None else noise[kept]
-    return _collapsed(table, rows, present, exact, noise)
+        weights = None if weights is None else weights[kept]
+    return _collapsed(table, rows, present, exact, noise, weights)
 
 
 def _collapsed(
-    table: Masks, rows: Tensor, present: Tensor, exact: Tensor, noise: Tensor | None
+    table: Masks,
+    rows: Tensor,
+    present: Tensor,
+    exact: Tensor,
+    noise: Tensor | None,
+    weights: Tensor | None,
 ) -> Observations:
     """Means over the rows (M, t) of every subset; an exact score stands for its subset alone."""
     subset, first = distinct_rows(table.bits if table.binary else table.values)
@@ -171,20 +196,41 @@ def _collapsed(
     exactly = present & exact[:, None]
     known = total(exactly.long()) > 0  # (m, t)
     used = exactly | (present & ~known[subset])
-    scores, counts, deviation = pooled_runs(rows, subset, used)
+    scores, counts, deviation = pooled_runs(rows, subset, used, weights)
+    each = torch.ones_like(rows[:, :1]) if weights is None else weights[:, None]
+    precision = total(used * each)  # of mean scores, in units of a run
+    divisor = torch.where(counts > 0, precision, 1.0)
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
     degrees = degrees if noise is None else 0
     few = deviation if 0 < degrees < MIN_REPEATS else None
     std: Tensor | None = None
     if degrees >= MIN_REPEATS:
-        std = deviation / counts.clamp_min(1).sqrt()
+        std = deviation / divisor.sqrt()
     if noise is not None:  # in units of a power of two, where its squares can be held
         power = torch.frexp(noise.amax(0)).exponent.clamp(-1000, 1000)
         squares = torch.where(used, torch.ldexp(noise, -power), 0.0).square()
-        std = torch.ldexp(total(squares).sqrt() / counts.clamp_min(1), power)
+        std = torch.ldexp(total(each * squares).sqrt() / divisor, power)
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
-    return Observations(table[first], scores, counts, std, known, degrees, few)
+    uneven = weights is not None and std is None and bool((weights != weights[:1]).any())
+    return Observations(table[first], scores, counts, std, known, degrees, few, precision, uneven)
+
+
+def row_weights(sample_weight: Any, count: int) -> Tensor:
+    """(count,) float64 of what is given as ``sample_weight``, see :func:`observe`."""
+    weights = as_tensor("sample_weight", sample_weight).to(torch.float64)
+    remedy = "Give one number for each row of `masks`: 2 for one as sure as two runs."
+    if tuple(weights.shape) != (count,):
+        found = shape_text(weights)
+        raise ValueError(message("sample_weight", f"of shape ({count},)", found, remedy))
+    check_finite("sample_weight", weights, remedy)
+    if bool((weights < 0).any()):
+        found = f"{float(weights.min())}"
+        raise ValueError(message("sample_weight", "at least 0", found, remedy))
+    if not bool((weights > 0).any()):
+        found = "zeros alone"
+        raise ValueError(message("sample_weight", "above 0 for some rows", found, remedy))
+    return weights
 
 
 def known_rows(known: object, count: int) -> Tensor:

@@ -121,7 +121,8 @@ def fitted_parts(observed: Observations, search: Search) -> list[Part]:
         if part.noise is None or search.all_is_noise:
             ((fits, candidates),) = part_search.fit([masks], scores)
             share = part.known.to(torch.float64)
-            if masks.binary and not search.all_is_noise:  # nothing tells noise: take none out
+            # nothing tells noise: take none out
+            if masks.binary and not (search.all_is_noise or observed.uneven):
                 share = torch.ones_like(share)
         else:
             variance = (part.noise / part.unit).square()
@@ -216,8 +217,8 @@ def _groups(
     active: Masks, observed: Observations, search: Search
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows and columns of what can be fitted together."""
-    if search.ridge is not None:
-        pattern = observed.counts.to(torch.float64)
+    if search.ridge is not None or observed.uneven:
+        pattern = observed.precision
     elif observed.noise is None:
         pattern = observed.observed.to(torch.float64)
     else:
@@ -277,7 +278,10 @@ def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
         values[:, ~part.varying] = 0.0  # exactly: the mean is rounded
     weights = torch.ones_like(values[:, 0])
     if search.ridge is not None:  # the ridge of a run: means of several have less
-        weights = part.counts.to(torch.float64).mean(1)
+        weights = part.precision.mean(1)
+    elif part.uneven:  # of mean 1, whatever their size
+        weights = part.precision.mean(1) / part.precision.max()
+        weights = weights / weights.mean()
     return Scores(values[None], search.center, search.by_rank, weights[None]), shift
 
 

@@ -314,8 +314,14 @@ def _context_law(readout: Readout, degree: int) -> tuple[Tensor, Tensor, Tensor]
     elif readout == "banzhaf":
         nodes = [[0.5], [0.5], [1.0]]
     else:
-        nodes = _uniform_nodes(degree)
+        return uniform_law(degree)
     present, absent, weights = (torch.tensor(row, dtype=torch.float64) for row in nodes)
+    return present, absent, weights
+
+
+def uniform_law(degree: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes q, 1 - q and weights integrating polynomials of ``degree`` over [0, 1]."""
+    present, absent, weights = torch.tensor(_uniform_nodes(degree), dtype=torch.float64)
     return present, absent, weights
 
 

@@ -26,7 +26,7 @@ the fitted subsets.
 Shapes: n tasks, m fitted subsets, l query subsets, t targets, q latent columns; float64 inside.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -65,12 +65,15 @@ from ksm_ext.surrogates.extrapolation import (
     thinned,
     unknown_of_sizes,
 )
+from ksm_ext.surrogates.factorial import Factors, MainEffects
 from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import MIN_REPEATS
 from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.owen import Groups, group_labels
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
+from ksm_ext.surrogates.product_readouts import ProductReadout
 from ksm_ext.surrogates.readouts import (
     READOUTS,
     effects,
@@ -148,8 +151,8 @@ class Surrogate:
         single_target: Whether the scores were given as (m,): answers then have no dimension t.
         solver: How conjugate gradients were set, or None where the Gram matrix was factored.
         trend: Surrogates of estimates and their slopes, or None without estimates.
-        all_is_noise: Whether the caller gave the ridge, so that all residuals count as noise and
-            intervals are those of the model.
+        all_is_noise: Whether the caller gave the ridge, or weights that differ, so that all
+            residuals count as noise and intervals are those of the model.
         noise_degrees: Degrees of freedom of repeats that measure the noise; else 0.
         repeats_std: (t,) float64 standard deviation of a run by one to four such, too few to be
             taken for the noise; else None.
@@ -322,6 +325,93 @@ class Surrogate:
         tasks = torch.arange(len(values), device=masks.values.device)[:, None]
         std = self.unit * self._readout_variances(name, tasks, trend).amax(0).sqrt()
         return self._answer(values, axes), self._answer(std, axes)
+
+    @checked
+    def owen_values(
+        self, groups: Sequence[Hashable] | Mapping[str, Hashable], return_std: bool = False
+    ) -> Any:
+        """Shapley values of tasks that come in groups: languages in families, domains of data.
+
+        The mean effect of adding task i over all orders in which the tasks of a group stay
+        together (Owen 1977). Values of a group sum to its Shapley value among groups, those of all
+        to ``F(all) - F(none)``; if every task is a group, or all are one, they are Shapley values.
+        Exact for the fitted function with the observed scores in it; see :mod:`.owen`.
+
+        Args:
+            groups: n labels, the group of each task in the order of ``task_names``; or a mapping
+                of names of tasks to labels.
+            return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
+
+        Returns:
+            (n, t), or the pair of (n, t) values and standard deviations.
+
+        Raises:
+            TypeError: If ``groups`` is neither.
+            ValueError: If it has no label for each task, or the masks are real weights.
+        """
+        self._require_masks("owen_values")
+        labels, masks, trend = group_labels(groups, self.task_names), self._active, None
+        law = Groups.of([labels[task] for task in self._varying_tasks.tolist()])
+        values = self._of_all_tasks(
+            self._with_observed(
+                law.num_tasks,
+                lambda kernel, dual: law.functionals(masks, kernel) @ dual,
+                lambda term: term.weights,
+            )
+        )
+        if self.trend is not None:
+            trend = self.trend.ask(lambda level: level.owen_values(labels, return_std))
+            values = values + trend.mean
+        if not return_std:
+            return self._answer(values, {"task": self.task_names})
+        factors = self._of_all_tasks(law.size_law.to(values) @ self._size_factors)
+        return self._with_deviations(values, law, self._of_all_tasks, factors, trend)
+
+    @checked
+    def level_effects(
+        self,
+        factors: Factors,
+        baseline: Mapping[str, Any] | None = None,
+        return_std: bool = False,
+    ) -> Any:
+        """Main effects of the levels of factors, of a fit to runs with one level of each.
+
+        The mean of F over all combinations of the levels of other factors, less the mean over the
+        levels of the same factor, or at a baseline level. Exact for the fitted function with the
+        observed scores in it; see :mod:`.factorial`. Whether a level is there that no run had, or
+        all had, changes nothing.
+
+        Args:
+            factors: The factors, whose levels are the tasks in this order.
+            baseline: The level that others are compared with, by factor; by default their mean.
+            return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
+
+        Returns:
+            (n, t), or the pair of (n, t) effects and standard deviations.
+
+        Raises:
+            ValueError: If the tasks are others than the levels, ``baseline`` names none of them,
+                or the surrogate was fitted with estimates.
+        """
+        self._require_masks("level_effects")
+        contrasts = factors.contrasts(baseline).to(self.unit)
+        if len(contrasts) != self.masks.num_tasks:
+            remedy = "Pass the factors of the design that was scored."
+            expected = f"factors of {counted(self.masks.num_tasks, 'level')}, those of the tasks"
+            raise ValueError(message("factors", expected, str(len(contrasts)), remedy))
+        if self.trend is not None:
+            remedy = "Fit the true scores alone."
+            raise ValueError(message("estimates", "left out for level_effects", "some", remedy))
+        law, masks = MainEffects(factors.num_levels, contrasts.cpu(), self.varying), self._active
+        values = self._with_observed(
+            len(contrasts),
+            lambda kernel, dual: law.functionals(masks, kernel) @ dual,
+            lambda term: contrasts @ self._of_all_tasks(term.weights),
+        )
+        if not return_std:
+            return self._answer(values, {"task": self.task_names})
+        at_size = self._size_factors[law.size : law.size + 1]
+        return self._with_deviations(values, law, lambda rows: rows, at_size, None)
 
     @checked
     def attribution_covariance(self, readout: Readout = "loo", *, relative: bool = False) -> Any:
@@ -1302,6 +1392,25 @@ class Surrogate:
         """(1, t) the same for a readout of tasks or pairs: the mean over what it compares."""
         law = size_law(readout, self._active.num_tasks, order).to(self.unit)
         return law[None] @ self._size_factors
+
+    def _with_deviations(
+        self,
+        values: Tensor,
+        law: ProductReadout,
+        of_all: Callable[[Tensor], Tensor],
+        factors: Tensor,
+        trend: Answers | None,
+    ) -> tuple[Any, Any]:
+        """Answers (n, t) of a readout and their standard deviations; ``of_all`` gives it n rows."""
+
+        def of_rows(kernel: Kernel, rows: slice, term: KernelTerm) -> Functionals:
+            prior = law.prior_variance(kernel, self._active.num_tasks).to(values)
+            found = law.functionals(self._active, kernel)
+            return Functionals(of_all(prior)[rows], of_all(found)[rows])
+
+        variance = self._variances(len(values), of_rows, trend, factors).amax(0)
+        axes, std = {"task": self.task_names}, self.unit * variance.sqrt()
+        return self._answer(values, axes), self._answer(std, axes)
 
     def _readout_variances(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
         """(readings, rows, t) variances of a readout of ``tasks`` (rows, d)."""

@@ -9,7 +9,7 @@ with closed-form readouts, and those of F are theirs times b plus those of δ.
 Shapes: n tasks, l query subsets, t targets, L estimates; float64.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Level:
     def attribute(self, readout: Readout, return_std: bool) -> Any:
         """Attributions, (n, t)."""
         return self._told(self.surrogate.attribute(readout, return_std), 1)
+
+    def owen_values(self, groups: Sequence[Hashable], return_std: bool) -> Any:
+        """Owen values, (n, t), of true tasks in these groups."""
+        own = [groups[task] for task in self.tasks]
+        return self._told(self.surrogate.owen_values(own, return_std), 1)
 
     def interactions(self, readout: Readout, return_std: bool) -> Any:
         """Interactions, (n, n, t)."""

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import ksm_ext
@@ -161,7 +162,9 @@ FUNCTIONS = {
     "attribution_map": (
         {"attributions": (TAU, "task", "target"), "std": (np.abs(TAU) / 3, "task", "target")},
         lambda attributions, std: (
-            plotting.attribution_map(attributions, std, level=0.9).images[0].get_array()
+            plotting.attribution_map(attributions, std, level=0.9, ax=Figure().subplots())
+            .images[0]
+            .get_array()
         ),
         [("std", "task"), ("std", "target")],
     ),
@@ -169,7 +172,9 @@ FUNCTIONS = {
         {"interactions": (PAIRS, "task", "other"), "std": (np.abs(PAIRS.T) / 3, "task", "other")},
         lambda interactions, std: [
             line.get_linewidth()
-            for line in plotting.interaction_network(interactions, std=std, level=0.9).lines
+            for line in plotting.interaction_network(
+                interactions, std=std, level=0.9, ax=Figure().subplots()
+            ).lines
         ],
         [("std", "task"), ("std", "other")],
     ),
@@ -284,6 +289,11 @@ FUNCTIONS = {
     "lds_score": (
         REGRESSOR,
         lambda X, y: [lds_score(SurrogateRegressor(kernel="linear").fit(X, SAID), X, y)],
+        [("y", "subset")],
+    ),
+    "score": (
+        REGRESSOR,
+        lambda X, y: [SurrogateRegressor(kernel="linear").fit(X, SAID).score(X, y)],
         [("y", "subset")],
     ),
     "attribution_bars": (

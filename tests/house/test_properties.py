@@ -237,6 +237,24 @@ def test_the_order_of_subsets_and_targets_is_no_information(problem, seed):
     close(other.loo_residuals, one.loo_residuals[place][:, targets])
 
 
+@holds(problem=problems(), seed=SEEDS, missing=st.booleans(), readout=st.sampled_from(READOUTS))
+def test_a_row_of_some_weight_is_as_many_rows(problem, seed, missing, readout):
+    masks, scores, kernel = problem
+    if missing and len(masks) > 5:
+        scores[-1, 0] = torch.nan
+    times = torch.randint(0, 4, (len(masks),), generator=generator(seed))
+    times[:4] = times[:4].clamp_min(1)
+    rows = torch.arange(len(masks)).repeat_interleave(times)
+    repeated = fitted((masks[rows], scores[rows], kernel), missing="drop")
+    weighted = fitted(problem, missing="drop", sample_weight=times)
+    for ask in (lambda s: s.predict(masks, True), lambda s: s.attribute(readout, True)):
+        for found, expected in zip(ask(weighted), ask(repeated), strict=True):
+            close(found, expected)
+    gaps = weighted.loo_residuals.isnan()
+    assert torch.equal(gaps, repeated.loo_residuals.isnan())
+    close(weighted.loo_residuals.nan_to_num(), repeated.loo_residuals.nan_to_num())
+
+
 @holds(problem=problems(), seed=SEEDS, readout=st.sampled_from(READOUTS))
 def test_names_of_tasks_are_no_information(problem, seed, readout):
     masks, scores, kernel = problem
@@ -1221,7 +1239,7 @@ ELSEWHERE = {  # by the test file that has them
     "network/test_hessian": ("checked_vectors", "flatten"),
     "network/test_solvers": ("check_system", "inner_products", "without_autocast"),
     "network/test_spectrum": ("signs",),
-    "network/test_wrong_kinds": (
+    "network/test_wrong_arguments": (
         "check_networks",
         "check_operator",
         "check_output",

@@ -365,7 +365,7 @@ def test_spectra_are_those_of_the_predicted_table():
     close(surrogate.walsh_spectrum(), reference.walsh_spectrum(table, N), 1e-9)
     kernels = {"kernel": RBF(GAMMAS), "ridge": 0.1}  # each with the gammas of its own columns
     turned = fit_surrogate(masks.flip(1), cheap, task_names=list("hgfedcba"), **kernels)
-    options = {"estimates": turned, "task_names": "abcdefgh"}
+    options = {"estimates": turned, "task_names": list("abcdefgh")}
     surrogate = fit_surrogate(ALL[rows], truth()[rows], **options, **kernels)
     table = surrogate.predict(ALL)
     close(surrogate.walsh_spectrum(), reference.walsh_spectrum(table, N), 1e-9)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import torch
@@ -625,6 +626,10 @@ def test_intervals_of_a_target_that_is_noise_hold_zero():
         ({"known": [40]}, "`known` must be .* below 40"),
         ({"known": [0.5]}, "`known` must be"),
         ({"missing": "mean"}, "`missing` must be one of 'error', 'drop'"),
+        ({"sample_weight": [1.0]}, r"`sample_weight` must be of shape \(40,\), got shape \(1\)"),
+        ({"sample_weight": [-1.0] * 40}, "`sample_weight` must be at least 0, got -1"),
+        ({"sample_weight": [0] * 40}, "`sample_weight` must be above 0 for some rows"),
+        ({"sample_weight": [float("nan")] * 40}, "`sample_weight` must be finite"),
     ],
 )
 def test_checks(options, found):
@@ -666,3 +671,108 @@ def test_known_noise_of_any_size(unit):
     )
     close(other.noise_std / unit, one.noise_std, 1e-6)
     close(other.attribute("shapley", True)[1] / unit, one.attribute("shapley", True)[1], 1e-6)
+
+
+# -- weights of rows ----------------------------------------------------------------------------
+
+SURENESS = torch.rand(40, generator=torch.Generator().manual_seed(8), dtype=torch.float64) + 0.1
+
+
+@pytest.mark.parametrize("options", [{"ridge": 0.3}, {"ridge": 0.3, "center": False}], ids=str)
+@pytest.mark.parametrize("kernel", [Exponential(gamma=0.5), Linear(), "lasso"], ids=str)
+def test_weighted_rows_are_left_out_as_by_refitting(kernel, options):
+    masks, scores = design(1), truth(1, design(1), 2)
+    found = fit_surrogate(masks, scores, kernel=kernel, sample_weight=SURENESS, **options)
+    if kernel == "lasso":  # by folds
+        weighed = fit_surrogate(masks, scores, kernel=kernel, sample_weight=7 * SURENESS, **options)
+        close(weighed.predict(masks), found.predict(masks))
+        return
+    for i in range(0, 40, 7):
+        rest = torch.arange(40) != i
+        kept = {"kernel": kernel, "sample_weight": SURENESS[rest], **options}
+        alone = fit_surrogate(masks[rest], scores[rest], **kept)
+        close(found.loo_residuals[i], scores[i] - alone.predict(masks[i : i + 1])[0])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "rbf", "ard", "least_squares"])
+@pytest.mark.parametrize("solver", ["eigh", CG], ids=["eigh", "cg"])
+def test_only_the_proportions_of_weights_decide_where_the_ridge_is_chosen(kernel, solver, tmp_path):
+    if solver is CG and kernel in ("ard", "least_squares"):
+        pytest.skip("these factor")
+    masks, scores = design(2), truth(2, design(2), 2)
+    options = {"kernel": kernel, "solver": solver}
+    plain = fit_surrogate(masks, scores, **options)
+    even = fit_surrogate(masks, scores, sample_weight=torch.full((40,), 3), **options)
+    torch.testing.assert_close(
+        even.attribute("shapley"), plain.attribute("shapley"), rtol=0, atol=0
+    )
+    one, other = (
+        fit_surrogate(masks, scores, sample_weight=unit * SURENESS, **options)
+        for unit in (1.0, 1e-200)
+    )
+    assert (one.predict(masks) - plain.predict(masks)).abs().max() > 1e-4
+    close_with_deviations(other.predict(masks, True), one.predict(masks, True), 1e-5)
+    one.save(tmp_path / "weighted.safetensors")
+    again = load_surrogate(tmp_path / "weighted.safetensors")
+    for readout in READOUTS:
+        close_with_deviations(again.attribute(readout, True), one.attribute(readout, True))
+
+
+def test_sure_rows_lead():
+    """Half of the rows are ten times as noisy, and weights that say so halve the error."""
+    errors = []
+    for seed in range(10):
+        every = design(seed, m=128)
+        clean = FAMILIES["saturating"](every, seed)
+        std = torch.where(torch.arange(60) % 2 == 0, 0.1, 1.0).double()
+        scores = clean[:60] + std * normal(seed + 5, 60)
+        query = every[60:], clean[60:]
+        weights = None, 1 / std.square()
+        fits = (fit_surrogate(every[:60], scores, sample_weight=each) for each in weights)
+        errors.append(torch.stack([held_out_error(fit, *query) for fit in fits]))
+    plain, weighted = torch.stack(errors).mean(0)
+    assert weighted < plain / 2
+
+
+@pytest.mark.parametrize("ridge", ["loo", 0.3])
+def test_a_weight_divides_the_variance_of_given_noise(ridge):
+    masks, scores = design(4), truth(4, design(4), 2)
+    options = {"kernel": "rbf", "ridge": ridge}
+    one = fit_surrogate(masks, scores, noise_std=0.5, sample_weight=SURENESS, **options)
+    each = 0.5 / SURENESS.sqrt()[:, None]
+    close(one.noise_std, each.square().mean().sqrt().expand(2), 1e-12)
+    if ridge == "loo":
+        other = fit_surrogate(masks, scores, noise_std=each.expand(40, 2), **options)
+        close_with_deviations(one.attribute("loo", True), other.attribute("loo", True))
+
+
+def test_weights_of_repeats():
+    masks = design(5)[:8].repeat_interleave(torch.tensor([1, 2, 3, 1, 2, 3, 1, 2]), 0)
+    scores, weights = normal(5, len(masks), 2), SURENESS[: len(masks)]
+    found = observe(masks, scores, sample_weight=weights)
+    subset = found.masks.values[:, None].eq(masks).all(2)  # (8, M)
+    total = subset.double() @ weights
+    means = (subset.double() * weights) @ scores / total[:, None]
+    within = weights[:, None] * (scores - means[subset.long().argmax(0)]).square()
+    close(found.scores, means, 1e-12)
+    close(found.precision[:, 0], total, 1e-12)
+    deviation = (within.sum(0) / (len(masks) - 8)).sqrt()
+    close(found.noise, deviation / total[:, None].sqrt(), 1e-12)
+    assert not found.uneven  # the noise is measured, at weight 1
+    close(
+        fit_surrogate(masks, scores, sample_weight=torch.ones(len(masks))).noise_std,
+        fit_surrogate(masks, scores).noise_std,
+        1e-12,
+    )
+
+
+def test_weights_go_with_their_labels_and_through_maps():
+    masks, scores = design(6), 1 / (1 + torch.exp(-truth(6, design(6), 1)[:, 0]))
+    rows = [f"run {i}" for i in range(40)]
+    weights = pd.Series(SURENESS.numpy(), rows)
+    tables = pd.DataFrame(masks.numpy(), rows), pd.Series(scores.numpy(), rows)
+    options = {"kernel": "rbf", "warp": "logit"}
+    one = fit_surrogate(*tables, sample_weight=weights[::-1], **options)
+    other = fit_surrogate(masks, scores, sample_weight=SURENESS, **options)
+    np.testing.assert_allclose(one.predict(masks), other.predict(masks), rtol=0, atol=1e-9)
+    assert one.warps[0].surrogate.kernel_terms[0].weights is not None
