@@ -44,7 +44,7 @@ from ksm_ext.checks import (
 )
 from ksm_ext.identity import Checksum, changed
 from ksm_ext.network.engines import Ladder
-from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, added, blocks
+from ksm_ext.network.factors import OuterProducts, Part, Patches, Rows, Whole, added, blocks
 from ksm_ext.network.gradients import BLOCK_BYTES
 from ksm_ext.network.hessian import CurvatureOperator, checked_vectors, unflatten
 from ksm_ext.network.solvers import (
@@ -178,11 +178,11 @@ class Layout:
         weight, bias = matrix.split(sizes, self.axis + 1)
         return {self.weight: weight.flatten(1), self.bias: bias.flatten(1)}
 
-    def parts(self, parts: Parts, dtype: torch.dtype) -> list[Factors | Rows | Whole]:
+    def parts(self, parts: Parts, dtype: torch.dtype) -> list[OuterProducts | Rows | Whole]:
         """Those of the weight, as of matrices; the ones of a bias are among the activations."""
         return [self._of_matrix(part, dtype) for part in parts[self.weight]]
 
-    def _of_matrix(self, part: Part, dtype: torch.dtype) -> Factors | Rows | Whole:
+    def _of_matrix(self, part: Part, dtype: torch.dtype) -> OuterProducts | Rows | Whole:
         product = _product(part)
         if product is not None:
             x, g = product.activations.to(dtype), product.gradients.to(dtype)
@@ -231,10 +231,10 @@ class KroneckerBlock:
             squares = block.square().sum(0).flatten()
             flat[start : start + len(squares)] += squares
 
-    def _turned(self, part: Factors | Rows | Whole) -> Part:
-        if isinstance(part, Factors):
+    def _turned(self, part: OuterProducts | Rows | Whole) -> Part:
+        if isinstance(part, OuterProducts):
             rows, columns = part.sides
-            return Factors(
+            return OuterProducts(
                 _times(columns, self.columns), _times(rows, self.rows), self.eigenvalues.shape
             )
         if isinstance(part, Rows):
@@ -259,11 +259,11 @@ class FactoredFisher:
     checksums: dict[str, Checksum] | None = field(default=None, repr=False)
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Products with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
+        """OuterProducts with rows: (s, p) -> (s, p), or (p,) -> (p,)."""
         return self._each(v, lambda x, eigenvalues: x * eigenvalues)
 
     def inverse(self, v: Tensor, damping: float) -> Tensor:
-        """Products of rows with the damped inverse: (s, p) -> (s, p), or (p,) -> (p,).
+        """OuterProducts of rows with the damped inverse: (s, p) -> (s, p), or (p,) -> (p,).
 
         Args:
             v: (s, p), in the dtype of the parameters.
@@ -341,7 +341,7 @@ class _Basis:
 
     def add(self, parts: Parts) -> None:
         for part in self.layout.parts(parts, self._like.dtype):
-            if isinstance(part, Factors):
+            if isinstance(part, OuterProducts):
                 flows = part.gradients.any(-1)
                 rows, columns = (side[flows] for side in part.sides)
                 _add_gram(self.rows, rows)
@@ -367,7 +367,7 @@ def _bases(parts: Parts, operator: CurvatureOperator, max_dim: int) -> Iterator[
         own = parts[name]
         kernel = any(isinstance(part, Patches) for part in own)
         num_columns = shape[1:].numel() if kernel else shape[-1] if shape else 1
-        axis = 0 if any(isinstance(part, Factors) and part.transposed for part in own) else 1
+        axis = 0 if any(isinstance(part, OuterProducts) and part.transposed for part in own) else 1
         num_rows = shape[:1].numel() if kernel else shape[:-1].numel()
         matrix = torch.Size((num_rows, num_columns))
         yield _Basis(Layout(name, biases[name], axis, matrix), max_dim, like)
@@ -387,9 +387,9 @@ def _bias(weight: str, parts: Parts) -> str | None:
     return name if same else None
 
 
-def _product(part: Part) -> Factors | None:
+def _product(part: Part) -> OuterProducts | None:
     """A part that is a sum over positions of products, as factors of a matrix; or else None."""
-    if isinstance(part, Factors):
+    if isinstance(part, OuterProducts):
         return part if len(part.shape) == 2 else None
     if not isinstance(part, Patches) or part.how["groups"] > 1:
         return None
@@ -412,7 +412,9 @@ def _product(part: Part) -> Factors | None:
     b, r = part.inputs.shape[:2]
     activations = x.unflatten(0, (b, r)).mT.flatten(1, 2)
     gradients = g.flatten(3).mT.flatten(1, 2)
-    return Factors(activations, gradients, torch.Size((part.shape[0], part.shape[1:].numel())))
+    return OuterProducts(
+        activations, gradients, torch.Size((part.shape[0], part.shape[1:].numel()))
+    )
 
 
 def _add_gram(gram: Tensor | None, rows: Tensor) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import message
-from ksm_ext.network.factors import Factors, Part, Rows, added, total
+from ksm_ext.network.factors import OuterProducts, Part, Rows, added, total
 from ksm_ext.ops.project import Projector
 
 # The seeds of both sides are the projector's but for these bits: matrices that share nothing.
@@ -102,7 +102,7 @@ class FactoredProjector:
 
     def _from_both_sides(self, part: Part, num_rows: int, offset: int) -> Tensor:
         """(b, s, s)."""
-        if isinstance(part, Factors):
+        if isinstance(part, OuterProducts):
             rows, columns = part.sides
             return _along(rows, self._out, offset).mT @ _along(columns, self._in, offset)
         if isinstance(part, Rows):

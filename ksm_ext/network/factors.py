@@ -16,7 +16,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class OuterProducts:
     r"""Each sample's gradient of the matrix of a product, :math:`\sum_t g_t a_t^\top`.
 
     Attributes:
@@ -117,7 +117,7 @@ class Whole:
         return self.values
 
 
-Part = Factors | Patches | Rows | Whole
+Part = OuterProducts | Patches | Rows | Whole
 
 
 def total(parts: Iterable[Part]) -> Tensor:
@@ -141,7 +141,9 @@ def blocks(parts: Sequence[Part], num_bytes: int) -> Iterator[tuple[int, Tensor]
     Yields:
         How many coordinates lie before the block, and the block.
     """
-    of_rows = [part for part in parts if isinstance(part, (Factors, Rows)) and len(part.shape) == 2]
+    of_rows = [
+        part for part in parts if isinstance(part, (OuterProducts, Rows)) and len(part.shape) == 2
+    ]
     if len(of_rows) < len(parts):
         yield 0, total(parts)
         return

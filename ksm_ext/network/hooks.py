@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from ksm_ext.network.batches import Batch, each, num_rows
-from ksm_ext.network.factors import Factors, Part, Patches, Rows, Whole, total
+from ksm_ext.network.factors import OuterProducts, Part, Patches, Rows, Whole, total
 
 
 class Unsupported(Exception):
@@ -605,7 +605,7 @@ def _linear(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
     x, weight = _arguments(use, "input", "weight")
     gradients = layout.rows(gradient)
     if used is weight:
-        return Factors(layout.rows(x.detach()), gradients, used.shape)
+        return OuterProducts(layout.rows(x.detach()), gradients, used.shape)
     if used is x:
         raise Unsupported("the weight of a `linear` depends on the data")
     return Whole(gradients.sum(1))
@@ -617,11 +617,11 @@ def _matmul(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:
         raise Unsupported(f"there is no rule for this `{_name(use.function)}`")
     x = x.detach()
     if weight.ndim == 2:
-        return Factors(layout.rows(x), layout.rows(gradient), used.shape, transposed=True)
+        return OuterProducts(layout.rows(x), layout.rows(gradient), used.shape, transposed=True)
     of_one_sample = layout.num_samples == 1 or layout.axis == x.ndim - 2
     if not of_one_sample or weight.shape[:-2] != x.shape[:-2]:
         raise Unsupported(f"there is no rule for this `{_name(use.function)}`")
-    return Factors(layout.split(x), layout.split(gradient), used.shape, transposed=True)
+    return OuterProducts(layout.split(x), layout.split(gradient), used.shape, transposed=True)
 
 
 def _addmm_of(use: _Use, used: Tensor, gradient: Tensor, layout: _Layout) -> Part:

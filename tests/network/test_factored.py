@@ -10,7 +10,7 @@ from ksm_ext import FactoredProjector, GradientEstimator, Projector, collect_fea
 from ksm_ext.network import gradients
 from ksm_ext.network.engines import Ladder
 from ksm_ext.network.factored import _IN, _OUT
-from ksm_ext.network.factors import Factors, Rows, blocks, total
+from ksm_ext.network.factors import OuterProducts, Rows, blocks, total
 from ksm_ext.network.gradients import parameter_names, per_sample_gradients
 from ksm_ext.network.outputs import log_odds
 
@@ -217,7 +217,7 @@ def test_gradients_formed_block_by_block_are_projected_as_whole_ones(name, num_b
 
 
 def test_blocks_are_small():
-    factors = Factors(torch.randn(3, 5, 7), torch.randn(3, 5, 11), torch.Size((11, 7)))
+    factors = OuterProducts(torch.randn(3, 5, 7), torch.randn(3, 5, 11), torch.Size((11, 7)))
     rows = Rows(torch.randint(11, (3, 4)), torch.randn(3, 4, 7), torch.Size((11, 7)))
     found = [*blocks([factors, rows], 2 * 3 * 7 * 4)]
     assert [start for start, _ in found] == [*range(0, 77, 14)]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ksm_ext.network.engines import differentiable
-from ksm_ext.network.factors import Factors, total
+from ksm_ext.network.factors import OuterProducts, total
 from ksm_ext.network.gradients import collect_features, per_sample_gradients
 from ksm_ext.network.hooks import Unsupported, per_sample_parts
 from ksm_ext.network.outputs import cross_entropy, log_odds
@@ -226,7 +226,7 @@ def test_what_was_taken_is_forgotten_as_the_pass_goes(known):
 
     def take(name, part):
         alive.append(sum(not storage.expired() for storage in taken))
-        if isinstance(part, Factors):
+        if isinstance(part, OuterProducts):
             of_part = part.activations, part.gradients
             taken.extend(StorageWeakRef(x.untyped_storage()) for x in of_part)
 
@@ -245,7 +245,7 @@ def test_a_linear_layer_hands_over_its_factors():
     model, batch = Net(flattened).double(), words()
     _, parts = parts_of(model, lambda batch: log_odds(model, batch), batch)
     (of_inner,) = parts["inner.weight"]
-    assert isinstance(of_inner, Factors)
+    assert isinstance(of_inner, OuterProducts)
     assert of_inner.activations.shape == of_inner.gradients.shape == (6, 3, 4)
     torch.testing.assert_close(of_inner.activations, model.embed(batch[0]).detach())
     _, expected = per_sample_gradients(model, log_odds, batch, engine="backward")

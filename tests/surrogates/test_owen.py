@@ -156,9 +156,9 @@ def test_constant_tasks_estimates_kinds_and_files(estimated, tmp_path):
     "groups, error, found",
     [
         ([0, 1], ValueError, "`groups` must be 4 labels, one for each task, got 2"),
-        ("abcd", TypeError, "`groups` must be a sequence of labels"),
+        ("abcd", TypeError, "`groups` must be a list of labels"),
         ({"0": 1, "1": 1, "2": 2}, ValueError, "`groups` must be with '3', got 0, 1, 2"),
-        (3, TypeError, "`groups` must be a sequence of labels"),
+        (3, TypeError, "`groups` must be a list of labels"),
     ],
 )
 def test_groups_that_are_none(groups, error, found):
