@@ -145,6 +145,10 @@ def _of_shared(
 
 
 def _maximize(args: Namespace) -> dict[str, bool]:
+    both = [name for name in args.maximize if name in args.minimize]
+    if both:
+        remedy = "Name each target once."
+        raise ValueError(message("minimize", "other targets than `maximize`", both[0], remedy))
     return dict.fromkeys(args.maximize, True) | dict.fromkeys(args.minimize, False)
 
 

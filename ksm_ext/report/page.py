@@ -139,7 +139,7 @@ def _fit(surrogate: Surrogate, readout: Readout, predicts: bool) -> dict[str, An
             "subsets": f"{len(surrogate.masks):,}",
             "tasks": f"{surrogate.masks.num_tasks:,}",
             "targets" if len(error) > 1 else "target": f"{len(error):,}",
-            "of the variance explained": f"{max(0.0, 100 * (1 - float(error.mean()))):.0f} %",
+            "of the variance explained": _percent(1 - float(error.mean())),
         },
         "kernels": surrogate.predictors or "mean only",
         "notes": surrogate.warp_notes,
@@ -159,6 +159,12 @@ def _fit(surrogate: Surrogate, readout: Readout, predicts: bool) -> dict[str, An
         "torch": torch.__version__,
         "smooth": surrogate.noise is None and bool(surrogate.nugget_share.any()),
     }
+
+
+def _percent(share: float) -> str:
+    """Such as ``96 %``; 100 % is only what is all."""
+    digits = 1 if 0.99 < share < 1 else 0
+    return f"{100 * max(0.0, min(share, 0.999 if share < 1 else 1.0)):.{digits}f} %"
 
 
 def _candidates(surrogate: Surrogate) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class _Structure:
 
     def __init__(self, surrogate: Surrogate, readout: Readout) -> None:
         n, t = surrogate.masks.num_tasks, len(surrogate.target_names)
-        self.names = surrogate.task_names
+        self.names, self.binary = surrogate.task_names, surrogate.masks.binary
         self.able = has_interactions(surrogate)
         self.pairs = self.half = self.spectrum = None
         if n < 2 or not surrogate.masks.binary:
@@ -251,7 +251,7 @@ class _Structure:
 
         A linear surrogate's spectrum is left out too: it is one bar by the surrogate's form.
         """
-        if len(self.names) < 2:
+        if len(self.names) < 2 or not self.binary:
             return None
         if not self.able[j]:
             return _NO_STRUCTURE | {"text": "A linear surrogate has no interactions."}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike
+from ksm_ext.arrays import ArrayLike, aligned
 from ksm_ext.checks import (
     brief,
     check_kind,
@@ -77,6 +77,9 @@ class Factors:
         if not self.levels:
             raise ValueError(message("levels", "of one factor or more", "none", remedy))
         self.names = tuple(f"{name}={each}" for name in self.levels for each in self.levels[name])
+        if len(set(self.names)) < len(self.names):
+            found = "two that read alike"
+            raise ValueError(message("levels", "all different as text", found, "Rename one."))
 
     def __repr__(self) -> str:
         """Factors and how many levels they have."""
@@ -139,9 +142,12 @@ class Factors:
     def settings(self, masks: ArrayLike) -> list[dict[str, Any]]:
         """The level of every factor in each run of ``masks`` (m, n), by its name.
 
+        Columns with names go by these, others by position.
+
         Raises:
             ValueError: If the masks have other columns, or a run has not one level of each factor.
         """
+        (masks,) = aligned({"masks": (masks, "subset", "task")}, {"task": self.names})
         table = as_masks("masks", masks).cpu()
         remedy = "Use what design() or masks() returned."
         if table.shape[1] != len(self.names):

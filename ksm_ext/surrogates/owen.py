@@ -124,7 +124,13 @@ def group_labels(groups: Any, task_names: Sequence[str]) -> list[Hashable]:
         remedy = "Say for each task in which group it is, in the order of `task_names`."
         expected = f"{len(task_names)} labels, one for each task"
         raise ValueError(message("groups", expected, str(len(labels)), remedy))
-    return [label.item() if hasattr(label, "item") else label for label in labels]
+    labels = [label.item() if hasattr(label, "item") else label for label in labels]
+    for name, label in zip(task_names, labels, strict=True):
+        if label is None or label != label:
+            remedy = "Give a task that is in no group a label of its own."
+            found = f"{label} for {name!r}"
+            raise ValueError(message("groups", "a label for each task", found, remedy))
+    return labels
 
 
 def _mean_of_rest(present: Tensor, absent: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from ksm_ext.arrays import ArrayKind, ArrayLike, aligned, names_along
 from ksm_ext.checks import (
     check_bool,
     check_choice,
+    check_kind,
     check_positive_int,
     check_real,
     checked,
@@ -382,7 +383,8 @@ class Surrogate:
         all had, changes nothing.
 
         Args:
-            factors: The factors, whose levels are the tasks in this order.
+            factors: The factors, whose ``names`` are those of the tasks in the same order; tasks
+                that were given no names go by position.
             baseline: The level that others are compared with, by factor; by default their mean.
             return_std: Also return standard deviations; ``value +- 1.96 std`` is a 95 % interval.
 
@@ -394,11 +396,17 @@ class Surrogate:
                 or the surrogate was fitted with estimates.
         """
         self._require_masks("level_effects")
+        remedy = "Pass the factors of the design that was scored."
+        check_kind("factors", factors, Factors, "ksm_ext.Factors", remedy)
         contrasts = factors.contrasts(baseline).to(self.unit)
         if len(contrasts) != self.masks.num_tasks:
-            remedy = "Pass the factors of the design that was scored."
             expected = f"factors of {counted(self.masks.num_tasks, 'level')}, those of the tasks"
             raise ValueError(message("factors", expected, str(len(contrasts)), remedy))
+        numbers = tuple(map(str, range(len(contrasts))))
+        if self.task_names not in (factors.names, numbers):
+            remedy = "Fit masks whose columns are `factors.names`, in this order."
+            expected, found = f"of the tasks {listed(self.task_names)}", listed(factors.names)
+            raise ValueError(message("factors", expected, found, remedy))
         if self.trend is not None:
             remedy = "Fit the true scores alone."
             raise ValueError(message("estimates", "left out for level_effects", "some", remedy))

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -273,10 +274,13 @@ def _members(cell: object) -> str | list[str]:
     return [part.strip().strip("'\"") for part in parts if part.strip()]
 
 
-def from_long(columns: Columns, run: str, task: str, where: str) -> Columns:
+def from_long(
+    columns: Columns, run: str, task: str, where: str, ignored: Sequence[str] = ()
+) -> Columns:
     """A table with a row per run and task as one with a row per run.
 
-    The other columns have one value in all rows of a run; they are kept.
+    The other columns have one value in all rows of a run; they are kept. Those that are ``ignored``
+    (names or globs) need not.
 
     Raises:
         ValueError: If there are no such columns, a run has a task twice, or another column changes
@@ -295,12 +299,13 @@ def from_long(columns: Columns, run: str, task: str, where: str) -> Columns:
             raise ValueError(message(f"{task!r} of {where}", "once per run", found, remedy))
         members[label].update([name] if name else [])
     for name, cells in columns.items():
-        if name in (run, task):
+        if name in (run, task) or any(fnmatchcase(name, part) for part in ignored):
             continue
         for row, label in enumerate(runs):
             here, there = cells[row], cells[first[label]]
             if here != there and not (here != here and there != there):
-                remedy = f"Leave it out (`--ignore={name}`), or give each run one value."
+                remedy = f"Leave it out (`--ignore={name}`), or give each run one value. Where it "
+                remedy += "says whether the task was there, keep the rows in which it was."
                 what = f"{name!r} of {where}"
                 found = f"{there} and {here} in {label!r}"
                 raise ValueError(message(what, "one value per run", found, remedy))

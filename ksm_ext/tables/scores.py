@@ -157,7 +157,8 @@ def read_scores(
     given: dict[Role, Names] = {"task": tasks, "target": targets, "ignored": ignore}
     patterns = {role: (n,) if isinstance(n, str) else n for role, n in given.items()}
     check_choice("missing", missing, get_args(Missing))
-    reshape = _Reshape(subset, None if long is None else _two_names(long))
+    names = None if long is None else _two_names(long)
+    reshape = _Reshape(subset, names, tuple(patterns["ignored"]))
     return _assembled(
         _tables(scores, masks, part, num_tasks, reshape), patterns, weights, key, missing
     )
@@ -230,13 +231,14 @@ def read_index_lists(source: str | Path) -> list[list[int]]:
 class _Table:
     """Columns, what messages call them, what they may be, and why they surely are.
 
-    ``scores`` are scores beyond doubt; ``note`` says what became of a tracker's table.
+    ``tasks`` and ``scores`` are that beyond doubt; ``note`` says what became of a tracker's table.
     """
 
     columns: Columns
     where: str
     may: tuple[Role, ...]
     sure: str = ""
+    tasks: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     note: str = ""
 
@@ -272,8 +274,10 @@ def _assembled(
     for table in tables:
         known = {role: parts for role, parts in patterns.items() if role in (*table.may, "ignored")}
         others = [name for other in tables if other is not table for name in other.columns]
-        if table.scores and not patterns["target"]:
-            known["target"] = [name for name in table.scores if name not in patterns["ignored"]]
+        own: dict[Role, tuple[str, ...]] = {"task": table.tasks, "target": table.scores}
+        for role, names_there in own.items():
+            if names_there and not patterns[role]:
+                known[role] = [name for name in names_there if name not in patterns["ignored"]]
         named.append(name_columns(table.columns, known, table.where, others))
     report: list[Column] = []
     if key is not None or len(tables) == 2:
@@ -296,10 +300,10 @@ def _assembled(
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for names in (masks, scores):
         checked_names("names", list(names), len(names))
-    sure = {name for table in tables for name in table.scores}
+    sure = {name for table in tables for name in (*table.tasks, *table.scores)}
     report += [
-        replace(column, reason="a score there")
-        if column.reason == "named" and column.name in sure and not patterns["target"]
+        replace(column, reason=f"a {column.role} there")
+        if column.reason == "named" and column.name in sure and not patterns[column.role]
         else column
         for columns in roles
         for column in columns
@@ -419,17 +423,20 @@ class _Reshape:
 
     subset: str | None = None
     long: tuple[str, str] | None = None
+    ignored: tuple[str, ...] = ()
 
     def table(self, columns: Columns, where: str, may: tuple[Role, ...]) -> _Table:
         """A table by its columns, whatever tool wrote it."""
         columns, scores, note = from_tracker(columns, where)
+        before = set(columns)
         if "task" in may and self.long is not None:
-            columns = from_long(columns, *self.long, where)
+            columns = from_long(columns, *self.long, where, self.ignored)
         if "task" in may and self.subset is not None:
             columns = split_subsets(columns, self.subset, where)
+        tasks = tuple(name for name in columns if name not in before)
         columns = {name: truth_values(cells) for name, cells in columns.items()}
         known = tuple(scores) if "target" in may else ()
-        return _Table(columns, where, may, scores=known, note=note)
+        return _Table(columns, where, may, tasks=tasks, scores=known, note=note)
 
 
 def _two_names(long: Sequence[str]) -> tuple[str, str]:

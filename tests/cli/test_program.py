@@ -89,6 +89,7 @@ def test_names_between_commas():
         ("select s --budget 2 --maximize", "`target` must be one of loss, accuracy, got none"),
         ("select s --budget -1 --maximize --target loss", "`budget` must be non-negative"),
         ("report s -o r.html --target los", "`target` must be one of 'loss', 'accuracy'"),
+        ("report s -o r --minimize loss --maximize loss", "`minimize` must be other targets"),
         ("design --num-tasks 5", "`num-subsets` must be given for this design"),
         ("design --num-tasks 5 --num-subsets 3 --design fixed-size", "`size` must be given"),
         ("design --tasks none.txt --num-subsets 3", "`tasks` must be a file, got none.txt"),

@@ -156,3 +156,25 @@ def test_estimates_are_refused():
     surrogate = fit_surrogate(masks, scores, estimates=(every(), normal(0, 24, 2)), kernel="rbf")
     with pytest.raises(ValueError, match="`estimates` must be left out for level_effects"):
         surrogate.level_effects(FACTORS)
+
+
+def test_names_decide_and_other_orders_are_refused():
+    """A table with its columns in another order is read by name, and a surrogate of it refused."""
+    factors = Factors({"rate": [1, 2], "data": ["a", "b", "c"]})
+    masks = factors.design(6, seed=0)
+    frame = pd.DataFrame(masks.int().numpy(), columns=factors.names)
+    turned = frame[sorted(factors.names)]
+    assert factors.settings(turned) == factors.settings(frame) == factors.settings(masks)
+    scores = torch.tensor([float(run["rate"]) for run in factors.settings(masks)])
+    right = fit_surrogate(frame, scores, kernel="linear", ridge=0.1)
+    plain = fit_surrogate(masks, scores, kernel="linear", ridge=0.1)
+    close = torch.testing.assert_close
+    close(torch.as_tensor(right.level_effects(factors)), plain.level_effects(factors))
+    wrong = fit_surrogate(turned, scores, kernel="linear", ridge=0.1)
+    with pytest.raises(ValueError, match="`factors` must be of the tasks data=a, data=b"):
+        wrong.level_effects(factors)
+    for other in ({"rate": [1, 2]}, None):
+        with pytest.raises(TypeError, match=r"`factors` must be ksm_ext\.Factors"):
+            plain.level_effects(other)
+    with pytest.raises(ValueError, match="all different as text"):
+        Factors({"a=b": [1, 2], "a": ["b=1", "x"]})

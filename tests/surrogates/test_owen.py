@@ -172,3 +172,11 @@ def test_weights_have_no_orders():
     surrogate = fit_surrogate(weights, weights.sum(1), kernel="linear")
     with pytest.raises(ValueError, match="`masks` must be 0/1 for owen_values"):
         surrogate.owen_values([0, 0, 1])
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_task_without_a_group_is_named(nothing):
+    masks = subsets.mixed_sizes(3, 6, seed=0)
+    surrogate = fit_surrogate(masks, masks.sum(1).double(), kernel="linear", ridge=0.1)
+    with pytest.raises(ValueError, match=r"`groups` must be a label for each task, got .* for '2'"):
+        surrogate.owen_values([0, 0, nothing])

@@ -186,6 +186,12 @@ def test_long_tables(masks, tmp_path_factory):
     assert table.scores[:, 0].tolist() == [i + 0.5 for i in range(len(masks))]
 
 
+def test_what_is_ignored_may_change_within_a_run(tmp_path):
+    (tmp_path / "x.csv").write_text("run,task,step,loss\na,x,1,1\na,y,2,1\nb,x,1,3\n")
+    table = read_scores(tmp_path / "x.csv", long=("run", "task"), targets="loss", ignore="st*")
+    assert table.masks.tolist() == [[True, True], [True, False]]
+
+
 @pytest.mark.parametrize(
     ("text", "options", "found"),
     [
