@@ -4,6 +4,7 @@
 #include "check.h"
 #include "cuda/glm_hvp_launch.h"
 #include "cuda/gram_launch.h"
+#include "cuda/intrinsics.cuh"
 #include "cuda/mask_gram_launch.h"
 #include "cuda/softmax_hvp_launch.h"
 
