@@ -24,6 +24,7 @@ from experiments.common import markdown, saved_figure
 from experiments.folds import centred_ranks, lds
 from experiments.rl.games import is_complete, weights_of
 from experiments.rl.methods import IN_ORDER, READOUTS, Answer
+from experiments.table import COLUMNS as SHARED
 from ksm_ext.correlation import pearson, spearman
 from ksm_ext.evaluation import relative_error, residual_error
 
@@ -32,10 +33,7 @@ COLUMNS = {
     "loo": ("leave-one-out", 1),
     "shapley": ("Shapley", 1),
     "banzhaf": ("Banzhaf", 1),
-    "lds": ("LDS", 1),
-    "residual": ("residual error", 1),
-    "relative": ("relative error², %", 100),
-    "relative_absolute": ("relative error, %", 100),
+    **{name: SHARED[name] for name in ("lds", "residual", "relative", "relative_absolute")},
 }
 """What each metric is called, and by how much it is multiplied."""
 Metrics = dict[str, tuple[float, float, float]]
