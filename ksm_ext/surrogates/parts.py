@@ -217,7 +217,7 @@ def _groups(
     active: Masks, observed: Observations, search: Search
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows and columns of what can be fitted together."""
-    if search.ridge is not None or observed.uneven:
+    if search.all_is_noise or observed.uneven:
         pattern = observed.precision
     elif observed.noise is None:
         pattern = observed.observed.to(torch.float64)
@@ -279,7 +279,7 @@ def _standardised(part: Observations, search: Search) -> tuple[Scores, Tensor]:
     weights = torch.ones_like(values[:, 0])
     if search.ridge is not None:  # the ridge of a run: means of several have less
         weights = part.precision.mean(1)
-    elif part.uneven:  # of mean 1, whatever their size
+    elif search.all_is_noise or part.uneven:  # of mean 1, whatever their size
         weights = part.precision.mean(1) / part.precision.max()
         weights = weights / weights.mean()
     return Scores(values[None], search.center, search.by_rank, weights[None]), shift

@@ -114,7 +114,7 @@ class Search:
     @property
     def all_is_noise(self) -> bool:
         """Whether the caller fixed the smoothing, so that every residual counts as noise."""
-        return self.ridge is not None or self.kernel in LINEAR
+        return self.ridge is not None or all(each in LINEAR for each in self.asked)
 
     @property
     def asked(self) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.linear_model import LinearRegression
 
 from ksm_ext import (
     ConjugateGradients,
@@ -764,6 +765,29 @@ def test_weights_of_repeats():
         fit_surrogate(masks, scores).noise_std,
         1e-12,
     )
+
+
+@pytest.mark.parametrize("extra", [3, 40])  # rows; 40 measure the noise
+@pytest.mark.parametrize("kernel", ["least_squares", "lasso", ("least_squares",)], ids=str)
+def test_linear_surrogates_count_every_run(kernel, extra):
+    """Least squares on all rows is what the literature fits; means alone would forget how many."""
+    rows = torch.arange(40 + extra) % 40
+    rows = torch.where(rows < 20, rows, rows % 7)
+    masks, scores = design(7)[rows], truth(7, design(7), 2)[rows] + normal(7, len(rows), 2)
+    found = fit_surrogate(masks, scores, kernel=kernel)
+    every = torch.cat([masks, ~masks[:9]])
+    if kernel != "lasso":
+        peer = LinearRegression(fit_intercept=False).fit(masks.numpy(), scores.numpy())
+        close(found.predict(every), torch.from_numpy(peer.predict(every.numpy())))
+        rest = (masks != masks[0]).any(1)  # a subset is left out with all of its runs
+        peer.fit(masks[rest].numpy(), scores[rest].numpy())
+        own = scores[~rest].mean(0) - torch.from_numpy(peer.predict(masks[:1].numpy()))[0]
+        close(found.loo_residuals[0], own)
+        return
+    seen = observe(masks, scores)
+    tables = seen.masks.values, seen.scores
+    weighted = fit_surrogate(*tables, kernel=kernel, sample_weight=seen.counts[:, 0])
+    close(found.predict(every), weighted.predict(every))
 
 
 def test_weights_go_with_their_labels_and_through_maps():
