@@ -125,16 +125,22 @@ class CandidateTable:
         return pandas.DataFrame([astuple(row) for row in self.rows], columns=names)
 
     def __str__(self) -> str:
-        """The best ridge of every kernel, smallest error first."""
+        """The ridges that were chosen, and the best of every other kernel; smallest error first.
+
+        The chosen one need not have the smallest error: a ridge that stands for less than the
+        noise is none to choose, and a simpler kernel that is nearly as good is preferred.
+        """
+        chosen = [row for row in self.rows if row.num_chosen]
+        used = {(row.kernel, row.num_subsets) for row in chosen}
         best: dict[tuple[str, int], Candidate] = {}
         for row in self.rows:
             key = (row.kernel, row.num_subsets)
-            if key not in best or row.error < best[key].error:
+            if key not in used and (key not in best or row.error < best[key].error):
                 best[key] = row
         header = f"{'kernel':<44}{'ridge':>10}{'error':>8}{'rank':>8}{'subsets':>9}{'chosen':>8}"
         lines = [
             f"{row.kernel:<44}{row.ridge:>10.3g}{row.error:>8.3f}{row.rank_correlation:>8.3f}"
             f"{row.num_subsets:>9}{row.num_chosen:>8}"
-            for row in sorted(best.values(), key=lambda row: row.error)
+            for row in sorted([*chosen, *best.values()], key=lambda row: row.error)
         ]
         return "\n".join([header, *lines])

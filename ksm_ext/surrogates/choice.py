@@ -48,6 +48,8 @@ Few, since real effects may be small; above 0, since the predictor's ridge was c
 the mean has nothing to choose.
 """
 
+_ROUNDED = 1e-9  # of a loss
+
 _AS_GOOD = 0.25
 """Standard errors of a mean of m squares by which a loss may be larger, and be as good.
 
@@ -356,8 +358,10 @@ class Contest:
         else:
             judged = [choice.residuals, self._crossed(among)]
         # no margin here: nothing in these residuals favours the freer ways
-        losses = [scores.pooled(scores.losses(each)).mean(1) for each in judged]
-        best = torch.stack(losses).argmin(0)
+        losses = torch.stack([scores.pooled(scores.losses(each)).mean(1) for each in judged])
+        least = losses.amin(0)
+        # the strictest of those that rounding alone tells apart: components of one ridge, say
+        best = (losses <= least + _ROUNDED * least.abs()).long().argmax(0)
         ways = torch.where(torch.tensor(kernels, device=best.device), best, ways)
         freer = {number: sharing[number] for number in set(ways.tolist()) - {0}}
         return {0: choice, **{i: self.best(way, among) for i, way in freer.items()}}, ways

@@ -150,6 +150,12 @@ class KernelTrial:
             return self._rotated[..., columns]
         return self._factor.rotate(self._scores.components[..., columns])
 
+    def _signal(self, rotated: Tensor, ridges: Tensor, columns: Tensor, components: bool) -> Tensor:
+        """Prior variance (b, c) per unit of the kernel, with which a ridge is all of the noise."""
+        signal = self._factor.signal_variance(rotated, ridges)
+        noise = self._scores.latent_noise(components=components)
+        return signal if noise is None else signal.maximum(noise[:, columns] / ridges)
+
     def residuals(self, ridges: Tensor, columns: Tensor, *, components: bool) -> Tensor:
         """See :class:`Trial`."""
         return self._factor.leave_one_out(self._latent(columns, components), ridges)
@@ -162,7 +168,7 @@ class KernelTrial:
     def solve(self, ridges: Tensor, columns: Tensor, *, components: bool) -> LatentFit:
         """See :class:`Trial`."""
         rotated = self._latent(columns, components)
-        signal = self._factor.signal_variance(rotated, ridges)
+        signal = self._signal(rotated, ridges, columns, components)
         dual = self._factor.dual(rotated, ridges)
         _, constant = self._scores.latent(columns, components=components)
         if self._scores.center:
@@ -214,9 +220,9 @@ class KernelTrial:
         variance = max(self._kernels[table].variance(self._tables[table][:128]), 1e-300)
         nearest = (ridges.clamp_min(1e-300) / variance).log().abs().argmin()
         ridge = ridges[nearest].repeat(len(columns))
-        signal = self._factor.signal_variance(
-            self._latent(columns, components), ridge.expand(len(self._tables), -1)
-        )[table]
+        ridges = ridge.expand(len(self._tables), -1)
+        rotated = self._latent(columns, components)
+        signal = self._signal(rotated, ridges, columns, components)[table]
         dual = ridge.new_zeros(len(self._tables[table]), len(columns))
         return self.term(table, columns, dual, ridge, signal)
 
@@ -332,7 +338,7 @@ def _judgement(
     of_components: SpectralRidge | None = None,
     ranked: bool = False,
 ) -> Judgement:
-    """Judge every ridge; a search has no use for those below what the noise is known to be.
+    """Judge every ridge; a search has no use for those that stand for less than the noise.
 
     Args:
         answers: Leave-one-out residuals and dual coefficients (b, K, m, R', t), some ridges at a
@@ -344,23 +350,22 @@ def _judgement(
         ranked: Whether to compute rank correlations.
     """
     signal: list[Tensor] = []
-    noisy = searched and scores.noise is not None
+    noise = scores.noise if searched else None
 
     def residuals() -> Iterator[Tensor]:
         for left_out, dual in answers:
-            if noisy:
+            if noise is not None:
                 signal.append((left_out * dual).mean(2).double())
             yield left_out
 
     options = {"components": of_components is not None, "ranked": ranked}
     found = judge(scores, ridges, residuals(), **options)
-    if not noisy:
+    if noise is None:
         return found
-    assert scores.noise is not None
+    least = scores.least_share * noise[:, None, None]
     total = ridges[..., None] * torch.cat(signal, 2)  # (b, K, R, t) variance a ridge stands for
-    noise = scores.noise[:, None, None]
-    pooled = _is_below(scores.pooled(total), scores.pooled(noise))[..., None]
-    single = _is_below(total, noise)[..., None, :]
+    pooled = _is_below(scores.pooled(total), scores.pooled(least))[..., None]
+    single = _is_below(total, least)[..., None, :]
     found = replace(
         found,
         subset_losses=found.subset_losses.masked_fill(pooled, torch.inf),
@@ -368,10 +373,10 @@ def _judgement(
     )
     if of_components is None or found.component_losses is None:
         return found
-    noise = (scores.noise[:, None] @ scores.rotation.square())[:, None]
+    least = least @ scores.rotation.square()[:, None]
     rotated = of_components.rotate(scores.components[:, None])
     dual, precision = of_components.at_ridges(rotated, ridges)
-    below = _is_below(ridges[..., None] * (dual.square() / precision).mean(2), noise)
+    below = _is_below(ridges[..., None] * (dual.square() / precision).mean(2), least)
     return replace(found, component_losses=found.component_losses.masked_fill(below, torch.inf))
 
 
