@@ -128,6 +128,9 @@ class EKFAC:
             bases = bases or [*_bases(parts, operator, self.max_dim)]
             for basis in bases:
                 basis.add(parts)
+        for side in (side for basis in bases for side in (basis.rows, basis.columns)):
+            if side is not None:
+                operator.require_finite(side)
         found = [basis.block() for basis in bases]
         for num_samples, parts in passes():
             total += num_samples

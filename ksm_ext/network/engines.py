@@ -125,8 +125,7 @@ class Ladder:
                 if engine == "backward":
                     raise
                 # An error of the network's or the output's own comes first.
-                one = each(itemgetter(slice(1)), batch)
-                _backward(model, output, one, names, lambda name, part: None)
+                _backward(model, output, batch, names, lambda name, part: None)
                 text = f"{_reason(engine, error)} for {type(model).__name__}"
                 raise RuntimeError(
                     message(self._argument, "one that can", text, self._remedy)

@@ -559,7 +559,11 @@ def _check_rows(values: Tensor, features: Tensor, start: int) -> None:
     """Raise ``ValueError`` naming samples whose value or feature is not finite."""
     bad = ~(values.isfinite() & features.isfinite().all(dim=1))
     if bool(bad.any()):
-        rows = (start + bad.nonzero()[:, 0]).tolist()
-        found = f"NaN or infinity, or such a gradient, on samples {', '.join(map(str, rows[:5]))}"
-        remedy = "Look at these samples and the model's outputs for them."
-        raise ValueError(message("output", "finite", found, remedy))
+        raise ValueError(not_finite("output", start + bad.nonzero()[:, 0]))
+
+
+def not_finite(name: str, samples: Tensor) -> str:
+    """The message that ``name``, or its gradient, is not finite on samples of these numbers."""
+    numbers = ", ".join(map(str, samples[:5].tolist()))
+    found = f"NaN or infinity, or such a gradient, on samples {numbers}"
+    return message(name, "finite", found, "Look at these samples and the model's outputs for them.")

@@ -57,7 +57,12 @@ from ksm_ext.network.batches import (
 )
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
 from ksm_ext.network.factors import Part, flat, formed
-from ksm_ext.network.gradients import parameter_names, samples_of_pass, samples_together
+from ksm_ext.network.gradients import (
+    not_finite,
+    parameter_names,
+    samples_of_pass,
+    samples_together,
+)
 from ksm_ext.network.linear_layers import Layer, Pair, Weights, hessian_products, lone_layers
 from ksm_ext.network.outputs import DRAWS, LOSSES, Loss, outputs_and_labels, with_labels
 from ksm_ext.network.solvers import without_autocast
@@ -182,14 +187,24 @@ class CurvatureOperator(ABC):
         rows = self._checked(v)
         alone = partial(self._one_by_one, rows)
         if self.vectors_per_pass == 1 or len(rows) == 1:
-            return alone().reshape(v.shape)
+            return self.require_finite(alone()).reshape(v.shape)
 
         def together() -> Tensor:
             found = self._together(self._products, rows)
             self._prove("products", found[0], lambda: self._one_by_one(rows[:1])[0])
             return found
 
-        return self._differentiated(together, reverse=alone).reshape(v.shape)
+        return self.require_finite(self._differentiated(together, reverse=alone)).reshape(v.shape)
+
+    def require_finite(self, found: Tensor) -> Tensor:
+        """What was found, unless it is not finite because of samples: they are named.
+
+        Raises:
+            ValueError: If some samples have no finite loss or gradient.
+        """
+        if not bool(found.isfinite().all()):
+            list(self._gradients())
+        return found
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """Products with columns: (p, s) -> (p, s), or (p,) -> (p,)."""
@@ -226,7 +241,7 @@ class CurvatureOperator(ABC):
                 name: torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
                 for name, weight in weights.items()
             }
-        return flatten(parts).detach() / self.num_samples
+        return self.require_finite(flatten(parts).detach() / self.num_samples)
 
     @without_autocast()
     def per_sample_slopes(self, v: Tensor) -> Tensor:
@@ -261,9 +276,15 @@ class CurvatureOperator(ABC):
 
     def _gradients(self) -> Iterator[Tensor]:
         """Some samples' gradients (rows, p) after another's."""
+        start = 0
         for num_samples, parts in self.per_sample_parts(self._ladder, self.batches):
             found = formed(parts, self._weights, num_samples)
-            yield torch.cat([flat(gradient) for gradient in found.values()], dim=1)
+            rows = torch.cat([flat(gradient) for gradient in found.values()], dim=1)
+            bad = ~rows.isfinite().all(dim=1)
+            if bool(bad.any()):
+                raise ValueError(not_finite("loss", start + bad.nonzero()[:, 0]))
+            start += num_samples
+            yield rows
 
     def per_sample_parts(
         self, ladder: Ladder, batches: Sequence[Batch], *, by_factors: bool = False

@@ -131,10 +131,15 @@ def _logits(answer: Any) -> Tensor:
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """As the output of that name, by PyTorch's function: it may be differentiated three times."""
+    _check_whole(labels)
     _check_labelled(labels.shape == logits.shape[:-1], logits, labels)
-    flat = F.cross_entropy(
-        logits.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=IGNORED
-    )
+    try:
+        flat = F.cross_entropy(
+            logits.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=IGNORED
+        )
+    except IndexError as error:
+        kept = labels[labels != IGNORED]
+        raise ValueError(_out_of_range(kept, logits.shape[-1])) from error
     return flat.reshape(len(logits), -1).sum(1)
 
 
@@ -175,6 +180,12 @@ LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "squared_error": _sq
 DRAWS = {"cross_entropy": _drawn_classes, "squared_error": _drawn_numbers}
 
 
+def _check_whole(labels: Tensor) -> None:
+    if labels.is_floating_point():
+        remedy = "Convert them; of a regression, take `prediction` or the loss 'squared_error'."
+        raise TypeError(message("labels", "whole numbers", str(labels.dtype), remedy))
+
+
 def _check_labelled(fits: bool, outputs: Tensor, labels: Tensor) -> None:
     if not fits:
         found = f"outputs of {shape_text(outputs)} for labels of {shape_text(labels)}"
@@ -190,9 +201,7 @@ def _answers(model: Callable[..., Any], batch: Batch) -> tuple[Tensor, Tensor, T
     A classification is one token, and None says that it counts.
     """
     logits, labels = outputs_and_labels(model, batch)
-    if labels.is_floating_point():
-        remedy = "Convert them, or use `prediction` for a regression."
-        raise TypeError(message("labels", "whole numbers", str(labels.dtype), remedy))
+    _check_whole(labels)
     one = logits.ndim == 2
     fits = labels.numel() == len(logits) if one else labels.shape == logits.shape[:-1]
     _check_labelled(logits.ndim in (2, 3) and fits, logits, labels)

@@ -193,3 +193,35 @@ def test_methods_share_their_words():
         assert "damping" in words[method]
     for method in (influence, sample_influence, task_hessian):
         assert words[method] >= {"solver", "vectors_per_pass"}
+
+
+METHODS = {
+    "influence": lambda tasks, targets: influence(MODEL, tasks, targets, damping=1.0),
+    "sample_influence": lambda tasks, targets: sample_influence(MODEL, tasks[0], targets),
+    "projected_influence": lambda tasks, targets: projected_influence(MODEL, tasks, targets),
+    "task_hessian": lambda tasks, targets: task_hessian(MODEL, tasks, targets, damping=1.0),
+    "tracin": lambda tasks, targets: tracin(MODEL, 0.1, tasks, targets),
+    "trak": lambda tasks, targets: trak(MODEL, tasks, targets),
+    "GradientEstimator": lambda tasks, targets: GradientEstimator(MODEL, tasks, targets).fit(),
+    "EKFAC": lambda tasks, _: EKFAC(fisher="empirical").fit(GaussNewton(MODEL, tasks[0])),
+}
+
+
+@pytest.mark.parametrize("place", ["tasks", "targets"])
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_without_an_answer_are_named(method, place):
+    """Labels of no class, of no whole number, and inputs that are none: at every method's door."""
+    inputs, labels = DATA
+    hole, other = inputs.clone(), labels.clone()
+    hole[5, 1], other[5] = math.nan, 7
+    found = {
+        r"`labels` must be from 0 to 2, got 7 for 3 classes": (inputs, other),
+        r"`labels` must be whole numbers, got torch.float64": (inputs, labels.double()),
+        r"`(loss|output)` must be finite, got NaN or infinity, .* samples 5": (hole, labels),
+    }
+    for words, data in found.items():
+        given = ([data, *TASKS], DATA) if place == "tasks" else (TASKS, data)
+        if method == "EKFAC" and place == "targets":
+            continue
+        with pytest.raises((ValueError, TypeError), match=words):
+            METHODS[method](*given)
