@@ -264,12 +264,16 @@ def by_task_hessian(model: nn.Module, problem: Problem) -> Tensor:
     return expansion.gradient - expansion.hessian.diagonal(dim1=1, dim2=2).T / 2
 
 
+DATAMODELS: dict[str, dict[str, Any]] = {
+    "least squares": {"kernel": "least_squares"},
+    "ridge datamodel": {"kernel": "linear"},
+    "lasso datamodel": {"kernel": "lasso"},
+    "kernel surrogate": {"kernel": "rbf"},
+    "surrogate of its own choice": {},
+}
+"""Surrogates of retrained scores, by what `fit_surrogate` is told."""
 RETRAINED: dict[str, Method] = {
-    "least squares": partial(retrained_surrogate, kernel="least_squares"),
-    "ridge datamodel": partial(retrained_surrogate, kernel="linear"),
-    "lasso datamodel": partial(retrained_surrogate, kernel="lasso"),
-    "kernel surrogate": partial(retrained_surrogate, kernel="rbf"),
-    "surrogate of its own choice": retrained_surrogate,
+    name: partial(retrained_surrogate, **told) for name, told in DATAMODELS.items()
 }
 """Methods that learn from all retrained subsets."""
 FEW = (

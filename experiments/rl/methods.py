@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.methods import (
+    DATAMODELS,
     Problem,
     by_conjugate_gradients,
     by_cosine,
@@ -183,11 +184,7 @@ def of_gradients(attribute: Callable[[nn.Module, Problem], Tensor]) -> Method:
 
 
 RETRAINED: dict[str, Method] = {
-    "least squares": partial(retrained, kernel="least_squares"),
-    "ridge datamodel": partial(retrained, kernel="linear"),
-    "lasso datamodel": partial(retrained, kernel="lasso"),
-    "kernel surrogate": partial(retrained, kernel="rbf"),
-    "surrogate of its own choice": retrained,
+    **{name: partial(retrained, **told) for name, told in DATAMODELS.items()},
     "surrogate of its own choice, by rank": partial(retrained, criterion="rank"),
     "surrogate of its own choice, warped": partial(retrained, warp="auto"),
     "kernel surrogate, warped": partial(retrained, kernel="rbf", warp="auto"),
