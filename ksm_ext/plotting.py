@@ -21,6 +21,7 @@ from torch import Tensor
 from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
 from ksm_ext.checks import (
     check_finite,
+    check_level,
     check_ndim,
     check_positive_int,
     check_real,
@@ -679,10 +680,7 @@ def _half_widths(std: ArrayLike, level: float, shape: tuple[int, ...], meaning: 
         found = f"{shape_text(deviations)}, the least {float(deviations.min()):.4g}"
         remedy = "Give one standard deviation per value."
         raise ValueError(message("std", expected, found, remedy))
-    if not 0 < level < 1:
-        remedy = "Pass 0.95 for 95 % intervals."
-        raise ValueError(message("level", "strictly between 0 and 1", str(level), remedy))
-    return np.asarray(quantile(level) * deviations)
+    return np.asarray(quantile(check_level("level", level)) * deviations)
 
 
 def _curves(name: str, value: ArrayLike, num_points: int) -> np.ndarray:

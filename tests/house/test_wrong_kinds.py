@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from ksm_ext import evaluation, fit_many, fit_surrogate, more_subsets, next_best, selection, subsets
+from ksm_ext import (
+    evaluation,
+    fit_many,
+    fit_surrogate,
+    interop,
+    more_subsets,
+    next_best,
+    selection,
+    subsets,
+)
 
 WRONG = (
     *("yes", "", None, True, 2, -1, 0.5, 1e400, 10**400, float("nan"), 1j, [], {}, ["a", "b"]),
@@ -173,6 +182,26 @@ def calls():
         (SURROGATE.attribute, {"readout": "loo", "return_std": True, "scale_rest": None}),
         (OF_MIXTURES.attribute, {"readout": "loo", "return_std": True, "scale_rest": True}),
         (SURROGATE.interactions, {"readout": "loo", "return_std": True}),
+        (SURROGATE.mean_score, {"readout": "loo"}),
+        (interop.to_game, {"surrogate": SURROGATE, "target": 0, "normalize": True}),
+        (interop.to_interaction_values, {"surrogate": SURROGATE, "index": "SII", "target": 0}),
+        *(
+            (export, {"surrogate": SURROGATE, "readout": "loo", "interactions": True, "level": 0.9})
+            for export in (interop.to_pandas, interop.to_polars, interop.to_xarray)
+        ),
+        (
+            interop.attribution_table,
+            {
+                "surrogate": SURROGATE,
+                "readout": "loo",
+                "interactions": False,
+                "targets": [0],
+                "sort": "size",
+                "top": 2,
+                "intervals": True,
+                "level": 0.9,
+            },
+        ),
         (SURROGATE.attribution_covariance, {"readout": "loo", "relative": True}),
         (SURROGATE.walsh_spectrum, {"max_order": 2}),
         (SURROGATE.noise_range, {"level": 0.9}),
