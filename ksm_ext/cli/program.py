@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeAlias, get_args
 
 import ksm_ext
+from ksm_ext.cli.completion import SHELLS, script
 from ksm_ext.surrogates.options import Criterion, Missing, Readout, Warp
 from ksm_ext.tables import Format
 
@@ -83,6 +84,9 @@ def _run(args: Namespace) -> int:
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
         from ksm_ext.cli.doctor import doctor as run
+    elif args.command == "completion":
+        sys.stdout.write(script(_parser(), args.shell))
+        return 0
     else:
         from ksm_ext.cli import commands
 
@@ -130,7 +134,7 @@ def _parser() -> ArgumentParser:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     first = (_add_design, _add_import, _add_fit, _add_attribute, _add_select, _add_report)
-    for add in (*first, _add_next, _add_compare, _add_watch, _add_doctor):
+    for add in (*first, _add_next, _add_compare, _add_watch, _add_doctor, _add_completion):
         add(kinds)
     return parser
 
@@ -533,6 +537,23 @@ Exit code 0 if the operators work, 1 if not. Put what it prints into bug reports
 """,
     )
     parser.add_argument("--json", action="store_true")
+
+
+def _add_completion(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "completion",
+        "print what a shell needs to complete ksm when Tab is pressed",
+        """\
+examples:
+  ksm completion bash >> ~/.bashrc
+  ksm completion zsh >> ~/.zshrc
+  ksm completion fish > ~/.config/fish/completions/ksm.fish
+
+It holds in the shells that are opened afterwards.
+""",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or fish")
 
 
 def _add_surrogate(parser: ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from ksm_ext.cli.program import _names
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("design", "import", "fit", "attribute", "select", "report", "next", "compare", "watch")
-COMMANDS += ("doctor",)
+COMMANDS += ("doctor", "completion")
 
 
 def readme_commands():
