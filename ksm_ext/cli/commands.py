@@ -92,7 +92,8 @@ def watch(args: Namespace) -> int:
                 surrogate = _fitted(args, table)
                 shown = {"title": args.title, "readout": args.readout, "maximize": _maximize(args)}
                 write_report(surrogate, args.output, **shown)
-                say(f"{len(table.masks):,} runs. {str(surrogate).splitlines()[0]}")
+                line = str(surrogate).splitlines()[0]
+                say(f"{len(table.masks):,} runs. {line}. Wrote {args.output}.")
                 if args.until is not None and len(table.masks) >= args.until:
                     return 0
             except (ValueError, FileNotFoundError) as error:  # few runs, or a row half written

@@ -77,9 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     if hasattr(args, "output"):
-        from ksm_ext.cli.output import check_target
+        from ksm_ext.cli.output import check_target, default_target
 
-        check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
+        if args.output is None:
+            source = args.scores if "scores" in args else args.surrogate
+            args.output = default_target(source, args.ending, replace=args.force)
+        else:
+            check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
     if args.command in ("design", "next"):
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
@@ -308,7 +312,7 @@ numbers.
     )
     _add_model(parser)
     add("--quiet", action="store_true", help="say nothing unless it fails")
-    add("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+    _add_file(parser, "SCORES", ".safetensors")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -472,7 +476,7 @@ def _add_page(parser: ArgumentParser) -> None:
     for way, what in (("maximize", "more"), ("minimize", "less")):
         help_text = f"targets of which {what} is better"
         add(f"--{way}", type=_names, action="extend", default=[], metavar="NAME,…", help=help_text)
-    add("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+    _add_file(parser, "what is read", ".html")
 
 
 def _add_compare(kinds: Kinds) -> None:
@@ -607,6 +611,14 @@ def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
         "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
     )
     parser.set_defaults(formats=[form for form in formats if form != "table"])
+
+
+def _add_file(parser: ArgumentParser, what: str, ending: str) -> None:
+    add = parser.add_argument
+    help_text = f"or - for standard output; default: {what}, ending in {ending}"
+    add("-o", "--output", metavar="FILE", help=help_text)
+    add("--force", action="store_true", help="replace a file of the default name")
+    parser.set_defaults(ending=ending)
 
 
 def _count(text: str) -> int:
