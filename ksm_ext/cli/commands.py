@@ -73,6 +73,7 @@ def _fitted(args: Namespace, table: ScoreTable, **options: Any) -> Surrogate:
         center=not args.no_intercept,
         noise_std=args.noise_std,
         missing=args.missing,
+        sample_weight=table.sample_weight,
         task_names=table.task_names,
         target_names=table.target_names,
         **options,
@@ -338,6 +339,7 @@ def _score_table(args: Namespace) -> ScoreTable:
         subset=args.subset,
         long=args.long,
         missing=args.missing,
+        sample_weight=getattr(args, "sample_weight", None),  # ksm import has none
     )
     if table.masks.dtype == torch.bool:
         n, num_distinct = len(table.task_names), int(identical_subsets(table.masks.T).max()) + 1

@@ -311,6 +311,7 @@ numbers.
         "them; once more for each further kind",
     )
     _add_model(parser)
+    _add_sample_weight(parser)
     add("--quiet", action="store_true", help="say nothing unless it fails")
     _add_file(parser, "SCORES", ".safetensors")
 
@@ -356,6 +357,11 @@ def _add_model(parser: ArgumentParser) -> None:
         "repeated subsets, else unknown)",
     )
     _add_missing(parser)
+
+
+def _add_sample_weight(parser: ArgumentParser) -> None:
+    help_text = "the column that says how sure each row is: 2 is as sure as two runs, 0 left out"
+    parser.add_argument("--sample-weight", metavar="COLUMN", help=help_text)
 
 
 def _add_missing(parser: ArgumentParser) -> None:
@@ -522,6 +528,7 @@ many runs there are and how well they are predicted. Ctrl-C ends it.
     _add_columns(parser)
     _add_model(parser)
     _add_readout(parser)
+    _add_sample_weight(parser)
     add("--every", type=float, default=10.0, metavar="SECONDS", help="between looks (default 10)")
     add("--until", type=_count, metavar="M", help="end with so many runs")
     _add_page(parser)

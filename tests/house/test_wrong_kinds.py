@@ -62,6 +62,7 @@ def calls():
     """A call that works of every function, by its name: all its arguments are given."""
     fit = {"kernel": "linear", "ridge": "loo", "criterion": "error", "warp": "identity"}
     fit |= {"share_ridge": True, "center": True, "solver": "eigh", "noise_std": 0.1, "known": [0]}
+    fit |= {"sample_weight": [1.0] * 12}
     fit |= {"missing": "error", "task_names": list("abcd"), "target_names": list("xy")}
     many = {"masks": MASKS, "scores": torch.stack([BOTH, BOTH + MASKS[:, :2]]), **fit}
     drawn = {"seed": 0, "allow_repeats": False, "allow_fewer": False, "device": "cpu"}
