@@ -135,6 +135,15 @@ def check_positive(
     raise ValueError(message(name, expected, str(number), remedy))
 
 
+def check_level(name: str, value: object) -> float:
+    """``value`` as Python's own float, strictly between 0 and 1: the coverage of an interval."""
+    level = check_real(name, value)
+    if not 0 < level < 1:
+        remedy = "Pass 0.95 for 95 % intervals."
+        raise ValueError(message(name, "strictly between 0 and 1", str(level), remedy))
+    return level
+
+
 def check_seed(name: str, value: object) -> int:
     """``value`` as Python's own integer of 64 bits, as PyTorch's generators take it."""
     return check_positive_int(name, value, minimum=-(2**63))

@@ -18,20 +18,22 @@ from scipy.cluster import hierarchy
 from scipy.stats import binom
 from torch import Tensor
 
-from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along
+from ksm_ext.arrays import ArrayLike, aligned, as_tensor, names_along, position
 from ksm_ext.checks import (
     check_finite,
+    check_level,
     check_ndim,
     check_positive_int,
     check_real,
+    check_several,
     message,
     shape_text,
 )
-from ksm_ext.drawing import alike, decimals, fixed, full_colour, largest, limits
+from ksm_ext.drawing import alike, decimals, fixed, full_colour, largest, limits, shortened
 from ksm_ext.evaluation import lds, residual_error
 from ksm_ext.subsets import as_masks
 from ksm_ext.surrogates.calibration import quantile
-from ksm_ext.surrogates.surrogate import Surrogate
+from ksm_ext.surrogates.surrogate import Surrogate, check_surrogate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +45,7 @@ _CYCLE = (_BLUE, _ORANGE, _GREEN, _PINK, _SKY, "#E69F00")
 _MARKERS = "osD^vP"
 _INK, _MUTED, _GRID, _BLANK = "#222222", "#6B6B6B", "#E4E4E4", "#EFEFEF"
 _LABELLED_CELLS = 12  # tasks up to which a heat map carries its numbers
+_LONGEST = 32  # letters of a name
 
 
 def attribution_bars(
@@ -247,8 +250,71 @@ def waterfall(
     axes.axvline(first, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yticks(range(-1, len(steps) + 1), ["no task", *(n for n, _ in steps), "all tasks"])
     axes.plot([first, level], [-1, len(steps)], "D", color=_INK, ms=5)
+    axes.use_sticky_edges = False  # bars end inside of the frame
+    axes.autoscale_view(scaley=False)
     axes.set_ylim(len(steps) + 0.6, -1.6)
     _style(axes, "score", None, grid="x")
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def what_if(
+    surrogate: Surrogate,
+    subset: Sequence[int | str] | None = None,
+    *,
+    target: int | str = 0,
+    level: float = 0.95,
+    top: int = 20,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Predicted scores where one task is taken out of a subset, or put in.
+
+    Args:
+        surrogate: Fitted to 0/1 masks.
+        subset: Numbers or names of the tasks that are in; by default all.
+        target: Number or name.
+        level: Coverage of the intervals, strictly between 0 and 1.
+        top: How many tasks, those that change the prediction most.
+        ax: Where to draw.
+
+    Returns:
+        The axes: a row for each task, the highest prediction on top, with a minus before what
+        would be taken out and a plus before what would be put in; a broken line at the prediction
+        of the subset itself.
+
+    Raises:
+        ValueError: If ``subset`` or ``target`` is none of the surrogate, or masks are real weights.
+        RuntimeError: If an own figure is wanted and Matplotlib is missing.
+    """
+    check_surrogate(surrogate)
+    if not surrogate.masks.binary:
+        remedy = "Tasks are in a subset or not: fit subsets, not shares."
+        raise ValueError(message("surrogate", "of 0/1 masks", "one of real weights", remedy))
+    names, n = surrogate.task_names, surrogate.masks.num_tasks
+    column = position("target", target, surrogate.target_names)
+    given = range(n) if subset is None else check_several("subset", subset, "names or numbers")
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[[position("subset", task, names) for task in given]] = True
+    masks = torch.cat([inside[None], inside ^ torch.eye(n, dtype=torch.bool)])
+    asked = surrogate.with_tensor_answers()
+    found = asked.predict(masks, return_std=asked.has_intervals)
+    scores, std = found if asked.has_intervals else (found, torch.zeros_like(found))
+    now, *_ = scores[:, column].tolist()
+    values, deviations = scores[1:, column], std[1:, column]
+    half = _half_widths(deviations, level, (n,), "(n,): one deviation per task")
+    rows = largest(values - now, check_positive_int("top", top))
+    tasks = rows[values[rows].argsort(stable=True)].tolist()
+    axes = _axes(ax, (5.2, 1.0 + 0.26 * len(tasks)))
+    for place, task in enumerate(tasks):
+        value = float(values[task])
+        colour = _BLUE if value >= now else _ORANGE
+        axes.plot([now, value], [place, place], color=colour, linewidth=2.4, zorder=2)
+        axes.errorbar(value, place, xerr=half[task], fmt="o", ms=5, color=colour, elinewidth=1)
+    axes.axvline(now, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    signs = ["\N{MINUS SIGN}" if inside[task] else "+" for task in tasks]
+    labels = [f"{sign} {_label(names[task])}" for sign, task in zip(signs, tasks, strict=True)]
+    axes.set_yticks(range(len(tasks)), labels)
+    _style(axes, "predicted score", None, grid="x")
     axes.tick_params(axis="y", length=0)
     return axes
 
@@ -446,14 +512,15 @@ def _answers(
         found = surrogate.attribute("loo", return_std=surrogate.has_intervals)
         values, std = found if surrogate.has_intervals else (found, None)
         labels = _task_names(names or surrogate.task_names, values, len(values))
-        return values.cpu().double(), std, labels, list(surrogate.target_names)
+        targets = [_label(name) for name in surrogate.target_names]
+        return values.cpu().double(), std, labels, targets
     attributions, std = aligned(
         {"attributions": (attributions, "task", "target"), "std": (std, "task", "target")}
     )
     table = _finite("attributions", attributions, 2, "(n, t): tasks by targets")
     labels = _task_names(names, attributions, len(table))
-    targets = names_along(attributions, 1) or range(table.shape[1])
-    return table, std, labels, [str(name) for name in targets]
+    columns = names_along(attributions, 1) or range(table.shape[1])
+    return table, std, labels, [_label(name) for name in columns]
 
 
 def _of_one_target(
@@ -664,11 +731,16 @@ def _finite(name: str, value: ArrayLike, ndim: int, meaning: str) -> Tensor:
 
 def _task_names(names: Sequence[str] | None, table: ArrayLike, num_tasks: int) -> list[str]:
     if names is None:
-        return [str(name) for name in names_along(table, 0) or range(num_tasks)]
+        return [_label(name) for name in names_along(table, 0) or range(num_tasks)]
     if len(names) != num_tasks:
         remedy = "Give one name per task."
         raise ValueError(message("names", f"{num_tasks} names", f"{len(names)} of them", remedy))
-    return [str(name) for name in names]
+    return [_label(name) for name in names]
+
+
+def _label(name: object) -> str:
+    """A name as Matplotlib draws it: not too long, and no formula where there are dollars."""
+    return shortened(str(name), _LONGEST).replace("$", r"\$")
 
 
 def _half_widths(std: ArrayLike, level: float, shape: tuple[int, ...], meaning: str) -> np.ndarray:
@@ -679,10 +751,7 @@ def _half_widths(std: ArrayLike, level: float, shape: tuple[int, ...], meaning: 
         found = f"{shape_text(deviations)}, the least {float(deviations.min()):.4g}"
         remedy = "Give one standard deviation per value."
         raise ValueError(message("std", expected, found, remedy))
-    if not 0 < level < 1:
-        remedy = "Pass 0.95 for 95 % intervals."
-        raise ValueError(message("level", "strictly between 0 and 1", str(level), remedy))
-    return np.asarray(quantile(level) * deviations)
+    return np.asarray(quantile(check_level("level", level)) * deviations)
 
 
 def _curves(name: str, value: ArrayLike, num_points: int) -> np.ndarray:

@@ -112,12 +112,20 @@ def all_subsets(n: int) -> Tensor:
 
 
 def context_weight(readout: str, others: int, size: int) -> float:
-    """Probability that a given context of ``size`` out of ``others`` tasks precedes."""
+    """Probability that a given context of ``size`` out of ``others`` tasks precedes.
+
+    Of pairs, ``"taylor"`` and ``"faithful"`` too.
+    """
     if readout == "loo":
         return float(size == others)
     if readout == "banzhaf":
         return 0.5**others
-    return 1.0 / ((others + 1) * math.comb(others, size))
+    if readout == "shapley":
+        return 1.0 / ((others + 1) * math.comb(others, size))
+    rest = others - size  # integral of q^size (1 - q)^rest under 2 (1 - q) or 6 q (1 - q)
+    if readout == "taylor":
+        return 2 * math.factorial(size) * math.factorial(rest + 1) / math.factorial(others + 2)
+    return 6 * math.factorial(size + 1) * math.factorial(rest + 1) / math.factorial(others + 3)
 
 
 def effect_functionals(n: int, readout: str) -> Tensor:

@@ -9,16 +9,26 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import norm
 from torch.utils.data import ConcatDataset, Subset
 
 from ksm_ext import RBF, GradientEstimator, Linear, collect_features, fit_surrogate
-from ksm_ext.interop import scores_of_game, to_interaction_values
+from ksm_ext.interop import (
+    attribution_table,
+    scores_of_game,
+    to_game,
+    to_interaction_values,
+    to_pandas,
+    to_polars,
+    to_xarray,
+)
 from ksm_ext.network.gradients import parameter_names
 from ksm_ext.network.outputs import log_odds
 from ksm_ext.subsets import all_subsets, bernoulli
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-INDICES = [("SV", 1), ("SII", 2), ("k-SII", 2), ("BV", 1), ("BII", 2)]
+PAIRS = [(index, 2) for index in ("SII", "k-SII", "STII", "FSII", "BII", "FBII")]
+INDICES = [("SV", 1), *PAIRS, ("BV", 1)]
 
 
 @pytest.fixture
@@ -66,14 +76,14 @@ def test_a_surrogate_is_a_game_itself(shapiq, index, order, kernel):
         found = to_interaction_values(surrogate, index, target=target)
         assert_equal_interactions(found, computer(index, order), order, 1e-10)
     whole = game(np.ones((1, n))).item()
-    if index in ("SV", "k-SII"):
+    if index in ("SV", "k-SII", "STII", "FSII"):
         assert sum(found.interactions.values()) == pytest.approx(whole, abs=1e-10)
 
 
 def assert_equal_interactions(found, expected, order, tolerance):
     players = range(expected.n_players)
-    sets = [s for size in range(1, order + 1) for s in itertools.combinations(players, size)]
-    assert set(found.interactions) <= {(), *sets}  # shapiq leaves out zeros of k-SII
+    sets = [s for size in range(order + 1) for s in itertools.combinations(players, size)]
+    assert list(found.interactions) == sets
     for tasks in sets:
         assert found[tasks] == pytest.approx(expected[tasks], abs=tolerance)
     assert found.baseline_value == pytest.approx(expected.baseline_value, abs=tolerance)
@@ -82,9 +92,10 @@ def assert_equal_interactions(found, expected, order, tolerance):
 def test_effects_alone_are_values(shapiq):
     masks = all_subsets(5)
     surrogate = fit_surrogate(masks, worth(masks.numpy()), kernel="anova2", ridge=0.1)
-    for index, readout in [("SII", "shapley"), ("k-SII", "shapley"), ("BII", "banzhaf")]:
+    for index, _ in PAIRS:
+        readout = "banzhaf" if index in ("BII", "FBII") else "shapley"
         found = to_interaction_values(surrogate, index, order=1)
-        assert (found.index, found.max_order) == ("BV" if index == "BII" else "SV", 1)
+        assert (found.index, found.max_order) == ("BV" if readout == "banzhaf" else "SV", 1)
         effects = [found[(task,)] for task in range(5)]
         np.testing.assert_array_equal(effects, surrogate.attribute(readout))
 
@@ -139,7 +150,7 @@ def test_what_is_no_game(error, found, game, n):
 @pytest.mark.parametrize(
     "options, found",
     [
-        ({"index": "STII"}, "`index` must be one of 'SV', 'SII', .*, got 'STII'. Others have no"),
+        ({"index": "CHII"}, "`index` must be one of 'SV', 'BV', .*, got 'CHII'. Others have no"),
         ({"order": 3}, "`order` must be one of 2, 1, got 3. SII of more tasks has no closed form"),
         ({"index": "SV", "order": 2}, "`order` must be one of 1, got 2"),
         ({"target": "w"}, "`target` must be one of 'u', 'v', got 'w'"),
@@ -158,6 +169,133 @@ def test_shares_have_no_interaction_values():
     surrogate = fit_surrogate(shares, shares[:, 0], kernel="linear")
     with pytest.raises(ValueError, match="`readout` must be 'loo' for real-valued weights"):
         to_interaction_values(surrogate)
+    with pytest.raises(ValueError, match="`surrogate` must be of 0/1 masks, got one of real"):
+        to_game(surrogate)
+
+
+# -- surrogates as games ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def surrogate():
+    """Of two targets, with noise, one of them named."""
+    masks = bernoulli(5, 24, 0.5, seed=3)
+    scores = torch.from_numpy(worth(masks.numpy()))
+    scores = scores + 0.1 * torch.randn(24, generator=torch.Generator().manual_seed(0))
+    names = {"task_names": list("abcde"), "target_names": ["u", "v"]}
+    return fit_surrogate(masks, torch.stack([scores, -scores], 1), kernel="exponential", **names)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("target", [1, "v"])
+def test_a_game_has_the_scores_that_attributions_are_of(shapiq, surrogate, target, normalize):
+    game = to_game(surrogate, target, normalize=normalize)
+    masks = all_subsets(5)
+    expected = surrogate.predict(masks, observed=True)[:, 1].numpy()
+    expected = expected - expected[0] * normalize
+    np.testing.assert_array_equal(game(masks.numpy()), expected)
+    for number in (0, 13, 31):  # of one dimension, as samplers ask
+        row = masks[number].numpy()
+        one = [game(row), game(row.astype(int)), game(tuple(np.flatnonzero(row)))]
+        one.append(game(tuple(np.array(list("abcde"))[row].tolist())))
+        one.append(game.value_function(row) - game.normalization_value)
+        for found in one:
+            np.testing.assert_array_equal(found, expected[number : number + 1])
+    assert game.n_players == 5 and isinstance(game, shapiq.Game)
+    assert (game.normalization_value != 0) == normalize
+    again = scores_of_game(game, masks)
+    np.testing.assert_array_equal(again, expected)
+
+
+APPROXIMATORS = [
+    *("SVARM", "SVARMIQ", "PermutationSamplingSV", "PermutationSamplingSII"),
+    *("PermutationSamplingSTII", "StratifiedSamplingSV", "OwenSamplingSV", "KernelSHAP"),
+    *("KernelSHAPIQ", "SHAPIQ", "RegressionFSII", "UnbiasedKernelSHAP"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Not all budget is required")
+@pytest.mark.parametrize("name", APPROXIMATORS)
+def test_approximators_find_shapley_values_of_the_game(shapiq, surrogate, name):
+    order = {"max_order": 2} if name == "PermutationSamplingSTII" else {}
+    approximator = getattr(shapiq, name)(n=5, random_state=0, **order)
+    found = approximator.approximate(budget=4000, game=to_game(surrogate, "u"))
+    exact = shapiq.ExactComputer(to_game(surrogate, "u"))(found.index, found.max_order)
+    mine = to_interaction_values(surrogate, found.index, found.max_order, "u")
+    for i in range(5):
+        assert mine[(i,)] == pytest.approx(exact[(i,)], abs=1e-8)  # weights of 1e8 in FSII
+        assert found[(i,)] == pytest.approx(mine[(i,)], abs=0.25)
+
+
+# -- tables -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interactions", [False, True])
+@pytest.mark.parametrize("readout", ["loo", "shapley"])
+def test_tables_hold_the_answers(surrogate, readout, interactions):
+    xarray, polars = pytest.importorskip("xarray"), pytest.importorskip("polars")
+    options = {"readout": readout, "interactions": interactions, "level": 0.9}
+    frame, dataset = to_pandas(surrogate, **options), to_xarray(surrogate, **options)
+    pd.testing.assert_frame_equal(to_polars(surrogate, **options).to_pandas(), frame)
+    ask = surrogate.interactions if interactions else surrogate.attribute
+    value, std = ask(readout, return_std=True)
+    half = norm.ppf(0.95) * std
+    expected = {"value": value, "std": std, "low": value - half, "high": value + half}
+    axes = ["task", "other_task", "target"] if interactions else ["task", "target"]
+    names = {"task": list("abcde"), "other_task": list("abcde"), "target": ["u", "v"]}
+    assert isinstance(dataset, xarray.Dataset) and dataset.attrs == {
+        "readout": readout,
+        "level": 0.9,
+    }
+    assert isinstance(to_polars(surrogate), polars.DataFrame)
+    assert len(frame) == (10 if interactions else 5) * 2
+    for name, table in expected.items():
+        assert dataset[name].dims == tuple(axes)
+        assert all(dataset[name].indexes[axis].tolist() == names[axis] for axis in axes)
+        np.testing.assert_allclose(dataset[name], table, rtol=1e-12)
+        for _, row in frame.iterrows():
+            cell = dataset[name].sel({axis: row[axis] for axis in axes})
+            assert row[name] == float(cell)
+    long = dataset.to_dataframe().reset_index()[frame.columns]
+    both = frame.merge(long, on=axes, suffixes=("", "_again"))
+    assert len(both) == len(frame) and (both["value"] == both["value_again"]).all()
+
+
+def test_tables_without_intervals_have_none(surrogate):
+    table = attribution_table(surrogate, intervals=False)
+    assert np.isnan(table["std"]).all() and np.isnan(table["high"]).all()
+    assert table["value"] == surrogate.attribute().T.flatten().tolist()
+
+
+def test_tables_are_sorted_and_cut_by_target(surrogate):
+    values = surrogate.attribute("banzhaf")
+    for sort, key in [("size", lambda v: -v.abs()), ("value", lambda v: -v)]:
+        table = attribution_table(surrogate, "banzhaf", targets=["v", 0], sort=sort, top=2)
+        names = np.array(list("abcde"))
+        expected = [names[key(values[:, j]).argsort(stable=True)[:2]].tolist() for j in (1, 0)]
+        assert table["task"] == [*expected[0], *expected[1]]
+        assert table["target"] == list("vvuu")
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"readout": "taylor"}, "`readout` must be one of 'loo', 'shapley', 'banzhaf', got 'ta"),
+        ({"targets": ["w"]}, "`targets` must be one of 'u', 'v', got 'w'"),
+        ({"sort": "name"}, "`sort` must be one of 'size', 'value', 'none', got 'name'"),
+        ({"top": 0}, "`top` must be at least 1, got 0"),
+        ({"level": 1.0}, "`level` must be strictly between 0 and 1, got 1.0"),
+    ],
+)
+def test_what_no_table_has(surrogate, options, found):
+    with pytest.raises(ValueError, match=found):
+        attribution_table(surrogate, **options)
+
+
+@pytest.mark.parametrize("export", [to_pandas, to_polars, to_xarray, to_game])
+def test_only_surrogates_are_exported(export):
+    with pytest.raises(TypeError, match="`surrogate` must be a surrogate, got ndarray"):
+        export(np.zeros((3, 2)))
 
 
 # -- HuggingFace's data sets, trainers and adapters ---------------------------------------------

@@ -29,6 +29,7 @@ from ksm_ext.plotting import (
     predicted_against_true,
     walsh_spectrum,
     waterfall,
+    what_if,
 )
 from ksm_ext.subsets import mixed_sizes
 
@@ -47,6 +48,19 @@ CALLS = {
     "walsh_spectrum": lambda **kw: walsh_spectrum([0.8, 0.15, 0.05], **kw),
     "learning_curve": lambda **kw: learning_curve([10, 20], [0.1, 0.2], [0, 0.1], [0.2, 0.3], **kw),
 }
+MASKS = mixed_sizes(5, 24, seed=0)
+NAMES = [*("wiki", "$5 and $x^2$", "code", "$"), f"{'a' * 100}{'b' * 100}"]
+SCORES = (
+    MASKS.double() @ torch.tensor([0.5, -1.0, 0.2, 0.0, 0.7]).double() + MASKS[:, 0] * MASKS[:, 1]
+)
+FITTED = fit_surrogate(
+    MASKS,
+    torch.stack([SCORES, -SCORES], 1),
+    kernel="rbf",
+    task_names=NAMES,
+    target_names=["u", "$v$"],
+)
+CALLS["what_if"] = lambda **kw: what_if(FITTED, **kw)
 every_figure = pytest.mark.parametrize("draw", CALLS.values(), ids=CALLS)
 
 
@@ -222,6 +236,59 @@ def test_a_waterfall_goes_from_none_to_all(ax, top):
             else level
         )
     assert level == pytest.approx(1 + TAU.sum())
+
+
+@pytest.mark.parametrize(
+    ("subset", "inside"), [(None, [1] * 5), ([], [0] * 5), (["wiki", 2], [1, 0, 1, 0, 0])]
+)
+def test_what_if_shows_each_task_toggled(ax, subset, inside):
+    what_if(FITTED, subset, target="$v$", level=0.8, ax=ax)
+    inside = torch.tensor(inside)
+    toggled = torch.stack([inside.bool(), *(inside.bool() ^ torch.eye(5, dtype=torch.bool))])
+    values, std = (table[:, 1] for table in FITTED.predict(toggled, return_std=True))
+    order = values[1:].argsort(stable=True).tolist()
+    shown = [text.replace("\\$", "$") for text in labels_of(ax.yaxis)]
+    signs = ["\N{MINUS SIGN}" if inside[task] else "+" for task in order]
+    assert [label[0] for label in shown] == signs
+    assert [label[2:6] for label in shown] == [NAMES[task][:4] for task in order]
+    stems = [line.get_xdata() for line in ax.lines if line.get_linewidth() == 2.4]
+    np.testing.assert_allclose(stems, [[values[0], values[1 + task]] for task in order])
+    bars = [container.lines[2][0].get_segments()[0][:, 0] for container in ax.containers]
+    half = stats.norm.ppf(0.9) * std[1:]
+    for (low, high), task in zip(bars, order, strict=True):
+        assert (low + high) / 2 == pytest.approx(float(values[1 + task]))
+        assert (high - low) / 2 == pytest.approx(float(half[task]))
+
+
+def test_what_if_keeps_what_changes_most(ax):
+    what_if(FITTED, top=2, ax=ax)
+    assert len(labels_of(ax.yaxis)) == 2
+
+
+NAMED = {
+    "attribution_bars": lambda ax: attribution_bars(TAU, names=NAMES, ax=ax),
+    "attribution_map": lambda ax: attribution_map(FITTED, ax=ax),
+    "beeswarm": lambda ax: beeswarm(FITTED, ax=ax),
+    "waterfall": lambda ax: waterfall(TAU, 1.0, NAMES, ax=ax),
+    "dendrogram": lambda ax: dendrogram(FITTED, ax=ax),
+    "interaction_heatmap": lambda ax: interaction_heatmap(np.outer(TAU, TAU), NAMES, ax=ax),
+    "interaction_network": lambda ax: interaction_network(1 + np.outer(TAU, TAU), NAMES, ax=ax),
+    "what_if": lambda ax: what_if(FITTED, ax=ax),
+}
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_names_are_drawn_as_they_are_and_not_too_long(draw, ax, tmp_path):
+    """Dollars begin no formula, and 200 letters leave room for the picture."""
+    draw(ax)
+    ax.figure.savefig(tmp_path / "figure.svg")
+    texts = [*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts]
+    shown = [text for text in texts if any(part in text.get_text() for part in ("5 and", "aaa"))]
+    assert len({text.get_text() for text in shown}) == 2
+    for text in shown:
+        plain, is_formula = text._preprocess_math(text.get_text())
+        assert not is_formula and len(plain) < 40
+        assert "$5 and $x^2$" in plain or ("aaa" in plain and "…" in plain and "bbb" in plain)
 
 
 def test_a_dendrogram_joins_what_is_alike_first(ax):

@@ -15,11 +15,11 @@ from sklearn.feature_selection import VarianceThreshold
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ksm_ext import RBF, fit_surrogate
+from ksm_ext import RBF, Linear, fit_surrogate
 from ksm_ext.sklearn import SurrogateRegressor, lds_score
 
 N, M = 6, 40
@@ -162,6 +162,125 @@ def test_weights_go_by_the_labels_of_rows():
     other.fit(X, y, sample_weight=SURENESS)
     np.testing.assert_array_equal(model.predict(X), other.predict(X))
     assert model.score(X, y[::-1], weights[::-1]) == other.score(X, y, SURENESS)
+
+
+GROUPS = np.arange(M) % 9 // 2  # of unequal sizes
+
+
+def error_without(groups, y, options, weights=None):
+    """Squared leave-one-group-out error by refitting, in variances, the mean over targets."""
+    squares = np.full(y.shape, np.nan)
+    for group in np.unique(groups):
+        held = groups == group
+        sure = None if weights is None else weights[~held]
+        fitted = fit_surrogate(
+            MASKS[~held], y[~held], sample_weight=sure, missing="drop", **options
+        )
+        squares[held] = (y[held] - fitted.predict(MASKS[held])) ** 2
+    each = []
+    for j, seen in enumerate(~np.isnan(y.T)):
+        share = None if weights is None else weights[seen]
+        mean = np.average(y[seen, j], weights=share)
+        spread = np.average((y[seen, j] - mean) ** 2, weights=share)
+        each.append(np.average(squares[seen, j], weights=share) / spread)
+    return np.mean(each)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "weighted", "missing", "constant"])
+def test_groups_choose_what_predicts_groups_left_out(kind, center, monkeypatch):
+    """Of all kernels and ridges: by refitting without each group, one after the other."""
+    y, weights = SCORES.copy(), SURENESS if kind == "weighted" else None
+    if kind == "missing":
+        y[::7, 0] = np.nan
+    if kind == "constant":
+        monkeypatch.setitem(globals(), "MASKS", np.column_stack([MASKS, np.ones(M, int)]))
+    kernels = [Linear(), RBF(gamma=0.05), RBF(gamma=0.5)]
+    options = {"center": center, "missing": "drop" if kind == "missing" else "error"}
+    model = SurrogateRegressor(kernel=kernels, **options)
+    model.fit(MASKS, y, sample_weight=weights, groups=GROUPS)
+    (chosen,) = {(term.kernel, float(term.ridge[0])) for term in model.surrogate_.kernel_terms}
+    size = MASKS[:, MASKS.min(0) < MASKS.max(0) if center else slice(None)].sum(1).mean()
+    found = {}
+    for kernel in kernels:
+        for relative in 10.0 ** (np.arange(-10, 7) / 2):
+            given = {"kernel": kernel, "ridge": relative * (size if kernel == Linear() else 1)}
+            error = error_without(GROUPS, y, {"center": center, **given}, weights)
+            found[kernel, given["ridge"]] = error
+    best = min(found, key=found.get)
+    assert chosen[0] == best[0] and chosen[1] == pytest.approx(best[1], rel=1e-9)
+    assert model.group_error_ == pytest.approx(found[best], rel=1e-6)
+    options |= {"kernel": chosen[0], "ridge": chosen[1]}
+    refitted = fit_surrogate(MASKS, y, sample_weight=weights, **options)
+    np.testing.assert_allclose(model.predict(MASKS), refitted.predict(MASKS), rtol=1e-9)
+
+
+def test_groups_of_one_row_are_leaving_one_out():
+    model = SurrogateRegressor(kernel=RBF(gamma=0.3), ridge=0.1).fit(
+        MASKS, SCORES, groups=[f"row {i}" for i in range(M)]
+    )
+    rows = fit_surrogate(MASKS, SCORES, kernel=RBF(gamma=0.3), ridge=0.1)
+    if len(rows.masks) == M:
+        errors = (rows.loo_residuals**2).mean(0) / SCORES.var(0)
+        assert model.group_error_ == pytest.approx(errors.mean(), rel=1e-9)
+
+
+def batches(rng, num):
+    """Families of five subsets that are alike, whose runs share an offset."""
+    X = np.repeat(rng.integers(0, 2, (num, 10)), 5, 0) ^ (rng.random((5 * num, 10)) < 0.15)
+    y = X @ np.linspace(-1, 1, 10) + 2 * np.repeat(rng.normal(size=num), 5)
+    return X, y + 0.1 * rng.normal(size=5 * num)
+
+
+def test_groups_tell_how_well_new_batches_are_predicted():
+    """Leaving out single rows does not: the others of the batch tell its offset."""
+    ratios = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        (X, y), (new, outcome) = batches(rng, 24), batches(rng, 60)
+        model = SurrogateRegressor(kernel="rbf").fit(X, y, groups=np.repeat(np.arange(24), 5))
+        error = np.mean((model.predict(new) - outcome) ** 2) / y.var()
+        single = float(fit_surrogate(X, y, kernel="rbf").loo_error)
+        ratios.append([np.log(model.group_error_ / error), np.log(single / error)])
+    by_groups, by_rows = np.mean(ratios, 0)
+    assert abs(by_groups) < 0.3 and by_rows < -0.5
+
+
+def test_groups_go_through_folds_and_searches():
+    options = {"kernel": ["linear", "rbf"]}
+    with config_context(enable_metadata_routing=True):
+        model = SurrogateRegressor(**options).set_fit_request(groups=True)
+        params = {"groups": GROUPS}
+        found = cross_val_score(model, MASKS, SCORES, cv=GroupKFold(3), params=params)
+    expected = []
+    for train, held in GroupKFold(3).split(MASKS, groups=GROUPS):
+        alone = SurrogateRegressor(**options).fit(MASKS[train], SCORES[train], groups=GROUPS[train])
+        expected.append(alone.score(MASKS[held], SCORES[held]))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_groups_go_by_the_labels_of_rows():
+    rows = [f"run {i}" for i in range(M)]
+    X, groups = pd.DataFrame(MASKS, rows), pd.Series(GROUPS, rows)
+    models = [SurrogateRegressor(kernel="rbf") for _ in range(2)]
+    models[0].fit(X, pd.DataFrame(SCORES, rows), groups=groups.iloc[::-1])
+    models[1].fit(MASKS, SCORES, groups=GROUPS)
+    assert models[0].group_error_ == models[1].group_error_
+
+
+@pytest.mark.parametrize(
+    "options, groups, found",
+    [
+        ({}, [0, 1], f"`groups` must be of {M} labels, got 2. Say for each row"),
+        ({}, ["a"] * M, "`groups` must be two or more for every target, got one. Leave them out"),
+        ({"criterion": "rank"}, GROUPS, "`criterion` must be 'error' with groups, got 'rank'"),
+        ({"share_ridge": False}, GROUPS, "`share_ridge` must be 'auto' or True with groups"),
+        ({"kernel": "lasso"}, GROUPS, "`kernel` must be a kernel with groups, got 'lasso'"),
+    ],
+)
+def test_what_no_groups_can_choose(options, groups, found):
+    with pytest.raises(ValueError, match=found):
+        SurrogateRegressor(**{"kernel": "linear", **options}).fit(MASKS, SCORES, groups=groups)
 
 
 def test_missing_targets_are_fitted_and_scored_where_they_are():

@@ -4,6 +4,7 @@ Each takes the parsed arguments and returns the exit status. Names of tasks and 
 the tables and go with every result.
 """
 
+import math
 import tempfile
 import time
 from argparse import Namespace
@@ -28,6 +29,7 @@ from ksm_ext.cli.output import (
 )
 from ksm_ext.correlation import spearman
 from ksm_ext.drawing import largest
+from ksm_ext.interop import answers_with_std, attribution_table
 from ksm_ext.report.page import write_report
 from ksm_ext.selection import best_mixture, exact, under_budget
 from ksm_ext.subsets import identical_subsets
@@ -71,6 +73,7 @@ def _fitted(args: Namespace, table: ScoreTable, **options: Any) -> Surrogate:
         center=not args.no_intercept,
         noise_std=args.noise_std,
         missing=args.missing,
+        sample_weight=table.sample_weight,
         task_names=table.task_names,
         target_names=table.target_names,
         **options,
@@ -90,7 +93,8 @@ def watch(args: Namespace) -> int:
                 surrogate = _fitted(args, table)
                 shown = {"title": args.title, "readout": args.readout, "maximize": _maximize(args)}
                 write_report(surrogate, args.output, **shown)
-                say(f"{len(table.masks):,} runs. {str(surrogate).splitlines()[0]}")
+                line = str(surrogate).splitlines()[0]
+                say(f"{len(table.masks):,} runs. {line}. Wrote {args.output}.")
                 if args.until is not None and len(table.masks) >= args.until:
                     return 0
             except (ValueError, FileNotFoundError) as error:  # few runs, or a row half written
@@ -118,7 +122,7 @@ def compare(args: Namespace) -> int:
     )
     difference = second - first
     half = quantile(0.95) * (first_std.square() + second_std.square()).sqrt()
-    order = torch.stack([_order(difference[:, j], "size")[: args.top] for j in range(len(targets))])
+    order = torch.stack([largest(column, args.top) for column in difference.T])
     at = order.flatten(), torch.arange(len(targets)).repeat_interleave(order.shape[1])
     columns: dict[str, Any] = {"task": [tasks[i] for i in at[0]]}
     columns["target"] = [targets[j] for j in at[1]]
@@ -140,7 +144,7 @@ def _of_shared(
     """Attributions and their standard deviations of some tasks and targets, by name."""
     rows = [surrogate.task_names.index(name) for name in tasks]
     columns = [surrogate.target_names.index(name) for name in targets]
-    values, std = _answers(surrogate.attribute, readout, surrogate.has_intervals)
+    values, std = answers_with_std(surrogate, readout)
     return values[rows][:, columns], std[rows][:, columns]
 
 
@@ -188,38 +192,26 @@ def _is_results(source: str) -> bool:
 
 def attribute(args: Namespace) -> int:
     """Write attributions, or interactions, with their intervals."""
-    surrogate = read_surrogate(args.surrogate).with_tensor_answers()
+    surrogate = read_surrogate(args.surrogate)
     targets = _target_numbers(surrogate, args.target)
     intervals = surrogate.has_intervals and not args.no_intervals
     if not surrogate.has_intervals:
         say("This surrogate has no intervals: fit the scores again to get them.")
-    pairs = torch.triu_indices(surrogate.masks.num_tasks, surrogate.masks.num_tasks, 1)
-    if args.interactions:
-        if intervals and pairs.shape[1] * len(surrogate.masks) > _MAX_VARIANCES:
-            expected = f"of at most {_MAX_VARIANCES:,} pairs times subsets"
-            found = f"{pairs.shape[1]:,} x {len(surrogate.masks):,}"
-            remedy = "Add `--no-intervals`."
-            raise ValueError(message("interactions with intervals", expected, found, remedy))
-        answers = _answers(surrogate.interactions, args.readout, intervals)
-        values, std = (answer[pairs[0], pairs[1]] for answer in answers)
-        names = {"task": pairs[0], "other_task": pairs[1]}
-    else:
-        values, std = _answers(surrogate.attribute, args.readout, intervals)
-        names = {"task": torch.arange(len(values))}
-    order = torch.stack([_order(values[:, j], args.sort)[: args.top] for j in targets])
-    columns: dict[str, Any] = {
-        name: [surrogate.task_names[i] for i in index[order].flatten().tolist()]
-        for name, index in names.items()
-    }
-    columns["target"] = [surrogate.target_names[j] for j in targets for _ in range(order.shape[1])]
-    value, deviation = (
-        torch.cat([table[rows, j] for rows, j in zip(order, targets, strict=True)])
-        for table in (values, std)
+    pairs, m = math.comb(surrogate.masks.num_tasks, 2), len(surrogate.masks)
+    if args.interactions and intervals and pairs * m > _MAX_VARIANCES:
+        expected = f"of at most {_MAX_VARIANCES:,} pairs times subsets"
+        remedy, found = "Add `--no-intervals`.", f"{pairs:,} x {m:,}"
+        raise ValueError(message("interactions with intervals", expected, found, remedy))
+    table = attribution_table(
+        surrogate,
+        args.readout,
+        interactions=args.interactions,
+        targets=targets,
+        sort=args.sort,
+        top=args.top,
+        intervals=intervals,
     )
-    half = quantile(0.95) * deviation
-    columns |= {"value": value.tolist(), "std": deviation.tolist()}
-    columns |= {"low": (value - half).tolist(), "high": (value + half).tolist()}
-    show_table(columns, args.output, args.format)
+    show_table(table, args.output, args.format)
     if surrogate.masks.binary and not (sizes := suitability(surrogate, args.readout)).suits:
         say(f"Note: {sizes.verdict} `ksm design --for {args.readout}` draws what is missing.")
     return 0
@@ -347,6 +339,7 @@ def _score_table(args: Namespace) -> ScoreTable:
         subset=args.subset,
         long=args.long,
         missing=args.missing,
+        sample_weight=getattr(args, "sample_weight", None),  # ksm import has none
     )
     if table.masks.dtype == torch.bool:
         n, num_distinct = len(table.task_names), int(identical_subsets(table.masks.T).max()) + 1
@@ -467,18 +460,6 @@ def _name(cell: Any) -> str:
 
 
 # -- results ------------------------------------------------------------------------------------
-
-
-def _answers(ask: Callable[..., Any], readout: Readout, intervals: bool) -> tuple[Tensor, Tensor]:
-    """Values and standard deviations, NaN where there are none."""
-    answer = ask(readout, return_std=intervals)
-    return answer if intervals else (answer, torch.full_like(answer, torch.nan))
-
-
-def _order(values: Tensor, sort: str) -> Tensor:
-    if sort == "none":
-        return torch.arange(len(values))
-    return largest(values) if sort == "size" else values.argsort(descending=True, stable=True)
 
 
 def _quality(surrogate: Surrogate) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ksm_ext.atomic_write import check_place, write_whole
-from ksm_ext.checks import check_choice
+from ksm_ext.checks import check_choice, message
 from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
 from ksm_ext.tables.files import printable, write_columns
 
 STANDARD = "-"
 """Standard input or output, where a file is asked for."""
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -44,6 +45,28 @@ def check_target(target: str, form: str | None, formats: Sequence[str]) -> None:
         ending = Path(target).suffix.lower().lstrip(".")
         remedy = "Choose another ending, or name the format (`--format`)."
         check_choice("the ending of the output", ending, formats, remedy)
+
+
+def default_target(source: str, ending: str, *, replace: bool) -> str:
+    """The file beside ``source`` with another ending; standard output for standard input.
+
+    Args:
+        source: What is read.
+        ending: Such as ``".html"``.
+        replace: Whether a file that is there may be replaced.
+
+    Raises:
+        ValueError: If it is there and may not.
+    """
+    if source == STANDARD:
+        return STANDARD
+    path = Path(source)
+    path = path.with_suffix("") if path.suffix.lower() in _PACKED else path
+    path = path.with_suffix(ending)
+    if path.exists() and not replace:
+        remedy = "Add `--force` to replace it, or name another by `--output`."
+        raise ValueError(message("output", "a new file where none is named", str(path), remedy))
+    return str(path)
 
 
 def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | None) -> None:

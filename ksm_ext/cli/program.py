@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TypeAlias, get_args
 
 import ksm_ext
+from ksm_ext.cli.completion import SHELLS, script
 from ksm_ext.surrogates.options import Criterion, Missing, Readout, Warp
 from ksm_ext.tables import Format
 
@@ -76,13 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     if hasattr(args, "output"):
-        from ksm_ext.cli.output import check_target
+        from ksm_ext.cli.output import check_target, default_target
 
-        check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
+        if args.output is None:
+            source = args.scores if "scores" in args else args.surrogate
+            args.output = default_target(source, args.ending, replace=args.force)
+        else:
+            check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
     if args.command in ("design", "next"):
         from ksm_ext.cli.design import draw as run
     elif args.command == "doctor":
         from ksm_ext.cli.doctor import doctor as run
+    elif args.command == "completion":
+        sys.stdout.write(script(_parser(), args.shell))
+        return 0
     else:
         from ksm_ext.cli import commands
 
@@ -130,7 +138,7 @@ def _parser() -> ArgumentParser:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     first = (_add_design, _add_import, _add_fit, _add_attribute, _add_select, _add_report)
-    for add in (*first, _add_next, _add_compare, _add_watch, _add_doctor):
+    for add in (*first, _add_next, _add_compare, _add_watch, _add_doctor, _add_completion):
         add(kinds)
     return parser
 
@@ -303,8 +311,9 @@ numbers.
         "them; once more for each further kind",
     )
     _add_model(parser)
+    _add_sample_weight(parser)
     add("--quiet", action="store_true", help="say nothing unless it fails")
-    add("-o", "--output", required=True, metavar="FILE", help="safetensors, or -")
+    _add_file(parser, "SCORES", ".safetensors")
 
 
 def _add_model(parser: ArgumentParser) -> None:
@@ -348,6 +357,11 @@ def _add_model(parser: ArgumentParser) -> None:
         "repeated subsets, else unknown)",
     )
     _add_missing(parser)
+
+
+def _add_sample_weight(parser: ArgumentParser) -> None:
+    help_text = "the column that says how sure each row is: 2 is as sure as two runs, 0 left out"
+    parser.add_argument("--sample-weight", metavar="COLUMN", help=help_text)
 
 
 def _add_missing(parser: ArgumentParser) -> None:
@@ -468,7 +482,7 @@ def _add_page(parser: ArgumentParser) -> None:
     for way, what in (("maximize", "more"), ("minimize", "less")):
         help_text = f"targets of which {what} is better"
         add(f"--{way}", type=_names, action="extend", default=[], metavar="NAME,…", help=help_text)
-    add("-o", "--output", required=True, metavar="FILE", help="the HTML page")
+    _add_file(parser, "what is read", ".html")
 
 
 def _add_compare(kinds: Kinds) -> None:
@@ -514,6 +528,7 @@ many runs there are and how well they are predicted. Ctrl-C ends it.
     _add_columns(parser)
     _add_model(parser)
     _add_readout(parser)
+    _add_sample_weight(parser)
     add("--every", type=float, default=10.0, metavar="SECONDS", help="between looks (default 10)")
     add("--until", type=_count, metavar="M", help="end with so many runs")
     _add_page(parser)
@@ -533,6 +548,23 @@ Exit code 0 if the operators work, 1 if not. Put what it prints into bug reports
 """,
     )
     parser.add_argument("--json", action="store_true")
+
+
+def _add_completion(kinds: Kinds) -> None:
+    parser = _command(
+        kinds,
+        "completion",
+        "print what a shell needs to complete ksm when Tab is pressed",
+        """\
+examples:
+  ksm completion bash >> ~/.bashrc
+  ksm completion zsh >> ~/.zshrc
+  ksm completion fish > ~/.config/fish/completions/ksm.fish
+
+It holds in the shells that are opened afterwards.
+""",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or fish")
 
 
 def _add_surrogate(parser: ArgumentParser) -> None:
@@ -586,6 +618,14 @@ def _add_output(parser: ArgumentParser, others: Sequence[str]) -> None:
         "--format", choices=formats, help="default: the ending of FILE; CSV in a pipe"
     )
     parser.set_defaults(formats=[form for form in formats if form != "table"])
+
+
+def _add_file(parser: ArgumentParser, what: str, ending: str) -> None:
+    add = parser.add_argument
+    help_text = f"or - for standard output; default: {what}, ending in {ending}"
+    add("-o", "--output", metavar="FILE", help=help_text)
+    add("--force", action="store_true", help="replace a file of the default name")
+    parser.set_defaults(ending=ending)
 
 
 def _count(text: str) -> int:

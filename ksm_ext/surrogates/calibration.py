@@ -26,7 +26,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.options import PairReadout
 
 FEWEST = 8
 """Subsets from which residuals say anything about intervals; the factor is 1 below."""
@@ -120,7 +120,7 @@ def lowest_sizes(counts: Tensor) -> Tensor:
     return (counts.cumsum(0) < (_TAIL * counts.sum(0)).round().clamp_min(1.0)).sum(0)
 
 
-def context_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
+def context_law(readout: PairReadout, num_tasks: int, order: int) -> Tensor:
     """(n - order + 1,) how often a readout looks at contexts, the other tasks, of each size.
 
     Args:
@@ -134,10 +134,14 @@ def context_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
         return (counts == others).to(torch.float64)
     if readout == "shapley":
         return torch.full_like(counts, 1 / (others + 1))
+    if readout != "banzhaf":  # densities that are no more than a factor from that
+        law = others + 1 - counts
+        law = law if readout == "taylor" else law * (counts + 1)
+        return law / law.sum()
     return torch.softmax(-torch.lgamma(counts + 1) - torch.lgamma(others - counts + 1), 0)
 
 
-def size_law(readout: Readout, num_tasks: int, order: int) -> Tensor:
+def size_law(readout: PairReadout, num_tasks: int, order: int) -> Tensor:
     """(n + 1,) how often a readout looks at subsets of each size; sums to 1. See above."""
     context = context_law(readout, num_tasks, order)
     law = torch.zeros(num_tasks + 1, dtype=torch.float64)

@@ -238,6 +238,7 @@ def fit_many(
     noise_std: ArrayLike | float | None = None,
     known: ArrayLike | Sequence[int] | None = None,
     missing: Missing = "error",
+    sample_weight: ArrayLike | None = None,
     task_names: Sequence[str] | None = None,
     target_names: Sequence[str] | None = None,
 ) -> list[Surrogate]:
@@ -247,7 +248,7 @@ def fit_many(
     rounding. Small tables are fitted together; those with repeated subsets, constant tasks
     or targets, weights, or a score of the empty subset that the others do not lead to, are fitted
     one by one, and so is what conjugate gradients solve, and kernels that are learnt, tables whose
-    noise differs between subsets, and those with missing scores.
+    noise or weight differs between subsets, and those with missing scores.
 
     Args:
         masks: (b, m, n), the subsets of each table, or (m, n), those of all: bool or 0/1.
@@ -262,6 +263,7 @@ def fit_many(
         noise_std: Of shape (b, m) or (b, m, t), or else the same for every table.
         known: (b, m) bool, or else the same rows of every table.
         missing: The same for every table.
+        sample_weight: (b, m), or (m,) for every table.
         task_names: n names, of every table.
         target_names: t names, of every table.
 
@@ -278,10 +280,14 @@ def fit_many(
         >>> [fitted.attribute("loo").round(1).tolist() for fitted in fit_many(masks, scores)]
         [[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    masks, scores = aligned(
+    masks, scores, sample_weight = aligned(
         {
             "masks": (masks, *_DIMS["task"][-getattr(masks, "ndim", 3) :]),
             "scores": (scores, *_DIMS["target"][: getattr(scores, "ndim", 3)]),
+            "sample_weight": (
+                sample_weight,
+                *_DIMS["task"][:2][-getattr(sample_weight, "ndim", 2) :],
+            ),
         }
     )
     subsets, outcomes = _checked_tables(as_tensor("masks", masks), as_tensor("scores", scores))
@@ -307,6 +313,7 @@ def fit_many(
     )
     check_choice("missing", missing, get_args(Missing))
     exact, noise = _of_each("known", known, b, m), _of_each("noise_std", noise_std, b, m)
+    weights = _of_each("sample_weight", sample_weight, b, m)
     flags = torch.stack([known_rows(each, m) for each in exact])[..., None].to(outcomes.device)
     found: list[Surrogate | None] = [None] * b
 
@@ -329,7 +336,7 @@ def fit_many(
 
     step = max(1, _AT_A_TIME // (_KERNELS * m * (m + _RIDGES * t)))
     check_choice("warp", warp, get_args(Warp))
-    alike = _alike(subsets, outcomes, search) & (warp == "identity")
+    alike = _alike(subsets, outcomes, search) & (warp == "identity" and sample_weight is None)
     if level is not None:
         alike &= level.isfinite().all(1) & (not search.all_is_noise)
     if (
@@ -342,10 +349,11 @@ def fit_many(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fit_together, chunks))  # raises what a thread raised
     options |= {"warp": warp, "missing": missing, **names}
+    of_each = zip(noise, exact, weights, strict=True)
+    names_of = ("noise_std", "known", "sample_weight")
+    rest = [dict(zip(names_of, given, strict=True)) for given in of_each]
     alone = (
-        fit_surrogate(subsets[i], outcomes[i], noise_std=noise[i], known=exact[i], **options)
-        if each is None
-        else each
+        fit_surrogate(subsets[i], outcomes[i], **rest[i], **options) if each is None else each
         for i, each in enumerate(found)
     )
     kind = ArrayKind.of(scores)

@@ -16,6 +16,8 @@ readout        law of q            meaning
 ``"loo"``      q = 1               ``F(all) - F(all but i)``
 ``"banzhaf"``  q = 1/2             mean effect over all subsets
 ``"shapley"``  uniform on [0, 1]   mean effect over all orders (Owen 1972)
+``"taylor"``   2 (1 - q)           of pairs: Shapley-Taylor (Sundararajan et al. 2020)
+``"faithful"`` 6 q (1 - q)         of pairs: faithful Shapley (Tsai et al. 2023)
 =============  ==================  =================================================
 
 For a product kernel ``prod_i g(s_i, a_i)`` the context average factorises, with ``u_a = q g(1, a) +
@@ -52,15 +54,20 @@ from torch import Tensor
 
 from ksm_ext.surrogates.kernels import Kernel, Products
 from ksm_ext.surrogates.masks import Masks
-from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.options import PairReadout, Readout
 
 _ROWS = 8192  # of masks as floats at a time
 _ENTRIES = 2**22  # of tables of product kernels at a time: 32 MB
 
 READOUTS: tuple[Readout, ...] = get_args(Readout)
+PAIR_READOUTS: tuple[PairReadout, ...] = get_args(PairReadout)
+_DENSITIES = {"shapley": (1.0,), "taylor": (2.0, -2.0), "faithful": (0.0, 6.0, -6.0)}
+"""Coefficients of the density of q on [0, 1]: 1, q, q^2."""
 
 
-def tables(kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: Tensor) -> Tensor:
+def tables(
+    kernel: Kernel, readout: PairReadout, num_tasks: int, order: int, sizes: Tensor
+) -> Tensor:
     """``T_0`` to ``T_order`` of ``kernel`` at ``sizes`` (C,) int64, (order + 1, C).
 
     Exact to rounding; finite and meaningless at sizes that leave no such tasks in or out. Product
@@ -81,7 +88,7 @@ def tables(kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: 
     return found + of_sizes @ size_difference(kernel, readout, num_tasks, order)
 
 
-def effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+def effects(masks: Masks, kernel: Kernel, readout: PairReadout, dual: Tensor) -> Tensor:
     """Readouts of ``sum_a dual_a k(., S_a)`` for every task, (n, q) for dual (m, q)."""
     outside, inside = _weighted_tables(masks, kernel, readout, 1, dual)
     values = masks.transposed_matmul(inside - outside) + outside.sum(0)
@@ -90,7 +97,7 @@ def effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Ten
     return values
 
 
-def pair_effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+def pair_effects(masks: Masks, kernel: Kernel, readout: PairReadout, dual: Tensor) -> Tensor:
     """Interactions of all pairs, (n, n, q) for dual (m, q); the diagonal is meaningless."""
     neither, one, both = _weighted_tables(masks, kernel, readout, 2, dual)
     # s s' both + (s + s' - 2 s s') one + (1 - s)(1 - s') neither, summed over subsets
@@ -103,8 +110,17 @@ def pair_effects(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -
     return values
 
 
+def mean_value(masks: Masks, kernel: Kernel, readout: Readout, dual: Tensor) -> Tensor:
+    """Mean of ``sum_a dual_a k(., S_a)`` where a task is present with probability q, (q,)."""
+    (values,) = _weighted_tables(masks, kernel, readout, 0, dual)
+    total = values.sum(0)
+    for rows, factor, _ in _contexts(masks, kernel, readout, 0):
+        total = total + factor @ dual[rows]
+    return total
+
+
 def _weighted_tables(
-    masks: Masks, kernel: Kernel, readout: Readout, order: int, dual: Tensor
+    masks: Masks, kernel: Kernel, readout: PairReadout, order: int, dual: Tensor
 ) -> list[Tensor]:
     """``T_j(c_a) dual_a`` of every subset a, order + 1 tensors (m, q)."""
     sizes, index = masks.distinct_sizes
@@ -112,7 +128,7 @@ def _weighted_tables(
     return [table[index][:, None] * dual for table in found]
 
 
-def functionals(masks: Masks, kernel: Kernel, readout: Readout, tasks: Tensor) -> Tensor:
+def functionals(masks: Masks, kernel: Kernel, readout: PairReadout, tasks: Tensor) -> Tensor:
     """Readouts of ``k(., S_a)`` for every subset a, (rows, m).
 
     Args:
@@ -134,7 +150,7 @@ def functionals(masks: Masks, kernel: Kernel, readout: Readout, tasks: Tensor) -
 
 
 def _contexts(
-    masks: Masks, kernel: Kernel, readout: Readout, order: int
+    masks: Masks, kernel: Kernel, readout: PairReadout, order: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Every node q of every product kernel with a rate for each task, for some rows of masks.
 
@@ -161,7 +177,7 @@ def _contexts(
 
 
 def mean_difference(
-    kernel: Kernel, readout: Readout, num_tasks: int, order: int, sizes: Tensor
+    kernel: Kernel, readout: PairReadout, num_tasks: int, order: int, sizes: Tensor
 ) -> Tensor:
     """Mean ``order``-th difference of the overlap part B for tasks inside subsets of ``sizes``.
 
@@ -174,7 +190,7 @@ def mean_difference(
     return torch.where(sizes < order, torch.zeros_like(mean), mean)
 
 
-def size_difference(kernel: Kernel, readout: Readout, num_tasks: int, order: int) -> Tensor:
+def size_difference(kernel: Kernel, readout: PairReadout, num_tasks: int, order: int) -> Tensor:
     """Mean ``order``-th difference of the kernel's functions of sizes, (D,)."""
     sizes = torch.arange(num_tasks + 1.0, dtype=torch.float64)
     features = kernel.size_features(sizes, num_tasks)
@@ -186,7 +202,7 @@ def size_difference(kernel: Kernel, readout: Readout, num_tasks: int, order: int
     return torch.cat(means) if means else torch.zeros_like(features[0])
 
 
-def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tensor) -> Tensor:
+def prior_variance(kernel: Kernel, readout: PairReadout, num_tasks: int, tasks: Tensor) -> Tensor:
     """Prior variance of a readout under a Gaussian process with this kernel, (rows,) on the CPU.
 
     Args:
@@ -209,7 +225,7 @@ def prior_variance(kernel: Kernel, readout: Readout, num_tasks: int, tasks: Tens
     return total + _mean_over_overlaps(readout, inside, torch.tensor([others]))
 
 
-def prior_covariance(kernel: Kernel, readout: Readout, num_tasks: int, pairs: Tensor) -> Tensor:
+def prior_covariance(kernel: Kernel, readout: PairReadout, num_tasks: int, pairs: Tensor) -> Tensor:
     """Prior covariance of the readouts of two different tasks, (rows,) on the CPU.
 
     The readout of j of the readout of i, which is ``T_1`` at the size of subsets that have i, and
@@ -238,7 +254,7 @@ def prior_covariance(kernel: Kernel, readout: Readout, num_tasks: int, pairs: Te
     return total
 
 
-def _cross_readouts_by_task(readout: Readout, products: Products, num_tasks: int) -> Tensor:
+def _cross_readouts_by_task(readout: PairReadout, products: Products, num_tasks: int) -> Tensor:
     """(n, n): the change by one task, averaged over a context, of the change by another."""
     present, absent, weights = _context_law(readout, num_tasks - 1)
     total = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
@@ -253,7 +269,9 @@ def _cross_readouts_by_task(readout: Readout, products: Products, num_tasks: int
     return total
 
 
-def _context_means(readout: Readout, products: Products, num_in: Tensor, num_out: Tensor) -> Tensor:
+def _context_means(
+    readout: PairReadout, products: Products, num_in: Tensor, num_out: Tensor
+) -> Tensor:
     """``E_q[u1^num_in u0^num_out]`` at (C,) counts, (J, C); zero where a count is negative."""
     present, absent, weights = _context_law(readout, max(int((num_in + num_out).max()), 0))
     inside, outside = num_in.clamp(min=0)[:, None], num_out.clamp(min=0)[:, None]
@@ -266,7 +284,9 @@ def _context_means(readout: Readout, products: Products, num_in: Tensor, num_out
     return torch.cat(means).masked_fill_((num_in < 0) | (num_out < 0), 0.0)
 
 
-def _pair_readout(readout: Readout, products: Products, num_tasks: int, tasks: Tensor) -> Tensor:
+def _pair_readout(
+    readout: PairReadout, products: Products, num_tasks: int, tasks: Tensor
+) -> Tensor:
     """``E_{q, q'}`` over two independent contexts of what ``prior_variance`` sums, ()."""
     order = tasks.shape[1]
     present, absent, weights = _context_law(readout, num_tasks - order)
@@ -283,7 +303,7 @@ def _pair_readout(readout: Readout, products: Products, num_tasks: int, tasks: T
 
 
 def _pair_readout_by_task(
-    readout: Readout, products: Products, num_tasks: int, tasks: Tensor
+    readout: PairReadout, products: Products, num_tasks: int, tasks: Tensor
 ) -> Tensor:
     """The same of :func:`_pair_readout` where tasks differ, (rows,)."""
     order = tasks.shape[1]
@@ -307,14 +327,17 @@ def _at_a_time(entries: int) -> int:
     return max(1, _ENTRIES // max(entries, 1))
 
 
-def _context_law(readout: Readout, degree: int) -> tuple[Tensor, Tensor, Tensor]:
+def _context_law(readout: PairReadout, degree: int) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes q, 1 - q and weights integrating polynomials of ``degree`` under the readout's law."""
     if readout == "loo":
         nodes = [[1.0], [0.0], [1.0]]
     elif readout == "banzhaf":
         nodes = [[0.5], [0.5], [1.0]]
     else:
-        return uniform_law(degree)
+        density = _DENSITIES[readout]
+        present, absent, weights = uniform_law(degree + len(density) - 1)
+        powers = present[:, None] ** torch.arange(len(density))
+        return present, absent, weights * (powers @ weights.new_tensor(density))
     present, absent, weights = (torch.tensor(row, dtype=torch.float64) for row in nodes)
     return present, absent, weights
 
@@ -339,17 +362,23 @@ def _uniform_nodes(degree: int) -> list[list[float]]:
     return [((1 + x) / 2).tolist(), ((1 - x) / 2).tolist(), (w / 2).tolist()]
 
 
-def _mean_over_overlaps(readout: Readout, values: Tensor, counts: Tensor) -> Tensor:
+def _mean_over_overlaps(readout: PairReadout, values: Tensor, counts: Tensor) -> Tensor:
     """Mean of ``values[u]`` where u of ``counts`` present others follows the readout; (C,).
 
-    u is ``counts`` itself (loo), uniform on 0..counts (shapley) or binomial (banzhaf).
+    u is ``counts`` itself (loo), binomial (banzhaf), or binomial with a q of some density: of
+    ``q^k``, in proportion to ``(u + 1) ... (u + k)`` on 0..counts.
     """
     counts = counts.clamp(min=0)
     if readout == "loo":
         return values[counts]
-    if readout == "shapley":
-        return torch.cumsum(values, 0)[counts] / (counts + 1)
     u = torch.arange(int(counts.max()) + 1, dtype=torch.float64, device=values.device)
+    if readout in _DENSITIES:
+        rising, falling = values[: len(u)], counts.to(u) + 1
+        mean = torch.zeros_like(falling)
+        for power, coefficient in enumerate(_DENSITIES[readout], 1):
+            mean += coefficient * torch.cumsum(rising, 0)[counts] / falling
+            rising, falling = rising * (u + power), falling * (counts + 1 + power)
+        return mean
     c = counts.double()[:, None]
     below = (c - u).clamp(min=0)
     log_binomial = torch.lgamma(c + 1) - torch.lgamma(u + 1) - torch.lgamma(below + 1)

@@ -28,7 +28,7 @@ Shapes: K (..., m, m), y (..., m, q), weights (..., m), ridge (..., q) or a numb
 float64. Leading dimensions are a batch: of tables, kernels or folds, factored in one call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -107,6 +107,18 @@ class SpectralRidge:
     def leave_one_out(self, rotated: Tensor, ridge: Tensor | float) -> Tensor:
         """Exact residuals ``y_i - F_{-i}(S_i)``, (..., m, q), of scores given as ``rotate(y)``."""
         return self.dual(rotated, ridge) / self._precision(ridge)
+
+    def leave_groups_out(self, rotated: Tensor, ridges: Tensor, groups: Sequence[Tensor]) -> Tensor:
+        """Exact residuals (R, m, q) at ridges (R,), of all subsets of a group left out together.
+
+        ``y_G - F_{-G}(S_G) = P_GG^-1 alpha_G``, for ``groups`` of numbers of subsets; no batch.
+        """
+        found = self.at_ridges(rotated, ridges)[0].movedim(1, 0).clone()
+        root = self._shifted(ridges).clamp_min(1e-300).sqrt().T[:, None]  # (R, 1, rank)
+        for rows in groups:
+            half = self.vectors[rows] / root
+            found[:, rows] = torch.linalg.solve(half @ half.mT, found[:, rows])
+        return found
 
     def at_ridges(self, rotated: Tensor, ridges: Tensor) -> tuple[Tensor, Tensor]:
         """Dual coefficients (..., m, R, q) at ``ridges`` (..., R), and ``P_ii`` (..., m, R, 1)."""

@@ -41,8 +41,8 @@ from ksm_ext.checks import (
     check_bool,
     check_choice,
     check_kind,
+    check_level,
     check_positive_int,
-    check_real,
     checked,
     counted,
     listed,
@@ -71,14 +71,16 @@ from ksm_ext.surrogates.kernels import Identity, Kernel, from_description
 from ksm_ext.surrogates.krylov import ConjugateGradients
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.observations import MIN_REPEATS
-from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.options import PairReadout, Readout
 from ksm_ext.surrogates.owen import Groups, group_labels
 from ksm_ext.surrogates.posterior import FittedSubsets, Functionals, TrendFunctionals
 from ksm_ext.surrogates.product_readouts import ProductReadout
 from ksm_ext.surrogates.readouts import (
+    PAIR_READOUTS,
     READOUTS,
     effects,
     functionals,
+    mean_value,
     pair_effects,
     prior_covariance,
     prior_variance,
@@ -489,23 +491,54 @@ class Surrogate:
         return self._answer(matrix, {"task": self.task_names, "other_task": self.task_names})
 
     @checked
-    def interactions(self, readout: Readout = "loo", return_std: bool = False) -> Any:
-        """Pairwise synergy: how much task i's effect grows when task j is present.
+    def mean_score(self, readout: Readout = "shapley") -> Any:
+        """Mean of F over the subsets that a readout looks at: what it says of no task at all.
 
-        ``"loo"``: ``F(all) - F(all but i) - F(all but j) + F(all but i, j)``. ``"shapley"`` and
-        ``"banzhaf"``: the interaction indices of Grabisch & Roubens 1999. Exact; zero diagonal.
+        ``"loo"``: F(all). ``"banzhaf"``: the mean over all subsets. ``"shapley"``: over subsets of
+        a size that is uniform on 0 to n. Exact for the fitted function with the observed scores.
 
         Args:
             readout: Which of the three.
+
+        Returns:
+            (t,), or a number for scores (m,).
+
+        Raises:
+            ValueError: If ``readout`` is none of the three, or the masks are real weights.
+        """
+        check_choice("readout", readout, READOUTS)
+        self._require_masks("mean_score")
+        share = 1.0 if readout == "loo" else 0.5
+        values = self._with_observed(
+            1,
+            lambda kernel, dual: mean_value(self._active, kernel, readout, dual)[None],
+            lambda term: share * term.weights.sum(0, keepdim=True),
+        )[0]
+        if self.trend is not None:
+            values = values + self.trend.ask(lambda level: level.mean_score(readout)).mean
+        return self._per_target(self.intercept + values)
+
+    @checked
+    def interactions(self, readout: PairReadout = "loo", return_std: bool = False) -> Any:
+        """Pairwise synergy: how much task i's effect grows when task j is present.
+
+        ``"loo"``: ``F(all) - F(all but i) - F(all but j) + F(all but i, j)``. ``"shapley"`` and
+        ``"banzhaf"``: the interaction indices of Grabisch & Roubens 1999. ``"taylor"`` and
+        ``"faithful"``: those with which pairs and tasks sum to F(all) - F(none) (Sundararajan et
+        al. 2020; Tsai et al. 2023), tasks having their Shapley value less half of their pairs.
+        Exact; zero diagonal.
+
+        Args:
+            readout: Which of the five.
             return_std: Also return posterior standard deviations (costs ``O(n^2 m^2)``).
 
         Returns:
             (n, n, t) symmetric, or the pair with standard deviations.
 
         Raises:
-            ValueError: If ``readout`` is none of the three, or the masks are real weights.
+            ValueError: If ``readout`` is none of the five, or the masks are real weights.
         """
-        check_choice("readout", readout, READOUTS)
+        check_choice("readout", readout, PAIR_READOUTS)
         self._require_masks("interactions")
         name, masks, n = readout, self._active, self._active.num_tasks
 
@@ -716,10 +749,7 @@ class Surrogate:
         Raises:
             ValueError: If ``level`` is not.
         """
-        level = check_real("level", level)
-        if not 0 < level < 1:
-            raise ValueError(message("level", "between 0 and 1", str(level), "0.95 is usual."))
-        ends = self._noise_range(level, self._left_out)
+        ends = self._noise_range(check_level("level", level), self._left_out)
         return self._answer(ends, {"end": ("low", "high")})
 
     @cached_property
@@ -1396,7 +1426,7 @@ class Surrogate:
         own = Identity().matmul(query, self._active, answered.to(torch.float64))
         return torch.where(own > 0, factors[self._active.sizes].amin(0), at_size)
 
-    def _readout_factors(self, readout: Readout, order: int) -> Tensor:
+    def _readout_factors(self, readout: PairReadout, order: int) -> Tensor:
         """(1, t) the same for a readout of tasks or pairs: the mean over what it compares."""
         law = size_law(readout, self._active.num_tasks, order).to(self.unit)
         return law[None] @ self._size_factors
@@ -1420,7 +1450,9 @@ class Surrogate:
         axes, std = {"task": self.task_names}, self.unit * variance.sqrt()
         return self._answer(values, axes), self._answer(std, axes)
 
-    def _readout_variances(self, readout: Readout, tasks: Tensor, trend: Answers | None) -> Tensor:
+    def _readout_variances(
+        self, readout: PairReadout, tasks: Tensor, trend: Answers | None
+    ) -> Tensor:
         """(readings, rows, t) variances of a readout of ``tasks`` (rows, d)."""
         n = self._active.num_tasks
         place, live = self._among_varying(tasks)

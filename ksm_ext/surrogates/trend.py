@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.checks import brief
-from ksm_ext.surrogates.options import Readout
+from ksm_ext.surrogates.options import PairReadout, Readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,11 @@ class Level:
         own = [groups[task] for task in self.tasks]
         return self._told(self.surrogate.owen_values(own, return_std), 1)
 
-    def interactions(self, readout: Readout, return_std: bool) -> Any:
+    def mean_score(self, readout: Readout) -> Any:
+        """Mean scores, (t,)."""
+        return self._told(self.surrogate.mean_score(readout), 0)
+
+    def interactions(self, readout: PairReadout, return_std: bool) -> Any:
         """Interactions, (n, n, t)."""
         return self._told(self.surrogate.interactions(readout, return_std), 2)
 

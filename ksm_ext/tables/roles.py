@@ -35,9 +35,10 @@ from ksm_ext.checks import listed, message
 from ksm_ext.subsets import common_sum
 from ksm_ext.tables.files import Columns, is_text
 
-Role = Literal["task", "target", "key", "ignored"]
+Role = Literal["task", "target", "weight", "key", "ignored"]
 
-ARGUMENTS: dict[Role, str] = {"task": "tasks", "target": "targets", "ignored": "ignore"}
+ARGUMENTS: dict[Role, str] = {"task": "tasks", "target": "targets", "weight": "sample_weight"}
+ARGUMENTS["ignored"] = "ignore"
 """What names the columns of a role, in Python and, after two dashes, on the command line."""
 
 
@@ -90,7 +91,7 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        role: ``"task"``, ``"target"``, ``"key"`` or ``"ignored"``.
+        role: ``"task"``, ``"target"``, ``"weight"``, ``"key"`` or ``"ignored"``.
         reason: Why, such as ``"0 or 1"``, ``"named"``, ``"constant: always 1"``.
     """
 

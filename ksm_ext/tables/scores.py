@@ -68,6 +68,7 @@ class ScoreTable:
         target_names: t names.
         columns: What every column was taken for and why, the masks' file first.
         notes: What became of the table of a tracker.
+        sample_weight: (m,) float64 how sure each row is, where a column says so, or None.
     """
 
     masks: Tensor
@@ -76,6 +77,7 @@ class ScoreTable:
     target_names: tuple[str, ...]
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
+    sample_weight: Tensor | None = None
 
     __repr__ = brief
 
@@ -116,6 +118,7 @@ def read_scores(
     long: Sequence[str] | None = None,
     part: Part = "train",
     missing: Missing = "error",
+    sample_weight: str | None = None,
 ) -> ScoreTable:
     """Read scored subsets in any layout of the module's head.
 
@@ -137,6 +140,7 @@ def read_scores(
         part: Which rows of a published table that has ``train_`` and ``test_`` rows.
         missing: Whether empty cells of scores are an error, or NaN: ``"drop"``, as of
             :func:`ksm_ext.fit_surrogate`.
+        sample_weight: The column, beside the scores, that says how sure each row is.
 
     Returns:
         Masks, scores and their names, by default "0", "1", …, and what every column was taken for.
@@ -155,6 +159,7 @@ def read_scores(
         >>> ksm_ext.fit_surrogate(table.masks, table.scores)  # doctest: +SKIP
     """
     given: dict[Role, Names] = {"task": tasks, "target": targets, "ignored": ignore}
+    given["weight"] = () if sample_weight is None else sample_weight
     patterns = {role: (n,) if isinstance(n, str) else n for role, n in given.items()}
     check_choice("missing", missing, get_args(Missing))
     names = None if long is None else _two_names(long)
@@ -272,7 +277,8 @@ def _assembled(
     """Masks and scores of one table of both, or of one of each."""
     named = []
     for table in tables:
-        known = {role: parts for role, parts in patterns.items() if role in (*table.may, "ignored")}
+        asked = (*table.may, "ignored", *(["weight"] if table is tables[-1] else []))
+        known = {role: parts for role, parts in patterns.items() if role in asked}
         others = [name for other in tables if other is not table for name in other.columns]
         own: dict[Role, tuple[str, ...]] = {"task": table.tasks, "target": table.scores}
         for role, names_there in own.items():
@@ -291,6 +297,10 @@ def _assembled(
     ]
     masks = tables[0].numbers(roles[0], named[0], "task")
     scores = tables[-1].numbers(roles[-1], named[-1], "target", missing)
+    sure = list(tables[-1].numbers(roles[-1], named[-1], "weight").values())
+    if len(sure) > 1:
+        found, remedy = f"{len(sure)} columns", "Name the one."
+        raise ValueError(message("sample_weight", "one column", found, remedy))
     shares = any(column.reason == SHARES for column in roles[0])
     mask_rows = _mask_rows(masks, tables[0].where, weights or shares)
     score_rows = np.stack(list(scores.values()), axis=1).astype(np.float64)
@@ -300,17 +310,18 @@ def _assembled(
         raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for names in (masks, scores):
         checked_names("names", list(names), len(names))
-    sure = {name for table in tables for name in (*table.tasks, *table.scores)}
+    known_names = {name for table in tables for name in (*table.tasks, *table.scores)}
     report += [
         replace(column, reason=f"a {column.role} there")
-        if column.reason == "named" and column.name in sure and not patterns[column.role]
+        if column.reason == "named" and column.name in known_names and not patterns[column.role]
         else column
         for columns in roles
         for column in columns
     ]
     numbers = torch.from_numpy(mask_rows), torch.from_numpy(score_rows)
     notes = tuple(table.note for table in tables if table.note)
-    return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report), notes)
+    weight = torch.from_numpy(sure[0].astype(np.float64)) if sure else None
+    return ScoreTable(*numbers, tuple(masks), tuple(scores), tuple(report), notes, weight)
 
 
 def _mask_rows(columns: Columns, where: str, weights: bool) -> np.ndarray:

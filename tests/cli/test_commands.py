@@ -366,6 +366,24 @@ def test_surrogates_of_other_tasks_are_not_compared(there, capsys):
     assert "must be surrogates that share tasks (two at least)" in capsys.readouterr().err
 
 
+def test_a_column_of_weights_is_fitted_with(there):
+    """Rows of weight 0 are left out, those of 2 are as sure as two runs."""
+    weights = np.arange(24) % 3
+    frame().assign(sure=weights).to_csv("weighted.csv", index=False)
+    call = ["fit", "weighted.csv", "--kernel", "linear", "--ridge", "0.5", "-o", "w", "--quiet"]
+    assert main([*call, "--sample-weight", "sure"]) == 0
+    names = {"task_names": TASKS, "target_names": ["loss", "accuracy"]}
+    options = {"kernel": "linear", "ridge": 0.5, "sample_weight": weights, **names}
+    expected = fit_surrogate(MASKS, scores(), **options).attribute()
+    torch.testing.assert_close(load_surrogate("w").attribute(), expected)
+    rows = np.arange(24).repeat(weights)
+    frame().iloc[rows].to_csv("repeated.csv", index=False)
+    assert main(["fit", "repeated.csv", *call[2:6], "-o", "r", "--quiet"]) == 0
+    torch.testing.assert_close(load_surrogate("r").attribute(), expected)
+    watch = ["watch", "weighted.csv", *call[2:6], "--sample-weight", "sure", "--until", "9"]
+    assert main([*watch, "-o", "w.html"]) == 0
+
+
 def test_watch_fits_again_as_runs_arrive(there, monkeypatch, capsys):
     """From no file over a few rows to enough; a look that finds nothing new does nothing."""
     Path("scores.csv").unlink()

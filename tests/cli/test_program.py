@@ -18,7 +18,7 @@ from ksm_ext.cli.program import _names
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("design", "import", "fit", "attribute", "select", "report", "next", "compare", "watch")
-COMMANDS += ("doctor",)
+COMMANDS += ("doctor", "completion")
 
 
 def readme_commands():
@@ -104,8 +104,50 @@ def test_bad_input_is_2(call, said, there, capsys):
 
 
 @pytest.mark.parametrize(
+    ("call", "written"),
+    [
+        ("fit scores.csv", "scores.safetensors"),
+        ("fit folder/runs.v2.csv.gz", "folder/runs.v2.safetensors"),
+        ("report s", "s.html"),
+        ("watch scores.csv --until 5", "scores.html"),
+    ],
+)
+def test_files_are_named_after_what_is_read_and_replaced_by_force_alone(
+    call, written, there, capsys
+):
+    (there / "folder").mkdir()
+    pd.read_csv("scores.csv").to_csv("folder/runs.v2.csv.gz", index=False)
+    assert main(call.split()) == 0
+    said, first = capsys.readouterr(), Path(written).read_bytes()
+    assert written in said.err and said.out == "" and first
+    Path(written).write_bytes(b"mine")
+    assert main(call.split()) == 2
+    assert f"`output` must be a new file where none is named, got {written}. Add" in (
+        capsys.readouterr().err
+    )
+    assert Path(written).read_bytes() == b"mine"
+    assert main([*call.split(), "--force"]) == 0
+    assert Path(written).read_bytes()[:1] == first[:1] and len(Path(written).read_bytes()) > 99
+    Path(written).write_bytes(b"mine")
+    assert main([*call.split(), "--output", written]) == 0  # which is named
+    assert Path(written).read_bytes() != b"mine"
+
+
+def test_what_comes_by_a_pipe_goes_to_one(there):
+    code = "import sys\nfrom ksm_ext.cli import main\nsys.exit(main(sys.argv[1:]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "fit", "-"],
+        input=Path("scores.csv").read_bytes(),
+        capture_output=True,
+    )
+    assert ran.returncode == 0 and ran.stdout[8:9] == b"{"
+    Path("again").write_bytes(ran.stdout)
+    assert main(["attribute", "again", "-o", "a.csv"]) == 0
+
+
+@pytest.mark.parametrize(
     "call",
-    ["", "fit", "fit scores.csv", "select s --budget 2", "design --num-tasks 0", "nothing"],
+    ["", "fit", "report", "select s --budget 2", "design --num-tasks 0", "nothing"],
 )
 def test_bad_arguments_are_2(call, capsys):
     with pytest.raises(SystemExit) as ended:

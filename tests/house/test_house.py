@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2] / "ksm_ext"
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.name != "__init__.py"]
 LATE = {
     "matplotlib": {"plotting"},
-    "pandas": {"arrays", "candidates", "files"},
-    "polars": {"arrays"},
-    "xarray": {"arrays"},
+    "pandas": {"arrays", "candidates", "files", "interop"},
+    "polars": {"arrays", "interop"},
+    "xarray": {"arrays", "interop"},
     "joblib": {"retraining"},
     "shapiq": {"interop"},
     "pyarrow": {"files"},

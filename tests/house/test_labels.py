@@ -148,11 +148,18 @@ FUNCTIONS = {
         [("scores", "subset")],
     ),
     "fit_many": (
-        QUERY | {"scores": (SAID.T, "table", "subset")},
-        lambda masks, scores: np.stack(
-            [s.attribute() for s in fit_many(masks, scores, kernel="linear")]
+        QUERY
+        | {
+            "scores": (SAID.T, "table", "subset"),
+            "sample_weight": (1 + RNG.random((T, M)), "table", "subset"),
+        },
+        lambda masks, scores, sample_weight: np.stack(
+            [
+                s.attribute()
+                for s in fit_many(masks, scores, sample_weight=sample_weight, kernel="linear")
+            ]
         ),
-        [("scores", "subset")],
+        [("scores", "subset"), ("sample_weight", "table"), ("sample_weight", "subset")],
     ),
     "observe": (  # what fit_surrogate does with its tables
         HELD,

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from ksm_ext import evaluation, fit_many, fit_surrogate, more_subsets, next_best, selection, subsets
+from ksm_ext import (
+    evaluation,
+    fit_many,
+    fit_surrogate,
+    interop,
+    more_subsets,
+    next_best,
+    selection,
+    subsets,
+)
 
 WRONG = (
     *("yes", "", None, True, 2, -1, 0.5, 1e400, 10**400, float("nan"), 1j, [], {}, ["a", "b"]),
@@ -53,6 +62,7 @@ def calls():
     """A call that works of every function, by its name: all its arguments are given."""
     fit = {"kernel": "linear", "ridge": "loo", "criterion": "error", "warp": "identity"}
     fit |= {"share_ridge": True, "center": True, "solver": "eigh", "noise_std": 0.1, "known": [0]}
+    fit |= {"sample_weight": [1.0] * 12}
     fit |= {"missing": "error", "task_names": list("abcd"), "target_names": list("xy")}
     many = {"masks": MASKS, "scores": torch.stack([BOTH, BOTH + MASKS[:, :2]]), **fit}
     drawn = {"seed": 0, "allow_repeats": False, "allow_fewer": False, "device": "cpu"}
@@ -173,6 +183,26 @@ def calls():
         (SURROGATE.attribute, {"readout": "loo", "return_std": True, "scale_rest": None}),
         (OF_MIXTURES.attribute, {"readout": "loo", "return_std": True, "scale_rest": True}),
         (SURROGATE.interactions, {"readout": "loo", "return_std": True}),
+        (SURROGATE.mean_score, {"readout": "loo"}),
+        (interop.to_game, {"surrogate": SURROGATE, "target": 0, "normalize": True}),
+        (interop.to_interaction_values, {"surrogate": SURROGATE, "index": "SII", "target": 0}),
+        *(
+            (export, {"surrogate": SURROGATE, "readout": "loo", "interactions": True, "level": 0.9})
+            for export in (interop.to_pandas, interop.to_polars, interop.to_xarray)
+        ),
+        (
+            interop.attribution_table,
+            {
+                "surrogate": SURROGATE,
+                "readout": "loo",
+                "interactions": False,
+                "targets": [0],
+                "sort": "size",
+                "top": 2,
+                "intervals": True,
+                "level": 0.9,
+            },
+        ),
         (SURROGATE.attribution_covariance, {"readout": "loo", "relative": True}),
         (SURROGATE.walsh_spectrum, {"max_order": 2}),
         (SURROGATE.noise_range, {"level": 0.9}),

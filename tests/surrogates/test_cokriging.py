@@ -180,6 +180,8 @@ def test_readouts_are_those_of_all_subsets(readout, num_levels):
     )
     values, std = asked(surrogate)
     close(values, functionals @ table, 1e-8)
+    law = [reference.context_weight(readout, N, size) for size in ALL.sum(1).tolist()]
+    close(surrogate.mean_score(readout), table.new_tensor(law) @ table, 1e-8)
     spread = torch.stack([asked(level)[1] for level in levels])
     factors = [surrogate._readout_factors(readout, order) for order in (1, 2)]
     factors = torch.cat([factors[0].expand(N, -1), factors[1].expand(len(one), -1)])

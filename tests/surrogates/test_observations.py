@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 
 from ksm_ext import (
     ConjugateGradients,
     Exponential,
     Linear,
+    fit_many,
     fit_surrogate,
     load_surrogate,
     retrain_scores,
@@ -758,6 +759,35 @@ def test_only_the_proportions_of_weights_decide_where_the_ridge_is_chosen(kernel
     again = load_surrogate(tmp_path / "weighted.safetensors")
     for readout in READOUTS:
         close_with_deviations(again.attribute(readout, True), one.attribute(readout, True))
+
+
+@pytest.mark.parametrize("ridge", [0.3, "loo"])
+def test_tables_fitted_together_have_weights_of_their_own_or_the_same(ridge):
+    masks = design(3)
+    scores = torch.stack([truth(seed, masks, 2) for seed in range(3)])
+    each = torch.stack([SURENESS, SURENESS.flip(0), torch.ones(40).double()])
+    for weights in (each, SURENESS):
+        options = {"kernel": ["linear", "rbf"], "ridge": ridge if ridge == "loo" else 0.3}
+        options["kernel"] = options["kernel"] if ridge == "loo" else "linear"
+        found = fit_many(masks, scores, sample_weight=weights, **options)
+        for one, outcome, own in zip(found, scores, weights.expand(3, 40), strict=True):
+            alone = fit_surrogate(masks, outcome, sample_weight=own, **options)
+            close_with_deviations(one.attribute("loo", True), alone.attribute("loo", True))
+    with pytest.raises(ValueError, match=r"`sample_weight` must be of shape \(40,\), got shape"):
+        fit_many(masks, scores, sample_weight=torch.ones(3))
+
+
+def test_whole_weights_are_repeated_rows_where_the_ridge_is_given():
+    masks, scores = design(4), torch.stack([truth(seed, design(4), 1)[:, 0] for seed in (0, 1)])
+    counts = torch.arange(40) % 3 + 1
+    options = {"kernel": "linear", "ridge": 0.7}
+    found = fit_many(masks, scores, sample_weight=counts, **options)
+    for one, outcome in zip(found, scores, strict=True):
+        rows = torch.arange(40).repeat_interleave(counts)
+        repeated = fit_surrogate(masks[rows], outcome[rows], **options)
+        close(one.predict(masks), repeated.predict(masks))
+        peer = Ridge(alpha=0.7).fit(masks, outcome, sample_weight=counts)
+        close(one.predict(masks), torch.from_numpy(peer.predict(masks.numpy())))
 
 
 def test_sure_rows_lead():

@@ -17,6 +17,7 @@ from ksm_ext import RBF, Exponential, Linear, fit_surrogate
 from ksm_ext.surrogates.kernels import Identity
 from ksm_ext.surrogates.masks import Masks
 from ksm_ext.surrogates.readouts import (
+    PAIR_READOUTS,
     READOUTS,
     functionals,
     prior_covariance,
@@ -75,6 +76,10 @@ def test_readouts_and_their_variance_equal_enumeration(kernel, n, center):
         close(apart / scale**2, (std(steps) / scale) ** 2)
         # rounding in a variance becomes its root in a deviation: compare squares
         close((deviation / scale) ** 2, (std(effects(n, readout)) / scale) ** 2)
+        sizes = subsets(n).sum(1).tolist()
+        law = [reference.context_weight(readout, n, size) for size in sizes]
+        close(surrogate.mean_score(readout), values.new_tensor(law) @ values)
+    for readout in PAIR_READOUTS:
         answer, deviation = surrogate.interactions(readout, return_std=True)
         assert answer.shape == deviation.shape == (n, n, 2)
         assert torch.equal(answer, answer.transpose(0, 1)) and not answer.diagonal().any()
@@ -95,6 +100,7 @@ def test_prior_variances_equal_enumeration(kernel, n):
         expected = (effects(n, readout) @ prior * effects(n, readout)).sum(1)
         found = prior_variance(kernel, readout, n, torch.arange(n)[:, None])
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    for readout in PAIR_READOUTS:
         chosen = torch.triu_indices(n, n, 1).T  # none of a single task
         expected = (pairs(n, readout) @ prior * pairs(n, readout)).sum(1)
         found = prior_variance(kernel, readout, n, chosen)

@@ -49,6 +49,44 @@ def test_targets_by_name_and_columns_to_ignore(tmp_path):
         read_scores(path, ignore=["nothing"])
 
 
+def test_a_column_of_weights_is_that_of_its_rows(tmp_path):
+    """In a table of both, beside scores that are joined, and of a long table."""
+    weights = np.arange(9) % 4 / 2
+    both = frame().assign(run=[f"run {i}" for i in range(9)], sure=weights, seed=1)
+    both.drop(columns="run").to_csv(tmp_path / "one.csv", index=False)
+    table = read_scores(tmp_path / "one.csv", ignore="seed", sample_weight="sure")
+    check(table)
+    assert table.sample_weight.tolist() == weights.tolist()
+    assert "weight (named)  " in table.role_table() and "sure" in table.role_table()
+    assert table.merged().sample_weight is table.sample_weight
+    both[["run", *TASKS]][::-1].to_csv(tmp_path / "masks.csv", index=False)
+    both[["run", "sure", *TARGETS]].to_csv(tmp_path / "scores.csv", index=False)
+    joined = read_scores(tmp_path / "scores.csv", tmp_path / "masks.csv", sample_weight="sure")
+    check(joined)
+    assert joined.sample_weight.tolist() == weights.tolist()
+    assert read_scores(tmp_path / "one.csv", ignore="s*").sample_weight is None
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"sample_weight": "suer"}, "`sample_weight` must be among the columns .*, got 'suer'"),
+        ({"sample_weight": "s*"}, "`sample_weight` must be one column, got 2 columns. Name the"),
+        ({"sample_weight": "note"}, "`'note' of .*` must be a column of numbers, got text"),
+        (
+            {"sample_weight": "seed", "ignore": "seed"},
+            "`sample_weight` must be other columns than `ignore`, got 'seed'",
+        ),
+    ],
+)
+def test_what_is_no_column_of_weights(tmp_path, options, found):
+    path = tmp_path / "scores.csv"
+    frame().assign(sure=0.5, seed=1, note="text").to_csv(path, index=False)
+    options = {"tasks": TASKS, "targets": TARGETS, **options}
+    with pytest.raises(ValueError, match=found):
+        read_scores(path, **options)
+
+
 def test_mixture_weights_stay_weights(tmp_path):
     path = tmp_path / "scores.csv"
     shares = pd.DataFrame((0.25 * MASKS).numpy(), columns=TASKS)
