@@ -3,10 +3,10 @@
 Build tools build in an isolated environment. Were torch one of the build requirements, they would
 download its newest release there (gigabytes), whatever torch the user has. So the folder of a torch
 of the same Python joins ``sys.path`` while a hook runs, and nothing is required: that of the
-environment which pip installs into, or of one whose ``bin`` is on the PATH, as in an activated
-environment (uv and ``python -m build`` isolate in an environment of their own). Where there is
+environment which pip installs into; or, since uv and ``python -m build`` do not tell theirs, of one
+whose programs are on the PATH, as an activated one's are, or of ``.venv`` here. Where there is
 none, torch is required for the build as it is for the run, and that is said. What is built beside
-any torch since 2.10 runs beside any other: it matters for the time of the build alone.
+any torch since 2.10 runs beside any other.
 """
 
 import importlib.metadata
@@ -31,18 +31,18 @@ def target_folders() -> list[str]:
     return [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 
 
-def path_folders() -> list[str]:
-    """Where packages of this Python lie in the environments whose programs are on the PATH."""
+def other_folders() -> list[str]:
+    """Where packages of this Python lie in the environments on the PATH, and in ``.venv``."""
     prefixes = [str(Path(folder).parent) for folder in os.get_exec_path()]
     return [
         sysconfig.get_path("platlib", vars={"base": prefix, "platbase": prefix})
-        for prefix in prefixes
+        for prefix in (*prefixes, os.path.abspath(".venv"))
     ]
 
 
 def torch_to_borrow() -> tuple[str, str] | None:
     """Version and folder of a torch that is recent enough."""
-    for folder in (*target_folders(), *path_folders()):
+    for folder in (*target_folders(), *other_folders()):
         for distribution in importlib.metadata.distributions(name="torch", path=[folder]):
             if Version(distribution.version) >= Version(OLDEST_TORCH):
                 return distribution.version, folder
@@ -71,9 +71,9 @@ def requirements(config_settings: Any = None) -> list[str]:
         return []
     needed = f"torch>={OLDEST_TORCH}"
     print(
-        f"ksm_ext: no {needed} for Python {sysconfig.get_python_version()} in this environment or "
-        "on the PATH: the newest is downloaded for the build. To build beside one that is "
-        "installed, activate its environment, or build without isolation.",
+        f"ksm_ext: no {needed} for Python {sysconfig.get_python_version()} in the target, "
+        "on the PATH or in .venv: the newest is downloaded for the build. To build beside one that "
+        "is installed, activate its environment.",
         file=sys.stderr,
         flush=True,
     )

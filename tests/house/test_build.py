@@ -77,33 +77,36 @@ def environment(folder, torch_version):
 
 
 @pytest.fixture
-def isolated(monkeypatch):
-    """The backend as in an isolated build, of a target and a PATH without torch."""
+def isolated(monkeypatch, tmp_path):
+    """The backend as in an isolated build, with no torch in the target, on the PATH or here."""
     backend = load_backend(monkeypatch)
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(backend, "target_folders", lambda: [])
     monkeypatch.setenv("PATH", "/nowhere/bin")
+    monkeypatch.chdir(tmp_path)
     return backend
 
 
-def test_the_build_requires_torch_only_where_there_is_none(monkeypatch, capsys):
+def test_the_build_requires_no_torch_where_there_is_one(monkeypatch, capsys):
     backend = load_backend(monkeypatch)
     assert backend.requirements() == []
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert backend.requirements() == []  # found in the target environment
-    monkeypatch.setattr(backend, "target_folders", lambda: [])
-    monkeypatch.setenv("PATH", "/nowhere/bin")
     assert capsys.readouterr().err == ""
-    assert backend.requirements() == ["torch>=2.10"]
+
+
+def test_the_build_says_that_it_downloads_a_torch(isolated, capsys):
+    assert isolated.requirements() == ["torch>=2.10"]
     assert "the newest is downloaded for the build" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("version, recent", [("2.9.1", False), ("2.10.0+cpu", True), ("3.0", True)])
-def test_the_build_takes_the_torch_of_an_environment_on_the_path(
-    isolated, monkeypatch, tmp_path, version, recent
+@pytest.mark.parametrize("name", ["active", ".venv"])
+def test_the_build_takes_a_recent_torch_on_the_path_or_here(
+    isolated, monkeypatch, tmp_path, name, version, recent
 ):
-    packages = environment(tmp_path, version)
-    monkeypatch.setenv("PATH", os.pathsep.join(["/nowhere/bin", str(tmp_path / "bin")]))
+    packages = environment(tmp_path / name, version)
+    monkeypatch.setenv("PATH", os.pathsep.join(["/nowhere/bin", str(tmp_path / "active/bin")]))
     assert isolated.torch_to_borrow() == ((version, packages) if recent else None)
     assert isolated.requirements() == ([] if recent else ["torch>=2.10"])
 
