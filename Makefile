@@ -87,7 +87,7 @@ $(BIN)/python:
 
 # torch first: ksm_ext is then built beside it and changes nothing about it.
 $(VENV)/.torch: | $(BIN)/python
-	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" "setuptools-scm>=8" wheel ninja
+	$(BIN)/pip install -q "$(TORCH)" "setuptools>=77" "setuptools-scm>=8" wheel ninja packaging
 	@touch $@
 
 $(BUILT): $(SOURCES) | $(VENV)/.torch

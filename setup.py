@@ -2,13 +2,15 @@
 
 Three modules, because they load under different conditions:
 
-* ``ksm_ext._C``: operator schemas and CPU kernels, always built.
+* ``ksm_ext._C``: operator schemas, CPU kernels and the facts of this build, always built.
 * ``ksm_ext._C_cuda``: CUDA kernels, loaded by the package only beside a CUDA torch.
-* ``ksm_ext._build``: the facts of this build, through pybind11.
+* ``ksm_ext._arithmetic``: the kernels' arithmetic of one value, which pybind11 makes functions of
+  NumPy arrays, for the tests; only of a build in place (``pip install -e .``).
 
-The first two use nothing of torch but its stable ABI (2.10): what is built beside one torch runs
-beside any later one. ``KSM_EXT_CUDA=0`` or ``=1`` decides about CUDA; without it, a CUDA torch and
-a CUDA toolkit must both be there. The decision is printed.
+The first two use nothing of torch but its stable ABI (2.10) and nothing of Python but its limited
+API (3.10): a wheel, which has these alone, runs beside any later torch and Python.
+``KSM_EXT_CUDA=0`` or ``=1`` decides about CUDA; without it, a CUDA torch and a CUDA toolkit must
+both be there. The decision is printed.
 """
 
 import os
@@ -46,6 +48,8 @@ if SANITIZE:
     CXX_FLAGS += [*SANITIZERS, "-O1", "-g1", "-fno-omit-frame-pointer"]
 # The stable ABI of torch 2.10, and a compile error for anything outside of it.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY"]
+# The limited API of Python 3.10: for the compiler, and as the tag of wheels.
+cpp_extension.min_supported_cpython, OLDEST_PYTHON = "0x030A0000", "cp310"
 
 
 def sources(*patterns: str) -> list[str]:
@@ -96,12 +100,18 @@ def nvcc_version(toolkit: Path) -> str:
     return match.group(1) if match else "unknown"
 
 
-def cpu_extension() -> CppExtension:
-    """Schemas and CPU kernels."""
+def cpu_extension(toolkit: Path | None) -> CppExtension:
+    """Schemas, CPU kernels, and the facts of this build."""
+    facts = {
+        "KSM_TORCH_VERSION": torch.__version__,
+        "KSM_NVCC_VERSION": nvcc_version(toolkit) if toolkit else "",
+        "KSM_CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else "",
+    }
     return CppExtension(
         "ksm_ext._C",
-        sources("ops.cpp", "cpu/*.cpp"),
+        sources("module.cpp", "ops.cpp", "cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
+        define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args={"cxx": [*CXX_FLAGS, *STABLE_ABI]},
         extra_link_args=SANITIZE,
         py_limited_api=True,
@@ -112,7 +122,6 @@ def cuda_extension(toolkit: Path) -> CppExtension:
     """CUDA kernels; beside a CPU torch they compile and link, for checks, but cannot be loaded."""
     # torch looks beside the nvcc on the PATH, which may be a wrapper; a CPU torch does not look.
     cpp_extension.CUDA_HOME = str(toolkit)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     if torch.version.cuda:
         libraries = ["cudart", "c10_cuda", "torch_cuda"]
     else:
@@ -132,29 +141,38 @@ def cuda_extension(toolkit: Path) -> CppExtension:
     )
 
 
-def build_facts_extension(toolkit: Path | None) -> Extension:
-    """The pybind11 module ``_build``: of torch's copy of pybind11, not linked to torch."""
-    facts = {
-        "KSM_TORCH_VERSION": f'"{torch.__version__}"',
-        "KSM_WITH_CUDA": str(int(toolkit is not None)),
-        "KSM_NVCC_VERSION": f'"{nvcc_version(toolkit) if toolkit else ""}"',
-        "KSM_CUDA_ARCHITECTURES": f'"{os.environ["TORCH_CUDA_ARCH_LIST"] if toolkit else ""}"',
-    }
+def arithmetic_extension() -> Extension:
+    """The pybind11 module: of torch's copy of pybind11, not linked to torch."""
     return Extension(
-        "ksm_ext._build",
-        sources("bindings.cpp", "cpu/isa.cpp"),
+        "ksm_ext._arithmetic",
+        sources("bindings.cpp"),
         include_dirs=[str(ROOT / "csrc"), *cpp_extension.include_paths()],
-        define_macros=list(facts.items()),
         extra_compile_args={"cxx": CXX_FLAGS},
         extra_link_args=SANITIZE,
         language="c++",
     )
 
 
+class BuildModules(BuildExtension):
+    """Leaves out of wheels what one Python alone could load."""
+
+    def run(self) -> None:
+        """Build the modules."""
+        if not self.inplace:
+            self.extensions = [module for module in self.extensions if module.py_limited_api]
+        super().run()
+
+
 toolkit, reason = decide_cuda()
 print(f"ksm_ext: building {'CPU and CUDA' if toolkit else 'CPU only'} ({reason})", flush=True)
-extensions = [cpu_extension()]
+extensions = [arithmetic_extension()]
 if toolkit:
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     extensions.append(cuda_extension(toolkit))
-extensions.append(build_facts_extension(toolkit))
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
+extensions.append(cpu_extension(toolkit))
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildModules},
+    options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}},
+    exclude_package_data={} if toolkit else {"ksm_ext": ["_C_cuda.pyi"]},
+)

@@ -1,31 +1,28 @@
-// ksm_ext._build: the facts of this build, as setup.py and the compiler knew them. No tensor passes
-// here: operators go through the dispatcher (ops.cpp).
+// ksm_ext._arithmetic: the arithmetic of one value that the kernels of both devices share, as NumPy
+// functions, for the tests. The package does without: wheels serve every Python, and pybind11 knows
+// no limited API.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include "cpu/isa.h"
+#include "logistic.h"
+#include "series.h"
 
 namespace {
 
-const char* compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
+template <typename T>
+void bind(pybind11::module_& m) {
+  m.def("exp_of_minus", pybind11::vectorize(ksm::exp_of_minus<T>));
+  m.def("log_of_one_plus", pybind11::vectorize(ksm::log_of_one_plus<T>));
+  m.def("logistic_loss", pybind11::vectorize([](T z) { return ksm::logistic_of(z).loss; }));
+  m.def("logistic_slope", pybind11::vectorize([](T z) { return ksm::logistic_of(z).slope; }));
+  m.def("logistic_curvature",
+        pybind11::vectorize([](T z) { return ksm::logistic_of(z).curvature; }));
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_build, m) {
-  m.doc() = "Facts of this build.";
-  m.attr("torch_version") = KSM_TORCH_VERSION;
-  m.attr("cuda") = static_cast<bool>(KSM_WITH_CUDA);
-  m.attr("nvcc_version") = KSM_NVCC_VERSION;
-  m.attr("cuda_architectures") = KSM_CUDA_ARCHITECTURES;
-  m.attr("compiler") = compiler();
-  m.def(
-      "cpu_instruction_set", [] { return ksm::name_of(ksm::cpu_isa()); },
-      "The instruction set in use on this CPU: avx512, avx2 or portable.");
+PYBIND11_MODULE(_arithmetic, m) {
+  m.doc() = "The arithmetic of one value, on arrays of float32 or float64.";
+  bind<float>(m);
+  bind<double>(m);
 }

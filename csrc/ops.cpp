@@ -1,6 +1,5 @@
 // Every operator of ksm_ext: the table of contents of csrc/. Kernels are registered where they are
 // written, in cpu/ and cuda/; shapes, dtypes and derivatives are documented in ksm_ext/ops/.
-#include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ksm_ext, m) {
@@ -37,10 +36,4 @@ STABLE_TORCH_LIBRARY(ksm_ext, m) {
       "Tensor ridge, ScalarType? curvature_dtype) -> (Tensor, Tensor, Tensor)");
   m.def("softmax_hvp(Tensor logits, Tensor tangents, Tensor? weights) -> Tensor");
   m.def("softmax_hvp_(Tensor(a!) tangents, Tensor logits, Tensor? weights) -> ()");
-}
-
-// Importing ksm_ext._C loads this library, which registers the operators; the module is empty.
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-  return PyModule_Create(&module);
 }

@@ -1,8 +1,9 @@
 // exp and log1p on the half lines where the losses and kernels need them, from additions and
 // multiplications alone: the same bits on every device, and loops over them vectorise.
 //
-//     exp_of_minus(a) = e^-a           a >= 0; 0 where e^-a is below the normal numbers
-//     log_of_one_plus(e) = log(1 + e)  0 <= e <= 1, to a few units in the last place of the result
+//     exp_of_minus(a) = e^-a           a >= 0; 0 where e^-a is below the normal numbers; to 1.25 units
+//                                      in the last place of the result
+//     log_of_one_plus(e) = log(1 + e)  0 <= e <= 1; to 3 units
 //
 // NaN gives NaN. Everything is in an anonymous namespace: each instruction set keeps its own copy.
 #pragma once

@@ -2,7 +2,7 @@
 
 import torch
 
-from ksm_ext import _build
+from ksm_ext import _C
 
 
 def build_info() -> dict[str, str | bool | None]:
@@ -18,11 +18,11 @@ def build_info() -> dict[str, str | bool | None]:
         RuntimeError: If ``KSM_EXT_CPU_ISA`` names an instruction set that this CPU lacks.
     """
     return {
-        "torch_built_against": _build.torch_version,
+        "torch_built_against": _C.torch_version,
         "torch_running": torch.__version__,
-        "cuda": _build.cuda,
-        "nvcc": _build.nvcc_version or None,
-        "cuda_architectures": _build.cuda_architectures or None,
-        "compiler": _build.compiler,
-        "cpu_instruction_set": _build.cpu_instruction_set(),
+        "cuda": bool(_C.nvcc_version),
+        "nvcc": _C.nvcc_version or None,
+        "cuda_architectures": _C.cuda_architectures or None,
+        "compiler": _C.compiler,
+        "cpu_instruction_set": _C.cpu_instruction_set(),
     }

@@ -11,7 +11,7 @@ from operators import derivatives, refusals
 from torch.autograd import forward_ad
 from torch.library import opcheck
 
-from ksm_ext import _build, ops
+from ksm_ext import ops
 
 # (m, l, n): 0, 1, off and on the multiples of 16, 32 and 64, and larger than every block.
 SHAPES = [(0, 4, 3), (4, 0, 3), (3, 2, 0), (1, 1, 1), (7, 5, 31), (16, 64, 64), (65, 33, 65)]
@@ -161,12 +161,7 @@ def test_strided_inputs_are_copied(device):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    # The module of build facts is loaded alone: it needs no torch.
-    code = (
-        "from importlib.machinery import ExtensionFileLoader as Loader;"
-        f"Loader('_build', {_build.__file__!r}).load_module().cpu_instruction_set()"
-    )
-    result = run_with("sse9", code)
+    result = run_with("sse9", "import torch; from ksm_ext import _C; _C.cpu_instruction_set()")
     assert "KSM_EXT_CPU_ISA must be one of {" in result.stderr
     assert "got sse9. Unset it" in result.stderr
 
