@@ -13,6 +13,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     session = getattr(terminalreporter.config, "_benchmarksession", None)
     groups: dict[str, dict[str, float]] = {}
     for bench in session.benchmarks if session else []:
+        said = (
+            f"{name} {f'{value:.4g}' if isinstance(value, float) else f'{value:,}'}"
+            for name, value in bench.extra_info.items()
+            if isinstance(value, (int, float))
+        )
+        if bench.extra_info:
+            terminalreporter.write_line(f"{bench.name}: {', '.join(said)}")
         if not bench.has_error and "peer" in (bench.params or {}):
             groups.setdefault(bench.group, {})[bench.params["peer"]] = bench.stats.median
     for group, medians in groups.items():

@@ -42,11 +42,23 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(error.errno, text) from error
 
 
+def check_file(name: str, path: str | os.PathLike[str], remedy: str) -> None:
+    """Raise ``FileNotFoundError`` unless ``path``, which messages call ``name``, is a file."""
+    found = str(path)
+    if Path(path).is_dir():
+        found, remedy = f"the folder {path}", "Name a file in it."
+    if not Path(path).is_file():
+        raise FileNotFoundError(message(name, "a file", found, remedy))
+
+
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raise ``FileNotFoundError`` if the folder of ``path`` is not there, whatever would be in it.
 
-    For long work to ask before it begins.
+    And ``IsADirectoryError`` if ``path`` is a folder. For long work to ask before it begins.
     """
+    if Path(path).is_dir():
+        text = message("path", "a file", f"the folder {path}", "Name a file in it.")
+        raise IsADirectoryError(errno.EISDIR, text)
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         remedy = f"Make the folder (`mkdir -p {shlex.quote(str(folder))}`), or choose another path."

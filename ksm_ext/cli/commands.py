@@ -91,7 +91,8 @@ def watch(args: Namespace) -> int:
             try:
                 table = _score_table(args)
                 surrogate = _fitted(args, table)
-                shown = {"title": args.title, "readout": args.readout, "maximize": _maximize(args)}
+                shown = {"title": args.title, "readout": args.readout}
+                shown["maximize"] = _maximize(args, surrogate.target_names)
                 write_report(surrogate, args.output, **shown)
                 line = str(surrogate).splitlines()[0]
                 say(f"{len(table.masks):,} runs. {line}. Wrote {args.output}.")
@@ -148,7 +149,11 @@ def _of_shared(
     return values[rows][:, columns], std[rows][:, columns]
 
 
-def _maximize(args: Namespace) -> dict[str, bool]:
+def _maximize(args: Namespace, names: Sequence[str]) -> dict[str, bool]:
+    """Which way targets get better, of those that are named; ``names`` are all of them."""
+    for option in ("maximize", "minimize"):
+        for name in getattr(args, option):
+            position(option, name, names)
     both = [name for name in args.maximize if name in args.minimize]
     if both:
         remedy = "Name each target once."
@@ -306,7 +311,7 @@ def report(args: Namespace) -> int:
         )
         held_out = (table.masks, table.scores)
     shown: dict[str, Any] = {"title": args.title, "readout": args.readout, "target": args.target}
-    shown["maximize"] = _maximize(args)
+    shown["maximize"] = _maximize(args, surrogate.target_names)
     _write(args.output, lambda path: write_report(surrogate, path, held_out=held_out, **shown))
     if args.output != STANDARD:
         say(f"Wrote {args.output}: open it in a browser.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext import subsets
+from ksm_ext.atomic_write import check_file
 from ksm_ext.checks import message
 from ksm_ext.cli.output import STANDARD, read_surrogate, say, show_table, write_bytes
 from ksm_ext.surrogates.next_best import next_best
@@ -39,12 +40,12 @@ def draw(args: Namespace) -> int:
 
 def _task_names(source: str) -> list[str]:
     path, remedy = Path(source), "Write one name a line."
-    if not path.is_file():
-        raise FileNotFoundError(message("tasks", "a file", source, remedy))
+    check_file("tasks", path, remedy)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(message(source, "text in UTF-8", str(error), remedy)) from error
+        found = "bytes that are none"
+        raise ValueError(message(source, "text in UTF-8", found, remedy)) from error
     names = [line.strip() for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         found = "none" if not names else "a name more than once"
@@ -55,7 +56,11 @@ def _task_names(source: str) -> list[str]:
 def _next(args: Namespace) -> tuple[list[str], Tensor]:
     """The tasks of a surrogate, and what tells most besides the subsets that it was fitted to."""
     surrogate = read_surrogate(args.surrogate).with_tensor_answers()
-    masks = next_best(surrogate, args.num_subsets, args.question, seed=args.seed)
+    options = {"seed": args.seed, "allow_fewer": True}
+    masks = next_best(surrogate, args.num_subsets, args.question, **options)
+    if len(masks) < args.num_subsets:
+        left = f"{len(masks):,} different subsets that were not scored are left"
+        say(f"Note: {left} of the {args.num_subsets:,} asked for.")
     return list(surrogate.task_names), masks
 
 

@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked := re.search(r"tried to allocate (\d+) bytes", text):
             text = f"there is no memory for {int(asked[1]) / 1e9:,.0f} GB at once: ask for less."
         say(f"ksm: error: {text}")
-        return 2 if isinstance(error, (ValueError, TypeError, FileNotFoundError)) else 1
+        of_input = (ValueError, TypeError, FileNotFoundError, IsADirectoryError)
+        return 2 if isinstance(error, of_input) else 1
 
 
 def _run(args: Namespace) -> int:

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from ksm_ext.arrays import ArrayLike, aligned, position
-from ksm_ext.checks import check_choice, check_positive_int, check_several, message
+from ksm_ext.checks import check_choice, check_positive_int, check_several, checked, message
 from ksm_ext.subsets import Question, design, distinct_rows, mixed_sizes
 from ksm_ext.surrogates.kernels import Identity, Kernel
 from ksm_ext.surrogates.masks import Masks
@@ -54,6 +54,7 @@ _QUERIES = 256  # subsets whose predictions stand for those of all
 _SWEEPS = 10  # of exchanges; two or three are usual
 
 
+@checked
 def next_best(
     surrogate: Surrogate,
     num_subsets: int,
@@ -62,6 +63,7 @@ def next_best(
     candidates: ArrayLike | None = None,
     targets: Sequence[str | int] | None = None,
     seed: int = 0,
+    allow_fewer: bool = False,
 ) -> Any:
     """The subsets that shrink the variance of an answer most, once scored.
 
@@ -80,6 +82,7 @@ def next_best(
             stay as they were. The empty subset is not among them.
         targets: Names or numbers of the targets that count; by default all.
         seed: Seed of the candidates: the same seed gives the same subsets.
+        allow_fewer: Whether to answer with all candidates where there are fewer than k.
 
     Returns:
         (k, n) bool, the one that tells most first: of the array kind of the fitted scores and on
@@ -99,18 +102,22 @@ def next_best(
         remedy = "Fit 0/1 masks with this version: its variance is what is made smaller."
         raise ValueError(message("surrogate", "one that has intervals", "one without", remedy))
     pool = _pool(surrogate, num_subsets, candidates, seed)
-    if len(pool) < num_subsets:
-        remedy = "Ask for fewer, or give more `candidates`."
+    if len(pool) < num_subsets and not allow_fewer:
+        remedy = "Ask for fewer, give more `candidates`, or pass allow_fewer=True."
         expected = f"at most {len(pool)}, the number of subsets left to choose from"
         raise ValueError(message("num_subsets", expected, str(num_subsets), remedy))
     weights = _target_weights(surrogate, targets)
+    axes = {"subset": None, "task": surrogate.task_names}
+    if not len(pool):
+        return surrogate.kind.restore(pool, axes)
+    num_subsets = min(num_subsets, len(pool))
     posteriors = list(_posteriors(surrogate, pool, readout, weights, seed))
     chosen = _greedy(posteriors, num_subsets, torch.ones(len(pool), dtype=torch.bool))
     chosen = _exchanged(posteriors, chosen)
     allowed = torch.zeros(len(pool), dtype=torch.bool)
     allowed[chosen] = True
     best = pool[_greedy(posteriors, num_subsets, allowed)]
-    return surrogate.kind.restore(best, {"subset": None, "task": surrogate.task_names})
+    return surrogate.kind.restore(best, axes)
 
 
 # -- candidates ---------------------------------------------------------------------------------

@@ -115,7 +115,8 @@ def group_labels(groups: Any, task_names: Sequence[str]) -> list[Hashable]:
         lost = [name for name in task_names if name not in groups]
         if lost:
             remedy = "Say for each task, by its name, in which group it is."
-            raise ValueError(message("groups", f"with {lost[0]!r}", listed(groups), remedy))
+            found = f"none for {listed(map(repr, lost))}"
+            raise ValueError(message("groups", "a label for each task", found, remedy))
         return [groups[name] for name in task_names]
     if table_library(groups):
         (groups,) = aligned({"groups": (groups, "task")}, {"task": task_names})

@@ -10,15 +10,15 @@ two tables over sizes and one product with the masks:
 A readout averages the effect of a task over random contexts: each other task is present with
 probability q, and q follows the readout's law on [0, 1]:
 
-=============  ==================  =================================================
-readout        law of q            meaning
-=============  ==================  =================================================
-``"loo"``      q = 1               ``F(all) - F(all but i)``
-``"banzhaf"``  q = 1/2             mean effect over all subsets
-``"shapley"``  uniform on [0, 1]   mean effect over all orders (Owen 1972)
-``"taylor"``   2 (1 - q)           of pairs: Shapley-Taylor (Sundararajan et al. 2020)
-``"faithful"`` 6 q (1 - q)         of pairs: faithful Shapley (Tsai et al. 2023)
-=============  ==================  =================================================
+==============  ==================  =================================================
+readout         law of q            meaning
+==============  ==================  =================================================
+``"loo"``       q = 1               ``F(all) - F(all but i)``
+``"banzhaf"``   q = 1/2             mean effect over all subsets
+``"shapley"``   uniform on [0, 1]   mean effect over all orders (Owen 1972)
+``"taylor"``    2 (1 - q)           of pairs: Shapley-Taylor (Sundararajan et al. 2020)
+``"faithful"``  6 q (1 - q)         of pairs: faithful Shapley (Tsai et al. 2023)
+==============  ==================  =================================================
 
 For a product kernel ``prod_i g(s_i, a_i)`` the context average factorises, with ``u_a = q g(1, a) +
 (1-q) g(0, a)`` of the other tasks and ``d_a = g(1, a) - g(0, a)`` of the task itself:

@@ -19,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ksm_ext.arrays import TABLES
-from ksm_ext.atomic_write import write_whole
+from ksm_ext.atomic_write import check_file, write_whole
 from ksm_ext.checks import check_choice, check_finite, message
 from ksm_ext.identity import fingerprint
 from ksm_ext.ops.mask_gram import BITS_PER_WORD
@@ -75,9 +75,8 @@ def read_state(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or holds something else.
     """
+    check_file("path", path, "Check where it was saved.")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(message("path", "a file", str(path), "Check where it was saved."))
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}

@@ -37,7 +37,7 @@ from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
-from ksm_ext.atomic_write import write_whole
+from ksm_ext.atomic_write import check_file, write_whole
 from ksm_ext.checks import check_choice, message
 from ksm_ext.scores.runs import read_runs
 from ksm_ext.tables import Format
@@ -55,6 +55,10 @@ _FOREIGN = {
     b"\x80": "a pickle",
     b"\x89HDF": "HDF5",
     b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"%PDF": "a PDF document",
+    b"\x7fELF": "a program",
 }
 _PACKED: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -122,6 +126,8 @@ def _read_open(file: BinaryIO, name: str, members: Collection[str]) -> Columns |
     for magic, kind in _FOREIGN.items():
         if content.startswith(magic):
             raise _unreadable(name, kind)
+    if content[7:9] == b"\0{":  # behind the length of its header
+        raise _unreadable(name, "safetensors, as ksm fit saves surrogates")
     text = _decoded(content, name)
     if not text.strip():
         raise _unreadable(name, "nothing in it")
@@ -200,11 +206,8 @@ def printable(text: str) -> str:
 def _open(source: str | Path) -> BinaryIO:
     if str(source) == "-":
         return io.BytesIO(sys.stdin.buffer.read())
-    path = Path(source)
-    if not path.is_file():
-        remedy = 'Check the path; "-" is standard input.'
-        raise FileNotFoundError(message("path", "a file", str(path), remedy))
-    return path.open("rb")
+    check_file("path", source, 'Check the path; "-" is standard input.')
+    return Path(source).open("rb")
 
 
 def _unpacked(file: BinaryIO, name: str) -> BinaryIO:
@@ -235,7 +238,7 @@ def _decoded(content: bytes, name: str) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError as error:
             failure = error
-    raise _unreadable(name, str(failure)) from failure
+    raise _unreadable(name, f"no text in {encodings[0]}") from failure
 
 
 def _unreadable(name: str, found: str) -> ValueError:
@@ -445,7 +448,8 @@ def _read_zip(file: BinaryIO, name: str, members: Collection[str]) -> Columns:
             excel = "xl/workbook.xml" in archive.namelist()
             size = sum(info.file_size for info in archive.infolist())
     except _NO_ARRAY as error:
-        raise _unreadable(name, f"a zip archive with {error or type(error).__name__}") from error
+        found = f"a damaged zip archive ({error or type(error).__name__})"
+        raise _unreadable(name, found) from error
     file.seek(0)
     if not excel:
         return _read_npz(file, name, members)

@@ -232,15 +232,20 @@ def _results(path: Path) -> dict[str, float]:
 def split_subsets(columns: Columns, name: str, where: str) -> Columns:
     """A column of lists of task names, or of bit strings, as a column of 0 and 1 for each task.
 
-    Lists are JSON or Python's, or names between ``;``, ``|``, ``,`` or blanks. Bit strings are all
-    of one length; their tasks are numbered from 0.
+    Lists are JSON or Python's, or names between ``;``, ``|``, ``,``, ``+`` (as in ``wiki+code``) or
+    blanks: the first of these that some cell has. Bit strings are all of one length; their tasks
+    are numbered from 0.
 
     Raises:
         ValueError: If there is no such column, bit strings differ in length, a name is one of
             another column, or the masks would pass 2 GiB.
     """
     _check_there(columns, [name], where, "subset")
-    rows = [_members(cell) for cell in columns[name].tolist()]
+    cells = columns[name].tolist()
+    texts = [cell for cell in cells if isinstance(cell, str) and _of_json(cell.strip()) is None]
+    between = (r"\s*;\s*", r"\s*\|\s*", r"\s*,\s*", r"(?<=\w)\s*\+\s*(?=\w)")
+    separator = next((s for s in between if any(re.search(s, text) for text in texts)), r"\s+")
+    rows = [_members(cell, separator) for cell in cells]
     bits = [row for row in rows if isinstance(row, str)]
     if bits and len(bits) == len(rows):
         lengths = {len(row) for row in bits}
@@ -257,21 +262,29 @@ def split_subsets(columns: Columns, name: str, where: str) -> Columns:
     return _with_masks(columns, [name], sets, tasks, where)
 
 
-def _members(cell: object) -> str | list[str]:
+def _members(cell: object, separator: str) -> str | list[str]:
     """The names in a cell, or its bits."""
     if isinstance(cell, (list, tuple, np.ndarray)):
         return [str(each) for each in cell]
     text = f"{int(cell)}" if isinstance(cell, float) and cell == cell else str(cell).strip()
     if re.fullmatch("[01]{2,}", text):
         return text
+    found = _of_json(text)
+    if found is not None:
+        return found
     if text.startswith("[") and text.endswith("]"):
-        try:
-            return [str(each) for each in json.loads(text.replace("'", '"'))]
-        except ValueError:
-            text = text[1:-1]
-    separator = next((s for s in ";|," if s in text), None)
-    parts = text.split(separator) if separator else text.split()
-    return [part.strip().strip("'\"") for part in parts if part.strip()]
+        text = text[1:-1]
+    return [part.strip().strip("'\"") for part in re.split(separator, text) if part.strip()]
+
+
+def _of_json(text: str) -> list[str] | None:
+    """The names in a list of JSON's or Python's form; None if it is of neither."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        return [str(each) for each in json.loads(text.replace("'", '"'))]
+    except ValueError:
+        return None
 
 
 def from_long(

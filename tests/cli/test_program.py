@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pandas as pd
 import pytest
-from sweep import frame, table
+from sweep import MASKS, frame, table
 
 from ksm_ext import subsets
 from ksm_ext.cli import main
@@ -93,10 +93,22 @@ def test_names_between_commas():
         ("design --num-tasks 5", "`num-subsets` must be given for this design"),
         ("design --num-tasks 5 --num-subsets 3 --design fixed-size", "`size` must be given"),
         ("design --tasks none.txt --num-subsets 3", "`tasks` must be a file, got none.txt"),
-        ("design --tasks s --num-subsets 3", "`s` must be text in UTF-8"),
+        ("design --tasks s --num-subsets 3", "`s` must be text in UTF-8, got bytes that are none."),
+        ("report s -o r.html --minimize lsos", "`minimize` must be one of 'loss', 'accuracy', got"),
+        ("report s -o r.html --maximize lsos", "`maximize` must be one of 'loss', 'accuracy', got"),
+        ("fit folder -o x", "`path` must be a file, got the folder folder. Name a file in it."),
+        ("attribute folder", "`path` must be a file, got the folder folder. Name a file in it."),
+        ("fit scores.csv --masks folder -o x", "`path` must be a file, got the folder folder."),
+        ("design --tasks folder --num-subsets 3", "`tasks` must be a file, got the folder folder."),
+        ("fit none.csv -o folder", "`path` must be a file, got the folder folder. Name a file in"),
+        (
+            "fit s -o x",
+            "must be CSV with a header row, JSON, NPZ, Parquet, Feather or Excel, got saf",
+        ),
     ],
 )
 def test_bad_input_is_2(call, said, there, capsys):
+    (there / "folder").mkdir()
     assert main(call.split()) == 2
     text = capsys.readouterr()
     assert text.out == "" and text.err.splitlines()[-1].startswith("ksm: error: ")
@@ -131,6 +143,16 @@ def test_files_are_named_after_what_is_read_and_replaced_by_force_alone(
     Path(written).write_bytes(b"mine")
     assert main([*call.split(), "--output", written]) == 0  # which is named
     assert Path(written).read_bytes() != b"mine"
+
+
+def test_next_gives_what_is_left_and_says_so(there, capsys):
+    every = subsets.all_subsets(5)
+    rest = sorted(set(map(tuple, every[1:].int().tolist())) - set(map(tuple, MASKS.int().tolist())))
+    assert main(["next", "s", "--num-subsets", "40"]) == 0
+    text = capsys.readouterr()
+    assert sorted(map(tuple, table(text.out).to_numpy().tolist())) == rest
+    said = f"Note: {len(rest)} different subsets that were not scored are left of the 40 asked for."
+    assert said in text.err
 
 
 def test_what_comes_by_a_pipe_goes_to_one(there):

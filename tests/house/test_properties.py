@@ -280,6 +280,32 @@ def test_shapley_values_share_out_all_there_is(problem):
     close(surrogate.attribute("shapley").sum(0), ends[0] - ends[1])
 
 
+@holds(problem=problems(), readout=st.sampled_from(("taylor", "faithful")))
+def test_pairs_and_tasks_share_out_all_there_is(problem, readout):
+    """Tasks having their Shapley value less half of their pairs; with Taylor's, F of them alone."""
+    surrogate = fitted(problem)
+    n = problem[0].shape[1]
+    pairs = surrogate.interactions(readout)
+    tasks = surrogate.attribute("shapley") - pairs.sum(1) / 2
+    masks = torch.cat([torch.ones(1, n), torch.zeros(1, n), torch.eye(n)]).bool()
+    full, empty, *single = surrogate.predict(masks, observed=True)
+    close(tasks.sum(0) + pairs.sum((0, 1)) / 2, full - empty)
+    if readout == "taylor":
+        close(tasks, torch.stack(single) - empty)
+
+
+@holds(problem=problems(), readout=st.sampled_from(READOUTS))
+def test_mean_scores_are_those_of_what_readouts_compare(problem, readout):
+    """Of all subsets, of all sizes alike, and the full one: as the scores of all subsets say."""
+    surrogate = fitted(problem)
+    every = subsets.all_subsets(problem[0].shape[1])
+    scores, sizes = surrogate.predict(every, observed=True), every.sum(1)
+    share = {"banzhaf": torch.ones(len(every)), "loo": (sizes == every.shape[1]).float()}
+    share["shapley"] = 1 / sizes.bincount()[sizes]
+    weights = (share[readout] / share[readout].sum()).double()
+    close(surrogate.mean_score(readout), weights @ scores)
+
+
 @holds(
     problem=problems(kernels=("linear", "polynomial", "anova2")), readout=st.sampled_from(READOUTS)
 )

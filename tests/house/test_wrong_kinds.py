@@ -84,6 +84,7 @@ def calls():
                 "candidates": None,
                 "targets": ["0"],
                 "seed": 0,
+                "allow_fewer": False,
             },
         ),
         (more_subsets, {"surrogate": SURROGATE, "readout": "loo", "factor": 0.9, "seed": 0}),

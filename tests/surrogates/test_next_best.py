@@ -403,6 +403,21 @@ def test_errors(options, text):
         next_best(SURROGATES["ridge chosen"], **options)
 
 
+@pytest.mark.parametrize("scored", [5, 12, 15])
+def test_fewer_are_all_that_are_left(scored):
+    """Of the 16 subsets of four tasks; the empty one is not chosen."""
+    every = all_subsets(4)
+    every = every[every.sum(1).argsort(descending=True)]
+    masks, left = every[:scored], every[scored:-1]
+    surrogate = fit_surrogate(masks, masks.double() @ torch.arange(4.0).double(), kernel="linear")
+    found = next_best(surrogate, 99, "loo", allow_fewer=True)
+    assert sorted(found.tolist()) == sorted(left.tolist()) and found.dtype == torch.bool
+    if len(left):
+        assert torch.equal(next_best(surrogate, len(left), "loo"), found)
+    with pytest.raises(ValueError, match=f"`num_subsets` must be at most {len(left)}, .*allow_few"):
+        next_best(surrogate, 99, "loo")
+
+
 def test_weights_have_no_next_subset():
     shares = torch.rand(20, 3, generator=GENERATOR, dtype=torch.float64)
     surrogate = fit_surrogate(shares, shares[:, 0], kernel=RBF)

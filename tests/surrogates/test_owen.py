@@ -157,7 +157,16 @@ def test_constant_tasks_estimates_kinds_and_files(estimated, tmp_path):
     [
         ([0, 1], ValueError, "`groups` must be 4 labels, one for each task, got 2"),
         ("abcd", TypeError, "`groups` must be a list of labels"),
-        ({"0": 1, "1": 1, "2": 2}, ValueError, "`groups` must be with '3', got 0, 1, 2"),
+        (
+            {"0": 1, "1": 1, "2": 2},
+            ValueError,
+            "`groups` must be a label for each task, got none for '3'. Say for",
+        ),
+        (
+            {"a": 0},
+            ValueError,
+            "`groups` must be a label for each task, got none for '0', '1', '2', '3'. Say for",
+        ),
         (3, TypeError, "`groups` must be a list of labels"),
     ],
 )

@@ -265,7 +265,7 @@ def test_what_mixtures_do_not_have():
         with pytest.raises(ValueError, match=form.format(readout)):
             surrogate.attribute(readout)
     form = r"^`masks` must be 0/1 for {}, got real-valued weights\. Use predict, or attribute"
-    for name in ("interactions", "walsh_spectrum"):
+    for name in ("interactions", "walsh_spectrum", "mean_score"):
         with pytest.raises(ValueError, match=form.format(name)):
             getattr(surrogate, name)()
 
@@ -273,11 +273,14 @@ def test_what_mixtures_do_not_have():
 # -- errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ask", ["attribute", "interactions"])
-def test_unknown_readout(ask):
+@pytest.mark.parametrize(
+    ("ask", "of_pairs"),
+    [("attribute", ""), ("mean_score", ""), ("interactions", ", 'taylor', 'faithful'")],
+)
+def test_unknown_readout(ask, of_pairs):
     masks, scores = many_subsets()
     surrogate = fit_surrogate(masks, scores, kernel="linear", ridge=0.1)
-    form = r"^`readout` must be one of 'loo', 'shapley', 'banzhaf', got 'owen'\. Choose"
+    form = rf"^`readout` must be one of 'loo', 'shapley', 'banzhaf'{of_pairs}, got 'owen'\. Choose"
     with pytest.raises(ValueError, match=form):
         getattr(surrogate, ask)("owen")
 

@@ -136,7 +136,7 @@ def as_columns(table):
 
 
 @FAST
-@given(masks=WIDE, separator=st.sampled_from([";", "|", ", ", " "]))
+@given(masks=WIDE, separator=st.sampled_from([";", "|", ", ", " ", "+", " + "]))
 def test_lists_of_tasks(masks, separator, tmp_path_factory):
     names = [f"task-{i}" for i in range(len(masks[0]))]
     cells = [
@@ -148,6 +148,23 @@ def test_lists_of_tasks(masks, separator, tmp_path_factory):
     used = [n for i, n in enumerate(names) if any(row[i] for row in masks)]
     expected = {n: [row[names.index(n)] for row in masks] for n in used}
     assert as_columns(table) == expected and table.scores[:, 0].tolist() == loss.tolist()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["wiki+code", "wiki", "code + c++", "c++"], ["wiki", "code", "c++"]),
+        (["c++,wiki", "c+d,wiki", "c++"], ["c++", "wiki", "c+d"]),
+        (["web text;wiki", "web text", "wiki"], ["web text", "wiki"]),
+        (['["a+b", "c"]', "c d", "d"], ["a+b", "c", "d"]),
+        (["[a, b]", "b, c"], ["a", "b", "c"]),
+    ],
+)
+def test_what_stands_between_names_is_one_for_a_column(cells, expected, tmp_path):
+    frame = pd.DataFrame({"data": cells, "loss": np.arange(len(cells)) + 0.5})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    table = read_scores(tmp_path / "x.csv", subset="data", targets="loss")
+    assert list(table.task_names) == expected
 
 
 @FAST
