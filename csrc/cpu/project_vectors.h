@@ -107,10 +107,12 @@ struct Sixteen<float> {
       const __m512 signs = _mm512_mask_blend_ps(upper, _mm512_set1_ps(1), _mm512_set1_ps(-1));
       out = _mm512_fmadd_ps(out, signs, flipped);
     };
-    stage(0, _mm512_permute_ps(out, 0xB1));
-    stage(1, _mm512_permute_ps(out, 0x4E));
-    stage(2, _mm512_shuffle_f32x4(out, out, 0xB1));
-    stage(3, _mm512_shuffle_f32x4(out, out, 0x4E));
+    stage(0, _mm512_shuffle_ps(out, out, 0xB1));  // unlike flipped(), without an order to load
+    stage(1, _mm512_shuffle_ps(out, out, 0x4E));
+    __m512i raw = _mm512_castps_si512(out);
+    stage(2, _mm512_castsi512_ps(_mm512_shuffle_i32x4(raw, raw, 0xB1)));
+    raw = _mm512_castps_si512(out);
+    stage(3, _mm512_castsi512_ps(_mm512_shuffle_i32x4(raw, raw, 0x4E)));
     return {out};
   }
   static Sixteen all(float value) { return {_mm512_set1_ps(value)}; }
@@ -232,12 +234,12 @@ class PhiloxStreams {
   }
 
   PhiloxSixteen words() const {
+    constexpr __mmask16 kOdd = 0xAAAA;
+    const __m512i lower = _mm512_set_epi32(14, 14, 12, 12, 10, 10, 8, 8, 6, 6, 4, 4, 2, 2, 0, 0);
     PhiloxSixteen out;
     for (int q = 0; q < 4; ++q) {
-      constexpr __mmask16 kOdd = 0xAAAA;
-      const __m512 even = _mm512_castsi512_ps(streams_[0][q]);
-      const __m512 odd = _mm512_castsi512_ps(streams_[1][q]);
-      _mm512_store_ps(out.words[q], _mm512_mask_moveldup_ps(even, kOdd, odd));
+      _mm512_store_si512(
+          out.words[q], _mm512_mask_permutexvar_epi32(streams_[0][q], kOdd, lower, streams_[1][q]));
     }
     return out;
   }
