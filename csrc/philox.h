@@ -18,17 +18,20 @@ constexpr uint32_t kPhiloxA = 0xD2511F53u, kPhiloxB = 0xCD9E8D57u;        // mul
 constexpr uint32_t kPhiloxKey0 = 0x9E3779B9u, kPhiloxKey1 = 0xBB67AE85u;  // steps of the key
 constexpr int kPhiloxRounds = 10;
 
+KSM_HOST_DEVICE static inline Words philox_round(Words c, uint32_t key0, uint32_t key1) {
+  const uint64_t a = uint64_t{kPhiloxA} * c.word[0], b = uint64_t{kPhiloxB} * c.word[2];
+  return {{static_cast<uint32_t>(b >> 32) ^ c.word[1] ^ key0, static_cast<uint32_t>(b),
+           static_cast<uint32_t>(a >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(a)}};
+}
+
 KSM_HOST_DEVICE static inline Words philox(uint64_t seed, Words counter) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  Words c = counter;
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t a = uint64_t{kPhiloxA} * c.word[0], b = uint64_t{kPhiloxB} * c.word[2];
-    c = {{static_cast<uint32_t>(b >> 32) ^ c.word[1] ^ key0, static_cast<uint32_t>(b),
-          static_cast<uint32_t>(a >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(a)}};
+    counter = philox_round(counter, key0, key1);
     key0 += kPhiloxKey0;
     key1 += kPhiloxKey1;
   }
-  return c;
+  return counter;
 }
 
 // A number in 0 .. bound - 1 from 32 random bits.

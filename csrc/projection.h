@@ -172,9 +172,9 @@ KSM_HOST_DEVICE static inline NormalPair normals_of(uint32_t radius_word, uint32
       1.0f - a2 * (0.5f - a2 * (0.0416666667f - a2 * (0.00138888889f - a2 * 2.48015873e-05f)));
   // Turned by 0, 1, 2, 3 quarters: (c, s), (-s, c), (-c, -s), (s, -c).
   const bool odd = (angle_word & 0x40000000u) != 0;
-  const float first = radius * (odd ? sine : cosine), second = radius * (odd ? cosine : sine);
-  return {float_of(bits_of(first) ^ ((angle_word ^ angle_word << 1) & 0x80000000u)),
-          float_of(bits_of(second) ^ (angle_word & 0x80000000u))};
+  const float turned = float_of(bits_of(radius) ^ (angle_word & 0x80000000u));
+  const float with_cosine = turned * cosine, with_sine = turned * sine;
+  return {odd ? -with_sine : with_cosine, odd ? with_cosine : with_sine};
 }
 
 // Normals of four neighbouring coordinates, 4 * quad and on, of an output.

@@ -44,6 +44,15 @@ Pieces pieces_of(const Projection& projection, int64_t b, int64_t p) {
   const int64_t chunks = std::clamp<int64_t>(p / (48 * projection.k), 1, wanted);
   pieces.coordinates = divide_up(divide_up(p, chunks), kSignBlock) * kSignBlock;
   pieces.chunks = divide_up(p, pieces.coordinates);
+  if (projection.kind == Kind::kGaussian) {
+    // A normal costs more than 64 rows do with it: as many pieces of more rows and fewer outputs.
+    // Chunks stay: results have their bits by these alone.
+    constexpr int64_t kMore = 4;
+    pieces.row_groups = divide_up(b, kMore * kDenseRows);
+    pieces.rows = divide_up(b, pieces.row_groups);
+    pieces.outputs = kDenseOutputs / kMore;
+    pieces.output_ranges = divide_up(projection.k, pieces.outputs);
+  }
   return pieces;
 }
 

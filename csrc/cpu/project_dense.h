@@ -23,29 +23,39 @@ const T* padded_block(Range coordinates, int64_t block, const T* x, T* padded) {
   return padded;
 }
 
+// Normals of a block of 128 coordinates and 64 outputs from `output` on. All words of sixteen outputs
+// come first: steps of few registers, many of which the processor then has under way at once.
+template <typename T>
+void fill_normals(uint64_t seed, int64_t block, int64_t output,
+                  T* tile) {  // (kSignBlock, kTileOutputs)
+  constexpr int64_t kQuads = kSignBlock / 4;
+  PhiloxSixteen random[kQuads];
+  for (int64_t r = 0; r < kTileOutputs; r += 16) {
+    const Words counter =
+        counter_of(Kind::kGaussian, block * kQuads, static_cast<uint32_t>(output + r), 0);
+    const PhiloxOfIndices streams(seed, counter);
+    for (uint32_t quad = 0; quad < kQuads; ++quad) {
+      random[quad] = streams.at(counter.word[0] + quad);
+    }
+    for (int64_t pair = 0; pair < 2 * kQuads; ++pair) {
+      const uint32_t* words = random[pair / 2].words[pair % 2 * 2];
+      T* __restrict first = tile + 2 * pair * kTileOutputs + r;
+      T* __restrict second = first + kTileOutputs;
+      for (int l = 0; l < 16; ++l) {
+        const NormalPair normals = normals_of(words[l], words[16 + l]);
+        first[l] = normals.first;
+        second[l] = normals.second;
+      }
+    }
+  }
+}
+
 // Entries of a block of 128 coordinates and 64 outputs from `output` on, without the scale.
 template <typename T>
 void fill_tile(const Projection& projection, int64_t block, int64_t output,
                T* tile) {  // (kSignBlock, kTileOutputs)
   if (projection.kind == Kind::kGaussian) {
-    for (int64_t quad = 0; quad < kSignBlock / 4; ++quad) {
-      const int64_t index = block * (kSignBlock / 4) + quad;
-      for (int64_t r = 0; r < kTileOutputs; r += 16) {
-        const Words counter =
-            counter_of(Kind::kGaussian, index, static_cast<uint32_t>(output + r), 0);
-        const PhiloxSixteen random = philox_sixteen(projection.seed, counter, 2);
-        for (int q = 0; q < 4; q += 2) {
-          T* __restrict first = tile + (4 * quad + q) * kTileOutputs + r;
-          T* __restrict second = first + kTileOutputs;
-          for (int l = 0; l < 16; ++l) {
-            const NormalPair pair = normals_of(random.words[q][l], random.words[q + 1][l]);
-            first[l] = pair.first;
-            second[l] = pair.second;
-          }
-        }
-      }
-    }
-    return;
+    return fill_normals(projection.seed, block, output, tile);
   }
   for (int64_t r = 0; r < kTileOutputs; r += 16) {
     const Words counter =
@@ -59,16 +69,21 @@ void fill_tile(const Projection& projection, int64_t block, int64_t output,
   }
 }
 
-// Rows of sums of a block's coordinates, for 64 outputs: kRows rows share the loads of the tile.
+// Sums over a block's coordinates for 64 outputs: kRows rows of x share the loads of the tile.
 template <int kRows, typename T>
-void multiply_rows(const T* const* x, const T* tile, T scale, int64_t outputs, T* y,
-                   int64_t y_stride) {
+void multiply_rows(Range coordinates, int64_t block, const T* x, int64_t x_stride, const T* tile,
+                   T scale, int64_t outputs, T* y, int64_t y_stride) {
+  T padded[kRows][kSignBlock];
+  const T* row[kRows];
+  for (int i = 0; i < kRows; ++i) {
+    row[i] = padded_block(coordinates, block, x + i * x_stride, padded[i]);
+  }
   for (int64_t r = 0; r < kTileOutputs; r += 16) {
     Sixteen<T> sum[kRows];
-    for (int i = 0; i < kRows; ++i) sum[i] = Sixteen<T>::load(tile + r).times(x[i][0]);
+    for (int i = 0; i < kRows; ++i) sum[i] = Sixteen<T>::load(tile + r).times(row[i][0]);
     for (int64_t j = 1; j < kSignBlock; ++j) {
       const auto entries = Sixteen<T>::load(tile + j * kTileOutputs + r);
-      for (int i = 0; i < kRows; ++i) sum[i] = sum[i].plus(entries.times(x[i][j]));
+      for (int i = 0; i < kRows; ++i) sum[i] = sum[i].plus(entries.times(row[i][j]));
     }
     for (int i = 0; i < kRows; ++i) {
       T values[16];
@@ -82,30 +97,25 @@ void multiply_rows(const T* const* x, const T* tile, T scale, int64_t outputs, T
 template <typename T>
 void project_dense(const Projection& projection, Range coordinates, Range outputs, int64_t rows,
                    const T* x, int64_t x_stride, T* y, int64_t y_stride) {
-  constexpr int kRows = 4;
+  // As many as have registers for their sums.
+  constexpr int kMostRows = sizeof(T) == 4 && KSM_VECTOR_BYTES == 64 ? 8 : 4;
   const T scale = static_cast<T>(scale_of(projection));
-  const Buffer<T> tile(kSignBlock * kTileOutputs), padded(kRows * kSignBlock);
+  const Buffer<T> tile(kSignBlock * kTileOutputs);
   const int64_t end = (coordinates.end + kSignBlock - 1) / kSignBlock;
   for (int64_t block = coordinates.begin / kSignBlock; block < end; ++block) {
     for (int64_t output = outputs.begin; output < outputs.end; output += kTileOutputs) {
       const int64_t count = std::min(kTileOutputs, outputs.end - output);
       fill_tile(projection, block, output, tile.data());
-      for (int64_t i = 0; i < rows; i += kRows) {
-        const int64_t group = std::min<int64_t>(kRows, rows - i);
-        const T* from[kRows];
-        for (int64_t r = 0; r < group; ++r) {
-          from[r] = padded_block(coordinates, block, x + (i + r) * x_stride,
-                                 padded.data() + r * kSignBlock);
+      int64_t i = 0;
+      const auto multiply = [&](auto group) {
+        for (; i + group <= rows; i += group) {
+          multiply_rows<group>(coordinates, block, x + i * x_stride, x_stride, tile.data(), scale,
+                               count, y + i * y_stride + output, y_stride);
         }
-        T* to = y + i * y_stride + output;
-        if (group == kRows) {
-          multiply_rows<kRows>(from, tile.data(), scale, count, to, y_stride);
-        } else {
-          for (int64_t r = 0; r < group; ++r) {
-            multiply_rows<1>(from + r, tile.data(), scale, count, to + r * y_stride, y_stride);
-          }
-        }
-      }
+      };
+      multiply(std::integral_constant<int, kMostRows>());
+      multiply(std::integral_constant<int, 4>());
+      multiply(std::integral_constant<int, 1>());
     }
   }
 }
@@ -190,7 +200,8 @@ void project_rademacher(const Projection& projection, Range coordinates, Range o
           counter_of(Kind::kRademacher, block, static_cast<uint32_t>(outputs.begin + r), 0);
       const PhiloxSixteen random = philox_sixteen(projection.seed, counter, 2);
       for (int q = 0; q < 4; ++q) {
-        std::memcpy(words.data() + q * width + r, random.words[q], sizeof(random.words[q]));
+        uint32_t* to = words.data() + q * width + r;
+        for (int l = 0; l < 16; ++l) to[l] = Values::numbers_of(random.words[q][l]);
       }
     }
     for (int64_t i = 0; i < rows; ++i) {

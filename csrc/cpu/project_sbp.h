@@ -16,7 +16,8 @@ constexpr int64_t kPanelBlocks = 8;  // blocks whose permutations and signs are 
 // The random part of one block in one segment.
 struct BlockStream {
   BlockPermutation permutation;
-  const uint16_t* signs;  // a bit for each coordinate, sixteen in a word
+  const uint16_t* signs;   // a bit for each coordinate, sixteen in a word
+  const uint32_t* places;  // the first output of each vector of sixteen, where blocks are rotated
 };
 
 // The signs of coordinates `part`, in their places of `signs`, which holds `groups` of 128.
@@ -31,58 +32,6 @@ void draw_signs(uint64_t seed, int64_t block, uint32_t replicate, Range part, in
       std::memcpy(signs + (group + l) * 8, words, sizeof(words));  // low halves first
     }
   }
-}
-
-// The permutations and signs of a panel of blocks.
-class SbpPanel {
- public:
-  explicit SbpPanel(const Projection& projection)
-      : projection_(projection),
-        segment_(segment_of(projection)),
-        length_(vector_length(segment_)),
-        groups_((segment_ + 127) / 128),
-        streams_(kPanelBlocks * projection.sparsity),
-        signs_(kPanelBlocks * (projection.sparsity + 1) * groups_ * 8) {}
-
-  void draw(int64_t first, int64_t count, Range coordinates) {
-    const int64_t s = projection_.sparsity;
-    for (int64_t b = 0; b < count; ++b) {
-      const Range part = projection_.hadamard ? Range{0, segment_}
-                                              : part_of_block(coordinates, first + b, segment_);
-      for (int64_t t = 0; t < s; ++t) {
-        const auto replicate = static_cast<uint32_t>(t);
-        draw_signs(projection_.seed, first + b, replicate, part, groups_, signs(b, t));
-        streams_[b * s + t] = {
-            block_permutation(projection_.seed, first + b, replicate, segment_ / length_, length_),
-            signs(b, t)};
-      }
-      if (projection_.hadamard) {
-        draw_signs(projection_.seed, first + b, kHadamardReplicate, part, groups_, signs(b, s));
-      }
-    }
-  }
-
-  const BlockStream* streams(int64_t b) const { return &streams_[b * projection_.sparsity]; }
-  const uint16_t* rotation_signs(int64_t b) const { return signs(b, projection_.sparsity); }
-  int64_t segment() const { return segment_; }
-  int64_t length() const { return length_; }
-
- private:
-  uint16_t* signs(int64_t b, int64_t t) const {
-    return signs_.data() + (b * (projection_.sparsity + 1) + t) * groups_ * 8;
-  }
-
-  const Projection projection_;
-  const int64_t segment_, length_, groups_;
-  const Buffer<BlockStream> streams_;
-  const Buffer<uint16_t> signs_;  // those before the rotation after those of the segments
-};
-
-bool sign_at(const uint16_t* signs, int64_t u) { return signs[u / 16] >> (u % 16) & 1; }
-
-int64_t place_of(const BlockPermutation& permutation, int64_t u, int64_t length, int64_t vectors) {
-  const int64_t v = (permutation.multiplier * (u / length) + permutation.shift) % vectors;
-  return v * length + ((u % length) ^ permutation.flip);
 }
 
 // Where vectors v, v + 1, ... of sixteen go, without a division.
@@ -103,6 +52,80 @@ class Places {
  private:
   int64_t step_ = 0, vectors_ = 0, place_ = 0;
 };
+
+// Where all vectors of a block go, sixteen at once.
+void draw_places(const BlockPermutation& permutation, int64_t segment,
+                 uint32_t* places) {  // (segment / 16), and room for 15 more
+  typedef uint32_t Lanes __attribute__((vector_size(64)));
+  const auto end = static_cast<uint32_t>(segment);
+  Places first(permutation, 0, segment / 16);
+  Lanes lanes;
+  for (int l = 0; l < 16; ++l) lanes[l] = static_cast<uint32_t>(first.next());
+  const uint32_t apart = static_cast<uint32_t>(first.next()) + end - lanes[0];
+  const uint32_t step = apart < end ? apart : apart - end;
+  for (int64_t v = 0; v < segment / 16; v += 16) {
+    std::memcpy(places + v, &lanes, sizeof(lanes));
+    lanes += step;
+    lanes = lanes < end ? lanes : lanes - end;
+  }
+}
+
+// The permutations and signs of a panel of blocks.
+class SbpPanel {
+ public:
+  explicit SbpPanel(const Projection& projection)
+      : projection_(projection),
+        segment_(segment_of(projection)),
+        length_(vector_length(segment_)),
+        groups_((segment_ + 127) / 128),
+        places_size_(projection.hadamard && length_ == 16 ? segment_ / 16 + 15 : 0),
+        streams_(kPanelBlocks * projection.sparsity),
+        places_(kPanelBlocks * projection.sparsity * places_size_),
+        signs_(kPanelBlocks * (projection.sparsity + 1) * groups_ * 8) {}
+
+  void draw(int64_t first, int64_t count, Range coordinates) {
+    const int64_t s = projection_.sparsity;
+    for (int64_t b = 0; b < count; ++b) {
+      const Range part = projection_.hadamard ? Range{0, segment_}
+                                              : part_of_block(coordinates, first + b, segment_);
+      for (int64_t t = 0; t < s; ++t) {
+        const auto replicate = static_cast<uint32_t>(t);
+        draw_signs(projection_.seed, first + b, replicate, part, groups_, signs(b, t));
+        const BlockPermutation permutation =
+            block_permutation(projection_.seed, first + b, replicate, segment_ / length_, length_);
+        uint32_t* places = places_.data() + (b * s + t) * places_size_;
+        if (places_size_) draw_places(permutation, segment_, places);
+        streams_[b * s + t] = {permutation, signs(b, t), places};
+      }
+      if (projection_.hadamard) {
+        draw_signs(projection_.seed, first + b, kHadamardReplicate, part, groups_, signs(b, s));
+      }
+    }
+  }
+
+  const BlockStream* streams(int64_t b) const { return &streams_[b * projection_.sparsity]; }
+  const uint16_t* rotation_signs(int64_t b) const { return signs(b, projection_.sparsity); }
+  int64_t segment() const { return segment_; }
+  int64_t length() const { return length_; }
+
+ private:
+  uint16_t* signs(int64_t b, int64_t t) const {
+    return signs_.data() + (b * (projection_.sparsity + 1) + t) * groups_ * 8;
+  }
+
+  const Projection projection_;
+  const int64_t segment_, length_, groups_, places_size_;
+  const Buffer<BlockStream> streams_;
+  const Buffer<uint32_t> places_;
+  const Buffer<uint16_t> signs_;  // those before the rotation after those of the segments
+};
+
+bool sign_at(const uint16_t* signs, int64_t u) { return signs[u / 16] >> (u % 16) & 1; }
+
+int64_t place_of(const BlockPermutation& permutation, int64_t u, int64_t length, int64_t vectors) {
+  const int64_t v = (permutation.multiplier * (u / length) + permutation.shift) % vectors;
+  return v * length + ((u % length) ^ permutation.flip);
+}
 
 // Memory that arrives while vectors are worked on: `values` more of it with each.
 template <typename T>
@@ -216,9 +239,10 @@ template <typename T>
 constexpr int kRadix = sizeof(T) == 4 && KSM_VECTOR_BYTES == 64 ? 16 : 4;
 
 // Stages of the Walsh-Hadamard matrix from neighbours `half` values apart to those kVectors / 2 times as
-// far apart, for vectors load(their first value).
-template <int kVectors, typename T, typename Load>
-void add_and_subtract(const Load& load, int64_t count, int64_t half, T* out) {
+// far apart. load(i) is the vector whose first value is i; store(vectors, i, half) gets kVectors, whose
+// first values are i, i + half, ...
+template <int kVectors, typename T, typename Load, typename Store>
+void add_and_subtract(int64_t count, int64_t half, const Load& load, const Store& store) {
   for (int64_t run = 0; run < count; run += kVectors * half) {
     for (int64_t i = run; i < run + half; i += 16) {
       Sixteen<T> values[kVectors];
@@ -234,46 +258,91 @@ void add_and_subtract(const Load& load, int64_t count, int64_t half, T* out) {
           values[r] = sum;
         }
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < kVectors; ++r) values[r].store(out + i + r * half);
+      store(values, i, half);
     }
   }
 }
 
-// Every run of `length` values times the Walsh-Hadamard matrix of +-1; before that, values whose bit is
-// set change their sign. `out` may be x; half of what is read next, at `next`, arrives meanwhile.
+// What add_and_subtract stores to: memory,
 template <typename T>
-void walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* signs, const T* next,
-                    T* out) {
-  if (length < 16) {
-    for (int64_t u = 0; u < count; ++u) out[u] = sign_at(signs, u) ? -x[u] : x[u];
-    for (int64_t half = 1; half < length; half *= 2) {
-      for (int64_t run = 0; run < count; run += 2 * half) {
-        for (int64_t i = run; i < run + half; ++i) {
-          const T a = out[i], b = out[i + half];
-          out[i] = a + b;
-          out[i + half] = a - b;
-        }
-      }
-    }
-    return;
+struct InOrder {
+  T* to;
+
+  template <int kVectors>
+  void operator()(const Sixteen<T> (&values)[kVectors], int64_t i, int64_t half) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < kVectors; ++r) values[r].store(to + i + r * half);
   }
+};
+
+// or the outputs, y += a block, while memory from `next` on arrives, half as much.
+template <typename T>
+struct Scattered {
+  BlockStream stream;
+  T scale;
+  const T* next;
+  T* y;
+
+  template <int kVectors>
+  void operator()(const Sixteen<T> (&values)[kVectors], int64_t i, int64_t half) const {
+    const int64_t done = i / (kVectors * half) * (kVectors * half);  // values in whole runs
+    const T* ahead = next + (done + (i - done) * kVectors) / 2;
+    for (int64_t r = 0; r < kVectors; r += 2) __builtin_prefetch(ahead + r * 8, 0, 2);
+#pragma GCC unroll 16
+    for (int r = 0; r < kVectors; ++r) {
+      const int64_t v = (i + r * half) / 16;
+      T* to = y + stream.places[v];
+      const auto moved =
+          values[r].times(scale).negated(stream.signs[v]).flipped(stream.permutation.flip);
+      Sixteen<T>::load(to).plus(moved).store(to);
+    }
+  }
+};
+
+// Every run of `length` >= 16 values times the Walsh-Hadamard matrix of +-1; before that, values whose
+// bit is set change their sign. The last pass goes to `last`, those before it to `work`, which may be
+// x. Half of what is read next, at `next`, arrives in the first pass.
+template <typename T, typename Last>
+void walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* signs, const T* next,
+                    T* work, const Last& last) {
+  int64_t half = 16;
+  const auto pass = [&](auto radix, const auto& load) {
+    if (half * radix == length) {
+      add_and_subtract<radix, T>(count, half, load, last);
+    } else {
+      add_and_subtract<radix, T>(count, half, load, InOrder<T>{work});
+    }
+    half *= radix;
+  };
   const auto first = [&](int64_t i) {
     if (i % 32 == 0) __builtin_prefetch(next + i / 2, 0, 2);
     return Sixteen<T>::load(x + i).negated(signs[i / 16]).rotated();
   };
-  const auto later = [&](int64_t i) { return Sixteen<T>::load(out + i); };
-  int64_t half = 16;
-  if (half * kRadix<T> <= length) {
-    add_and_subtract<kRadix<T>>(first, count, half, out);
-    half *= kRadix<T>;
+  const auto later = [&](int64_t i) { return Sixteen<T>::load(work + i); };
+  constexpr std::integral_constant<int, kRadix<T>> kMost{};
+  if (half * kMost <= length) {
+    pass(kMost, first);
   } else {
-    add_and_subtract<1>(first, count, half, out);
+    pass(std::integral_constant<int, 1>(), first);
   }
-  for (; half * kRadix<T> <= length; half *= kRadix<T>) {
-    add_and_subtract<kRadix<T>>(later, count, half, out);
+  while (half * kMost <= length) pass(kMost, later);
+  while (half < length) pass(std::integral_constant<int, 2>(), later);
+}
+
+// The same for shorter runs, into `out`.
+template <typename T>
+void short_walsh_hadamard(const T* x, int64_t count, int64_t length, const uint16_t* signs,
+                          T* out) {
+  for (int64_t u = 0; u < count; ++u) out[u] = sign_at(signs, u) ? -x[u] : x[u];
+  for (int64_t half = 1; half < length; half *= 2) {
+    for (int64_t run = 0; run < count; run += 2 * half) {
+      for (int64_t i = run; i < run + half; ++i) {
+        const T a = out[i], b = out[i + half];
+        out[i] = a + b;
+        out[i + half] = a - b;
+      }
+    }
   }
-  for (; half < length; half *= 2) add_and_subtract<2>(later, count, half, out);
 }
 
 template <typename T>
@@ -301,7 +370,7 @@ void project_sbp(const Projection& projection, Range coordinates, int64_t rows, 
       for (int64_t b = 0; b < count; ++b) {
         Range part = part_of_block(coordinates, first + b, q);
         const T* from = x + i * x_stride + (first + b) * q + part.begin - coordinates.begin;
-        Ahead<T> ahead = {from - part.begin + kPrefetch, 16};
+        T* to = y + i * y_stride;
         if (projection.hadamard) {  // a part is a block with zeros: the projection is linear
           const T* next = b + 1 < count ? from + part.size() : x + (i + 1) * x_stride;
           if (part.size() < q) {
@@ -309,13 +378,22 @@ void project_sbp(const Projection& projection, Range coordinates, int64_t rows, 
             std::copy(from, from + part.size(), rotated.data() + part.begin);
             from = rotated.data();
           }
-          walsh_hadamard(from, q, run, panel.rotation_signs(b), next, rotated.data());
+          const uint16_t* signs = panel.rotation_signs(b);
+          if (run >= 16 && s == 1) {
+            walsh_hadamard(from, q, run, signs, next, rotated.data(),
+                           Scattered<T>{*panel.streams(b), scale, next + q / 2, to});
+            continue;
+          }
+          if (run >= 16) {
+            walsh_hadamard(from, q, run, signs, next, rotated.data(), InOrder<T>{rotated.data()});
+          } else {
+            short_walsh_hadamard(from, q, run, signs, rotated.data());
+          }
           from = rotated.data();
           part = {0, q};
-          ahead = {next + q / 2, 8};  // its first half has arrived
         }
-        scatter_block(panel.streams(b), s, q, panel.length(), part, scale, from, ahead,
-                      y + i * y_stride);
+        const Ahead<T> ahead = {from - part.begin + kPrefetch, 16};
+        scatter_block(panel.streams(b), s, q, panel.length(), part, scale, from, ahead, to);
       }
     }
   }
@@ -344,7 +422,12 @@ void adjoint_sbp(const Projection& projection, Range coordinates, int64_t rows, 
           continue;
         }
         gather_block(panel.streams(b), s, q, panel.length(), {0, q}, scale, from, rotated.data());
-        walsh_hadamard(rotated.data(), q, run, no_signs.data(), from, rotated.data());
+        if (run >= 16) {
+          walsh_hadamard(rotated.data(), q, run, no_signs.data(), from, rotated.data(),
+                         InOrder<T>{rotated.data()});
+        } else {
+          short_walsh_hadamard(rotated.data(), q, run, no_signs.data(), rotated.data());
+        }
         negate_signed(rotated.data(), q, panel.rotation_signs(b));
         std::copy(rotated.data() + part.begin, rotated.data() + part.end, to);
       }

@@ -33,6 +33,9 @@ PROJECTIONS = [
     Projector(10, "sjlt", SEED, sparsity=5),
     Projector(300, "sjlt", SEED),
 ]
+# Rotations over every number of passes, and segments of several of them.
+LONG = [Projector(q, seed=SEED, hadamard=True) for q in (16, 32, 128, 256, 512, 768, 4096)]
+LONG += [Projector(1024, seed=SEED, sparsity=2, hadamard=True)]
 FEW = [PROJECTIONS[i] for i in (1, 3, 7, 11, 12, 13)]  # every kind
 OFFSETS = [0, 37, 2**32 - 50, 10**10 + 3]
 
@@ -185,6 +188,28 @@ def test_products_agree_with_the_oracle(device, projection, dtype):
     torch.testing.assert_close(y.cpu().double(), expected, rtol=0, atol=1e-13 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("projection", LONG, ids=name_of)
+def test_long_rotations_have_the_entries_of_the_oracle(device, projection, dtype):
+    q = projection.dim // projection.sparsity
+    spots = [0, q // 3, q - 1, q, 2 * q + 5]  # in three blocks, the last of which is cut
+    x = torch.zeros(len(spots), 2 * q + 9, dtype=dtype, device=device)
+    x[range(len(spots)), spots] = 1.0
+    expected = torch.cat([matrix(projection, spot, 1) for spot in spots])
+    close = partial(torch.testing.assert_close, rtol=0, atol=2 * torch.finfo(dtype).eps)
+    close(project(x, projection).cpu().double(), expected)
+    back = project_adjoint(expected.to(x), projection, x.shape[1])[:, spots].cpu().double()
+    torch.testing.assert_close(back, expected @ expected.T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("projection", [*FEW, Projector(300, "gaussian", SEED)], ids=name_of)
+def test_rows_do_not_depend_on_rows_beside_them(projection):
+    x = torch.randn(300, 200)
+    whole = project(x, projection, offset=37)
+    for part in ([0], range(7), range(250, 263), range(100, 257)):
+        assert torch.equal(project(x[list(part)], projection, offset=37), whole[list(part)])
+
+
 @pytest.mark.parametrize("b, p", [(1, 5000), (70, 1000)])
 @every_kind
 def test_products_of_many_coordinates_and_rows(device, projection, b, p):
@@ -289,7 +314,7 @@ def test_rows_further_apart_than_32_bits_count(device, projection):
     assert torch.equal(project(x, projection), project(x.clone(), projection))
 
 
-def results_of_all(projections=PROJECTIONS):
+def results_of_all(projections=PROJECTIONS + LONG):
     """The matrix, and products of few and many rows, whole blocks and cut ones, by projection."""
     return {name_of(projection): list(results_of(projection)) for projection in projections}
 
