@@ -92,6 +92,56 @@ __device__ void add_terms(SjltShared<T>& shared, int length) {
   }
 }
 
+// What a thread stages at once: groups of four neighbours of one row, and those of kSjltBeside threads
+// beside each other.
+constexpr int kSjltBeside = kThreads / kSjltRows, kSjltLoads = kSjltStaged / (4 * kSjltBeside);
+
+template <typename From>
+using SjltValues = Four<From>[kSjltLoads];
+
+// From value `at` of a row of `count` on, and zeros beyond; `wide`: the row is aligned.
+template <typename From>
+__device__ void load_values(const From* row, int64_t at, int64_t count, bool wide,
+                            SjltValues<From>& values) {
+  const bool whole = wide && at + kSjltStaged <= count;
+#pragma unroll
+  for (int n = 0; n < kSjltLoads; ++n) {
+    const int64_t first = at + 4 * (threadIdx.x % kSjltBeside + n * kSjltBeside);
+    if (whole) {
+      values[n] = *reinterpret_cast<const Four<From>*>(row + first);
+      continue;
+    }
+    values[n] = {};
+    for (int64_t c = first; c < first + 4 && c < count; ++c) {
+      values[n].set(static_cast<int>(c - first), row[c]);
+    }
+  }
+}
+
+template <typename From, typename T>
+__device__ void stage(const SjltValues<From>& values, T scale, SjltShared<T>& shared) {
+  T* own = shared.staged + threadIdx.x / kSjltBeside;  // its row
+#pragma unroll
+  for (int n = 0; n < kSjltLoads; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int c = 4 * (threadIdx.x % kSjltBeside + n * kSjltBeside) + e;
+      own[c * kSjltStride] = values[n][e] * scale;
+    }
+  }
+}
+
+// The place of the sums, and the sign, of a coordinate's nonzero in segment t, if it is among
+// `outputs` from `first` on.
+__device__ uint32_t place_of_nonzero(const Projection& projection, int64_t coordinate, int64_t t,
+                                     uint32_t first, int64_t outputs) {
+  const Words random = sjlt_words(projection.seed, coordinate, t);
+  const uint32_t word = word_of(random, static_cast<int>(t % 4));
+  const Nonzero nonzero = nonzero_of(word, segment_of(projection));
+  const uint32_t output = nonzero.output - first;
+  return (output < outputs ? output * kSjltStride : kNoSums) | (nonzero.negative ? kNegative : 0);
+}
+
 // A block owns some outputs of a segment, for a few rows in one split. It stages coordinates' values
 // by row, and each warp adds those of its outputs in order: no two threads share a sum.
 template <typename From, typename T>
@@ -99,7 +149,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     project_sjlt_kernel(Projection projection, T scale, Slab<const From> x, bool wide,
                         int64_t outputs_at_once, Sums<T> sums) {
   auto& shared = *static_cast<SjltShared<T>*>(dynamic_shared_memory());
-  constexpr int kBeside = kThreads / kSjltRows, kLoads = kSjltStaged / (4 * kBeside);
   const int64_t k = projection.k, s = projection.sparsity, q = segment_of(projection);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int64_t tiles = divide_up(q, outputs_at_once), groups = divide_up(x.rows, kSjltRows);
@@ -115,49 +164,23 @@ __global__ void __launch_bounds__(kThreads, 2)
         shared.sums()[o * kSjltStride + r] = split || row + r >= x.rows ? T(0) : segment[r * k + o];
       }
     }
-    // A thread stages groups of four neighbours of one row; of no row, another's.
-    const int own_row = thread / kBeside, own = 4 * (thread % kBeside);
-    const From* from = x.values + (row + own_row < x.rows ? row + own_row : row) * x.stride;
-    Four<From> values[kLoads];
-    const auto load_values = [&](int64_t at) {
-      const bool whole = wide && at + kSjltStaged <= x.count;
-#pragma unroll
-      for (int n = 0; n < kLoads; ++n) {
-        const int64_t first_of_four = at + own + 4 * n * kBeside;
-        if (whole) {
-          values[n] = *reinterpret_cast<const Four<From>*>(from + first_of_four);
-          continue;
-        }
-        values[n] = {};
-        for (int64_t c = first_of_four; c < first_of_four + 4 && c < x.count; ++c) {
-          values[n].set(static_cast<int>(c - first_of_four), from[c]);
-        }
-      }
-    };
+    const int64_t own_row = row + thread / kSjltBeside;
+    const From* from = x.values + (own_row < x.rows ? own_row : row) * x.stride;
     const int64_t begin = sums.begin(split) * kSjltUnit, full = sums.end(split) * kSjltUnit;
     const int64_t end = full < x.count ? full : x.count;
-    load_values(begin);
+    SjltValues<From> values;
+    load_values(from, begin, x.count, wide, values);
     int drawn = 0;  // of the nonzeros, where those of the staged coordinates begin
     for (int64_t at = begin; at < end; at += kSjltStaged) {
       __syncthreads();  // what was staged has been added
       if (drawn == 0) {
-        const int64_t coordinate = at + thread;
-        const Words random = sjlt_words(projection.seed, x.begin + coordinate, t);
-        const Nonzero nonzero = nonzero_of(word_of(random, static_cast<int>(t % 4)), q);
-        const uint32_t output = nonzero.output - first;
-        const bool held = output < outputs && coordinate < end;
+        const int64_t own = at + thread;
         shared.nonzeros[thread] =
-            (held ? output * kSjltStride : kNoSums) | (nonzero.negative ? kNegative : 0);
+            own < end ? place_of_nonzero(projection, x.begin + own, t, first, outputs) : kNoSums;
       }
-#pragma unroll
-      for (int n = 0; n < kLoads; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          shared.staged[(own + 4 * n * kBeside + e) * kSjltStride + own_row] = values[n][e] * scale;
-        }
-      }
+      stage<From>(values, scale, shared);
       __syncthreads();
-      load_values(at + kSjltStaged);  // arrive in the meantime
+      load_values(from, at + kSjltStaged, x.count, wide, values);  // arrive in the meantime
       add_terms(shared, list_terms(shared, drawn, outputs));
       drawn = (drawn + kSjltStaged) % kThreads;
     }
