@@ -49,6 +49,7 @@ COUNTED = {
     "BMMA": r"BMMA",
     "HGMMA": r"HGMMA",
     "LDG.128": r"LDG\..*128",
+    "STG.128": r"STG\..*128",
     "LDSM": r"LDSM",
     "cp.async": r"LDGSTS",
     "generic loads": r"LD(\.|$)",
@@ -59,7 +60,7 @@ DONE = {  # what a loop does, and how it is seen: reads, and writes
     "per word": (r"LDG", r"STG"),
     "per shared word": (r"LDS(\.|$)", r"STS"),
 }
-FEWER_IS_WORSE = {"blocks per SM", "LDG.128", "LDSM", "cp.async"}
+FEWER_IS_WORSE = {"blocks per SM", "LDG.128", "STG.128", "LDSM", "cp.async"}
 NEITHER_IS_WORSE = {"HMMA", "BMMA", "HGMMA"}
 
 

@@ -10,9 +10,8 @@ template <typename T>
 __global__ void gather_rows_kernel(const T* __restrict__ from, const int64_t* __restrict__ rows,
                                    int64_t count, int64_t k,
                                    T* __restrict__ to) {  // (count, k)
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < count * k; e += int64_t{gridDim.x} * kThreads) {
-    to[e] = from[rows[e / k] * k + e % k];
+  for (Element e(k); e.row < count; e.next()) {
+    to[e.at] = from[rows[e.row] * k + e.column];
   }
 }
 
@@ -20,9 +19,8 @@ template <typename T>
 __global__ void add_rows_kernel(const T* __restrict__ from,  // (count, k)
                                 const int64_t* __restrict__ rows, int64_t count, int64_t k,
                                 T* __restrict__ to) {
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < count * k; e += int64_t{gridDim.x} * kThreads) {
-    to[rows[e / k] * k + e % k] += from[e];
+  for (Element e(k); e.row < count; e.next()) {
+    to[rows[e.row] * k + e.column] += from[e.at];
   }
 }
 

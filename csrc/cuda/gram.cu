@@ -22,10 +22,7 @@ __global__ void weigh_rows_kernel(const T* __restrict__ x,        // (b, k)
                                   const T* __restrict__ weights,  // (b)
                                   int64_t b, int64_t k,
                                   T* __restrict__ out) {  // (b, k)
-  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  for (int64_t e = first; e < b * k; e += int64_t{gridDim.x} * kThreads) {
-    out[e] = weights[e / k] * x[e];
-  }
+  for (Element e(k); e.row < b; e.next()) out[e.at] = weights[e.row] * x[e.at];
 }
 
 template <typename T>

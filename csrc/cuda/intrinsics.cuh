@@ -28,10 +28,24 @@ __device__ inline void* dynamic_shared_memory() {
   return memory;
 }
 
-// 16 aligned bytes at once.
+// 16 aligned bytes at once; a compiler may take a float4 apart.
 __device__ inline void store_four(float* to, const float (&values)[4]) {
-  *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]),
+               "f"(values[2]), "f"(values[3])
+               : "memory");
 }
+
+// Starts to copy 8 or 16 aligned bytes to shared memory, or zeros unless `held`; `from` is then not read.
+template <int kBytes>
+__device__ inline void copy_async(void* to, const void* from, bool held) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from), "n"(kBytes), "r"(held ? kBytes : 0)
+               : "memory");
+}
+
+// Waits for the copies that this thread has started; a barrier makes them known to the others.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Matrix products of a warp on the tensor cores, D += A B. With lane = 4 g + q, a lane holds of
 // D (16, 8) rows g and g + 8 of columns 2 q and 2 q + 1: row g first, columns side by side. Of A's

@@ -22,6 +22,28 @@ inline unsigned grid_for(int64_t work, int64_t per_block) {
   return static_cast<unsigned>(std::clamp<int64_t>(divide_up(work, per_block), 1, kMaxBlocks));
 }
 
+// The elements of a matrix that a thread of launch_threads takes in turn, neighbours by neighbouring
+// threads: a division each only for the first and for the step.
+struct Element {
+  int64_t row, column, at;  // `at` counts them all
+
+  __device__ explicit Element(int64_t columns)
+      : at(int64_t{blockIdx.x} * kThreads + threadIdx.x),
+        columns_(columns),
+        step_(int64_t{gridDim.x} * kThreads),
+        row_step_(step_ / columns) {
+    row = at / columns, column = at - row * columns;
+  }
+  __device__ void next() {
+    at += step_, row += row_step_, column += step_ - row_step_ * columns_;
+    if (column < columns_) return;
+    ++row, column -= columns_;
+  }
+
+ private:
+  int64_t columns_, step_, row_step_;
+};
+
 // An ordinary call instead of <<<>>>, so that a host compiler reads it too (tools/cuda_on_host).
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_blocks(unsigned blocks, int threads, int64_t shared_bytes, cudaStream_t stream,

@@ -12,27 +12,50 @@ static_assert(Tile::kRows == kProductTile && Tile::kColumns == kProductTile);
 template <bool kFit, typename T>
 struct TableSource {
   using Value = T;
-  using Staging = Tile::Staging;
+  struct Staging {};  // masks are staged where K is then
 
   MaskSet x, y;
   int64_t n;
   Tables<T> tables;
 
+  static __device__ int at_most_tile(int64_t count) {
+    return count < kProductTile ? static_cast<int>(count) : kProductTile;
+  }
   __host__ __device__ int64_t rows() const { return x.count; }
   __host__ __device__ int64_t columns() const { return y.count; }
   __device__ void prepare() { tables = cached_tables<kFit>(tables, n); }
 
-  __device__ void fill(int64_t i0, int64_t j0, Staging& staging, GramTile<T>& gram) const {
+  __device__ void fill(int64_t i0, int64_t j0, Staging&, GramTile<T>& gram) const {
+    static_assert(sizeof(Tile::Staging) <= sizeof(GramTile<T>));
     Tile tile;
-    tile.count(x, i0, y, j0, n, staging);
-    __syncthreads();  // the gram and v of the tile before have been read
-    tile.for_each_pair([&](int row, int c, int overlap, int next_overlap) {
-      const int64_t i = i0 + row, j = j0 + c;
-      // Pairs beyond the sets meet a v of zero, or a row that is not stored.
-      const bool first = i < x.count && j < y.count, second = i < x.count && j + 1 < y.count;
-      gram[c][row] = first ? entry_of(tables, x, i, y, j, overlap) : T(0);
-      gram[c + 1][row] = second ? entry_of(tables, x, i, y, j + 1, next_overlap) : T(0);
+    tile.count(x, i0, y, j0, n, reinterpret_cast<Tile::Staging&>(gram));
+    __syncthreads();  // the masks have been read
+    by_tables(tables, [&](auto hamming, auto overlap) {
+      fill_by<hamming.value, overlap.value>(tile, i0, j0, gram);
     });
+  }
+
+  template <bool kHamming, bool kOverlap>
+  __device__ void fill_by(const Tile& tile, int64_t i0, int64_t j0, GramTile<T>& gram) const {
+    using Row = RowValues<kHamming, kOverlap, T>;
+    const int row = Tile::own_row(), column = Tile::own_column();
+    // From the thread's first pair on.
+    const int rows_left = at_most_tile(x.count - i0) - row;
+    const int columns_left = at_most_tile(y.count - j0) - column;
+    const int32_t *x_sizes = x.sizes + i0 + row, *y_sizes = y.sizes + j0 + column;
+    const Row rows[] = {{tables, kHamming && rows_left > 0 ? x_sizes[0] : 0},
+                        {tables, kHamming && rows_left > 8 ? x_sizes[8] : 0}};
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const int c = k / 2 * 8 + k % 2;
+      const int y_size = kHamming && columns_left > c ? y_sizes[c] : 0;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const T value = rows[r].of(y_size, tile.counts[0][k / 2][2 * r + k % 2]);
+        // Beyond the sets, pairs meet a v of zero, or a row that is not stored.
+        gram[column + c][row + 8 * r] = columns_left > c ? value : T(0);
+      }
+    }
   }
 };
 

@@ -10,6 +10,7 @@
 // it writes.
 #pragma once
 
+#include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/mask_gram_launch.h"
 
@@ -30,7 +31,7 @@ using GramTile = T[kProductTile][kGramStride];  // transposed
 template <typename Source, int kTargets>
 struct Shared {
   typename Source::Staging staging;
-  GramTile<typename Source::Value> gram;
+  alignas(16) GramTile<typename Source::Value> gram;
   alignas(16) typename Source::Value v[kProductTile][kTargets];
 };
 
@@ -57,7 +58,7 @@ inline Work work_of(int64_t m, int64_t l, int64_t t) {
 }
 
 template <typename Source, int kTargets>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     partial_products_kernel(Source source,
                             const typename Source::Value* __restrict__ v,  // (l, t)
                             int64_t t, Work work,
@@ -76,15 +77,19 @@ __global__ void __launch_bounds__(kThreads)
     double totals[kTargets] = {};
     for (int64_t j0 = begin; j0 < end; j0 += kProductTile) {
       source.fill(i0, j0, shared.staging, shared.gram);
-      for (int q = threadIdx.x; q < kProductTile * kTargets; q += kThreads) {
-        const int64_t j = j0 + q / kTargets, c = c0 + q % kTargets;
-        shared.v[q / kTargets][q % kTargets] = j < l && c < t ? v[j * t + c] : T(0);
+      constexpr int kApart = kThreads / kTargets;  // rows of v
+      const int target = threadIdx.x % kTargets, first_row = threadIdx.x / kTargets;
+      const T* from = v + (j0 + first_row) * t + c0 + target;
+#pragma unroll
+      for (int n = 0; n < kProductTile; n += kApart, from += kApart * t) {
+        const bool held = j0 + first_row + n < l && c0 + target < t;
+        shared.v[first_row + n][target] = held ? *from : T(0);
       }
       __syncthreads();
 #pragma unroll
       for (int first = 0; first < kTargets; first += kFewTargets) {
         T sums[kFewTargets] = {};
-#pragma unroll 4
+#pragma unroll 8
         for (int n = 0; n < kPartColumns; ++n) {  // those beyond the sets are zero
           const int j = part * kPartColumns + n;
           const T g = shared.gram[j][r];
@@ -135,8 +140,11 @@ template <int kTargets, typename Source>
 cudaError_t launch_partials(const Source& source, int64_t dynamic_bytes,
                             const typename Source::Value* v, int64_t t, Work work, double* partials,
                             cudaStream_t stream) {
-  return launch(grid_for(work.blocks(), 1), dynamic_bytes, stream,
-                partial_products_kernel<Source, kTargets>, source, v, t, work, partials);
+  const auto kernel = partial_products_kernel<Source, kTargets>;
+  const cudaError_t status = allow_shared_memory(kernel, dynamic_bytes);
+  if (status != cudaSuccess) return status;
+  return launch(grid_for(work.blocks(), 1), dynamic_bytes, stream, kernel, source, v, t, work,
+                partials);
 }
 
 // The source may use `dynamic_bytes` of dynamic shared memory; see num_column_splits for the partials.

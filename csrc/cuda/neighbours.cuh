@@ -9,6 +9,7 @@
 
 #include "cuda/intrinsics.cuh"
 #include "cuda/launch.cuh"
+#include "projection.h"
 
 namespace ksm {
 
@@ -24,8 +25,8 @@ struct alignas(4 * sizeof(T)) Four {
   uint32_t words[sizeof(T)];
 
   __device__ void set(int e, T value) {
-    if constexpr (sizeof(T) == 4) {
-      memcpy(&words[e], &value, sizeof(T));
+    if constexpr (sizeof(T) >= 4) {
+      memcpy(&words[e * sizeof(T) / 4], &value, sizeof(T));
     } else {
       uint16_t bits;
       memcpy(&bits, &value, sizeof(T));
@@ -33,13 +34,15 @@ struct alignas(4 * sizeof(T)) Four {
     }
   }
 
-  __device__ float operator[](int e) const {
-    if constexpr (std::is_same_v<T, __half>) return half_value(words[e / 2] >> e % 2 * 16);
-    const uint32_t narrow = e % 2 ? words[e / 2] & 0xFFFF0000 : words[e / 2] << 16;
-    const uint32_t bits = sizeof(T) == 4 ? words[e % sizeof(T)] : narrow;
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
+  __device__ auto operator[](int e) const {
+    if constexpr (sizeof(T) == 2) {
+      if constexpr (std::is_same_v<T, __half>) return half_value(words[e / 2] >> e % 2 * 16);
+      return float_of(e % 2 ? words[e / 2] & 0xFFFF0000 : words[e / 2] << 16);
+    } else {
+      T value;
+      memcpy(&value, &words[e * sizeof(T) / 4], sizeof(value));
+      return value;
+    }
   }
 };
 

@@ -133,22 +133,24 @@ __device__ void add_met(const Meeting& meeting, int four, float scale,
   }
 }
 
-// Writes what lies in the slab; `wide`: its rows are aligned.
+// Writes what lies in the slab of a thread's rows; `wide`: they are aligned.
 __device__ void store_rows(const Totals& totals, const Slab<float>& x, int64_t row,
                            int64_t coordinate, bool wide) {
   const int64_t at = coordinate - x.begin;
-  const bool whole = wide && at >= 0 && at + 4 <= x.count;
+  const int rows = own_rows(x, row);
+  float* to = x.values + row * x.stride + at;
+  if (wide && at >= 0 && at + 4 <= x.count) {
 #pragma unroll
-  for (int r = 0; r < kSbpRows; ++r) {
-    if (row + r >= x.rows) continue;
-    float* to = x.values + (row + r) * x.stride + at;
-    if (whole) {
-      store_four(to, totals[r]);
-      continue;
+    for (int r = 0; r < kSbpRows; ++r, to += x.stride) {
+      if (r < rows) store_four(to, totals[r]);
     }
+    return;
+  }
+#pragma unroll
+  for (int r = 0; r < kSbpRows; ++r, to += x.stride) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (at + e >= 0 && at + e < x.count) to[e] = totals[r][e];
+      if (r < rows && at + e >= 0 && at + e < x.count) to[e] = totals[r][e];
     }
   }
 }
@@ -260,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t row = item / runs * layout.rows() + thread / layout.threads() * kSbpRows;
     const ThreadRows<float, kSbpRows> from = {y + row * k, k, k, own_rows(x, row), y_wide};
     Totals totals = {};
-    int64_t segment = 0;
+    int64_t segment = 0, coordinate = tile * width + 4 * beside;
     for (int64_t first = 0; first < steps; first += depth) {
       const int64_t step = first + thread / vectors;
       __syncthreads();  // the meetings before have been read
@@ -278,8 +280,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         add_met(meeting, beside % 4, scale, values, false, totals);
         if (++segment < s) continue;
         segment = 0;
-        const int64_t coordinate = (tile + (first + n) / s) * width + 4 * beside;
         store_rows(totals, x, row, coordinate, x_wide);
+        coordinate += width;
 #pragma unroll
         for (int r = 0; r < kSbpRows; ++r) {
 #pragma unroll

@@ -177,6 +177,8 @@ int main() {
   check<float>(40, 1100, 90, 5);  // the columns are split
   check<double>(9, 11, 6000, 2);  // tables that do not fit shared memory
   check<float>(260, 300, 90, 3);  // tiles that lie inside, and their mirror images
+  check<float>(259, 130, 130, 2);
+  check<double>(258, 256, 300, 2);
   check<double>(257, 129, 130, 2);
   check_weighted<float>(1, 1, 1, 1);
   check_weighted<double>(3, 130, 64, 16);

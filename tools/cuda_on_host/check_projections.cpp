@@ -174,7 +174,7 @@ int main() {
   // groups of rows; segments that end inside of a tile; more blocks than are drawn at once.
   for (const Projection& projection :
        {Projection{Kind::kSbp, seed, 2064, 3, false}, Projection{Kind::kSbp, seed, 64, 4, false},
-        Projection{Kind::kSbp, seed, 320, 1, true},
+        Projection{Kind::kSbp, seed, 320, 1, true}, Projection{Kind::kSjlt, seed, 270, 3, false},
         Projection{Kind::kRademacher, seed, 270, 1, false}}) {
     const int64_t offset = (int64_t{1} << 32) - 48;
     for (const int64_t b : {int64_t{3}, int64_t{13}, int64_t{35}}) {
@@ -184,6 +184,13 @@ int main() {
     check_products<__nv_bfloat16, float>(projection, offset, 18, 1333);
     check_products<__half, float>(projection, 4, 9, 6001);
   }
+  on_host::most_shared = 32 * 1024;  // sums of few outputs fit at once
+  check_matrix<float>({Kind::kSjlt, seed, 600, 2, false}, 9, 300);
+  check_products<float, float>({Kind::kSjlt, seed, 300, 1, false}, 3, 35, 4501);
+  check_products<__half, float>({Kind::kSjlt, seed, 300, 1, false}, 4, 5, 2600);
+  on_host::most_shared = 80 * 1024;
+  check_products<double, double>({Kind::kSjlt, seed, 1000, 2, false}, 0, 33, 3000);
+  on_host::most_shared = 227 * 1024;
   check_extremes({Kind::kRademacher, seed, 16, 1, false});
   // A permutation of more vectors than 16 bits count, and runs of 4096 in rows of several parts.
   check_products<float, float>({Kind::kSbp, seed, 70001, 1, false}, 70000, 1, 70005);

@@ -167,6 +167,9 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return bits;
 }
 
+inline void __syncwarp() { on_host::sync_warp(); }
+
+inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline int __popcll(unsigned long long word) { return __builtin_popcountll(word); }
 
 struct __half {

@@ -20,6 +20,33 @@ inline void store_four(float* to, const float (&values)[4]) {
   std::copy_n(values, 4, to);
 }
 
+// Copies are made when they are waited for, as late as they may be.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool held;
+};
+inline std::vector<Copy> copies[1024];  // of each thread
+
+template <int kBytes>
+void copy_async(void* to, const void* from, bool held) {
+  const auto addresses = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+  if (addresses % kBytes) std::abort();
+  copies[threadIdx.x].push_back({to, from, kBytes, held});
+}
+
+inline void wait_for_copies() {
+  for (const Copy& copy : copies[threadIdx.x]) {
+    if (copy.held) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    } else {
+      std::memset(copy.to, 0, copy.bytes);
+    }
+  }
+  copies[threadIdx.x].clear();
+}
+
 // Calls add(e, word of A, word of B) for the eight words that meet in D's entry e. Every lane shows
 // its operands to its warp.
 template <typename Add>
