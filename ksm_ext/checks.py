@@ -88,6 +88,15 @@ def check_finite(name: str, tensor: Tensor, remedy: str = "") -> None:
         raise ValueError(message(name, "finite", found, remedy))
 
 
+def check_samples(name: str, good: Tensor, *, start: int = 0) -> None:
+    """Raise ``ValueError`` naming the samples from ``start`` on that are not ``good`` (b,) bool."""
+    if not bool(good.all()):
+        numbers = (start + (~good).nonzero()[:5, 0]).tolist()
+        found = f"NaN or infinity, or such a gradient, on samples {', '.join(map(str, numbers))}"
+        remedy = "Look at these samples and the model's outputs for them."
+        raise ValueError(message(name, "finite", found, remedy))
+
+
 def check_positive_int(name: str, value: object, minimum: int = 1) -> int:
     """``value`` as Python's own integer, of any kind (not bool) and at least ``minimum``."""
     number = _item(value)

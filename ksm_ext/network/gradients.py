@@ -35,6 +35,7 @@ from ksm_ext.checks import (
     check_function,
     check_kind,
     check_positive_int,
+    check_samples,
     check_several,
     message,
 )
@@ -391,7 +392,8 @@ class _Collection:
         with tqdm(total=len(rows), initial=num_done, unit=" samples", disable=hidden) as bar:
             for chunk in chunks(self.loader, self.batch_size, done, rows.stop):
                 values, features = self.features_of(chunk)
-                _check_rows(values, features, done)
+                good = values.isfinite() & features.isfinite().all(dim=1)
+                check_samples("output", good, start=done)
                 yield values, features
                 done += len(values)
                 bar.update(len(values))
@@ -553,17 +555,3 @@ def _projection(weights: Mapping[str, Tensor], projector: AnyProjector, features
             projector(rows, offset=offset + start, out=features)
 
     return take
-
-
-def _check_rows(values: Tensor, features: Tensor, start: int) -> None:
-    """Raise ``ValueError`` naming samples whose value or feature is not finite."""
-    bad = ~(values.isfinite() & features.isfinite().all(dim=1))
-    if bool(bad.any()):
-        raise ValueError(not_finite("output", start + bad.nonzero()[:, 0]))
-
-
-def not_finite(name: str, samples: Tensor) -> str:
-    """The message that ``name``, or its gradient, is not finite on samples of these numbers."""
-    numbers = ", ".join(map(str, samples[:5].tolist()))
-    found = f"NaN or infinity, or such a gradient, on samples {numbers}"
-    return message(name, "finite", found, "Look at these samples and the model's outputs for them.")

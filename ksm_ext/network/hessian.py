@@ -39,6 +39,7 @@ from ksm_ext.checks import (
     check_finite,
     check_function,
     check_positive_int,
+    check_samples,
     check_seed,
     check_tensor,
     listed,
@@ -58,7 +59,6 @@ from ksm_ext.network.batches import (
 from ksm_ext.network.engines import Ladder, differentiable, evaluating, first_that_can, used_beside
 from ksm_ext.network.factors import Part, flat, formed
 from ksm_ext.network.gradients import (
-    not_finite,
     parameter_names,
     samples_of_pass,
     samples_together,
@@ -280,9 +280,7 @@ class CurvatureOperator(ABC):
         for num_samples, parts in self.per_sample_parts(self._ladder, self.batches):
             found = formed(parts, self._weights, num_samples)
             rows = torch.cat([flat(gradient) for gradient in found.values()], dim=1)
-            bad = ~rows.isfinite().all(dim=1)
-            if bool(bad.any()):
-                raise ValueError(not_finite("loss", start + bad.nonzero()[:, 0]))
+            check_samples("loss", rows.isfinite().all(dim=1), start=start)
             start += num_samples
             yield rows
 

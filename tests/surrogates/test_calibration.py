@@ -433,7 +433,7 @@ def test_ranges_are_scipys():
     given = fit_surrogate(masks, scores[:, 0].numpy(), kernel="linear", noise_std=0.3)
     np.testing.assert_allclose(given.noise_range(), [0.3, 0.3])
     assert "noise of a run 0.3" in str(given) and " at 95 %" not in str(given)
-    with pytest.raises(ValueError, match=r"^`level` must be between 0 and 1, got 1\.0\. 0\.95 is"):
+    with pytest.raises(ValueError, match=r"^`level` must be strictly between 0 and 1, got 1\.0"):
         given.noise_range(1.0)
 
 

@@ -654,9 +654,11 @@ def test_scikit_learn_has_the_same_rest():
 def test_units_of_any_size(unit, of_estimates):
     """Deviations are products of slopes and deviations, whose squares none of them has to hold."""
     rows = torch.randperm(2**N, generator=torch.Generator().manual_seed(0))
+    apart = 0.1 * torch.sin(torch.arange(24.0).double()).reshape(12, 2)  # more than rounding
 
     def fit(size, cheap):
-        true, estimates = truth()[rows[:12]] * size, 2 * truth()[rows[:25]] * cheap + cheap
+        true = (truth()[rows[:12]] + apart) * size
+        estimates = 2 * truth()[rows[:25]] * cheap + cheap
         options = {"kernel": "exponential"}
         level = fit_surrogate(ALL[rows[:25]], estimates, **options)
         return fit_surrogate(ALL[rows[:12]], true, estimates=level, **options)
