@@ -271,8 +271,8 @@ def pooled_runs(
         runs: (M, t) float64.
         group: (M,) int64. What each run repeats, a number from 0 to m - 1.
         used: (M, t) bool. Runs that count.
-        weights: (M,) float64. One over the variances of the runs, in units of that at weight 1;
-            by default all are 1.
+        weights: (M,) or (M, t) float64. One over the variances of the runs, in units of that at
+            weight 1; by default all are 1.
 
     Returns:
         Means (m, t), NaN where no run counts; how many runs are in them, (m, t) int64; and the
@@ -292,7 +292,7 @@ def pooled_runs(
     place = place.scatter_reduce(0, group[:, None].expand_as(order), order, "amin")
     first = runs.gather(0, place.clamp_max(num_runs - 1))
     first = torch.where(counts > 0, first, torch.nan)
-    each = torch.ones_like(runs[:, :1]) if weights is None else weights[:, None]
+    each = torch.ones_like(runs) if weights is None else weights.reshape(num_runs, -1)
     divisor = torch.where(counts > 0, total(used * each), 1.0)
     means = first + total(torch.where(used, each * (runs - first[group]), 0.0)) / divisor
     within = torch.where(used, each.sqrt() * (runs - means[group]), 0.0)

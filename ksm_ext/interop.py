@@ -115,8 +115,8 @@ def to_interaction_values(
     """Attributions and interactions as shapiq stores and plots them.
 
     They are exact for the fitted function and estimates of the scores it was fitted to: shapiq's
-    ``estimated`` is True and its ``estimation_budget`` m. Its plots take ``surrogate.task_names``
-    as ``feature_names``.
+    ``estimated`` is True and its ``estimation_budget`` m. Its plots take
+    ``list(surrogate.task_names)`` as ``feature_names``.
 
     Args:
         surrogate: Fitted to 0/1 masks.
@@ -143,17 +143,19 @@ def to_interaction_values(
     effects = answering.attribute(readout)[:, column]
     empty = baseline = float(_scores(answering, torch.zeros(1, n), column))
     values: dict[tuple[int, ...], float] = {}
+    faithful = index == "FBII"  # with the constant of its fit, at order 1 too
     if order == 1 or of_pairs is None:
         index = "SV" if readout == "shapley" else "BV"
     if index == "SII" or readout == "banzhaf":
         empty = float(answering.mean_score(readout)[column])
+    empty -= faithful * float(effects.sum()) / 2
     if of_pairs is not None and order == 2:
         pairs = answering.interactions(of_pairs)[..., column]
         values = {pair: float(pairs[pair]) for pair in combinations(range(n), 2)}
-        if index == "FBII":
-            empty = baseline = empty - float(effects.sum() / 2 - pairs.sum() / 8)
+        empty += faithful * float(pairs.sum()) / 8
         if index in _WITHOUT_PAIRS:
             effects = effects - pairs.sum(1) / 2
+    baseline = empty if faithful else baseline
     values = {(): empty, **{(i,): float(effect) for i, effect in enumerate(effects)}, **values}
     from shapiq import InteractionValues
 

@@ -271,7 +271,7 @@ def what_if(
 
     Args:
         surrogate: Fitted to 0/1 masks.
-        subset: Numbers or names of the tasks that are in; by default all.
+        subset: Numbers or names of the tasks that are in, or (n,) bool; by default all.
         target: Number or name.
         level: Coverage of the intervals, strictly between 0 and 1.
         top: How many tasks, those that change the prediction most.
@@ -292,9 +292,7 @@ def what_if(
         raise ValueError(message("surrogate", "of 0/1 masks", "one of real weights", remedy))
     names, n = surrogate.task_names, surrogate.masks.num_tasks
     column = position("target", target, surrogate.target_names)
-    given = range(n) if subset is None else check_several("subset", subset, "names or numbers")
-    inside = torch.zeros(n, dtype=torch.bool)
-    inside[[position("subset", task, names) for task in given]] = True
+    inside = torch.ones(n, dtype=torch.bool) if subset is None else _tasks_of(subset, names)
     masks = torch.cat([inside[None], inside ^ torch.eye(n, dtype=torch.bool)])
     asked = surrogate.with_tensor_answers()
     found = asked.predict(masks, return_std=asked.has_intervals)
@@ -317,6 +315,24 @@ def what_if(
     _style(axes, "predicted score", None, grid="x")
     axes.tick_params(axis="y", length=0)
     return axes
+
+
+def _tasks_of(subset: Any, names: Sequence[str]) -> Tensor:
+    """(n,) bool: the tasks of these names, numbers or flags."""
+    listed = subset.tolist() if hasattr(subset, "tolist") else subset
+    given = check_several("subset", listed, "names or numbers")
+    inside = torch.zeros(len(names), dtype=torch.bool)
+    if given and all(isinstance(each, (bool, np.bool_)) for each in given):
+        if len(given) != len(names):
+            remedy = "Give a flag for each task, or names."
+            raise ValueError(message("subset", f"{len(names)} flags", f"{len(given)}", remedy))
+        return torch.tensor(given)
+    places = [position("subset", task, names) for task in given]
+    inside[places] = True
+    if int(inside.sum()) < len(places):
+        remedy = "Name each task once; of flags, pass bools."
+        raise ValueError(message("subset", "of different tasks", "some twice", remedy))
+    return inside
 
 
 def dendrogram(

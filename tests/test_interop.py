@@ -73,8 +73,9 @@ def test_a_surrogate_is_a_game_itself(shapiq, index, order, kernel):
 
     computer = shapiq.ExactComputer(game, n)
     for target in (1, "v"):
-        found = to_interaction_values(surrogate, index, target=target)
-        assert_equal_interactions(found, computer(index, order), order, 1e-10)
+        for each in {order, 1}:
+            found = to_interaction_values(surrogate, index, each, target)
+            assert_equal_interactions(found, computer(index, each), each, 1e-10)
     whole = game(np.ones((1, n))).item()
     if index in ("SV", "k-SII", "STII", "FSII"):
         assert sum(found.interactions.values()) == pytest.approx(whole, abs=1e-10)

@@ -239,7 +239,16 @@ def test_a_waterfall_goes_from_none_to_all(ax, top):
 
 
 @pytest.mark.parametrize(
-    ("subset", "inside"), [(None, [1] * 5), ([], [0] * 5), (["wiki", 2], [1, 0, 1, 0, 0])]
+    ("subset", "inside"),
+    [
+        (None, [1] * 5),
+        ([], [0] * 5),
+        (["wiki", 2], [1, 0, 1, 0, 0]),
+        (torch.tensor([0, 2]), [1, 0, 1, 0, 0]),
+        ([True, False, True, False, False], [1, 0, 1, 0, 0]),
+        (np.array([0, 1, 1, 0, 0], dtype=bool), [0, 1, 1, 0, 0]),
+    ],
+    ids=str,
 )
 def test_what_if_shows_each_task_toggled(ax, subset, inside):
     what_if(FITTED, subset, target="$v$", level=0.8, ax=ax)
@@ -258,6 +267,12 @@ def test_what_if_shows_each_task_toggled(ax, subset, inside):
     for (low, high), task in zip(bars, order, strict=True):
         assert (low + high) / 2 == pytest.approx(float(values[1 + task]))
         assert (high - low) / 2 == pytest.approx(float(half[task]))
+
+
+@pytest.mark.parametrize("subset", [["wiki", 0], np.array([0, 1, 1, 0, 0]), [True, False]], ids=str)
+def test_what_if_is_sure_of_the_subset(subset, ax):
+    with pytest.raises(ValueError, match=r"`subset` must be (of different tasks|5 flags), got "):
+        what_if(FITTED, subset, ax=ax)
 
 
 def test_what_if_keeps_what_changes_most(ax):

@@ -35,6 +35,7 @@ Output = Callable[[Callable[..., Any], Any], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 IGNORED = -100  # the label that PyTorch and HuggingFace leave out of losses
+_NO_LABEL = -(2**62)
 
 
 def log_odds(model: Callable[..., Any], batch: Batch) -> Tensor:
@@ -133,12 +134,13 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """As the output of that name, by PyTorch's function: it may be differentiated three times."""
     _check_whole(labels)
     _check_labelled(labels.shape == logits.shape[:-1], logits, labels)
+    left_out = IGNORED if logits.ndim > 2 else _NO_LABEL  # of a class, none is left out
     try:
         flat = F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=IGNORED
+            logits.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=left_out
         )
     except IndexError as error:
-        kept = labels[labels != IGNORED]
+        kept = labels[labels != left_out]
         raise ValueError(_out_of_range(kept, logits.shape[-1])) from error
     return flat.reshape(len(logits), -1).sum(1)
 

@@ -167,10 +167,10 @@ class Scores:
             return self.noise
         return (self.noise[:, None] @ self.rotation.square())[:, 0]
 
-    def losses(self, residuals: Tensor, *, by_rank: bool | None = None) -> Tensor:
+    def losses(self, residuals: Tensor) -> Tensor:
         """Loss of each subset for each target by the criterion, of residuals (b, ..., m, t)."""
         across = (len(residuals), *(1,) * (residuals.ndim - 3))
-        if self.by_rank if by_rank is None else by_rank:
+        if self.by_rank:
             values = self.values.reshape(*across, *self.values.shape[1:])
             true, predicted = map(standard_ranks, (values, (values - residuals).to(residuals)))
             return -(true * predicted) * residuals.shape[-2]
@@ -193,23 +193,31 @@ class Scores:
         half = residuals.new_zeros(2, residuals.shape[2])
         half[0, ::2], half[1, 1::2] = 1.0, 1.0
         of_half = half / half.sum(1, keepdim=True)
-        if self.by_rank:
-            each = residuals.movedim(2, 3)  # (b, K, R, m, t)
-            losses = self.losses(each)
-            errors = self.pooled(self.losses(each, by_rank=False)).mean(-1)
-            return self.pooled(losses), of_half.to(losses) @ losses, errors
         squares = residuals.square()
+        errors = self._errors(squares)
+        if self.by_rank:
+            losses = self.losses(residuals.movedim(2, 3))  # (b, K, R, m, t)
+            return self.pooled(losses), of_half.to(losses) @ losses, errors
         weights = self.relative_weights.to(squares)
         share = (self.pool / self._scale).to(squares)[..., None]  # (b, t, 1)
         pooled = (squares.flatten(1, 3) @ share).reshape(squares.shape[:-1])  # (b, K, m, R)
         pooled = (pooled * weights[:, None, :, None]).mT
-        errors = pooled.mean(-1)
         if self.importance is not None:
             pooled = pooled * self.importance.to(squares)[:, None, None]
             weights = self.counted.to(squares)
         by_half = (of_half * weights[:, None])[:, None] @ squares.flatten(-2)
         by_half = by_half.unflatten(-1, squares.shape[-2:]).movedim(2, 3)  # (b, K, R, 2, t)
         return pooled, by_half / self._scale[:, None, None, None].to(squares), errors
+
+    def _errors(self, squares: Tensor) -> Tensor:
+        """``1 - R^2``, (b, K, R), of squares (b, K, m, R, t); subsets weigh in both parts of it."""
+        share = self.weights / self.weights.sum(-1, keepdim=True)
+        centred = self.values - (share[:, None] @ self.values)
+        variance = (share[:, None] @ centred.square())[:, 0] / (1 - share.square().sum(-1))[:, None]
+        variance = torch.where(self.varies & (variance > 0), variance, 1.0)  # (b, t)
+        mean = (share.to(squares)[:, None, None] @ squares.flatten(-2))[:, :, 0]
+        each = mean.unflatten(-1, squares.shape[-2:]) / variance[:, None, None].to(squares)
+        return self.pooled(each)
 
     def rank_correlations(self, residuals: Tensor) -> Tensor:
         """Mean (b, K, R) over targets of the Spearman correlation of scores and predictions.

@@ -196,20 +196,26 @@ def _collapsed(
     exactly = present & exact[:, None]
     known = total(exactly.long()) > 0  # (m, t)
     used = exactly | (present & ~known[subset])
-    scores, counts, deviation = pooled_runs(rows, subset, used, weights)
-    each = torch.ones_like(rows[:, :1]) if weights is None else weights[:, None]
+    each = torch.ones_like(rows) if weights is None else weights[:, None].expand_as(rows)
     precision = total(used * each)  # of mean scores, in units of a run
-    divisor = torch.where(counts > 0, precision, 1.0)
+    least, inverse = None, each
+    if noise is not None:  # runs weigh by their own; of no noise, they stand for their subset alone
+        index = subset[:, None].expand_as(rows)
+        least = torch.full_like(precision, torch.inf).scatter_reduce(
+            0, index, torch.where(used, noise, torch.inf), "amin"
+        )
+        used = used & ((noise == 0) | (least[subset] > 0))
+        inverse = each / torch.where(noise > 0, noise / least[subset], 1.0).square()
+    scores, counts, deviation = pooled_runs(rows, subset, used, inverse)
+    divisor = torch.where(counts > 0, total(used * inverse), 1.0).sqrt()
     degrees = int((counts - 1).clamp_min(0).sum(0).min()) if m else 0
     degrees = degrees if noise is None else 0
     few = deviation if 0 < degrees < MIN_REPEATS else None
     std: Tensor | None = None
     if degrees >= MIN_REPEATS:
-        std = deviation / divisor.sqrt()
-    if noise is not None:  # in units of a power of two, where its squares can be held
-        power = torch.frexp(noise.amax(0)).exponent.clamp(-1000, 1000)
-        squares = torch.where(used, torch.ldexp(noise, -power), 0.0).square()
-        std = torch.ldexp(total(each * squares).sqrt() / divisor, power)
+        std = deviation / divisor
+    if least is not None:
+        std = least / divisor
     if std is not None:
         std = torch.where((counts > 0) & ~known, std, 0.0)
     uneven = weights is not None and std is None and bool((weights != weights[:1]).any())

@@ -212,9 +212,10 @@ METHODS = {
 def test_samples_without_an_answer_are_named(method, place):
     """Labels of no class, of no whole number, and inputs that are none: at every method's door."""
     inputs, labels = DATA
-    hole, other = inputs.clone(), labels.clone()
-    hole[5, 1], other[5] = math.nan, 7
+    hole, other, left_out = inputs.clone(), labels.clone(), labels.clone()
+    hole[5, 1], other[5], left_out[5] = math.nan, 7, -100
     found = {
+        r"`labels` must be from 0 to 2, got -100 for 3 classes": (inputs, left_out),
         r"`labels` must be from 0 to 2, got 7 for 3 classes": (inputs, other),
         r"`labels` must be whole numbers, got torch.float64": (inputs, labels.double()),
         r"`(loss|output)` must be finite, got NaN or infinity, .* samples 5": (hole, labels),

@@ -405,6 +405,32 @@ def test_measured_noise_does_not_drown_effects_that_few_subsets_show():
 
 
 @settings(max_examples=15, deadline=None)
+@given(seed=SEEDS, exponent=st.integers(-150, 150))
+def test_runs_of_one_subset_weigh_by_their_own_noise(seed, exponent):
+    """By 1 / variance, as weights say it; the mean of a sure and a noisy run is the sure one's."""
+    masks = design(seed, n=5, m=16).repeat(3, 1)
+    generator = torch.Generator().manual_seed(seed)
+    sureness = 10 ** (4 * torch.rand(48, generator=generator, dtype=torch.float64) - 2)
+    noise = 0.3 / sureness.sqrt()
+    scores = masks.double() @ normal(seed, 5) + noise * normal(seed + 1, 48)
+    unit, options = 10.0**exponent, {"kernel": "rbf"}
+    one = fit_surrogate(masks, scores * unit, noise_std=noise * unit, **options)
+    other = fit_surrogate(masks, scores, noise_std=0.3, sample_weight=sureness, **options)
+    for readout in READOUTS:
+        value, std = (each / unit for each in one.attribute(readout, True))
+        close_with_deviations((value, std), other.attribute(readout, True), 1e-5)
+
+
+def test_a_run_without_noise_stands_for_its_subset_alone():
+    masks = design(3, m=20).repeat(2, 1)
+    scores = truth(3, masks, 2) + torch.cat([torch.zeros(20, 2), 3 * torch.ones(20, 2)])
+    noise = torch.arange(40)[:, None].expand(40, 2) >= 20
+    found = observe(masks, scores, noise_std=3.0 * noise)
+    close(found.scores, scores[:20], 0)
+    assert not bool(found.noise.any()) and (found.counts == 1).all()
+
+
+@settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, level=st.floats(0.1, 3.0), kernel=st.sampled_from(["linear", "auto", "rbf"]))
 def test_a_ridge_stands_for_the_noise_at_least(seed, level, kernel):
     """However well subsets happen to be predicted: what is added to every interval has its size."""
@@ -428,6 +454,22 @@ def test_candidates_have_the_error_of_the_fit_whatever_its_repeats(options):
     assert chosen.error == pytest.approx(float(found.loo_error), 1e-6)
     shown = [line for line in str(found.candidates).splitlines() if line.startswith("linear")]
     assert len(shown) == 1 and shown[0].endswith(" 1") and f"{chosen.ridge:.3g}" in shown[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.7}, {"criterion": "rank"}], ids=str)
+def test_errors_of_candidates_weigh_subsets_in_both_of_their_parts(options):
+    """The mean of the others is as good as 1, whatever subsets have been run most."""
+    times = torch.tensor([15, 15, 15] + [1] * 17)
+    masks = design(1, m=20).repeat_interleave(times, 0)
+    scores = truth(1, design(1, m=20), 1).repeat_interleave(times, 0) + normal(1, len(masks), 1)
+    found = fit_surrogate(masks, scores, kernel="rbf", **options)
+    (chosen,) = [row for row in found.candidates if row.num_chosen]
+    weights = found.kernel_terms[0].weights
+    share = weights / weights.sum()
+    values = found.scores[:, 0] - share @ found.scores[:, 0]
+    variance = share @ values.square() / (1 - share.square().sum())
+    expected = share @ found.loo_residuals[:, 0].square() / variance
+    assert chosen.error == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_precise_scores_are_believed_and_others_are_not():
