@@ -189,9 +189,10 @@ def _trainings(name: str, run: Run) -> int:
 def write_table(run: Run, name: str) -> None:
     """Every method against the truth."""
     said, truth = answers(run, name), judge_of(run, name)
+    drawn = {x: judging.judge(x, found, truth) for x, (found, _) in said.items()}
     rows = {
-        x: (judging.judge(x, found, truth), _trainings(x, run), seconds)
-        for x, (found, seconds) in said.items()
+        x: ({m: judging.interval(y) for m, y in drawn[x].items()}, _trainings(x, run), seconds)
+        for x, (_, seconds) in said.items()
     }
     ceilings, note = truth.ceilings(), ""
     if truth.values:
@@ -200,7 +201,7 @@ def write_table(run: Run, name: str) -> None:
         note = f"\n\nLeave-one-out effects, half of the seeds against the other: {agree:.2f}."
     rows["ceiling"] = ceilings, 0, 0.0
     only = {x: found for x, (found, _) in said.items()}
-    against = [_against(only, truth, metric) for metric in ("lds", "residual")]
+    against = [_against(drawn, metric) for metric in ("lds", "residual")]
     each = judging.by_training({x: found for x, found in only.items() if x in MAIN}, truth)
     text = "\n\n".join([judging.as_text(rows), each, *against]) + f"{note}\n"
     write_text(run.output / f"table-{name}.md", text)
@@ -210,12 +211,12 @@ def write_table(run: Run, name: str) -> None:
     judging.draw(metrics, truth, camps, shown, run.output / f"methods-{name}.png")
 
 
-def _against(said: dict[str, Answer], truth: Judge, metric: str) -> str:
+def _against(drawn: dict[str, dict[str, judging.Draws]], metric: str) -> str:
     """A table of :data:`FIRST` less the others."""
-    less = [judging.differences(said, truth, first, metric) for first in FIRST]
+    less = [judging.differences(drawn, first, metric) for first in FIRST]
     lines = [
         [x, *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*part[x]) if x in part else "" for part in less)]
-        for x in said
+        for x in drawn
         if any(x in part for part in less)
     ]
     return markdown([f"{judging.COLUMNS[metric][0]} less that of", *FIRST], lines)

@@ -43,6 +43,8 @@ COLUMNS = {
 """What each metric is called, and by how much it is multiplied."""
 Metric = Callable[[Tensor], float]
 """Of numbers of subsets, or of targets."""
+Draws = np.ndarray
+"""(1 + NUM_RESAMPLES,): an estimate, and what the bootstrap makes of it."""
 Metrics = dict[str, tuple[float, float, float]]
 
 
@@ -103,14 +105,14 @@ def row_numbers(masks: Tensor) -> Tensor:
     return masks.long() @ 2 ** torch.arange(masks.shape[1])
 
 
-def judge(name: str, answer: Answer, truth: Judge) -> Metrics:
-    """Each of :data:`COLUMNS` that applies, with the ends of its interval."""
+def judge(name: str, answer: Answer, truth: Judge) -> dict[str, Draws]:
+    """Each of :data:`COLUMNS` that applies."""
     metrics = {}
     for readout, values in truth.values.items():
         each = pearson(getattr(answer, readout).T, values.T)  # (t,)
-        metrics[readout] = interval([lambda rows, each=each: float(each[rows].mean())], len(each))
+        metrics[readout] = resampled([lambda rows, each=each: float(each[rows].mean())], len(each))
     each_run = of_predictions(name, answer, truth)
-    return metrics | {x: interval(one, len(truth.judged)) for x, one in each_run.items()}
+    return metrics | {x: resampled(one, len(truth.judged)) for x, one in each_run.items()}
 
 
 def of_predictions(name: str, answer: Answer, truth: Judge) -> dict[str, list[Metric]]:
@@ -141,33 +143,36 @@ def _relative(true: Tensor, said: Tensor, definition: str, rows: Tensor) -> floa
     return float(relative_error(true[rows], said[rows], definition=definition).mean())
 
 
-def interval(metrics: Sequence[Metric], num_units: int) -> tuple[float, float, float]:
-    """The mean of metrics, one for each run, with its interval: runs and units are drawn."""
+def resampled(metrics: Sequence[Metric], num_units: int) -> Draws:
+    """The mean of metrics, one for each run; and of drawn runs and units, alike for any metrics."""
     random, count = np.random.default_rng(0), len(metrics)
 
     def mean(runs: np.ndarray, units: np.ndarray) -> float:
         return fmean(metrics[run](torch.from_numpy(units)) for run in runs)
 
-    drawn = [
-        mean(random.integers(count, size=count), random.integers(num_units, size=num_units))
-        for _ in range(NUM_RESAMPLES)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return mean(np.arange(count), np.arange(num_units)), float(low), float(high)
+    values = [mean(np.arange(count), np.arange(num_units))]
+    for _ in range(NUM_RESAMPLES):
+        runs, units = (random.integers(size, size=size) for size in (count, num_units))
+        values.append(mean(runs, units))
+    return np.array(values)
+
+
+def interval(draws: Draws) -> tuple[float, float, float]:
+    """An estimate with the ends of its interval."""
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    return float(draws[0]), float(low), float(high)
 
 
 def differences(
-    answers: Mapping[str, Answer], truth: Judge, first: str, metric: str
+    drawn: Mapping[str, Mapping[str, Draws]], first: str, metric: str
 ) -> dict[str, tuple[float, float, float]]:
-    """A metric of one method less that of each other, on the same drawn subsets and runs."""
-    each = {name: of_predictions(name, x, truth).get(metric) for name, x in answers.items()}
-    ours = each.pop(first)
-
-    def less(theirs: Sequence[Metric]) -> list[Metric]:
-        pairs = zip(ours, theirs, strict=True)
-        return [lambda rows, pair=pair: pair[0](rows) - pair[1](rows) for pair in pairs]
-
-    return {name: interval(less(x), len(truth.judged)) for name, x in each.items() if x}
+    """A metric of one method less that of each other, on the same draws."""
+    ours = drawn[first][metric]
+    return {
+        name: interval(ours - each[metric])
+        for name, each in drawn.items()
+        if name != first and metric in each
+    }
 
 
 def by_training(answers: Mapping[str, Answer], truth: Judge) -> str:

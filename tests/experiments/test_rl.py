@@ -25,7 +25,7 @@ from experiments.rl.cartpole import MAX_ANGLE, MAX_POSITION, SPREAD, TIME_STEP, 
 from experiments.rl.data import PHYSICS, Camps, assigned, suite_of
 from experiments.rl.experiment import COMMANDS, PROGRAM, answers, judge_of, learning, problem_of
 from experiments.rl.games import is_complete, weights_of
-from experiments.rl.judging import Judge, differences, interval, row_numbers
+from experiments.rl.judging import Judge, differences, interval, judge, resampled, row_numbers
 from experiments.rl.linearisation import errors
 from experiments.rl.methods import METHODS, RETRAINED, Answer, estimator_of
 from experiments.rl.model import Model, Policies
@@ -491,7 +491,7 @@ def test_the_seed_is_the_unit_of_what_is_chosen():
 
 def test_an_interval_holds_its_estimate():
     values = torch.randn(200, generator=generator()).double()
-    mean, low, high = interval([lambda rows: float(values[rows].mean())], 200)
+    mean, low, high = interval(resampled([lambda rows: float(values[rows].mean())], 200))
     assert mean == pytest.approx(float(values.mean()))
     half = 1.96 * float(values.std()) / 200**0.5
     assert high - mean == pytest.approx(half, rel=0.25) == mean - low
@@ -499,7 +499,7 @@ def test_an_interval_holds_its_estimate():
 
 def test_an_interval_is_over_runs_too():
     runs = torch.randn(30, generator=generator()).double().tolist()
-    mean, low, high = interval([lambda rows, x=x: x for x in runs], 5)
+    mean, low, high = interval(resampled([lambda rows, x=x: x for x in runs], 5))
     half = 1.96 * float(torch.tensor(runs).std()) / 30**0.5
     assert mean == pytest.approx(sum(runs) / 30)
     assert high - mean == pytest.approx(half, rel=0.25) == mean - low
@@ -520,7 +520,8 @@ def test_ceilings_are_what_a_perfect_method_reaches():
     assert found["residual"][0] == pytest.approx(perfect["residual"], abs=0.02)
     assert found["lds"][0] == pytest.approx(perfect["lds"], abs=0.02)
     said = {"ours": Answer(*[table] * 4), "theirs": Answer(*[table.flip(0)] * 4)}
-    less, low, high = differences(said, truth, "ours", "lds")["theirs"]
+    drawn = {name: judge(name, answer, truth) for name, answer in said.items()}
+    less, low, high = differences(drawn, "ours", "lds")["theirs"]
     assert low < less < high and less == pytest.approx(
         perfect["lds"] - judging_of(said["theirs"], truth)["lds"]
     )
