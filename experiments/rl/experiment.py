@@ -313,7 +313,7 @@ def weigh(run: Run) -> None:
 
 COMMANDS: dict[str, Command] = {
     "train-subsets": each_suite(train_subsets),
-    "references": each_suite(train_references),
+    "references": each_suite(judge_of),
     "methods": each_suite(answers),
     "select": each_suite(select),
     "expansion": each_suite(expand),

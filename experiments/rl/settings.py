@@ -34,7 +34,7 @@ class Truth(Section):
     num_seeds: int = 2
     num_references: int | None = None
     num_edge_seeds: int = 8
-    num_judged: int = 256
+    num_judged: int = 512
     num_judges: int = 3
     batch: int = 64
     seed: int = 42
@@ -71,7 +71,7 @@ class Methods(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, num_models=1, proj_dim=1, num_calibrated=3, num_estimated=1, num_steps=1)
+        check_least(self, num_models=1, proj_dim=1, num_calibrated=4, num_estimated=1, num_steps=1)
         low, high = self.num_models, self.num_models * NUM_STEPS
         if not low <= self.num_samples <= high:
             expected, remedy = f"from {low} to {high}, by `num_models`", "Choose another."
