@@ -216,7 +216,7 @@ def test_settings_that_come_to_nothing_are_refused(change):
 
 
 def test_settings_that_fit_together_are_taken_in_any_order():
-    changes = ["truth.num_subsets=9", "curve.sizes=[9]", "methods.num_calibrated=3"]
+    changes = ["truth.num_subsets=9", "curve.sizes=[9]", "methods.num_calibrated=5"]
     for order in permutations(changes):
         assert load_settings(SMOKE, None, order).curve.sizes == (9,)
 
