@@ -34,7 +34,7 @@ from experiments.rl.methods import (
 )
 from experiments.rl.model import Policies
 from experiments.rl.rollouts import seen_by, steps_of
-from experiments.rl.settings import PRESETS
+from experiments.rl.settings import LEAST_JUDGED, PRESETS
 from experiments.rl.truth import (
     CHOSEN_SEED,
     Control,
@@ -136,8 +136,8 @@ def judge_of(run: Run, name: str) -> Judge:
     masks, scores = train_references(run, name)
     fitted = judging.row_numbers(fitted_subsets(run.settings, masks.shape[1]))
     unseen = ~torch.isin(judging.row_numbers(masks), fitted) & masks.any(1)
-    if unseen.sum() < 2:
-        expected = "few enough for two references that are none of them"
+    if unseen.sum() < LEAST_JUDGED:
+        expected = f"few enough for {LEAST_JUDGED} references that are none of them"
         remedy = "Lower it, or raise `truth.num_references`."
         raise ValueError(message("truth.num_subsets", expected, str(truth.num_subsets), remedy))
     num_runs = torch.where(edges(masks), truth.num_edge_seeds, 1)

@@ -11,6 +11,9 @@ from ksm_ext.checks import check_level, check_positive, message
 NUM_STEPS = 1024
 """Of each task, or some more, in a rollout that the samples of methods are drawn from."""
 
+LEAST_JUDGED = 8
+"""Subsets that a bootstrap is drawn from; of fewer, all draws may be of one."""
+
 
 @dataclass(frozen=True)
 class Truth(Section):
@@ -41,8 +44,8 @@ class Truth(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, num_subsets=8, num_seeds=1, num_references=2, num_edge_seeds=2)
-        check_least(self, num_judged=2, num_judges=1, batch=1)
+        check_least(self, num_subsets=8, num_seeds=1, num_references=8, num_edge_seeds=2)
+        check_least(self, num_judged=LEAST_JUDGED, num_judges=1, batch=1)
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ REFUSED = {
     "truth.num_subsets=0": "`num_subsets` must be at least 8, got 0",
     "truth.num_seeds=0": "`num_seeds` must be at least 1, got 0",
     "truth.num_edge_seeds=1": "`num_edge_seeds` must be at least 2, got 1",
-    "truth.num_references=0": "`num_references` must be at least 2, got 0",
+    "truth.num_references=0": "`num_references` must be at least 8, got 0",
+    "truth.num_judged=7": "`num_judged` must be at least 8, got 7",
     "truth.num_judges=0": "`num_judges` must be at least 1, got 0",
     "methods.num_samples=1": "`num_samples` must be from 2 to 2048, by `num_models`, got 1",
     "methods.num_calibrated=21": "`methods.num_calibrated` must be at most 20, .*, got 21",
@@ -584,7 +585,7 @@ def test_only_what_is_missing_is_trained_again(finished, tmp_path):
 def test_settings_that_scores_do_not_depend_on_leave_the_store_open(finished, tmp_path):
     changes = {
         "data": {"suites": ["3+2", "2+2"]},
-        "truth": {"num_seeds": 1, "num_judged": 3},
+        "truth": {"num_seeds": 1, "num_judged": 8},
         "methods": {"num_samples": 50},
         "curve": {"num_draws": 3},
         "selection": {"num_seeds": 3},
@@ -612,6 +613,16 @@ def test_predictions_are_judged_by_every_seed(finished):
             mask = truth.masks[truth.judged[row]]
             alone = finished.experiment.score(suite_of("3+2"), mask, seed)
             torch.testing.assert_close(alone, run[row], atol=0.02, rtol=0)
+
+
+def test_methods_that_have_seen_all_subsets_are_not_judged(finished, tmp_path):
+    """Before anything but the subsets to fit to and the references is trained."""
+    shutil.copytree(finished.output, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "scores-3+2-judges.sqlite").unlink()
+    changed = {"truth": {"num_subsets": 30}}
+    with pytest.raises(ValueError, match=r"`truth\.num_subsets` must be few enough for 8 ref.* 30"):
+        judge_of(Run(Control(replaced(QUICK, changed)), tmp_path), "3+2")
+    assert not (tmp_path / "scores-3+2-judges.sqlite").exists()
 
 
 def test_the_learning_curve_sees_no_training_that_it_is_judged_by(finished, tmp_path, monkeypatch):
