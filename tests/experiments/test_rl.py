@@ -4,7 +4,7 @@ import json
 import shutil
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import permutations
 from types import SimpleNamespace
@@ -19,8 +19,9 @@ from torch.func import functional_call, grad
 pytest.importorskip("yaml")
 pytest.importorskip("matplotlib")
 
+from experiments.common import saved_figure
 from experiments.experiment import Run
-from experiments.rl import learning_curve, metaworld, objectives, selecting
+from experiments.rl import judging, learning_curve, metaworld, objectives, selecting
 from experiments.rl.cartpole import MAX_ANGLE, MAX_POSITION, SPREAD, TIME_STEP, CartPoles, Physics
 from experiments.rl.data import PHYSICS, Camps, assigned, suite_of
 from experiments.rl.experiment import COMMANDS, PROGRAM, answers, judge_of, learning, problem_of
@@ -534,6 +535,29 @@ def judging_of(answer, truth):
     ranks = [spearmanr(said[:, k], run[:, k])[0] for run in truth.runs for k in range(4)]
     errors = [(said - run).square().mean(0).sum() / run.var(0).sum() for run in truth.runs]
     return {"lds": float(np.mean(ranks)), "residual": float(np.mean(errors))}
+
+
+@pytest.mark.parametrize("camps", [[1, 1, -1], [0, 0, 0]])
+def test_figures_count_camps_where_there_are_some(camps, monkeypatch, tmp_path):
+    figures, masks = [], all_subsets(3)
+    scores = torch.rand(8, 3, generator=generator()).double()
+    unseen, rows = masks.any(1), torch.arange(1, 8)
+    truth = Judge(masks, scores, unseen, torch.ones(8), rows, scores[None, 1:])
+
+    @contextmanager
+    def kept(path, *size):
+        with saved_figure(path, *size) as figure:
+            yield figures.append(figure) or figure
+
+    monkeypatch.setattr(judging, "saved_figure", kept)
+    metrics = {x: {"lds": (0.5, 0.4, 0.6)} for x in ("ours", "ceiling")}
+    judging.draw(metrics, truth, torch.tensor(camps), scores, tmp_path / "x.png")
+    right = figures[0].axes[1]
+    expected = "own camp less the other" if any(camps) else "tasks of the subset"
+    assert right.get_xlabel() == expected
+    signs = torch.tensor(camps if any(camps) else [1, 1, 1])
+    drawn = torch.as_tensor(right.lines[0].get_xdata())
+    assert (drawn - masks[1:].long() @ signs).abs().max() < 0.5
 
 
 # -- the run ------------------------------------------------------------------------------------
