@@ -4,6 +4,7 @@ A setting's value is the preset's, unless the YAML file of ``--config`` or ``--s
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from inspect import formatannotation
@@ -16,6 +17,22 @@ import yaml
 from ksm_ext.checks import check_choice, message
 
 AnySettings = TypeVar("AnySettings")
+
+
+def check_least(settings: object, **least: int) -> None:
+    """Raise ``ValueError`` unless fields are at least so much: the only number, or all of several.
+
+    ``None`` passes, where a field may be that.
+    """
+    for name, minimum in least.items():
+        value = getattr(settings, name)
+        several = isinstance(value, tuple)
+        if several and not value:
+            raise ValueError(message(name, "one number or more", "none", "Name them."))
+        for number in value if several else (value,):
+            if number is not None and number < minimum:
+                found, expected = str(number), f"at least {minimum}"
+                raise ValueError(message(name, expected, found, "Raise it."))
 
 
 @dataclass(frozen=True)
@@ -188,6 +205,7 @@ def load_settings(
     settings = preset
     if config is not None:
         settings = replaced(settings, _yaml(config.read_text(), str(config)) or {}, str(config))
+    told: Any = {}  # all at once: settings may only fit together
     for change in changes:
         path, equals, value = change.partition("=")
         if not equals:
@@ -196,14 +214,26 @@ def load_settings(
         nested = _yaml(value, f"--set {path}")
         for name in reversed(path.split(".")):
             nested = {name: nested}
-        settings = replaced(settings, nested, "--set")
-    return settings
+        told = _merged(told, nested)
+    return replaced(settings, told, "--set")
+
+
+def _merged(first: Any, then: Any) -> Any:
+    """Names and values of both, the later ones where both have them."""
+    if not isinstance(then, Mapping):
+        return then
+    if not isinstance(first, Mapping):
+        return first  # no names and values, which is refused
+    return {**first, **{x: _merged(first[x], y) if x in first else y for x, y in then.items()}}
 
 
 def replaced(
     settings: AnySettings, changes: Mapping[str, Any], where: str = "settings"
 ) -> AnySettings:
     """A dataclass with some fields, or fields of fields, replaced; kinds stay what they are.
+
+    A tuple is written as a list, and a number may have an exponent without a point, as YAML 1.2 has
+    it.
 
     Raises:
         ValueError: If there is no such field, or it does not take the value.
@@ -214,18 +244,30 @@ def replaced(
     values = {}
     for name, value in changes.items():
         check_choice(where, name, tuple(hints), "Spell it so.")
-        old, kinds = getattr(settings, name), _kinds(hints[name])
+        old = getattr(settings, name)
         if is_dataclass(old):
-            value = replaced(old, value, f"{where}: {name}")
-        elif not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            kind = f"of type {formatannotation(hints[name])}"
-            raise ValueError(message(name, kind, repr(value), f"Correct {where}."))
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif float in kinds and value is not None:
-            value = float(value)
-        values[name] = value
+            values[name] = replaced(old, value, f"{where}: {name}")
+        else:
+            values[name] = _taken(name, value, hints[name], where)
     return replace(settings, **values)  # type: ignore[type-var]
+
+
+def _taken(name: str, value: Any, hint: Any, where: str) -> Any:
+    """What a field of this type becomes by a value of YAML."""
+    kinds = _kinds(hint)
+    if float in kinds and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        kind = f"of type {formatannotation(hint)}"
+        remedy = f"Write a list, [{value}]." if tuple in kinds else f"Correct {where}."
+        raise ValueError(message(name, kind, repr(value), remedy))
+    if tuple in kinds and value is not None:
+        of_each = get_args(hint)[0]
+        return tuple(_taken(f"{name}[{k}]", x, of_each, where) for k, x in enumerate(value))
+    return float(value) if float in kinds and value is not None else value
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)  # text to YAML 1.1
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -7,6 +7,7 @@ opposite ones, a policy can only serve one, and which one is a matter of what el
 Shapes: n tasks, p policies with e environments each.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from experiments.rl.cartpole import CartPoles, Physics
 from experiments.rl.environment import Environments
-from experiments.settings import Section
+from experiments.settings import Section, check_least
 from ksm_ext.checks import message
 
 PHYSICS = {
@@ -45,6 +46,30 @@ class Data(Section):
     suites: tuple[str, ...] = ("6+6", "8+4")
     horizon: int = 200
     num_episodes: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.suites:
+            raise ValueError(message("data.suites", "one suite or more", "none", "Name them."))
+        for name in self.suites:
+            counts_of(name)
+        check_least(self, horizon=1, num_episodes=1)
+
+
+def counts_of(name: str) -> tuple[int, ...]:
+    """How many tasks each camp of a suite has; the one number of those that have no camps.
+
+    Raises:
+        ValueError: If there is no such suite.
+    """
+    if name == "MT10":
+        return (10,)
+    found = re.fullmatch(r"(\d)\+(\d)", name, re.ASCII)
+    counts = tuple(map(int, found.groups())) if found else ()
+    if not counts or not all(0 < count <= MOST for count in counts):
+        expected = f"'MT10' or two numbers of variants from 1 to {MOST}, such as '6+6'"
+        raise ValueError(message("data.suites", expected, repr(name), "Correct it."))
+    return counts
 
 
 class Suite(Protocol):
@@ -95,17 +120,18 @@ def suite_of(name: str) -> Suite:
 
     Raises:
         ValueError: If there is none.
-        ImportError: If it needs a package that is not installed.
+        RuntimeError: If it needs a package that is not installed.
     """
-    if name == "MT10":
-        from experiments.rl.metaworld import MetaWorld
+    counts = counts_of(name)
+    if name != "MT10":
+        return Camps(*counts)
+    from experiments.rl.metaworld import MetaWorld
 
+    try:
         return MetaWorld()
-    counts = [int(part) for part in name.split("+") if part.isdecimal()]
-    if len(counts) != 2 or not 0 < counts[0] <= MOST or not 0 <= counts[1] <= MOST:
-        expected = f"'MT10' or two numbers of variants up to {MOST}, such as '6+6'"
-        raise ValueError(message("data.suites", expected, repr(name), "Correct it."))
-    return Camps(*counts)
+    except ImportError as error:
+        expected, remedy = "of installed packages", "Run pip install '.[rl]', or name others."
+        raise RuntimeError(message("data.suites", expected, f"MT10 ({error})", remedy)) from error
 
 
 def assigned(masks: Tensor, num_environments: int) -> tuple[Tensor, Tensor]:

@@ -34,25 +34,34 @@ from experiments.rl.methods import (
 )
 from experiments.rl.model import Policies
 from experiments.rl.rollouts import seen_by, steps_of
-from experiments.rl.settings import PRESETS
+from experiments.rl.settings import LEAST_JUDGED, PRESETS
 from experiments.rl.truth import (
-    REFERENCE_SEED,
+    CHOSEN_SEED,
     Control,
     edges,
     fitted_subsets,
     leave_one_out_agreement,
-    references,
     retrained,
+    train_judges,
     train_references,
     train_subsets,
 )
 from experiments.runner import Program
 from experiments.settings import as_dict
+from ksm_ext.checks import message
 
-CHOSEN_SEED = 200
-"""The first seed of trainings on what was chosen."""
 FIRST = ("kernel surrogate", "kernel surrogate, warped")
 """Methods that the others are compared with."""
+MAIN = (
+    *FIRST,
+    "ridge datamodel",
+    "ridge datamodel, warped",
+    "surrogate of its own choice, warped",
+    "kernel surrogate, calibrated",
+    "counting camps, fitted and warped",
+    "counting camps",
+)
+"""Methods that are also shown by each training that they are judged by."""
 SIDES = {"own task allowed": False, "own task held out": True}
 
 
@@ -73,7 +82,8 @@ def each_suite(command: Callable[[Run, str], Any]) -> Command:
 def policies(run: Run, name: str) -> list[Policies]:
     """Policies trained on all tasks, each a batch of one; trained once, and kept."""
     suite, path = suite_of(name), run.output / f"policies-{name}.safetensors"
-    settings = as_dict(run.settings)
+    settings = as_dict(run.settings.of_policies(name))
+    settings["num_models"] = run.settings.methods.num_models
     everything = torch.ones(1, len(suite.task_names), dtype=torch.bool)
     kept = read_tensors(path, settings)
     if kept is None:
@@ -122,12 +132,16 @@ def problem_of(run: Run, name: str) -> ControlProblem:
 
 def judge_of(run: Run, name: str) -> Judge:
     """What the methods are judged by."""
+    truth = run.settings.truth
     masks, scores = train_references(run, name)
-    runs = train_subsets(run, name)
     fitted = judging.row_numbers(fitted_subsets(run.settings, masks.shape[1]))
     unseen = ~torch.isin(judging.row_numbers(masks), fitted) & masks.any(1)
-    num_runs = torch.where(edges(masks), run.settings.truth.num_edge_seeds, 1)
-    return Judge(masks, scores, unseen, num_runs, runs)
+    if unseen.sum() < LEAST_JUDGED:
+        expected = f"few enough for {LEAST_JUDGED} references that are none of them"
+        remedy = "Lower it, or raise `truth.num_references`."
+        raise ValueError(message("truth.num_subsets", expected, str(truth.num_subsets), remedy))
+    num_runs = torch.where(edges(masks), truth.num_edge_seeds, 1)
+    return Judge(masks, scores, unseen, num_runs, *train_judges(run, name, unseen))
 
 
 # -- the methods --------------------------------------------------------------------------------
@@ -175,9 +189,10 @@ def _trainings(name: str, run: Run) -> int:
 def write_table(run: Run, name: str) -> None:
     """Every method against the truth."""
     said, truth = answers(run, name), judge_of(run, name)
+    drawn = {x: judging.judge(x, found, truth) for x, (found, _) in said.items()}
     rows = {
-        x: (judging.judge(x, found, truth), _trainings(x, run), seconds)
-        for x, (found, seconds) in said.items()
+        x: ({m: judging.interval(y) for m, y in drawn[x].items()}, _trainings(x, run), seconds)
+        for x, (_, seconds) in said.items()
     }
     ceilings, note = truth.ceilings(), ""
     if truth.values:
@@ -186,18 +201,25 @@ def write_table(run: Run, name: str) -> None:
         note = f"\n\nLeave-one-out effects, half of the seeds against the other: {agree:.2f}."
     rows["ceiling"] = ceilings, 0, 0.0
     only = {x: found for x, (found, _) in said.items()}
-    less = [judging.differences(only, truth, first) for first in FIRST]
-    spelled = [
-        {x: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*y) for x, y in part.items()} for part in less
-    ]
-    lines = [[x, *(part.get(x, "") for part in spelled)] for x in only]
-    against = markdown(["LDS less that of", *FIRST], lines)
-    text = f"{judging.as_text(rows)}\n\n{against}{note}\n"
+    against = [_against(drawn, metric) for metric in ("lds", "residual")]
+    each = judging.by_training({x: found for x, found in only.items() if x in MAIN}, truth)
+    text = "\n\n".join([judging.as_text(rows), each, *against]) + f"{note}\n"
     write_text(run.output / f"table-{name}.md", text)
     metrics = {x: row[0] for x, row in rows.items()}
     write_json(run.output / f"table-{name}.json", metrics)
     camps, shown = suite_of(name).camps, only["kernel surrogate, warped"].predictions
     judging.draw(metrics, truth, camps, shown, run.output / f"methods-{name}.png")
+
+
+def _against(drawn: dict[str, dict[str, judging.Draws]], metric: str) -> str:
+    """A table of :data:`FIRST` less the others."""
+    less = [judging.differences(drawn, first, metric) for first in FIRST]
+    lines = [
+        [x, *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*part[x]) if x in part else "" for part in less)]
+        for x in drawn
+        if any(x in part for part in less)
+    ]
+    return markdown([f"{judging.COLUMNS[metric][0]} less that of", *FIRST], lines)
 
 
 def learning(run: Run, name: str) -> None:
@@ -206,9 +228,8 @@ def learning(run: Run, name: str) -> None:
     problem, curve = problem_of(run, name), run.settings.curve
     kept = read_tensors(path, settings)
     if kept is None:
-        masks = references(run.settings, problem.masks.shape[1])
-        scores = retrained(run, name, "references", masks, [REFERENCE_SEED])[0]
-        kept = {"found": learning_curve.learn(problem, masks, scores, curve)}, {}
+        runs, truth = train_subsets(run, name), judge_of(run, name)
+        kept = {"found": learning_curve.learn(problem, runs, truth, curve)}, {}
         write_tensors(path, kept[0], settings)
     shown, found = learning_curve.shown(problem), kept[0]["found"]
     write_text(path.with_suffix(".md"), learning_curve.as_text(shown, curve, found) + "\n")
@@ -232,11 +253,10 @@ def select(run: Run, name: str) -> None:
     returns = 1 - retrained(run, name, "chosen", distinct, seeds)  # (num_seeds, l, t)
     place = {row: number for number, row in enumerate(judging.row_numbers(distinct).tolist())}
     rows, facts = [], {}
-    own = {}  # (seeds draws, t) returns of each target on what was chosen for it
+    own = {}  # (num_seeds, num_draws, t) returns of each target on what was chosen for it
     for key, masks in chosen.items():
         numbers = judging.row_numbers(masks.flatten(0, 1)).apply_(place.get).view(masks.shape[:2])
-        drawn = numbers.expand(settings.num_draws, -1)
-        own[key] = returns[:, drawn, torch.arange(num_tasks)].flatten(0, 1)
+        own[key] = returns[:, numbers, torch.arange(num_tasks)]
     for (side, way), values in own.items():
         mean, *ends = selecting.interquartile_mean(values)
         first = own[side, "kernel surrogate"]
@@ -244,14 +264,14 @@ def select(run: Run, name: str) -> None:
         facts[f"{side}, {way}"] = {
             "returns": [mean, *ends],
             "kernel less this": less,
-            "by target": dict(zip(suite.task_names, values.mean(0).tolist(), strict=True)),
+            "by target": dict(zip(suite.task_names, values.mean((0, 1)).tolist(), strict=True)),
         }
         cells = "{:.3f} [{:.3f}, {:.3f}]".format(mean, *ends), f"{float(values.mean()):.3f}"
         rows.append([side, way, *cells, "{:+.3f} [{:+.3f}, {:+.3f}]".format(*less)])
     titles = ["", "chosen by", "interquartile mean of returns", "mean", "kernel less this"]
     note = (
-        f"At most {settings.size} tasks for each target; shares of the largest return, "
-        f"{settings.num_seeds} seeds."
+        f"At most {settings.size} tasks for each target; shares of the largest return; intervals "
+        f"over {settings.num_seeds} seeds, each drawn for all targets and ways together."
     )
     write_text(run.output / f"selection-{name}.md", f"{markdown(titles, rows)}\n\n{note}\n")
     write_json(run.output / f"selection-{name}.json", facts)
@@ -293,7 +313,7 @@ def weigh(run: Run) -> None:
 
 COMMANDS: dict[str, Command] = {
     "train-subsets": each_suite(train_subsets),
-    "references": each_suite(train_references),
+    "references": each_suite(judge_of),
     "methods": each_suite(answers),
     "select": each_suite(select),
     "expansion": each_suite(expand),

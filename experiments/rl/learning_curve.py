@@ -1,14 +1,16 @@
-"""How many retrained subsets each surrogate needs: draws of them from the game of all subsets.
+"""How many retrained subsets each surrogate needs: draws out of those that methods learn from.
 
-Every draw is another design and another set of trainings, one for each subset; all surrogates see
-the same, and are judged by all other subsets. Intervals are 95 % over draws, by Student's t.
+A draw is so many of the subsets, and for each one of its trainings; all surrogates see the same,
+and are judged as methods are, by other subsets and other seeds. Intervals are 95 % over draws, by
+Student's t: of this pool of subsets, for large draws out of it overlap.
 
-Shapes: subsets (l, n), scores (l, t).
+Shapes: runs (num_seeds, m, t).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import joblib
 import torch
@@ -16,7 +18,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from experiments.common import markdown, one_thread, saved_figure
-from experiments.rl.judging import row_numbers
+from experiments.rl.judging import Judge
 from experiments.rl.methods import RETRAINED, ControlProblem, methods_for
 from experiments.rl.settings import Curve
 from ksm_ext.evaluation import lds, residual_error
@@ -33,12 +35,12 @@ FIRST = "kernel surrogate", "kernel surrogate, warped"
 METRICS = ("residual error", "LDS")
 
 
-def learn(problem: ControlProblem, masks: Tensor, scores: Tensor, curve: Curve) -> Tensor:
+def learn(problem: ControlProblem, runs: Tensor, truth: Judge, curve: Curve) -> Tensor:
     """(surrogates, sizes, draws, 2): residual error and LDS of each fit."""
     names = shown(problem)
     todo = [(x, m, draw) for x in names for m in curve.sizes for draw in range(curve.num_draws)]
     found = joblib.Parallel()(
-        joblib.delayed(_quality)(problem, masks, scores, *each) for each in todo
+        joblib.delayed(_quality)(problem, runs, truth, *each) for each in todo
     )
     return torch.tensor(found).view(len(names), len(curve.sizes), curve.num_draws, 2)
 
@@ -50,14 +52,15 @@ def shown(problem: ControlProblem) -> list[str]:
 
 @one_thread()
 def _quality(
-    problem: ControlProblem, masks: Tensor, scores: Tensor, surrogate: str, size: int, draw: int
+    problem: ControlProblem, runs: Tensor, truth: Judge, surrogate: str, size: int, draw: int
 ) -> tuple[float, float]:
-    order = torch.randperm(len(masks), generator=torch.Generator().manual_seed(draw))
-    fit, held = order[:size], order[size:]
-    drawn = replace(problem, masks=masks[fit], scores=scores[fit])
-    said = RETRAINED[surrogate](drawn).predictions[row_numbers(masks[held])]
-    error = float(residual_error(scores[held], said, pooled=True))
-    return error, float(lds(scores[held], said).mean())
+    generator = torch.Generator().manual_seed(draw)
+    rows = torch.randperm(len(problem.masks), generator=generator)[:size]
+    seeds = torch.randint(len(runs), (size,), generator=generator)
+    drawn = replace(problem, masks=problem.masks[rows], scores=runs[seeds, rows])
+    said = RETRAINED[surrogate](drawn).predictions[truth.rows]
+    errors = [float(residual_error(true, said, pooled=True)) for true in truth.runs]
+    return fmean(errors), fmean(float(lds(true, said).mean()) for true in truth.runs)
 
 
 def as_text(names: Sequence[str], curve: Curve, found: Tensor) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from experiments.settings import Section
+from experiments.settings import Section, check_least
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Model(Section):
     """
 
     widths: tuple[int, ...] = (32, 32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, widths=1)
 
 
 class Policies:

@@ -8,6 +8,7 @@ them, each from 0 to 1 over what was seen of it.
 Shapes: n objectives, weights (m, n), scores (m, n).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,8 @@ from experiments.folds import held_out, split
 from experiments.rl.gym_environments import batch_of
 from experiments.rl.model import Policies
 from experiments.rl.ppo import train
-from experiments.rl.settings import RLSettings
+from experiments.rl.settings import Objectives, RLSettings
+from experiments.rl.truth import CHOSEN_SEED
 from experiments.settings import as_dict
 from ksm_ext import Surrogate, fit_surrogate, retrain_scores
 from ksm_ext.evaluation import lds, residual_error
@@ -45,21 +47,24 @@ def environment(name: str) -> Any:
     return mo_gymnasium.make(name)
 
 
-def trained(run: Run, name: str, part: str, weights: Tensor, num_seeds: int) -> Tensor:
+def trained(run: Run, name: str, part: str, weights: Tensor, seeds: Sequence[int]) -> Tensor:
     """Scores (num_seeds, m, n) of weights (m, n), from the store or by training."""
     objectives = run.settings.objectives
     size = min(objectives.batch, len(weights))
     rows = torch.arange(-(-len(weights) // size) * size) % len(weights)
     batches = weights[rows].view(-1, size, weights.shape[1])
+    own = {x: getattr(objectives, x) for x in ("num_episodes", "training")}
+    settings = RLSettings(model=run.settings.model, objectives=Objectives(**own))
     scores = retrain_scores(
-        partial(_score, run.settings, name, batches.tolist()),
+        partial(_score, settings, name, batches.tolist()),  # others would shut the store
         torch.eye(len(batches), dtype=torch.bool),  # a batch goes by its number
-        seeds=range(num_seeds),
+        seeds=seeds,
         store=run.output / f"scores-{name}-{part}.sqlite",
-        settings={"model": as_dict(run.settings.model), "objectives": as_dict(objectives)},
+        settings={"model": as_dict(settings.model), "num_episodes": objectives.num_episodes}
+        | {"training": as_dict(objectives.training)},
         on_change=run.on_change,
     )
-    return scores.values.reshape(num_seeds, len(rows), -1)[:, : len(weights)]
+    return scores.values.reshape(len(seeds), len(rows), -1)[:, : len(weights)]
 
 
 def _score(
@@ -113,7 +118,7 @@ def compare(run: Run, name: str) -> None:
     settings = run.settings.objectives
     n = len(environment(name).unwrapped.reward_space.low)
     weights = dirichlet(n, settings.num_mixtures, seed=settings.seed)
-    scores = trained(run, name, "mixtures", weights, settings.num_seeds)
+    scores = trained(run, name, "mixtures", weights, range(settings.num_seeds))
     means = scores.mean(0)
     low, high = means.amin(0), means.amax(0)
 
@@ -123,7 +128,8 @@ def compare(run: Run, name: str) -> None:
 
     tried = {aim: values.mean(0) for aim, values in utilities(scores).items()}
     ways = chosen(weights, tried, settings.confidence)
-    again = trained(run, name, "chosen", torch.stack([*ways.values()]), settings.chosen_seeds)
+    seeds = range(CHOSEN_SEED, CHOSEN_SEED + settings.chosen_seeds)
+    again = trained(run, name, "chosen", torch.stack([*ways.values()]), seeds)
     gained = utilities(again)  # (num_seeds, ways) each
     rows = [
         [way, ", ".join(f"{x:.2f}" for x in shares.tolist())]

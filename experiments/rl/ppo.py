@@ -16,7 +16,8 @@ from torch import Tensor
 
 from experiments.rl.environment import Environments
 from experiments.rl.model import Policies
-from experiments.settings import Section
+from experiments.settings import Section, check_least
+from ksm_ext.checks import check_positive, message
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Training(Section):
     clip: float = 0.2
     entropy: float = 0.0
     max_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = ("num_environments", "num_steps", "num_rollouts", "num_epochs", "batch_size")
+        check_least(self, **dict.fromkeys(counts, 1))
+        for name in ("learning_rate", "clip", "max_norm"):
+            check_positive(name, getattr(self, name), "Choose a positive one.")
+        check_positive("entropy", self.entropy, "Choose one of 0 or more.", zero=True)
+        for name, fits in (("discount", 0 <= self.discount < 1), ("trace", 0 <= self.trace <= 1)):
+            if not fits:
+                found, remedy = str(getattr(self, name)), "Choose another."
+                raise ValueError(message(name, "between 0 and 1", found, remedy))
 
 
 @dataclass(frozen=True, eq=False)

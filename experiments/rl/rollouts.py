@@ -16,7 +16,7 @@ Reference: *Zhang, Duan, Ye & Zhang 2025 (PolicyGradEx), arXiv:2511.12779*.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from torch.distributions import Normal
 from experiments.rl.data import Suite
 from experiments.rl.model import Policies
 from experiments.rl.ppo import collect, standardised
-from experiments.rl.settings import RLSettings
+from experiments.rl.settings import NUM_STEPS, RLSettings
 
-NUM_STEPS = 1024  # of each task, or some more, in a rollout that samples are drawn from
+MOST_COPIES = 16  # of each task, at a time: short rollouts are made longer, not more
 Samples = tuple[Tensor, Tensor, Tensor]
 """States (b, d), actions (b,) or (b, k), and advantages (b,)."""
 
@@ -70,13 +70,15 @@ def steps_of(
 ) -> list[Samples]:
     """All steps of a rollout, task by task; advantages are standardised over them together."""
     num_tasks = len(suite.task_names)
-    copies = max(2, NUM_STEPS // settings.training.num_steps)
+    copies = min(max(2, NUM_STEPS // settings.training.num_steps), MOST_COPIES)
+    num_steps = max(settings.training.num_steps, -(-NUM_STEPS // copies))
+    training = replace(settings.training, num_steps=num_steps)
     tasks = torch.arange(num_tasks).repeat_interleave(copies)[None]
     environments = suite.environments(tasks, settings.data.horizon, generator)
-    rollout = collect(policy, environments, settings.training, generator)
+    rollout = collect(policy, environments, training, generator)
     shares = torch.full_like(rollout.advantages, 1 / rollout.advantages.shape[1])
     advantages = standardised(rollout.advantages, shares)
-    number = tasks.repeat(1, settings.training.num_steps)[0]
+    number = tasks.repeat(1, num_steps)[0]
     table = rollout.observations, rollout.actions, advantages
     return [_rows(table, 0, number == task) for task in range(num_tasks)]
 

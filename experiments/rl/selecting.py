@@ -3,10 +3,11 @@
 Every way answers a table of predicted scores of all subsets; what it chooses is the best subset of
 at most so many tasks. Choices are trained on anew, with seeds that no way has seen.
 
-Returns are heavy-tailed: interquartile means over seeds and targets, with intervals of a bootstrap
-that draws the seeds of each target (stratified), as *Agarwal et al. 2021, arXiv:2108.13264*.
+Returns are heavy-tailed: interquartile means over seeds and targets, as *Agarwal et al. 2021,
+arXiv:2108.13264*. Targets share policies, and all policies of a seed their random numbers: the
+bootstrap draws seeds for all targets and ways together.
 
-Shapes: all subsets (2ⁿ, n), predictions (2ⁿ, t), returns (num_seeds, t).
+Shapes: all subsets (2ⁿ, n), predictions (2ⁿ, t), returns (num_seeds, num_draws, t).
 """
 
 from collections.abc import Mapping
@@ -69,16 +70,13 @@ def choices(
 
 
 def interquartile_mean(returns: Tensor, less: Tensor | None = None) -> tuple[float, float, float]:
-    """Of returns (num_runs, t), with its interval; or less that of others on the same draws."""
-    table, random = returns.numpy(), np.random.default_rng(0)
-    others = None if less is None else less.numpy()
-    count, columns = table.shape
+    """Of returns (num_seeds, ...), with its interval; or less that of others by the same seeds."""
+    count, random = len(returns), np.random.default_rng(0)
 
-    def value(rows: np.ndarray) -> float:
-        place = rows, np.arange(columns)
-        mean = trim_mean(table[place], 0.25, None)
-        return float(mean if others is None else mean - trim_mean(others[place], 0.25, None))
+    def value(seeds: np.ndarray) -> float:
+        mean = trim_mean(returns.numpy()[seeds], 0.25, None)
+        return float(mean if less is None else mean - trim_mean(less.numpy()[seeds], 0.25, None))
 
-    drawn = [value(random.integers(count, size=table.shape)) for _ in range(NUM_RESAMPLES)]
+    drawn = [value(random.integers(count, size=count)) for _ in range(NUM_RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return value(np.arange(count)[:, None].repeat(columns, 1)), float(low), float(high)
+    return value(np.arange(count)), float(low), float(high)

@@ -1,11 +1,18 @@
 """Settings of reinforcement learning: its tasks, its policies, its presets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from experiments.rl.data import Data
+from experiments.rl.data import Data, counts_of
 from experiments.rl.model import Model
 from experiments.rl.ppo import Training
-from experiments.settings import Section, Settings
+from experiments.settings import Section, Settings, check_least
+from ksm_ext.checks import check_level, check_positive, message
+
+NUM_STEPS = 1024
+"""Of each task, or some more, in a rollout that the samples of methods are drawn from."""
+
+LEAST_JUDGED = 8
+"""Subsets that a bootstrap is drawn from; of fewer, all draws may be of one."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,9 @@ class Truth(Section):
             subsets there are, of which Shapley and Banzhaf values are exact.
         num_edge_seeds: Trainings of the subsets of at most one task and at least all but one, of
             which Shapley values are made most.
+        num_judged: Of the subsets that no method was fitted to, those that predictions are judged
+            by; all where there are fewer.
+        num_judges: More trainings of each of these.
         batch: Policies that are trained at once.
         seed: Draws the subsets.
     """
@@ -27,8 +37,15 @@ class Truth(Section):
     num_seeds: int = 2
     num_references: int | None = None
     num_edge_seeds: int = 8
+    num_judged: int = 512
+    num_judges: int = 3
     batch: int = 64
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_subsets=8, num_seeds=1, num_references=8, num_edge_seeds=2)
+        check_least(self, num_judged=LEAST_JUDGED, num_judges=1, batch=1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,17 @@ class Methods(Section):
     num_steps: int = 100
     trak_ridge: float = 0.01
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_models=1, proj_dim=1, num_calibrated=4, num_estimated=1, num_steps=1)
+        low, high = self.num_models, self.num_models * NUM_STEPS
+        if not low <= self.num_samples <= high:
+            expected, remedy = f"from {low} to {high}, by `num_models`", "Choose another."
+            raise ValueError(message("num_samples", expected, str(self.num_samples), remedy))
+        for name in ("damping", "trak_ridge"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), "Choose a positive one.")
+
 
 @dataclass(frozen=True)
 class Curve(Section):
@@ -65,8 +93,12 @@ class Curve(Section):
         num_draws: Of each number.
     """
 
-    sizes: tuple[int, ...] = (30, 60, 120, 240)
+    sizes: tuple[int, ...] = (30, 60, 120, 180)
     num_draws: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, sizes=8, num_draws=2)
 
 
 @dataclass(frozen=True)
@@ -81,7 +113,11 @@ class Selection(Section):
 
     size: int = 4
     num_draws: int = 2
-    num_seeds: int = 3
+    num_seeds: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, size=1, num_draws=1, num_seeds=2)
 
 
 @dataclass(frozen=True)
@@ -114,19 +150,46 @@ class Objectives(Section):
     )
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, num_mixtures=12, num_seeds=1, chosen_seeds=2, num_episodes=1, batch=1)
+        check_level("confidence", self.confidence)
+
 
 @dataclass(frozen=True)
-class RLSettings(Settings):
-    """All that results depend on."""
+class PolicySettings(Settings):
+    """What a policy and its scores depend on."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class RLSettings(PolicySettings):
+    """All that results depend on."""
+
     truth: Truth = field(default_factory=Truth)
     methods: Methods = field(default_factory=Methods)
     curve: Curve = field(default_factory=Curve)
     selection: Selection = field(default_factory=Selection)
     objectives: Objectives = field(default_factory=Objectives)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fewest = min(sum(counts_of(name)) for name in self.data.suites)
+        subsets = self.truth.num_subsets
+        for name, value, most, what in (
+            ("selection.size", self.selection.size, fewest - 1, "all tasks of a suite but one"),
+            ("curve.sizes", max(self.curve.sizes), subsets, "`truth.num_subsets`"),
+            ("methods.num_calibrated", self.methods.num_calibrated, subsets, "`truth.num_subsets`"),
+        ):
+            if value > most:
+                raise ValueError(message(name, f"at most {most}, {what}", str(value), "Lower it."))
+
+    def of_policies(self, suite: str) -> PolicySettings:
+        """Those that policies of a suite depend on, and no others."""
+        return PolicySettings(replace(self.data, suites=(suite,)), self.model, self.training)
 
 
 PRESETS = {
@@ -145,15 +208,15 @@ PRESETS = {
             trace=0.97,
             entropy=0.005,
         ),
-        Truth(num_subsets=96, num_references=64, num_edge_seeds=2, batch=4),
+        Truth(num_subsets=96, num_references=64, num_edge_seeds=2, num_judges=1, batch=4),
         Methods(num_estimated=1000),
         Curve(sizes=(16, 32)),
-        Selection(size=3),
+        Selection(size=3, num_seeds=3),
     ),
     "smoke": RLSettings(
         Data(suites=("3+2",), num_episodes=4),
         training=Training(num_environments=12, num_rollouts=8),
-        truth=Truth(num_subsets=20, num_seeds=2, num_edge_seeds=2, batch=16),
+        truth=Truth(num_subsets=20, num_edge_seeds=2, num_judges=1, batch=16),
         methods=Methods(num_models=2, num_samples=100, proj_dim=100, num_calibrated=8),
         curve=Curve(sizes=(12,), num_draws=2),
         selection=Selection(size=2, num_draws=1, num_seeds=2),

@@ -19,7 +19,7 @@ from experiments.experiment import Experiment, Run
 from experiments.rl.data import Suite, assigned, suite_of
 from experiments.rl.model import Policies
 from experiments.rl.ppo import train
-from experiments.rl.settings import RLSettings
+from experiments.rl.settings import PolicySettings, RLSettings
 from experiments.settings import as_dict
 from ksm_ext import retrain_scores
 from ksm_ext.correlation import pearson
@@ -27,12 +27,16 @@ from ksm_ext.subsets import all_subsets, bernoulli
 
 REFERENCE_SEED = 100
 """The first seed of the subsets that methods are judged by; none of them is fitted to."""
+CHOSEN_SEED = 200
+"""The first seed of trainings on what was chosen."""
+JUDGE_SEED = 300
+"""The first seed of more trainings of the subsets that predictions are judged by."""
 
 
 class Control(Experiment):
     """Policies trained on subsets of the tasks of a suite."""
 
-    settings: RLSettings
+    settings: PolicySettings
 
     def policies(self, suite: Suite, masks: Tensor, seed: int) -> Policies:
         """Policies trained on the tasks of masks (p, n), all from one start."""
@@ -96,15 +100,15 @@ def retrained(run: Run, name: str, part: str, masks: Tensor, seeds: Sequence[int
         RuntimeError: If a training fails.
         OSError: If the store cannot be written.
     """
-    settings, (count, num_tasks) = run.settings, masks.shape
-    size = min(settings.truth.batch, count)
+    settings, (count, num_tasks) = run.settings.of_policies(name), masks.shape
+    size = min(run.settings.truth.batch, count)
     rows = torch.arange(-(-count // size) * size) % count  # the last batch is filled up
     scores = retrain_scores(
-        partial(run.experiment.score, suite_of(name)),
+        partial(Control(settings).score, suite_of(name)),  # other settings would shut the store
         masks[rows].reshape(-1, size * num_tasks),
         seeds=seeds,
         store=run.output / f"scores-{name}-{part}.sqlite",
-        settings={x: as_dict(getattr(settings, x)) for x in ("data", "model", "training")},
+        settings=as_dict(settings),
         on_change=run.on_change,
     )
     return scores.values.reshape(len(seeds), -1, num_tasks)[:, :count]
@@ -148,6 +152,24 @@ def train_references(run: Run, name: str) -> tuple[Tensor, Tensor]:
         more = _more_of(run, name, masks[rows])
         scores[rows] = torch.cat([scores[rows][None], more]).mean(0)
     return masks, scores
+
+
+def train_judges(run: Run, name: str, unseen: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (l,) of the references that predictions are judged by, and their scores run by run.
+
+    Scores (num_seeds, l, t) are of one training each; the first are among those of the references.
+
+    Args:
+        run: The experiment and its folder.
+        name: The suite.
+        unseen: Bool, the references that may be drawn.
+    """
+    truth, masks = run.settings.truth, references(run.settings, len(suite_of(name).task_names))
+    rows, generator = unseen.nonzero()[:, 0], torch.Generator().manual_seed(truth.seed + 2)
+    rows = rows[torch.randperm(len(rows), generator=generator)[: truth.num_judged]]
+    seeds = range(JUDGE_SEED, JUDGE_SEED + truth.num_judges)
+    first = retrained(run, name, "references", masks, [REFERENCE_SEED])[:, rows]
+    return rows, torch.cat([first, retrained(run, name, "judges", masks[rows], seeds)])
 
 
 def _more_of(run: Run, name: str, masks: Tensor) -> Tensor:

@@ -1,33 +1,48 @@
 """Reinforcement learning: physics, policies in batches, estimates, games, choices, and the run."""
 
+import json
+import shutil
 import sqlite3
-from contextlib import closing
+import sys
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import permutations
+from types import SimpleNamespace
 
 import joblib
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch.func import functional_call, grad
 
 pytest.importorskip("yaml")
 pytest.importorskip("matplotlib")
 
+from experiments.common import saved_figure
 from experiments.experiment import Run
-from experiments.rl import selecting
+from experiments.rl import judging, learning_curve, metaworld, objectives, selecting
 from experiments.rl.cartpole import MAX_ANGLE, MAX_POSITION, SPREAD, TIME_STEP, CartPoles, Physics
 from experiments.rl.data import PHYSICS, Camps, assigned, suite_of
-from experiments.rl.experiment import COMMANDS, answers, judge_of, problem_of
+from experiments.rl.experiment import COMMANDS, PROGRAM, answers, judge_of, learning, problem_of
 from experiments.rl.games import is_complete, weights_of
-from experiments.rl.judging import interval, row_numbers
+from experiments.rl.judging import Judge, differences, interval, judge, resampled, row_numbers
 from experiments.rl.linearisation import errors
-from experiments.rl.methods import METHODS, Answer, estimator_of
+from experiments.rl.methods import METHODS, RETRAINED, Answer, estimator_of
 from experiments.rl.model import Model, Policies
 from experiments.rl.ppo import Training, collect, generalised, standardised, train
-from experiments.rl.rollouts import better_action, log_ratio, seen_by
+from experiments.rl.rollouts import MOST_COPIES, better_action, log_ratio, seen_by, steps_of
 from experiments.rl.settings import PRESETS, Curve, Selection
-from experiments.rl.truth import REFERENCE_SEED, Control, retrained, returns_lost
-from experiments.settings import replaced
+from experiments.rl.truth import (
+    JUDGE_SEED,
+    REFERENCE_SEED,
+    Control,
+    retrained,
+    returns_lost,
+    train_subsets,
+)
+from experiments.runner import main
+from experiments.settings import load_settings, replaced
 from ksm_ext.subsets import all_subsets
 
 SMOKE = PRESETS["smoke"]
@@ -35,7 +50,7 @@ QUICK = replace(
     SMOKE,
     training=replace(SMOKE.training, num_rollouts=2, num_steps=32),
     curve=Curve(sizes=(12,), num_draws=2),
-    selection=Selection(size=2, num_draws=1, num_seeds=1),
+    selection=Selection(size=2, num_draws=1, num_seeds=2),
 )
 SHORT = Training(num_environments=6, num_steps=16, num_rollouts=2, batch_size=32)
 
@@ -145,9 +160,67 @@ def test_suites_are_camps():
     forces = [x.force for x in suite._physics]
     assert forces == [10.0, 10.0, 10.0, -10.0, -10.0] and suite.camps.tolist() == [1, 1, 1, -1, -1]
     assert suite.task_names[3] == "plain, reversed"
-    for name in ("nine", "9+1", "0+3", "3"):
+    for name in ("nine", "9+1", "0+3", "3", "5+0", "6+x+6", "6+6\n", "", "+"):
         with pytest.raises(ValueError, match=r"`data\.suites` must be"):
             suite_of(name)
+
+
+def test_a_suite_whose_package_is_missing_is_refused_in_words(monkeypatch, tmp_path, capsys):
+    metaworld.benchmark.cache_clear()
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    status = main(PROGRAM, ["train-subsets", "--preset", "paper", "--output", str(tmp_path)])
+    assert status == 2
+    assert "`data.suites` must be of installed packages, got MT10" in capsys.readouterr().err
+
+
+REFUSED = {
+    "data.suites=[6]": r"`suites\[0\]` must be of type str, got 6",
+    "data.suites=[]": r"`data\.suites` must be one suite or more, got none",
+    "data.suites=6+6": r"`suites` must be .*, got '6\+6'. Write a list, \[6\+6\]\.",
+    "data.suites=[5+0]": r"`data\.suites` must be 'MT10' or two numbers",
+    "data.horizon=0": "`horizon` must be at least 1, got 0",
+    "data.num_episodes=0": "`num_episodes` must be at least 1, got 0",
+    "model.widths=[]": "`widths` must be one number or more, got none",
+    "model.widths=[x]": r"`widths\[0\]` must be of type int, got 'x'",
+    "model.widths=[8, 0]": "`widths` must be at least 1, got 0",
+    "training.num_steps=0": "`num_steps` must be at least 1, got 0",
+    "training.batch_size=0": "`batch_size` must be at least 1, got 0",
+    "training.num_rollouts=0": "`num_rollouts` must be at least 1, got 0",
+    "training.learning_rate=.nan": "`learning_rate` must be finite, got nan",
+    "training.learning_rate=-1": "`learning_rate` must be positive, got -1.0",
+    "training.discount=1": "`discount` must be between 0 and 1, got 1.0",
+    "training.trace=.nan": "`trace` must be between 0 and 1, got nan",
+    "truth.batch=0": "`batch` must be at least 1, got 0",
+    "truth.num_subsets=0": "`num_subsets` must be at least 8, got 0",
+    "truth.num_seeds=0": "`num_seeds` must be at least 1, got 0",
+    "truth.num_edge_seeds=1": "`num_edge_seeds` must be at least 2, got 1",
+    "truth.num_references=0": "`num_references` must be at least 8, got 0",
+    "truth.num_judged=7": "`num_judged` must be at least 8, got 7",
+    "truth.num_judges=0": "`num_judges` must be at least 1, got 0",
+    "methods.num_samples=1": "`num_samples` must be from 2 to 2048, by `num_models`, got 1",
+    "methods.num_calibrated=21": "`methods.num_calibrated` must be at most 20, .*, got 21",
+    "methods.damping=0": "`damping` must be positive, got 0.0",
+    "curve.sizes=[12, 21]": r"`curve\.sizes` must be at most 20, `truth\.num_subsets`, got 21",
+    "curve.sizes=[]": "`sizes` must be one number or more, got none",
+    "curve.num_draws=1": "`num_draws` must be at least 2, got 1",
+    "selection.size=0": "`size` must be at least 1, got 0",
+    "selection.size=5": r"`selection\.size` must be at most 4, all tasks .*, got 5",
+    "selection.num_seeds=1": "`num_seeds` must be at least 2, got 1",
+    "objectives.confidence=1": "`confidence` must be strictly between 0 and 1, got 1.0",
+    "objectives.chosen_seeds=1": "`chosen_seeds` must be at least 2, got 1",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_settings_that_come_to_nothing_are_refused(change):
+    with pytest.raises(ValueError, match=REFUSED[change]):
+        load_settings(SMOKE, None, [change])
+
+
+def test_settings_that_fit_together_are_taken_in_any_order():
+    changes = ["truth.num_subsets=9", "curve.sizes=[9]", "methods.num_calibrated=5"]
+    for order in permutations(changes):
+        assert load_settings(SMOKE, None, order).curve.sizes == (9,)
 
 
 # -- policies in batches ------------------------------------------------------------------------
@@ -330,6 +403,20 @@ def test_samples_are_of_their_task_and_in_proportion_to_advantages():
     assert torch.equal(better == actions, advantages > 0)
 
 
+def test_short_rollouts_take_no_more_environments():
+    suite, asked = suite_of("3+2"), []
+    policy = trained(torch.ones(1, 5, dtype=torch.bool), SHORT)
+    counted = SimpleNamespace(
+        task_names=suite.task_names,
+        environments=lambda tasks, *rest: asked.append(tasks) or suite.environments(tasks, *rest),
+    )
+    for num_steps in (1, 3, 64, 2000):
+        settings = replaced(SMOKE, {"training": {"num_steps": num_steps}})
+        steps = steps_of(policy, counted, settings, generator())
+        assert asked[-1].shape[1] <= 5 * MOST_COPIES
+        assert all(1024 <= len(states) <= 2 * max(1024, num_steps) for states, *_ in steps)
+
+
 def test_the_expansion_is_exact_to_second_order():
     policy = Policies(1, 4, 2, Model((8,)), 0).policy(0)
     other = Policies(1, 4, 2, Model((8,)), 1).policy(0)
@@ -390,12 +477,87 @@ def test_interquartile_means_leave_out_both_tails():
     assert constant == (1, 1, 1)
 
 
+def test_the_seed_is_the_unit_of_what_is_chosen():
+    """What targets share by a seed is in the interval; a choice shown twice adds nothing."""
+    effects = torch.randn(40, generator=generator()).double()
+    returns = effects[:, None, None].expand(40, 2, 12)
+    _, low, high = selecting.interquartile_mean(returns)
+    # The standard error of an interquartile mean of normal values is some 1.1 times the mean's.
+    assert (high - low) / 2 == pytest.approx(1.96 * float(effects.std()) / 40**0.5, rel=0.35)
+    noisy = returns + torch.randn(40, 1, 12, generator=generator(1)).double()
+    once, twice = (selecting.interquartile_mean(x) for x in (noisy[:, :1], noisy))
+    assert once == pytest.approx(twice, abs=0.01)
+    less = selecting.interquartile_mean(noisy, noisy - 3)
+    assert less == pytest.approx((3, 3, 3))
+
+
 def test_an_interval_holds_its_estimate():
     values = torch.randn(200, generator=generator()).double()
-    mean, low, high = interval(lambda rows: float(values[rows].mean()), 200)
+    mean, low, high = interval(resampled([lambda rows: float(values[rows].mean())], 200))
     assert mean == pytest.approx(float(values.mean()))
     half = 1.96 * float(values.std()) / 200**0.5
     assert high - mean == pytest.approx(half, rel=0.25) == mean - low
+
+
+def test_an_interval_is_over_runs_too():
+    runs = torch.randn(30, generator=generator()).double().tolist()
+    mean, low, high = interval(resampled([lambda rows, x=x: x for x in runs], 5))
+    half = 1.96 * float(torch.tensor(runs).std()) / 30**0.5
+    assert mean == pytest.approx(sum(runs) / 30)
+    assert high - mean == pytest.approx(half, rel=0.25) == mean - low
+
+
+def test_ceilings_are_what_a_perfect_method_reaches():
+    """Of noise whose variance is known, some of it common to the subsets of a run."""
+    masks = all_subsets(9)[1:]
+    signal = masks.double() @ torch.randn(9, 4, generator=generator()).double()
+    draw = torch.randn(12, len(masks), 4, generator=generator(1)).double()
+    tilt = torch.randn(12, 9, 4, generator=generator(2)).double()
+    runs = signal + draw + 0.3 * masks.double() @ tilt
+    rows = torch.arange(len(masks))
+    truth = Judge(masks, runs[0], torch.ones_like(rows).bool(), torch.ones_like(rows), rows, runs)
+    found = truth.ceilings()
+    table = torch.cat([torch.zeros(1, 4), signal])  # row_numbers begin with the empty subset
+    perfect = judging_of(Answer(*[table] * 4), truth)
+    assert found["residual"][0] == pytest.approx(perfect["residual"], abs=0.02)
+    assert found["lds"][0] == pytest.approx(perfect["lds"], abs=0.02)
+    said = {"ours": Answer(*[table] * 4), "theirs": Answer(*[table.flip(0)] * 4)}
+    drawn = {name: judge(name, answer, truth) for name, answer in said.items()}
+    less, low, high = differences(drawn, "ours", "lds")["theirs"]
+    assert low < less < high and less == pytest.approx(
+        perfect["lds"] - judging_of(said["theirs"], truth)["lds"]
+    )
+
+
+def judging_of(answer, truth):
+    """Errors and ranks by scipy, each training by itself."""
+    said = answer.predictions[truth.rows]
+    ranks = [spearmanr(said[:, k], run[:, k])[0] for run in truth.runs for k in range(4)]
+    errors = [(said - run).square().mean(0).sum() / run.var(0).sum() for run in truth.runs]
+    return {"lds": float(np.mean(ranks)), "residual": float(np.mean(errors))}
+
+
+@pytest.mark.parametrize("camps", [[1, 1, -1], [0, 0, 0]])
+def test_figures_count_camps_where_there_are_some(camps, monkeypatch, tmp_path):
+    figures, masks = [], all_subsets(3)
+    scores = torch.rand(8, 3, generator=generator()).double()
+    unseen, rows = masks.any(1), torch.arange(1, 8)
+    truth = Judge(masks, scores, unseen, torch.ones(8), rows, scores[None, 1:])
+
+    @contextmanager
+    def kept(path, *size):
+        with saved_figure(path, *size) as figure:
+            yield figures.append(figure) or figure
+
+    monkeypatch.setattr(judging, "saved_figure", kept)
+    metrics = {x: {"lds": (0.5, 0.4, 0.6)} for x in ("ours", "ceiling")}
+    judging.draw(metrics, truth, torch.tensor(camps), scores, tmp_path / "x.png")
+    right = figures[0].axes[1]
+    expected = "own camp less the other" if any(camps) else "tasks of the subset"
+    assert right.get_xlabel() == expected
+    signs = torch.tensor(camps if any(camps) else [1, 1, 1])
+    drawn = torch.as_tensor(right.lines[0].get_xdata())
+    assert (drawn - masks[1:].long() @ signs).abs().max() < 0.5
 
 
 # -- the run ------------------------------------------------------------------------------------
@@ -414,7 +576,7 @@ def finished(tmp_path_factory):
 
 def test_everything_is_written(finished):
     names = {path.name for path in finished.output.iterdir()}
-    parts = ("fitted", "references", "edges", "all", "chosen")
+    parts = ("fitted", "references", "edges", "judges", "all", "chosen")
     assert {f"scores-3+2-{part}.sqlite" for part in parts} <= names
     for table in ("table", "selection", "expansion", "learning_curve"):
         assert f"{table}-3+2.md" in names
@@ -442,6 +604,79 @@ def test_only_what_is_missing_is_trained_again(finished, tmp_path):
     retrained(again, "3+2", "references", all_subsets(5), [REFERENCE_SEED])
     with closing(sqlite3.connect(tmp_path / name)) as database:
         assert set(database.execute("SELECT subset, seed, scores FROM runs")) == before
+
+
+def test_settings_that_scores_do_not_depend_on_leave_the_store_open(finished, tmp_path):
+    changes = {
+        "data": {"suites": ["3+2", "2+2"]},
+        "truth": {"num_seeds": 1, "num_judged": 8},
+        "methods": {"num_samples": 50},
+        "curve": {"num_draws": 3},
+        "selection": {"num_seeds": 3},
+        "objectives": {"num_episodes": 1},
+    }
+    shutil.copytree(finished.output, tmp_path, dirs_exist_ok=True)
+    other = Run(Control(replaced(QUICK, changes)), tmp_path)
+    pair = [
+        retrained(run, "3+2", "references", all_subsets(5), [REFERENCE_SEED])
+        for run in (finished, other)
+    ]
+    assert torch.equal(*pair)
+    for changed in ({"training": {"num_rollouts": 3}}, {"data": {"horizon": 90}}):
+        other = Run(Control(replaced(QUICK, changed)), tmp_path)
+        with pytest.raises(ValueError, match="must be a new file"):
+            retrained(other, "3+2", "references", all_subsets(5), [REFERENCE_SEED])
+
+
+def test_predictions_are_judged_by_every_seed(finished):
+    truth = judge_of(finished, "3+2")
+    assert truth.runs.shape == (2, len(truth.judged), 5) and truth.unseen[truth.judged].all()
+    assert len({*truth.judged.tolist()}) == len(truth.judged) == int(truth.unseen.sum())
+    for row in (0, len(truth.judged) - 1):
+        for run, seed in zip(truth.runs, (REFERENCE_SEED, JUDGE_SEED), strict=True):
+            mask = truth.masks[truth.judged[row]]
+            alone = finished.experiment.score(suite_of("3+2"), mask, seed)
+            torch.testing.assert_close(alone, run[row], atol=0.02, rtol=0)
+
+
+def test_methods_that_have_seen_all_subsets_are_not_judged(finished, tmp_path):
+    """Before anything but the subsets to fit to and the references is trained."""
+    shutil.copytree(finished.output, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "scores-3+2-judges.sqlite").unlink()
+    changed = {"truth": {"num_subsets": 30}}
+    with pytest.raises(ValueError, match=r"`truth\.num_subsets` must be few enough for 8 ref.* 30"):
+        judge_of(Run(Control(replaced(QUICK, changed)), tmp_path), "3+2")
+    assert not (tmp_path / "scores-3+2-judges.sqlite").exists()
+
+
+def test_the_learning_curve_sees_no_training_that_it_is_judged_by(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.output, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "learning_curve-3+2.safetensors").unlink()
+    problem, runs, seen = problem_of(finished, "3+2"), train_subsets(finished, "3+2"), []
+    fit = RETRAINED["ridge datamodel"]
+    monkeypatch.setitem(RETRAINED, "ridge datamodel", lambda x: seen.append(x) or fit(x))
+    with joblib.parallel_config("sequential"):
+        learning(Run(finished.experiment, tmp_path), "3+2")
+    allowed = {
+        (tuple(mask.tolist()), tuple(scores.tolist()))
+        for run in runs
+        for mask, scores in zip(problem.masks, run, strict=True)
+    }
+    drawn = [list(zip(x.masks.tolist(), x.scores.tolist(), strict=True)) for x in seen]
+    assert len(drawn) == QUICK.curve.num_draws
+    for pairs in drawn:
+        assert len(pairs) == 12 and {(tuple(a), tuple(b)) for a, b in pairs} <= allowed
+    firsts = {tuple(x) for x in runs[0].tolist()}
+    assert 0 < sum(tuple(b) in firsts for _, b in drawn[0]) < 12  # of either seed
+    assert learning_curve.FIRST[0] in (tmp_path / "learning_curve-3+2.md").read_text()
+
+
+def test_choices_are_compared_by_seeds_that_are_drawn_together(finished):
+    facts = json.loads((finished.output / "selection-3+2.json").read_text())
+    for name, fact in facts.items():
+        mean, low, high = fact["returns"]
+        assert low <= mean <= high, name
+        assert len(fact["by target"]) == 5
 
 
 def test_methods_are_judged_by_subsets_that_none_has_seen(finished):
@@ -496,6 +731,27 @@ def test_returns_are_those_of_stable_baselines():
         model.learn(steps)
         theirs.append(evaluate(model, make(), n_eval_episodes=20, deterministic=False)[0])
     assert min(ours) > 0.9 * min(theirs) and sum(ours) > 0.95 * sum(theirs), (ours, theirs)
+
+
+def test_chosen_weights_are_trained_by_seeds_of_their_own(monkeypatch, tmp_path):
+    """Those by which they were chosen would speak for them."""
+    told = {}
+
+    def scored(train, masks, *, seeds, store, **_):
+        told[store.name] = {*seeds}
+        (first, *_) = train.args[2]  # weights of a batch
+        shape = len(seeds), len(masks), 2 * len(first)
+        return SimpleNamespace(values=torch.rand(shape, generator=generator()).double())
+
+    space = SimpleNamespace(low=[0, 0])
+    env = SimpleNamespace(unwrapped=SimpleNamespace(reward_space=space))
+    monkeypatch.setattr(objectives, "environment", lambda name: env)
+    monkeypatch.setattr(objectives, "retrain_scores", scored)
+    settings = replaced(QUICK, {"objectives": {"batch": 12}})
+    objectives.compare(Run(Control(settings), tmp_path), "two")
+    drawn, chosen = (told[f"scores-two-{part}.sqlite"] for part in ("mixtures", "chosen"))
+    assert len(drawn) == settings.objectives.num_seeds and not drawn & chosen
+    assert len(chosen) == settings.objectives.chosen_seeds
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -31,7 +31,30 @@ def test_nothing_is_said_by_null():
         load_settings(CIFAR, None, ["truth.seed=null"])
 
 
+def test_numbers_have_exponents_as_they_are_written():
+    """YAML 1.1, which PyYAML reads, takes 1e-3 for text."""
+    changes = ["training.learning_rate=1e-3", "training.checkpoints=[5e-1, 1.E+0]"]
+    loaded = load_settings(SMOKE, None, changes)
+    assert loaded.training.learning_rate == 1e-3
+    assert loaded.training.checkpoints == (0.5, 1.0)
+
+
+def test_changes_are_taken_together():
+    with pytest.raises(ValueError, match=r"`coin_weights` must be as many as `coins`"):
+        load_settings(ICL, None, ["data.coin_weights=[1.0]"])
+    loaded = load_settings(ICL, None, ["data.coin_weights=[1.0]", "data.coins=[a]"])
+    assert loaded.data.coins == ("a",) and loaded.data.coin_weights == (1.0,)
+    for changes in (
+        ["training=fast", "training.num_steps=5"],
+        ["training.num_steps=5", "training=fast"],
+    ):
+        with pytest.raises(ValueError, match="must be names with values, got 'fast'"):
+            load_settings(SMOKE, None, changes)
+
+
 REFUSED = [
+    ("training.checkpoints=[0.5, end]", r"`checkpoints\[1\]` must be of type float, got 'end'"),
+    ("training.radius=1e", "`radius` must be of type float, got '1e'"),
     ("training.lr=1", r"`--set: training` must be one of .*'decay'.*, got 'lr'"),
     ("lr=1", r"`--set` must be one of 'data', .*, got 'lr'"),
     ("truth.num_subsets=many", "`num_subsets` must be of type int, got 'many'"),
