@@ -126,7 +126,8 @@ class SurrogateRegressor(RegressorMixin, BaseEstimator):
             "target_names": target_names,
         }
         self.surrogate_ = fit_surrogate(X, y, **options)
-        vars(self).pop("group_error_", None)  # of an earlier fit
+        if hasattr(self, "group_error_"):
+            del self.group_error_  # of an earlier fit
         if groups is not None:
             options |= self._by_groups(X, y, sample_weight, groups)
             self.surrogate_ = fit_surrogate(X, y, **options)

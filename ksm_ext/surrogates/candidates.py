@@ -21,8 +21,8 @@ class Candidate:
         ridge: Number added to the diagonal of the (m, m) Gram matrix, at a subset of weight 1; NaN
             for the mean, least squares and lasso, which has a penalty per target.
         error: Mean over targets of mean squared leave-one-out residuals over the variance of the
-            scores (``1 - R^2``), in both of which subsets weigh as in the fit; of residuals of 5-fold
-            cross-validation for lasso.
+            scores (``1 - R^2``), in both of which subsets weigh as in the fit; of residuals of
+            5-fold cross-validation for lasso.
         rank_correlation: Mean over targets of the Spearman correlation between scores and
             leave-one-out predictions; over at most 32 evenly spaced targets unless selection
             is by rank.
