@@ -292,7 +292,8 @@ def pooled_runs(
     place = place.scatter_reduce(0, group[:, None].expand_as(order), order, "amin")
     first = runs.gather(0, place.clamp_max(num_runs - 1))
     first = torch.where(counts > 0, first, torch.nan)
-    each = torch.ones_like(runs) if weights is None else weights.reshape(num_runs, -1)
+    each = torch.ones_like(runs) if weights is None else weights
+    each = each[:, None] if each.ndim == 1 else each
     divisor = torch.where(counts > 0, total(used * each), 1.0)
     means = first + total(torch.where(used, each * (runs - first[group]), 0.0)) / divisor
     within = torch.where(used, each.sqrt() * (runs - means[group]), 0.0)
