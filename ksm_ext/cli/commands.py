@@ -38,13 +38,14 @@ from ksm_ext.surrogates.fit import fit_surrogate
 from ksm_ext.surrogates.options import Readout
 from ksm_ext.surrogates.quality import qualities, suitability
 from ksm_ext.surrogates.surrogate import Surrogate
-from ksm_ext.tables.files import read_document, read_json, write_columns
+from ksm_ext.tables.files import UnfinishedTableError, read_document, read_json, write_columns
 from ksm_ext.tables.layouts import read_results
 from ksm_ext.tables.roles import better_high
 from ksm_ext.tables.scores import ScoreTable, read_scores
 
 _MAX_VARIANCES = 2**27  # pairs times subsets of the intervals of interactions: 1 GB
 _SHOWN_TARGETS = 12
+_FEWEST = 3  # subsets of a fit
 _AVERAGED = "averaged over targets in standard deviations from their means"
 
 
@@ -82,25 +83,48 @@ def _fitted(args: Namespace, table: ScoreTable, **options: Any) -> Surrogate:
 
 def watch(args: Namespace) -> int:
     """Fit again and write the report anew whenever a table or a store of runs has changed."""
-    seen: tuple[int, int] | str | None = "nothing"
+    files = [file for file in (args.scores, args.masks) if file is not None]
+    if STANDARD in files:
+        remedy = "Write it to a file, or fit it once by `ksm fit`."
+        raise ValueError(message("scores", "a file that grows", "standard input", remedy))
+    seen: list[tuple[int, int] | None] = []
     args.quiet = True
     while True:
-        state = _state(args.scores)
+        state = [_state(file) for file in files]
         if state != seen:
             seen = state
+            table = None
             try:
                 table = _score_table(args)
                 surrogate = _fitted(args, table)
-                shown = {"title": args.title, "readout": args.readout}
-                shown["maximize"] = _maximize(args, surrogate.target_names)
-                write_report(surrogate, args.output, **shown)
-                line = str(surrogate).splitlines()[0]
-                say(f"{len(table.masks):,} runs. {line}. Wrote {args.output}.")
+            except (ValueError, FileNotFoundError) as error:
+                if not _may_come(error, files, table):
+                    raise
+                say(f"Not yet: {error}")
+            else:
+                _show(args, surrogate, len(table.masks))
                 if args.until is not None and len(table.masks) >= args.until:
                     return 0
-            except (ValueError, FileNotFoundError) as error:  # few runs, or a row half written
-                say(f"Not yet: {error}")
         time.sleep(args.every)
+
+
+def _show(args: Namespace, surrogate: Surrogate, num_runs: int) -> None:
+    """Write the report of ``ksm watch``, and say so."""
+    shown: dict[str, Any] = {"title": args.title, "readout": args.readout}
+    shown["maximize"] = _maximize(args, surrogate.target_names)
+    write_report(surrogate, args.output, **shown)
+    say(f"{num_runs:,} runs. {str(surrogate).splitlines()[0]}. Wrote {args.output}.")
+
+
+def _may_come(error: Exception, files: Sequence[str], table: ScoreTable | None) -> bool:
+    """Whether what ``error`` says is missing may be written yet: a file, the rest of it, runs."""
+    if isinstance(error, FileNotFoundError):
+        return not any(Path(file).is_dir() for file in files)
+    if table is None:
+        return isinstance(error, UnfinishedTableError)
+    num_subsets = len(torch.unique(table.masks, dim=0))
+    num_scores = int(table.scores.isfinite().sum(0).min())
+    return min(num_subsets, num_scores) < _FEWEST
 
 
 def _state(source: str) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 On a screen, names are spelled by :func:`ksm_ext.tables.files.printable`.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -47,22 +48,37 @@ def check_target(target: str, form: str | None, formats: Sequence[str]) -> None:
         check_choice("the ending of the output", ending, formats, remedy)
 
 
-def default_target(source: str, ending: str, *, replace: bool) -> str:
-    """The file beside ``source`` with another ending; standard output for standard input.
+def check_apart(target: str, sources: Sequence[str]) -> None:
+    """Raise ``ValueError`` if the file ``target`` is one of ``sources``, by whatever path or link.
+
+    Pipes and devices may be both: a terminal is.
+    """
+    path = os.path.realpath(target)
+    there = [
+        source for source in sources if source != STANDARD and os.path.realpath(source) == path
+    ]
+    if target != STANDARD and there and (Path(path).is_file() or not Path(path).exists()):
+        remedy = "Name another file by `--output`; what is read is not replaced."
+        raise ValueError(message("output", f"another file than {there[0]}", target, remedy))
+
+
+def default_target(sources: Sequence[str], ending: str, *, replace: bool) -> str:
+    """The file beside the first source with another ending; standard output for standard input.
 
     Args:
-        source: What is read.
+        sources: What is read.
         ending: Such as ``".html"``.
         replace: Whether a file that is there may be replaced.
 
     Raises:
-        ValueError: If it is there and may not.
+        ValueError: If it is there and may not, or is one of the sources.
     """
-    if source == STANDARD:
+    if sources[0] == STANDARD:
         return STANDARD
-    path = Path(source)
+    path = Path(sources[0])
     path = path.with_suffix("") if path.suffix.lower() in _PACKED else path
     path = path.with_suffix(ending)
+    check_apart(str(path), sources)
     if path.exists() and not replace:
         remedy = "Add `--force` to replace it, or name another by `--output`."
         raise ValueError(message("output", "a new file where none is named", str(path), remedy))

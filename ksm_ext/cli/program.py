@@ -78,12 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     if hasattr(args, "output"):
-        from ksm_ext.cli.output import check_target, default_target
+        from ksm_ext.cli.output import check_apart, check_target, default_target
 
+        sources = _sources(args)
         if args.output is None:
-            source = args.scores if "scores" in args else args.surrogate
-            args.output = default_target(source, args.ending, replace=args.force)
+            args.output = default_target(sources, args.ending, replace=args.force)
         else:
+            check_apart(args.output, sources)
             check_target(args.output, getattr(args, "format", None), getattr(args, "formats", ()))
     if args.command in ("design", "next"):
         from ksm_ext.cli.design import draw as run
@@ -97,6 +98,14 @@ def _run(args: Namespace) -> int:
 
         run = getattr(commands, {"import": "import_scores"}.get(args.command, args.command))
     return run(args)
+
+
+def _sources(args: Namespace) -> list[str]:
+    """The files that a command reads, the one that its output is named after first."""
+    names = ["scores", "surrogate", "masks", "estimates", "other", "held_out", "costs", "known"]
+    names += ["tasks"] if args.command == "design" else []  # elsewhere these are columns
+    given = [getattr(args, name, None) for name in names]
+    return [file for each in given if each for file in ([each] if isinstance(each, str) else each)]
 
 
 # -- arguments ----------------------------------------------------------------------------------

@@ -253,6 +253,9 @@ def read_runs(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
         except (sqlite3.Error, TypeError, ValueError) as error:
             remedy = "Name what retrain_scores keeps; if it is being written, read it again."
             raise ValueError(message(name, "a store of runs", str(error), remedy)) from error
+    if not rows:
+        remedy = "Read it again when the first run has ended."
+        raise ValueError(message(name, "a store of finished runs", "none", remedy))
     n = facts["num_tasks"]
     masks = np.array([[bit == "1" for bit in row[0]] for row in rows], dtype=bool).reshape(-1, n)
     return masks, np.array(scores).reshape(len(rows), -1)

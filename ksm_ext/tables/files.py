@@ -45,6 +45,11 @@ from ksm_ext.tables import Format
 Columns = dict[str, np.ndarray]
 """Columns (m,) by name: float64, or text."""
 
+
+class UnfinishedTableError(ValueError):
+    """A table that is empty, breaks off or has too few rows: one that is still being written."""
+
+
 MAX_BYTES = 2**31
 """What an NPZ or Parquet file, or lists of task numbers, may unpack to: 2 GiB."""
 
@@ -120,7 +125,11 @@ def _read_open(file: BinaryIO, name: str, members: Collection[str]) -> Columns |
     if start.startswith(b"\x93NUMPY"):
         return _read_single_array(file, name)
     if start.startswith(b"SQLite f"):
-        masks, scores = read_runs(file.read(), name)
+        try:
+            masks, scores = read_runs(file.read(), name)
+        except ValueError as error:
+            foreign = "no such table" in str(error)
+            raise (ValueError if foreign else UnfinishedTableError)(str(error)) from error
         return {"masks": masks, "scores": scores}
     content = file.read()
     for magic, kind in _FOREIGN.items():
@@ -130,7 +139,7 @@ def _read_open(file: BinaryIO, name: str, members: Collection[str]) -> Columns |
         raise _unreadable(name, "safetensors, as ksm fit saves surrogates")
     text = _decoded(content, name)
     if not text.strip():
-        raise _unreadable(name, "nothing in it")
+        raise _unreadable(name, "nothing in it", UnfinishedTableError)
     if text.lstrip()[0] in "[{":
         return _read_json(text, name)
     return _read_csv(text, name)
@@ -219,7 +228,8 @@ def _unpacked(file: BinaryIO, name: str) -> BinaryIO:
             try:
                 content = opened(file).read(MAX_BYTES + 1)
             except (*_NO_ARRAY, lzma.LZMAError) as error:
-                raise _unreadable(name, f"packed with {error or type(error).__name__}") from error
+                found = f"packed with {error or type(error).__name__}"
+                raise _unreadable(name, found, UnfinishedTableError) from error
             _check_size(name, len(content))
             return io.BytesIO(content)
     return file
@@ -241,10 +251,10 @@ def _decoded(content: bytes, name: str) -> str:
     raise _unreadable(name, f"no text in {encodings[0]}") from failure
 
 
-def _unreadable(name: str, found: str) -> ValueError:
+def _unreadable(name: str, found: str, kind: type[ValueError] = ValueError) -> ValueError:
     remedy = "Export the table again as one of these."
     expected = "CSV with a header row, JSON, NPZ, Parquet, Feather or Excel"
-    return ValueError(message(name, expected, found, remedy))
+    return kind(message(name, expected, found, remedy))
 
 
 def _check_size(name: str, size: int) -> None:
@@ -280,7 +290,8 @@ def _read_csv(text: str, name: str) -> Columns:
         if len(row) != len(header):
             remedy = "Fill or quote the cells of that row."
             expected = f"{len(header)} cells wide like its header"
-            raise ValueError(message(name, expected, f"{len(row)} in row {number}", remedy))
+            kind = UnfinishedTableError if number == len(rows) + 1 else ValueError
+            raise kind(message(name, expected, f"{len(row)} in row {number}", remedy))
     cells = zip(*rows, strict=True) if rows else [()] * len(header)
     commas = delimiter != ","
     return {key: _numbers(column, commas) for key, column in zip(header, cells, strict=True)}
@@ -325,7 +336,8 @@ def _read_json(text: str, name: str) -> Columns | list[Any]:
     try:
         document = _parsed_json(text)
     except (ValueError, RecursionError) as error:
-        raise _unreadable(name, f"JSON that ends or breaks off at {error}") from error
+        found = f"JSON that ends or breaks off at {error}"
+        raise _unreadable(name, found, UnfinishedTableError) from error
     if isinstance(document, dict):
         if {"columns", "data"} <= document.keys() <= {"columns", "index", "data"}:
             header, rows = document["columns"], document["data"]
@@ -449,7 +461,7 @@ def _read_zip(file: BinaryIO, name: str, members: Collection[str]) -> Columns:
             size = sum(info.file_size for info in archive.infolist())
     except _NO_ARRAY as error:
         found = f"a damaged zip archive ({error or type(error).__name__})"
-        raise _unreadable(name, found) from error
+        raise _unreadable(name, found, UnfinishedTableError) from error
     file.seek(0)
     if not excel:
         return _read_npz(file, name, members)
@@ -485,7 +497,8 @@ def _read_single_array(file: BinaryIO, name: str) -> list[Any]:
         file.seek(0)
         array = _array_of(file, size, name)
     except _NO_ARRAY as error:
-        raise _unreadable(name, f"an array (.npy) with {error or type(error).__name__}") from error
+        found = f"an array (.npy) with {error or type(error).__name__}"
+        raise _unreadable(name, found, UnfinishedTableError) from error
     if array.ndim not in (1, 2):
         raise _unreadable(name, f"an array (.npy) of {array.ndim} dimensions")
     return list(array)
@@ -552,7 +565,7 @@ def _read_parquet(file: BinaryIO, name: str) -> Columns:
         parquet = pyarrow.parquet.ParquetFile(file)
         facts, schema = parquet.metadata, parquet.schema_arrow
     except unreadable as error:
-        raise _unreadable(name, f"Parquet with {error}") from error
+        raise _unreadable(name, f"Parquet with {error}", UnfinishedTableError) from error
     packed = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
     _check_size(name, max(packed, 8 * facts.num_rows * facts.num_columns))
     _check_header(schema.names, name)
@@ -566,7 +579,7 @@ def _read_parquet(file: BinaryIO, name: str) -> Columns:
             if not key.startswith("__index_level_")  # pandas' row numbers
         }
     except unreadable as error:
-        raise _unreadable(name, f"Parquet with {error}") from error
+        raise _unreadable(name, f"Parquet with {error}", UnfinishedTableError) from error
 
 
 def _read_feather(file: BinaryIO, name: str) -> Columns:
@@ -577,7 +590,7 @@ def _read_feather(file: BinaryIO, name: str) -> Columns:
         _check_header(table.column_names, name)
         return {key: _from_arrow(table.column(key)) for key in table.column_names}
     except (pyarrow.ArrowException, OSError, OverflowError) as error:
-        raise _unreadable(name, f"Feather with {error}") from error
+        raise _unreadable(name, f"Feather with {error}", UnfinishedTableError) from error
 
 
 def _from_arrow(column: Any) -> np.ndarray:

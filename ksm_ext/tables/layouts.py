@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from ksm_ext.checks import counted, listed, message
-from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_json
+from ksm_ext.tables.files import (
+    MAX_BYTES,
+    Columns,
+    UnfinishedTableError,
+    is_text,
+    read_json,
+)
 
 _INFINITE = 1.79e308  # from here on MLflow means infinity
 
@@ -148,7 +154,8 @@ def _ended(columns: Columns, tracker: Tracker, where: str) -> tuple[np.ndarray, 
     if not kept.any():
         expected = f"runs whose {tracker.state!r} is {tracker.ended}"
         found = listed(map(repr, dict.fromkeys(states.tolist())), 4) or "no runs"
-        raise ValueError(message(where, expected, found, "Export it when runs have ended."))
+        remedy = "Export it when runs have ended."
+        raise UnfinishedTableError(message(where, expected, found, remedy))
     others, counts = np.unique(states[~kept], return_counts=True)
     if not len(others):
         return kept, ""

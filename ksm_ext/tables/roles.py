@@ -33,7 +33,7 @@ import torch
 
 from ksm_ext.checks import listed, message
 from ksm_ext.subsets import common_sum
-from ksm_ext.tables.files import Columns, is_text
+from ksm_ext.tables.files import Columns, UnfinishedTableError, is_text
 
 Role = Literal["task", "target", "weight", "key", "ignored"]
 
@@ -280,7 +280,8 @@ def check_filled(name: str, cells: np.ndarray, where: str, remedy: str = "") -> 
         row = int(empty.argmax()) + 1
         found = f"no number in {int(empty.sum())} of them, the first row {row} below the header"
         remedy = f"Fill in the cells, delete these rows, {remedy}or {_left_out(name)}."
-        raise ValueError(message(f"{name!r} of {where}", "a number in every row", found, remedy))
+        what = f"{name!r} of {where}"
+        raise UnfinishedTableError(message(what, "a number in every row", found, remedy))
 
 
 def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
@@ -288,7 +289,8 @@ def check_numeric(name: str, cells: np.ndarray, where: str) -> None:
     if not _is_numeric(cells):
         remedy = "Write plain numbers, with decimal points and without % or units"
         what, remedy = f"{name!r} of {where}", f"{remedy}, or {_left_out(name)}."
-        raise ValueError(message(what, "a column of numbers", _content(cells), remedy))
+        kind = UnfinishedTableError if _breaks_off(cells) else ValueError
+        raise kind(message(what, "a column of numbers", _content(cells), remedy))
 
 
 # -- what a column holds and is called ----------------------------------------------------------
@@ -305,6 +307,14 @@ def _says_otherwise(cells: np.ndarray) -> bool:
 
 def _has_numerals(cells: np.ndarray) -> bool:
     return not _is_numeric(cells) and any(re.match(r"[-+.]?\d", str(cell)) for cell in cells.flat)
+
+
+def _breaks_off(cells: np.ndarray) -> bool:
+    """Whether there are numbers, and text in the last row alone, such as ``1e-``."""
+    try:
+        return cells.ndim == 1 and len(cells[:-1].astype(np.float64)) > 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _constant(cells: np.ndarray) -> str:
@@ -431,11 +441,8 @@ def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str], weights: bo
     remedy = f"{one_column_per_task(columns, doubtful)} {remedy}".lstrip()
     if any(_is_weight(name, columns[name]) for name in doubtful):
         remedy += _name_weights(weights)
-    expected, found = "a table with a column per task that is 0 or 1", "no tasks"
-    if not any(cells.size for cells in columns.values()):
-        expected, found = "a table with a row per scored subset below its header", "no rows"
-        remedy = "Add the rows, or name another file."
-    return ValueError(message(where, expected, found, remedy))
+    expected = "a table with a column per task that is 0 or 1"
+    return ValueError(message(where, expected, "no tasks", remedy))
 
 
 def one_column_per_task(columns: Columns, names: Sequence[str], key: str = "") -> str:

@@ -32,7 +32,14 @@ from ksm_ext.arrays import checked_names
 from ksm_ext.checks import brief, check_choice, counted, listed, message
 from ksm_ext.subsets import from_index_lists, merge_duplicate_tasks
 from ksm_ext.surrogates.options import Missing
-from ksm_ext.tables.files import MAX_BYTES, Columns, is_text, read_document, source_name
+from ksm_ext.tables.files import (
+    MAX_BYTES,
+    Columns,
+    UnfinishedTableError,
+    is_text,
+    read_document,
+    source_name,
+)
 from ksm_ext.tables.layouts import from_long, from_tracker, split_subsets
 from ksm_ext.tables.roles import (
     SHARES,
@@ -307,7 +314,8 @@ def _assembled(
     if len(mask_rows) != len(score_rows):
         remedy = "Give both one row per subset in the same order, or a column that joins them."
         expected = f"of {len(score_rows)} rows like the scores"
-        raise ValueError(message("masks", expected, f"{len(mask_rows)} rows", remedy))
+        kind = UnfinishedTableError if len(score_rows) < len(mask_rows) else ValueError
+        raise kind(message("masks", expected, f"{len(mask_rows)} rows", remedy))
     for names in (masks, scores):
         checked_names("names", list(names), len(names))
     known_names = {name for table in tables for name in (*table.tasks, *table.scores)}
@@ -391,7 +399,8 @@ def _joined(tables: Sequence[_Table], key: str) -> list[_Table]:
         found += [] if unknown is None else [f"{_shown(unknown)}, which the scores lack"]
         remedy = "Give every subset one row in both tables."
         what = f"{key!r} of {pool.where}"
-        raise ValueError(message(what, "that of the scores", " and ".join(found), remedy))
+        kind = UnfinishedTableError if missing is None else ValueError
+        raise kind(message(what, "that of the scores", " and ".join(found), remedy))
     rows = [place[value] for value in wanted]
     return [
         replace(side, columns={n: cells[order] for n, cells in side.columns.items() if n != key})
@@ -439,6 +448,12 @@ class _Reshape:
     def table(self, columns: Columns, where: str, may: tuple[Role, ...]) -> _Table:
         """A table by its columns, whatever tool wrote it."""
         columns, scores, note = from_tracker(columns, where)
+        if not any(cells.size for cells in columns.values()):
+            expected, remedy = (
+                "a table with a row per scored subset below its header",
+                "Add the rows, or name another file.",
+            )
+            raise UnfinishedTableError(message(where, expected, "no rows", remedy))
         before = set(columns)
         if "task" in may and self.long is not None:
             columns = from_long(columns, *self.long, where, self.ignored)

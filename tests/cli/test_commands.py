@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +405,92 @@ def test_watch_fits_again_as_runs_arrive(there, monkeypatch, capsys):
     assert lines[0].startswith("Not yet: `path` must be a file")
     assert [line.split()[0] for line in lines if " runs. " in line][-2:] == ["12", "24"]
     assert "<b>noise</b>" in Path("page.html").read_text()
+
+
+class Waits(Exception):
+    """Of a watch that would look again."""
+
+
+@pytest.fixture
+def one_look(monkeypatch):
+    def sleep(seconds):
+        raise Waits
+
+    monkeypatch.setattr("ksm_ext.cli.commands.time.sleep", sleep)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("folder", "the folder folder. Name a file in it."),
+        ("scores.csv --masks folder", "the folder folder"),
+        ("picture", "a PNG picture"),
+        ("program", "a program"),
+        ("bytes", "no text in utf-8"),
+        ("s", "safetensors, as ksm fit saves surrogates"),
+        ("other.sqlite", "no such table"),
+        ("scores.csv --sample-weight nope", "`sample_weight` must be among the columns"),
+        ("scores.csv --tasks nope", "`tasks` must be among the columns"),
+        ("scores.csv --targets nope", "`targets` must be among the columns"),
+        ("scores.csv --ignore nope", "`ignore` must be among the columns"),
+        ("scores.csv --subset nope", "`subset` must be among the columns"),
+        ("scores.csv --long nope,task", "`long` must be among the columns"),
+        ("scores.csv --key nope --masks scores.csv", "`key` must be a column of both tables"),
+        ("scores.csv --minimize nope", "`minimize` must be one of"),
+        ("scores.csv --kernel nope", "'nope'"),
+        ("text.csv --targets loss", "`'loss' of text.csv` must be a column of numbers"),
+        ("wide.csv", "got 9 in row 3"),
+        ("-", "`scores` must be a file that grows, got standard input"),
+    ],
+)
+def test_watch_ends_where_waiting_would_not_help(call, said, there, one_look, capsys):
+    Path("folder").mkdir()
+    Path("picture").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(90))
+    Path("program").write_bytes(b"\x7fELF" + bytes(90))
+    Path("bytes").write_bytes(bytes(range(256)))
+    with closing(sqlite3.connect("other.sqlite")) as database:
+        database.execute("CREATE TABLE other (name TEXT)")
+    Path("text.csv").write_text("a,b,loss\n1,0,high\n0,1,low\n1,1,low\n")
+    Path("wide.csv").write_text("a,b,loss\n1,0,.5\n" + "0," * 8 + "1\n1,1,.5\n")
+    assert main(["watch", *call.split(), "-o", "page.html"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("ksm: error: ") and said in text and not Path("page.html").exists()
+
+
+def _zipped(kind):
+    frame().to_parquet("whole") if kind == "parquet" else np.savez("whole.npz", masks=MASKS)
+    return Path("whole" if kind == "parquet" else "whole.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "\n", "a,b,lo", "a,b,loss\n", "a,b,loss\n1,0,.5\n", "a,b,loss\n1,0,.5\n0,1,.25\n"),
+        *("a,b,loss\n1,0,.5\n0,1,.25\n1,1", "a,b,loss\n1,0,.5\n0,1,.25\n1,1,"),
+        *("a,b,loss\n1,0,.5\n0,1,.25\n1,1,1e-", '[{"a": 1, "b": 0, "loss": 0.5}, {"a"'),
+        *("number,state,datetime_start,params_a,value\n0,RUNNING,1,1,\n", "parquet", "npz"),
+    ],
+)
+def test_watch_waits_for_the_rest_of_a_table(content, there, one_look, capsys):
+    whole = _zipped(content) if content in ("parquet", "npz") else None
+    Path("t").write_bytes(content.encode() if whole is None else whole[: len(whole) // 2])
+    with pytest.raises(Waits):
+        main(["watch", "t", "--targets", "loss", "-o", "page.html"])
+    assert capsys.readouterr().err.startswith("Not yet: ")
+    with pytest.raises(Waits):
+        main(["watch", "nofile.csv", "-o", "page.html"])
+
+
+def test_watch_waits_for_scores_of_masks_that_are_there(there, one_look, capsys):
+    Path("masks.csv").write_text("id,a,b\n1,1,0\n2,0,1\n3,1,1\n4,0,0\n")
+    for content in ("id,loss\n1,.5\n2,.25\n3,.125\n", "loss\n.5\n.25\n.125\n"):
+        Path("t.csv").write_text(content)
+        with pytest.raises(Waits):
+            main(["watch", "t.csv", "--masks", "masks.csv", "--ignore", "id", "-o", "page.html"])
+        assert capsys.readouterr().err.startswith("Not yet: ")
+    with RunStore("runs", 5), pytest.raises(Waits):
+        main(["watch", "runs", "-o", "page.html"])
+    assert "must be a store of finished runs, got none" in capsys.readouterr().err
 
 
 def test_the_store_of_retrained_scores_is_a_table(there, capsys):

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from sweep import MASKS, scores, table
 
 from ksm_ext import RBF, fit_surrogate, read_scores
 from ksm_ext.cli import main
+from ksm_ext.cli.output import check_apart
 
 
 def test_a_table_for_the_eye(there, capsys):
@@ -55,3 +58,49 @@ def test_a_pipe_is_written_to_and_stays_one(there):
         read = pool.submit(Path("pipe").read_bytes)
         assert main(["report", "s", "-o", "pipe"]) == 0
         assert read.result(timeout=60).startswith(b"<!DOCTYPE html>") and Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "watch page.html",
+        "watch nofile.html",
+        "fit weird.safetensors",
+        "report weird.html",
+        "fit scores.csv --masks scores.safetensors",
+        "fit scores.csv --estimates page.html --estimates scores.safetensors",
+        "fit scores.csv -o scores.csv",
+        "fit scores.csv -o folder/../scores.csv",
+        "fit link.csv -o scores.csv",
+        "fit scores.csv -o link.csv",
+        "watch scores.csv -o link.csv",
+        "import scores.csv -o scores.csv",
+        "report s -o s",
+        "report s --held-out scores.csv -o scores.csv",
+        "attribute s -o s --format csv",
+        "compare weird.html s -o s --format csv",
+        "select s --budget 2 --maximize --costs scores.csv -o scores.csv",
+        "next s -o s --format csv",
+        "design --tasks scores.csv --num-subsets 2 -o scores.csv",
+        "design --num-tasks 2 --num-subsets 2 --for loo --known scores.csv -o scores.csv",
+    ],
+)
+def test_what_is_read_is_not_replaced(call, there, capsys):
+    Path("folder").mkdir()
+    Path("link.csv").symlink_to("scores.csv")
+    for name in ("page.html", "weird.safetensors", "scores.safetensors"):
+        shutil.copy("scores.csv", name)
+    shutil.copy("s", "weird.html")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    words = call.split()
+    forced = [] if "-o" in words else [["--force"]]
+    for more in ([], *forced):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("ksm: error: `output` must be another file than ")
+        assert "`--output`" in said and "--force" not in said
+    assert before == {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+
+def test_a_device_may_be_read_and_written():
+    check_apart(os.devnull, [os.devnull])
