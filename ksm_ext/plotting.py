@@ -46,6 +46,7 @@ _MARKERS = "osD^vP"
 _INK, _MUTED, _GRID, _BLANK = "#222222", "#6B6B6B", "#E4E4E4", "#EFEFEF"
 _LABELLED_CELLS = 12  # tasks up to which a heat map carries its numbers
 _LONGEST = 32  # letters of a name
+_LETTER = 0.07  # inches of one, on an axis
 
 
 def attribution_bars(
@@ -147,7 +148,8 @@ def attribution_map(
     rows = rows[alike(values[rows])]
     columns = alike(values[rows].T.contiguous())
     grid = (rows[:, None], columns)
-    axes = _axes(ax, (2.6 + 0.34 * len(columns), 1.4 + 0.22 * len(rows)))
+    beside, below = (_LETTER * max(map(len, texts)) for texts in (labels, targets))
+    axes = _axes(ax, (2.1 + beside + 0.34 * len(columns), 0.9 + below + 0.22 * len(rows)))
     axes.set_facecolor(_BLANK)
     cells = np.ma.masked_array(values[grid].numpy(), mask=~drawn[grid].numpy())
     image = axes.imshow(cells, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")

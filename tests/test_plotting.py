@@ -269,6 +269,17 @@ def test_what_if_shows_each_task_toggled(ax, subset, inside):
         assert (high - low) / 2 == pytest.approx(float(half[task]))
 
 
+@pytest.mark.parametrize("letters", [4, 30, 200])
+def test_a_map_has_room_for_long_names(letters):
+    names = [f"{'n' * letters}{i}" for i in range(6)]
+    frame = pd.DataFrame(np.arange(18.0).reshape(6, 3), names, names[:3])
+    axes = attribution_map(frame)
+    axes.figure.canvas.draw()
+    height = axes.get_window_extent().height
+    tall = [text.get_window_extent().height for text in axes.get_yticklabels()]
+    assert sum(tall) < height  # names of tasks do not overlap
+
+
 @pytest.mark.parametrize("subset", [["wiki", 0], np.array([0, 1, 1, 0, 0]), [True, False]], ids=str)
 def test_what_if_is_sure_of_the_subset(subset, ax):
     with pytest.raises(ValueError, match=r"`subset` must be (of different tasks|5 flags), got "):
