@@ -333,9 +333,8 @@ def _add_model(parser: ArgumentParser) -> None:
         default="auto",
         metavar="NAME[,NAME…]",
         help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, "
-        "warped (of weights), sums such as linear+rbf, ard (a learnt decay for each task), lasso, "
-        "least_squares; of several, the best "
-        "by leave-one-out",
+        "size, warped (of weights), sums such as linear+rbf, ard (a learnt decay for each task), "
+        "lasso, least_squares; of several, the best by leave-one-out",
     )
     add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
     add(
