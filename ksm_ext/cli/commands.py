@@ -367,6 +367,7 @@ def _score_table(args: Namespace) -> ScoreTable:
         num_tasks=args.num_tasks,
         subset=args.subset,
         long=args.long,
+        separator=args.separator,
         missing=args.missing,
         sample_weight=getattr(args, "sample_weight", None),  # ksm import has none
     )
@@ -400,6 +401,7 @@ def _estimates(args: Namespace, table: ScoreTable) -> list[Surrogate] | None:
             num_tasks=args.num_tasks,
             subset=args.subset,
             long=args.long,
+            separator=args.separator,
             missing=args.missing,
         )
         say(f"Fitting {cheap} of estimates.", quiet=args.quiet)

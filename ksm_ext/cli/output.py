@@ -13,7 +13,7 @@ from typing import Any
 from ksm_ext.atomic_write import check_place, write_whole
 from ksm_ext.checks import check_choice, message
 from ksm_ext.surrogates.surrogate import Surrogate, load_surrogate
-from ksm_ext.tables.files import printable, write_columns
+from ksm_ext.tables.files import printable, source_name, what_it_is, write_columns
 
 STANDARD = "-"
 """Standard input or output, where a file is asked for."""
@@ -103,11 +103,21 @@ def show_table(columns: Mapping[str, Sequence[Any]], target: str, form: str | No
 def read_surrogate(source: str) -> Surrogate:
     """What ``ksm fit`` saved, in a file or standard input."""
     if source != STANDARD:
-        return load_surrogate(source)
+        return _loaded(Path(source), source)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "standard input"
         path.write_bytes(sys.stdin.buffer.read())
-        return load_surrogate(path)
+        return _loaded(path, source_name(source))
+
+
+def _loaded(path: Path, name: str) -> Surrogate:
+    """The surrogate in a file; what is none is called by what it is."""
+    kind = what_it_is(path) if path.is_file() else ""
+    if kind:
+        found = f"{name}, {kind}"
+        remedy = "`ksm fit` it first." if kind == "a table" else "Name what `ksm fit` saved."
+        raise ValueError(message("path", "a saved surrogate", found, remedy))
+    return load_surrogate(path)
 
 
 def write_bytes(content: bytes, target: str) -> None:

@@ -333,9 +333,8 @@ def _add_model(parser: ArgumentParser) -> None:
         default="auto",
         metavar="NAME[,NAME…]",
         help="auto (default), linear, anova2, rbf, exponential, laplace, polynomial, "
-        "warped (of weights), sums such as linear+rbf, ard (a learnt decay for each task), lasso, "
-        "least_squares; of several, the best "
-        "by leave-one-out",
+        "size, warped (of weights), sums such as linear+rbf, ard (a learnt decay for each task), "
+        "lasso, least_squares; of several, the best by leave-one-out",
     )
     add("--ridge", type=_ridge, default="loo", metavar="NUMBER", help="default: by leave-one-out")
     add(
@@ -613,6 +612,8 @@ def _add_columns(parser: ArgumentParser) -> None:
     add("--weights", action="store_true", help="masks may be shares of a mixture, or counts")
     add("--num-tasks", type=_count, metavar="N", help="where masks are lists of task numbers")
     add("--subset", metavar="NAME", help="a column of lists of task names, or of bit strings")
+    help_text = "what stands between names in the cells of --subset; once more for another"
+    add("--separator", action="append", default=[], metavar="SYMBOL", help=help_text)
     add("--long", type=_names, metavar="RUN,TASK", help="where each task of a run has a row")
     add(
         "--merge-duplicates",

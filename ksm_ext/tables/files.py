@@ -160,6 +160,32 @@ def read_json(path: str | Path) -> Any:
         raise _unreadable(str(path), f"JSON that ends or breaks off at {error}") from error
 
 
+def what_it_is(path: str | Path) -> str:
+    """What a file is in words, such as ``"a table"``; empty for safetensors and what is unknown.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    with _open(path) as file:
+        start = file.read(64)
+    foreign = (kind for magic, kind in _FOREIGN.items() if start.startswith(magic))
+    if start[7:9] == b"\0{":  # behind the length of its header
+        return ""
+    if not start.strip():
+        return "an empty file"
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<"):
+        return "an HTML page"
+    if kind := next(foreign, ""):
+        return kind
+    try:
+        read_document(path)
+    except UnfinishedTableError:
+        return "a table that breaks off"
+    except (ValueError, RuntimeError):
+        return ""
+    return "a table"
+
+
 def source_name(source: str | Path) -> str:
     """How messages call a file or standard input."""
     return "standard input" if str(source) == "-" else str(source)

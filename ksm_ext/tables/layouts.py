@@ -12,7 +12,8 @@ Nothing else about a column is decided here: that is for :mod:`ksm_ext.tables.ro
 
 import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -236,23 +237,27 @@ def _results(path: Path) -> dict[str, float]:
 # -- lists of tasks, bit strings, long tables ------------------------------------------------------
 
 
-def split_subsets(columns: Columns, name: str, where: str) -> Columns:
+def split_subsets(
+    columns: Columns, name: str, where: str, separators: Sequence[str] = ()
+) -> Columns:
     """A column of lists of task names, or of bit strings, as a column of 0 and 1 for each task.
 
     Lists are JSON or Python's, or names between ``;``, ``|``, ``,``, ``+`` (as in ``wiki+code``) or
-    blanks: the first of these that some cell has. Bit strings are all of one length; their tasks
-    are numbered from 0.
+    blanks: the first of these that some cell has, or ``separators``. Bit strings are all of one
+    length; their tasks are numbered from 0.
 
     Raises:
         ValueError: If there is no such column, bit strings differ in length, a name is one of
-            another column, or the masks would pass 2 GiB.
+            another column or, without ``separators``, others joined by a symbol, or the masks would
+            pass 2 GiB.
     """
     _check_there(columns, [name], where, "subset")
     cells = columns[name].tolist()
     texts = [cell for cell in cells if isinstance(cell, str) and _of_json(cell.strip()) is None]
-    between = (r"\s*;\s*", r"\s*\|\s*", r"\s*,\s*", r"(?<=\w)\s*\+\s*(?=\w)")
-    separator = next((s for s in between if any(re.search(s, text) for text in texts)), r"\s+")
-    rows = [_members(cell, separator) for cell in cells]
+    there = (s for s, between in _BETWEEN.items() if any(re.search(between, t) for t in texts))
+    symbol = next(there, " ")
+    between = "|".join(map(_given_between, separators)) or _BETWEEN[symbol]
+    rows = [_members(cell, between) for cell in cells]
     bits = [row for row in rows if isinstance(row, str)]
     if bits and len(bits) == len(rows):
         lengths = {len(row) for row in bits}
@@ -266,10 +271,70 @@ def split_subsets(columns: Columns, name: str, where: str) -> Columns:
         members = [[row] if isinstance(row, str) else row for row in rows]
         tasks = list(dict.fromkeys(task for row in members for task in row))
         sets = [set(row) for row in members]
+        if not separators:
+            split = {part for text in texts for part in _members(text, between)}
+            used = any(re.search(between, text) for text in texts)
+            named = [task for task in tasks if task in split]
+            _check_joined(named, {*tasks}, symbol, used, f"{name!r} of {where}")
     return _with_masks(columns, [name], sets, tasks, where)
 
 
-def _members(cell: object, separator: str) -> str | list[str]:
+_BETWEEN = {
+    **{symbol: rf"\s*{re.escape(symbol)}\s*" for symbol in ";|,"},
+    "+": r"(?<=\w)\s*\+\s*(?=\w)",
+    " ": r"\s+",
+}
+"""What may stand between names, in the order in which it is looked for."""
+
+
+def _given_between(separator: str) -> str:
+    """A separator that was named, as a regular expression; of ``+++`` the last is one."""
+    if separator == "+":
+        return r"\s*\+(?!\s*\+)\s*(?=\S)"
+    if not separator:
+        remedy = "Name what stands between the names of tasks, such as ;."
+        raise ValueError(message("separator", "a symbol", "an empty text", remedy))
+    return rf"\s*{re.escape(separator)}\s*" if separator.strip() else r"\s+"
+
+
+def _check_joined(
+    tasks: Sequence[str], known: set[str], separator: str, used: bool, where: str
+) -> None:
+    """Raise ``ValueError`` if a task is other tasks, with a symbol between them.
+
+    Args:
+        tasks: Those to check.
+        known: All tasks.
+        separator: What was taken to stand between names.
+        used: Whether some cell has it.
+        where: What messages call the column.
+    """
+    for task in tasks:
+        others = known - {task} if re.search(r"[\W_]", task) else set()
+        for symbol in dict.fromkeys(re.findall(r"[\W_]", task) if others else ()):
+            if _is_joined(task, symbol, others, symbol == separator == "+"):
+                both = [separator, symbol] if used and separator != symbol else [symbol]
+                split = shlex.join(f"--separator={each}" for each in both)
+                remedy = f"Add `{split}` if {symbol!r} stands between names"
+                if symbol != separator:
+                    keep = shlex.join([f"--separator={separator}"])
+                    remedy += f", or `{keep}` if it is a part of one"
+                found = f"{task!r}, which is other tasks joined by {symbol!r}"
+                raise ValueError(message(where, "lists of single tasks", found, f"{remedy}."))
+
+
+def _is_joined(text: str, symbol: str, known: Collection[str], some: bool) -> bool:
+    """Whether text is names that are known, all or ``some`` of them, between symbols."""
+    for found in re.finditer(rf"\s*{re.escape(symbol)}\s*", text):
+        head, rest = text[: found.start()], text[found.end() :]
+        if some and re.match(r"\w", rest) and (head in known or rest in known):
+            return True
+        if head in known and (rest in known or _is_joined(rest, symbol, known, some)):
+            return True
+    return False
+
+
+def _members(cell: object, between: str) -> str | list[str]:
     """The names in a cell, or its bits."""
     if isinstance(cell, (list, tuple, np.ndarray)):
         return [str(each) for each in cell]
@@ -281,7 +346,7 @@ def _members(cell: object, separator: str) -> str | list[str]:
         return found
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
-    return [part.strip().strip("'\"") for part in re.split(separator, text) if part.strip()]
+    return [part.strip().strip("'\"") for part in re.split(between, text) if part.strip()]
 
 
 def _of_json(text: str) -> list[str] | None:

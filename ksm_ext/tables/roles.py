@@ -437,8 +437,9 @@ def _name_weights(given: bool) -> str:
 
 
 def _no_tasks(columns: Columns, where: str, doubtful: Sequence[str], weights: bool) -> ValueError:
-    remedy = "Name them (`--tasks`), or the file of the masks (`--masks`)."
-    remedy = f"{one_column_per_task(columns, doubtful)} {remedy}".lstrip()
+    advice = one_column_per_task(columns, doubtful)
+    remedy = f"{advice} Otherwise name" if advice else "Name"
+    remedy += " them (`--tasks`), or the file of the masks (`--masks`)."
     if any(_is_weight(name, columns[name]) for name in doubtful):
         remedy += _name_weights(weights)
     expected = "a table with a column per task that is 0 or 1"
@@ -461,20 +462,22 @@ def one_column_per_task(columns: Columns, names: Sequence[str], key: str = "") -
         make = f"pandas.crosstab(table[{run!r}], table[{name!r}])"
         if not key:
             make += f".join(table.groupby({run!r})[{scores!r}].first()).reset_index(drop=True)"
-    else:
-        made = ((name, _by_lists(name, columns[name])) for name in reversed(texts))
-        name, make = next(((name, make) for name, make in made if make), ("", ""))
-    if not make:
+        return f"If {name!r} names the tasks, make a column of each, in pandas by `{make}`."
+    lists = [(rank, name) for name in texts if (rank := _rank_of_lists(columns[name])) is not None]
+    if not lists:
         return ""
-    return f"If {name!r} names the tasks, make a column of each, in pandas by `{make}`."
+    name = min(lists)[1]
+    return f"If {name!r} lists the tasks of each row, add `{shlex.join([f'--subset={name}'])}`."
 
 
-def _by_lists(name: str, column: np.ndarray) -> str:
+def _rank_of_lists(column: np.ndarray) -> int | None:
+    """How surely a column has lists of names, 0 first; None where no cell is one."""
     cells = [cell for cell in column.flat if str(cell)]
     if any(isinstance(cell, list) for cell in cells):
-        return f"table[{name!r}].str.join('|').str.get_dummies()"
-    separator = next((s for s in ";,| " if any(s in str(cell) for cell in cells)), None)
-    return f"table[{name!r}].str.get_dummies({separator!r})" if separator else ""
+        return 0
+    between = (";", r"\|", ",", r"\w\s*\+\s*\w", r"\S\s+\S")
+    found = (rank for rank, s in enumerate(between, 1) if any(re.search(s, str(c)) for c in cells))
+    return next(found, None)
 
 
 def _run_and_task(

@@ -123,6 +123,7 @@ def read_scores(
     num_tasks: int | None = None,
     subset: str | None = None,
     long: Sequence[str] | None = None,
+    separator: Names = (),
     part: Part = "train",
     missing: Missing = "error",
     sample_weight: str | None = None,
@@ -144,6 +145,8 @@ def read_scores(
         num_tasks: n, where subsets are lists of task numbers; by default the largest number + 1.
         subset: The column whose cells are lists of task names, or bit strings.
         long: The columns that name the run and the task, where each task of a run has a row.
+        separator: What stands between names in the cells of ``subset``, such as ``"/"``, or
+            several of these; by default found, where no task is other tasks joined by a symbol.
         part: Which rows of a published table that has ``train_`` and ``test_`` rows.
         missing: Whether empty cells of scores are an error, or NaN: ``"drop"``, as of
             :func:`ksm_ext.fit_surrogate`.
@@ -170,7 +173,11 @@ def read_scores(
     patterns = {role: (n,) if isinstance(n, str) else n for role, n in given.items()}
     check_choice("missing", missing, get_args(Missing))
     names = None if long is None else _two_names(long)
-    reshape = _Reshape(subset, names, tuple(patterns["ignored"]))
+    separators = (separator,) if isinstance(separator, str) else tuple(separator)
+    if separators and subset is None:
+        remedy = "Name the column of lists of tasks too (`--subset`)."
+        raise ValueError(message("separator", "given with `subset`", repr(separator), remedy))
+    reshape = _Reshape(subset, names, tuple(patterns["ignored"]), separators)
     return _assembled(
         _tables(scores, masks, part, num_tasks, reshape), patterns, weights, key, missing
     )
@@ -444,21 +451,20 @@ class _Reshape:
     subset: str | None = None
     long: tuple[str, str] | None = None
     ignored: tuple[str, ...] = ()
+    separators: tuple[str, ...] = ()
 
     def table(self, columns: Columns, where: str, may: tuple[Role, ...]) -> _Table:
         """A table by its columns, whatever tool wrote it."""
         columns, scores, note = from_tracker(columns, where)
         if not any(cells.size for cells in columns.values()):
-            expected, remedy = (
-                "a table with a row per scored subset below its header",
-                "Add the rows, or name another file.",
-            )
+            expected = "a table with a row per scored subset below its header"
+            remedy = "Add the rows, or name another file."
             raise UnfinishedTableError(message(where, expected, "no rows", remedy))
         before = set(columns)
         if "task" in may and self.long is not None:
             columns = from_long(columns, *self.long, where, self.ignored)
         if "task" in may and self.subset is not None:
-            columns = split_subsets(columns, self.subset, where)
+            columns = split_subsets(columns, self.subset, where, self.separators)
         tasks = tuple(name for name in columns if name not in before)
         columns = {name: truth_values(cells) for name, cells in columns.items()}
         known = tuple(scores) if "target" in may else ()

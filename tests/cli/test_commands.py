@@ -512,3 +512,16 @@ def test_the_store_of_retrained_scores_is_a_table(there, capsys):
     Path("runs").write_bytes(content)
     with pytest.raises(ValueError, match="must be a store of runs, got a run has damaged scores"):
         read_scores("runs")
+
+
+def test_a_separator_is_named(there, capsys):
+    """What stands between names, where a symbol may be a part of one."""
+    cells = ["wiki/code", "wiki", "code", "wiki/code/maths", "maths", "maths/wiki", "code/maths"]
+    values = {"data": cells, "loss": np.arange(7) ** 2.0}
+    pd.DataFrame(values).to_csv("lists.csv", index=False)
+    call = ["fit", "lists.csv", "--subset", "data", "--kernel", "linear", "-o", "mine"]
+    assert main(call) == 2
+    assert "Add `--separator=/` if '/' stands between names" in capsys.readouterr().err
+    assert main([*call, "--separator=/"]) == 0
+    assert load_surrogate("mine").task_names == ("wiki", "code", "maths")
+    assert main([*call, "--separator=/", "--estimates", "lists.csv"]) == 0

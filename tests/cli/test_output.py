@@ -1,5 +1,6 @@
 """What the commands print and write."""
 
+import io
 import json
 import os
 import shutil
@@ -7,8 +8,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from sweep import MASKS, scores, table
+from sweep import MASKS, frame, scores, table
 
 from ksm_ext import RBF, fit_surrogate, read_scores
 from ksm_ext.cli import main
@@ -100,6 +102,39 @@ def test_what_is_read_is_not_replaced(call, there, capsys):
         assert said.startswith("ksm: error: `output` must be another file than ")
         assert "`--output`" in said and "--force" not in said
     assert before == {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("command", ["attribute", "compare s", "next", "report"])
+def test_what_is_no_surrogate_is_called_by_what_it_is(command, there, capsys, monkeypatch):
+    assert main(["report", "s", "-o", "page"]) == 0
+    frame().to_parquet("parquet")
+    frame().to_json("json", orient="records")
+    np.savez("npz", masks=MASKS, scores=scores())
+    os.rename("npz.npz", "npz")
+    Path("png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(90))
+    Path("empty").write_bytes(b"")
+    Path("half").write_text('[{"a": 1, "b')
+    first, fit = "Name what `ksm fit` saved.", "`ksm fit` it first."
+    kinds = dict.fromkeys(("scores.csv", "parquet", "json", "npz"), ("a table", fit))
+    kinds |= {"png": ("a PNG picture", first), "empty": ("an empty file", first)}
+    kinds |= {"page": ("an HTML page", first), "half": ("a table that breaks off", first)}
+    capsys.readouterr()
+    for name, (kind, advice) in kinds.items():
+        assert main([*command.split(), name, "-o", "out.csv"]) == 2
+        said = f"`path` must be a saved surrogate, got {name}, {kind}. {advice}"
+        assert capsys.readouterr().err == f"ksm: error: {said}\n"
+    stream = io.TextIOWrapper(io.BytesIO(Path("scores.csv").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert main([*command.split(), "-", "-o", "out.csv"]) == 2
+    assert f"got standard input, a table. {fit}" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+def test_a_damaged_surrogate_is_one(there, capsys):
+    content = Path("s").read_bytes()
+    Path("cut").write_bytes(content[: len(content) // 2])
+    assert main(["attribute", "cut"]) == 2
+    assert "damaged" in capsys.readouterr().err
 
 
 def test_a_device_may_be_read_and_written():

@@ -10,11 +10,12 @@ from unittest.mock import Mock
 
 import pandas as pd
 import pytest
+import torch
 from sweep import MASKS, frame, table
 
-from ksm_ext import subsets
+from ksm_ext import fit_surrogate, subsets
 from ksm_ext.cli import main
-from ksm_ext.cli.program import _names
+from ksm_ext.cli.program import _names, _parser
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("design", "import", "fit", "attribute", "select", "report", "next", "compare", "watch")
@@ -55,6 +56,26 @@ def test_every_command_has_help_with_examples(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and f"examples:\n  ksm {command}" in text
+
+
+def test_the_readme_counts_the_commands():
+    words = dict(enumerate(["nine", "ten", "eleven", "twelve", "thirteen"], start=9))
+    assert f"{words[len(COMMANDS)].capitalize()} commands, from" in (ROOT / "README.md").read_text()
+    parser = _parser()
+    assert {*COMMANDS} == {name for each in parser._actions for name in each.choices or ()}
+
+
+@pytest.mark.parametrize("command", ["fit", "watch"])
+def test_the_help_names_every_kernel(command, capsys):
+    with pytest.raises(ValueError, match="'nope'") as error:
+        fit_surrogate(MASKS, torch.rand(len(MASKS), 1), kernel="nope")
+    plain, others = re.search("one of (.*), a sum .* or (.*) alone", str(error.value)).groups()
+    names = {*plain.split(", "), *re.findall(r"\w+", others)}
+    assert {"rbf", "size", "ard"} <= names
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    about = re.search(r"\n  --kernel .*?\n  --ridge", capsys.readouterr().out, re.DOTALL)[0]
+    assert names <= {*re.findall(r"\w+", about)}
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", *(f"{c} --help" for c in COMMANDS)])

@@ -1,6 +1,9 @@
 """Tables of other tools: those that they wrote, long tables, lists of tasks, bit strings."""
 
 import json
+import re
+import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +168,60 @@ def test_what_stands_between_names_is_one_for_a_column(cells, expected, tmp_path
     frame.to_csv(tmp_path / "x.csv", index=False)
     table = read_scores(tmp_path / "x.csv", subset="data", targets="loss")
     assert list(table.task_names) == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "joined", "symbol", "split", "kept"),
+    [
+        (["wiki+c++", "c+++maths", "wiki"], "c+++maths", "+", "wiki c++ maths", None),
+        (["wiki/code", "wiki", "code"], "wiki/code", "/", "wiki code", "wiki/code wiki code"),
+        (["wiki", "wiki-code", "code"], "wiki-code", "-", "wiki code", "wiki wiki-code code"),
+        (["a_b", "b", "a", "c_a"], "a_b", "_", "a b c", "a_b b a c_a"),
+        (["a;b", "a/b;c", "c"], "a/b", "/", "a b c", "a b a/b c"),
+        (["a b", "a/b c", "c"], "a/b", "/", "a b c", "a b a/b c"),
+        (["a b;c", "a;b"], "a b", " ", "a b c", "a b c a b"),
+        (["x-y-z", "x-y", "z"], "x-y-z", "-", "x y z", "x-y-z x-y z"),
+    ],
+)
+def test_joined_tasks_are_no_task_in_silence(cells, joined, symbol, split, kept, tmp_path):
+    """And the options of the error do what it says of them."""
+    frame = pd.DataFrame({"data": cells, "loss": np.arange(len(cells)) + 0.5})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    read = partial(read_scores, tmp_path / "x.csv", subset="data", targets="loss")
+    with pytest.raises(ValueError, match=r"^`'data' of .*x.csv` must be lists of single") as error:
+        read()
+    assert f"got {joined!r}, which is other tasks joined by {symbol!r}. Add `" in str(error.value)
+    advice = [shlex.split(part) for part in re.findall("`('?--[^`]+)`", str(error.value))]
+    found = [read(separator=[o.removeprefix("--separator=") for o in each]) for each in advice]
+    assert list(found[0].task_names) == split.split()
+    for row, cell in zip(found[0].masks.tolist(), cells, strict=True):
+        lengths = [len(name) for name, there in zip(split.split(), row, strict=True) if there]
+        assert sum(lengths) + len(lengths) - 1 == len(cell)  # names, a symbol between two
+    assert len(found) == 1 if kept is None else " ".join(found[1].task_names) == kept
+
+
+@FAST
+@given(
+    masks=WIDE.filter(lambda masks: len(masks[0]) > 1),
+    separator=st.sampled_from(["/", "&", "::", " and ", "+", ";", "_", " "]),
+    ends=st.sampled_from(["", "++", "#"]),
+)
+def test_a_named_separator(masks, separator, ends, tmp_path_factory):
+    names = [f"t{i}{ends}" for i in range(len(masks[0]))]
+    cells = [separator.join(n for n, t in zip(names, row, strict=True) if t) for row in masks]
+    loss = np.arange(len(masks)) + 0.5
+    path = saved(pd.DataFrame({"data": cells, "loss": loss}), tmp_path_factory)
+    table = read_scores(path, subset="data", targets="loss", separator=separator)
+    used = [n for i, n in enumerate(names) if any(row[i] for row in masks)]
+    assert as_columns(table) == {n: [row[names.index(n)] for row in masks] for n in used}
+
+
+def test_a_separator_without_lists(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,loss\n1,0,.5\n0,1,.25\n")
+    with pytest.raises(ValueError, match="`separator` must be given with `subset`"):
+        read_scores(tmp_path / "x.csv", separator="/")
+    with pytest.raises(ValueError, match="`separator` must be a symbol, got an empty text"):
+        read_scores(tmp_path / "x.csv", separator="", subset="a")
 
 
 @FAST

@@ -1,5 +1,6 @@
 """Roles of columns: what is named, what is beyond doubt, and the advice where it is not."""
 
+import json
 import re
 import shlex
 
@@ -263,14 +264,27 @@ def followed(error, frame):
     return eval(advised, {"table": frame, "pandas": pd})
 
 
-@pytest.mark.parametrize("comma", [" ", ";"])
-def test_lists_of_tasks_say_how_to_make_columns(comma, read):
-    frame = pd.DataFrame({"tasks": [f"wiki{comma}code", "code"] * 6, "loss": fractions(1)})
-    with pytest.raises(ValueError, match=r"got no tasks\. .* in pandas by") as caught:
-        read(frame, targets="loss")
-    made = followed(caught, frame)
-    assert made.equals(frame["tasks"].str.get_dummies(comma))
-    assert read(made.assign(loss=frame["loss"])).task_names == ("code", "wiki")
+@pytest.mark.parametrize("comma", [" ", ";", ",", "|", "+", " + "])
+@pytest.mark.parametrize("name", ["tasks", "what was there", "data"])
+def test_lists_of_tasks_say_the_option_that_reads_them(comma, name, read):
+    lists = [f"wiki{comma}code", "code"] * 6
+    values = {name: lists, "loss": fractions(1)}
+    noted = {**values, "notes": ["as planned"] * 12} if comma != " " else values
+    for frame in (pd.DataFrame(values), pd.DataFrame(noted)):
+        with pytest.raises(ValueError, match=r"got no tasks\. .* lists the tasks of") as caught:
+            read(frame, targets="loss")
+        (option,) = shlex.split(re.search("add `(.*?)`", str(caught.value))[1])
+        found = read(frame, targets="loss", subset=option.removeprefix("--subset="))
+        assert found.task_names == ("wiki", "code")
+        assert found.masks.tolist() == [[True, True], [False, True]] * 6
+
+
+def test_lists_of_json_say_the_option_that_reads_them(tmp_path):
+    rows = [{"used": ["a", "b"][: 1 + i % 2], "loss": i + 0.5} for i in range(4)]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="add `--subset=used`"):
+        read_scores(tmp_path / "x.json")
+    assert read_scores(tmp_path / "x.json", subset="used").task_names == ("a", "b")
 
 
 @PROPERTY
