@@ -95,10 +95,14 @@ class Scores:
         return each if self.importance is None else each * self.importance
 
     @cached_property
+    def share(self) -> Tensor:
+        """(b, m) of each subset in a mean over subsets."""
+        return self.weights / self.weights.sum(-1, keepdim=True)
+
+    @cached_property
     def offset(self) -> Tensor:
         """(b, t) mean score, or zero without an intercept."""
-        share = self.weights / self.weights.sum(-1, keepdim=True)
-        mean = (share[:, None] @ self.values)[:, 0]
+        mean = (self.share[:, None] @ self.values)[:, 0]
         return mean if self.center else torch.zeros_like(mean)
 
     @property
@@ -133,6 +137,14 @@ class Scores:
         if self.values.shape[1] < 2:
             return torch.zeros_like(self.values[:, 0])
         return torch.where(self.varies, self.values.var(1), 0.0)
+
+    @cached_property
+    def _weighted_variance(self) -> Tensor:
+        """(b, t) unbiased variance where subsets weigh differently; 1 for constant targets."""
+        share = self.share
+        centred = self.values - share[:, None] @ self.values
+        variance = (share[:, None] @ centred.square())[:, 0] / (1 - share.square().sum(-1))[:, None]
+        return torch.where(self.varies & (variance > 0), variance, 1.0)
 
     @cached_property
     def _scale(self) -> Tensor:
@@ -211,13 +223,9 @@ class Scores:
 
     def _errors(self, squares: Tensor) -> Tensor:
         """``1 - R^2``, (b, K, R), of squares (b, K, m, R, t); subsets weigh in both parts of it."""
-        share = self.weights / self.weights.sum(-1, keepdim=True)
-        centred = self.values - (share[:, None] @ self.values)
-        variance = (share[:, None] @ centred.square())[:, 0] / (1 - share.square().sum(-1))[:, None]
-        variance = torch.where(self.varies & (variance > 0), variance, 1.0)  # (b, t)
-        mean = (share.to(squares)[:, None, None] @ squares.flatten(-2))[:, :, 0]
-        each = mean.unflatten(-1, squares.shape[-2:]) / variance[:, None, None].to(squares)
-        return self.pooled(each)
+        mean = (self.share.to(squares)[:, None, None] @ squares.flatten(-2))[:, :, 0]
+        variance = self._weighted_variance[:, None, None].to(squares)
+        return self.pooled(mean.unflatten(-1, squares.shape[-2:]) / variance)
 
     def rank_correlations(self, residuals: Tensor) -> Tensor:
         """Mean (b, K, R) over targets of the Spearman correlation of scores and predictions.

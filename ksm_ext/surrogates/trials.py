@@ -517,7 +517,7 @@ class MeanTrial(FixedTrial):
 
     def __init__(self, scores: Scores, *, components: bool = False) -> None:
         """Leave-one-out residuals of a mean are ``(y - mean) / (1 - share of y in it)``."""
-        share = scores.weights / scores.weights.sum(-1, keepdim=True) * float(scores.center)
+        share = scores.share * float(scores.center)
         residuals = (scores.values - scores.offset[:, None]) / (1 - share)[..., None]
         super().__init__("mean", scores, residuals, components=components)
 
@@ -562,8 +562,7 @@ class LinearTrial(FixedTrial):
             weights = torch.stack([least_squares(*pair) for pair in pairs])
         else:
             weights = lasso(x, y, self._penalties[:, columns], scores.weights)
-            share = scores.weights / scores.weights.sum(-1, keepdim=True)
-            constant = (share[:, None] @ (y - x @ weights))[:, 0]
+            constant = (scores.share[:, None] @ (y - x @ weights))[:, 0]
         fitted = x @ weights + constant[:, None]
         left_out = self.residuals(ridges, columns, components=components)
         variance = left_out.square().mean(1)
